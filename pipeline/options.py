@@ -1,0 +1,90 @@
+"""What a user may ask for: two strict, frozen models, one for the plan and one for the run.
+
+:class:`PlanOptions` says what a row is; a store keeps them, and a later command that asks for
+something else is refused. :class:`RunOptions` says how rows are made, and may change each time.
+Unknown keys are refused. None means: decided from the model and the corpus, as described.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from actlas.store.dtypes import ActivationDtype
+from actlas.store.schema import Compression, LongDocuments, Order
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PlanOptions(_Options):
+    """What a row is: model, corpus, windows, order, what is stored."""
+
+    model: str
+    """A hub id, a local folder, or ``builtin:NAME``."""
+    corpus: str
+    """``hf:NAME[:SPLIT]``, ``builtin:NAME``, or a local file, folder or glob."""
+    hookpoints: tuple[str, ...] = ("resid_post.*",)
+    """Names, globs of names, or module paths; ``resid_post.middle`` and ``.last`` too."""
+    tokenizer: str | None = None
+    """Default: the model's own."""
+    revision: str | None = None
+    """Of a model on the hub: a commit, tag or branch."""
+    trust_remote_code: bool = False
+    text_field: str | None = None
+    """Default: ``text``. A range of columns (``stim2:stim13``) is joined with spaces."""
+    label_field: str | None = None
+    """A dotted path such as ``meta.pile_set_name``."""
+    lowercase: bool = False
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Stop after the whole document that reaches this many kept tokens. Default: all."""
+    max_length: int | None = Field(default=None, gt=0)
+    """Tokens of a window, special ones included. Default: the model's context, at most 1,024."""
+    long: LongDocuments | None = None
+    """Longer documents: consecutive windows, or cut. Default: window; truncate with labels."""
+    order: Order | None = None
+    """Default: shuffled; corpus with labels."""
+    sample: Literal["uniform", "head"] | None = None
+    """Which documents, under max_tokens: uniform reads the whole corpus, head its beginning.
+    Default: uniform for local files, head for streams and for corpus order."""
+    keep_special: bool = False
+    """Give the tokenizer's own special tokens rows too."""
+    dtype: ActivationDtype = "bfloat16"
+    """What is stored."""
+    model_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """What computes. Default: the checkpoint's."""
+    compression: Compression = "fast"
+    shard_rows: int | None = Field(default=None, ge=16, le=1 << 24)
+    """A power of two. Default: 65,536 halved until a shard fits memory and there are 16."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class RunOptions(_Options):
+    """How rows are made: executor, workers, device, budgets. Free to change between runs."""
+
+    executor: Literal["inline", "ray"] = "inline"
+    workers: int = Field(default=1, ge=1)
+    address: str | None = None
+    """Of a Ray cluster (``auto`` finds a running one). Default: a local one is started."""
+    device: str = "auto"
+    """``cpu``, ``cuda``, ``cuda:1``, ``mps``. Default: the accelerator where there is one."""
+    tokens_per_batch: int = Field(default=8192, ge=1)
+    """Token budget of a forward pass: sequences times the longest, padding included."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of each worker. Default: the machine's, divided by its workers."""
+    cpus_per_worker: float = Field(default=1, ge=0)
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    """Default: 1 where the device is a GPU, else 0."""
+    max_memory_bytes: int | None = Field(default=None, gt=0)
+    """Of one worker. Default: the free memory of the machine, divided by its workers."""
+    on_nonfinite: Literal["record", "refuse"] = "record"
+    """NaN and infinity among the activations: counted and reported, or an error."""
+    max_task_faults: int = Field(default=3, ge=1)
+    """Exceptions that a shard may raise before it is put in quarantine."""
+    max_process_deaths: int = Field(default=6, ge=1)
+    max_node_losses: int = Field(default=20, ge=1)
+    deadline_floor_s: float = Field(default=300, gt=0)
+    """A shard may take ten times the running median, and never less than this."""
+    retry_quarantined: bool = False

@@ -1,0 +1,52 @@
+"""actlas, the activation atlas: every token's activation of a transformer, in one plain store.
+
+``actlas.open(path)`` needs numpy alone; everything else is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from actlas.store.dtypes import register_with_zarr
+
+if TYPE_CHECKING:
+    from actlas.analysis.lazy import dask_array as dask_array
+    from actlas.jobs.extract import extract as extract
+    from actlas.store.errors import ActlasError as ActlasError
+    from actlas.store.store import Store as Store
+    from actlas.store.store import open_store as open  # noqa: A004 - as gzip.open is: actlas.open
+
+try:
+    __version__ = version("actlas")
+except PackageNotFoundError:
+    __version__ = "0.0.0+source"
+
+register_with_zarr()
+
+_LAZY = {
+    "ActlasError": ("actlas.store.errors", "ActlasError"),
+    "Store": ("actlas.store.store", "Store"),
+    "dask_array": ("actlas.analysis.lazy", "dask_array"),
+    "extract": ("actlas.jobs.extract", "extract"),
+    "open": ("actlas.store.store", "open_store"),
+}
+
+__all__ = ["ActlasError", "Store", "__version__", "dask_array", "extract", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for, and only the library that it needs."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'actlas' has no attribute {name!r}")
+    from importlib import import_module
+
+    module, attribute = _LAZY[name]
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

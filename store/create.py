@@ -1,0 +1,224 @@
+"""Making a store: its metadata, its documents, and the plan, which comes last.
+
+Locally it is made beside its final place and renamed there whole, so a store either is there with
+its plan or is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+from actlas.store.arrays import ArraySpec, group_metadata, metadata_bytes
+from actlas.store.errors import StoreExistsError, run_fault
+from actlas.store.objects import LocalObjects, Objects
+from actlas.store.schema import FORMAT_VERSION, Plan, PlanFile, seal
+from actlas.store.shardfile import ShardWriter
+from actlas.store.specs import StoreArrays
+from actlas.store.store import PLAN_KEY, Store, open_store
+
+GROUPS = ("rows", "activations", "statistics", "documents")
+
+
+class DocumentColumns(Protocol):
+    """What a planner hands over: every document, in the plan's order.
+
+    ``token_ids``, ``char_starts``, ``special`` and ``text`` are called for ascending, adjoining
+    ranges of at most a few million elements, so they may come from disk.
+    """
+
+    n_documents: int
+    n_tokens: int
+    n_text_bytes: int
+    start: NDArray[np.int64]
+    """[n_documents + 1] The first kept token of each document."""
+    text_start: NDArray[np.int64]
+    """[n_documents + 1] The first UTF-8 byte of each document's text."""
+    char_stop: NDArray[np.int32]
+    """[n_documents] The character of its text at which each document's last kept token ends."""
+    source: NDArray[np.int32]
+    """[n_documents] Index into ``source_names``."""
+    source_names: tuple[str, ...]
+    record: NDArray[np.int64]
+    """[n_documents] The record's place in its source, from 0."""
+    label: NDArray[np.int32] | None
+    """[n_documents] Index into ``label_names``, -1 where there is none."""
+    label_names: tuple[str, ...]
+
+    def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Return the kept tokens [start, stop)."""
+
+    def char_starts(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Return, for the same tokens, the character of the document where each begins."""
+
+    def special(self, start: int, stop: int) -> NDArray[np.bool_] | None:
+        """Return, for the same tokens, which the tokenizer added; None where none has a row."""
+
+    def text(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return bytes [start, stop) of all texts, one after the other."""
+
+
+def create(path: str | os.PathLike[str], plan: Plan, columns: DocumentColumns) -> Store:
+    """Write a new store's metadata, documents and plan, and open it.
+
+    Parameters
+    ----------
+    path : path
+        Must not exist, or be an empty folder.
+    plan : Plan
+        What a row is.
+    columns : DocumentColumns
+        The documents; their counts must be the plan's.
+
+    Raises
+    ------
+    StoreExistsError
+        There is something at ``path``; it is left as it is.
+    RunFaultError
+        The disk is full or fails. Nothing is left behind.
+    """
+    _check_counts(plan, columns)
+    final = Path(path).absolute()
+    refuse_existing(final)
+    _sweep(final)
+    staging = final.with_name(f".{final.name}.{_here()}.{uuid.uuid4().hex[:8]}.planning")
+    try:
+        try:
+            write(LocalObjects(staging), plan, columns)
+            staging.rename(final)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        refuse_existing(final)
+        fault = run_fault(error, str(final))
+        if fault is None:
+            raise
+        raise fault from error
+    return open_store(final)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise ``StoreExistsError`` where a new store would not be alone."""
+    if path.is_symlink() or path.is_file():
+        raise StoreExistsError(f"{path}: got a file, expected a path for a new folder.", path=path)
+    if (path / PLAN_KEY).exists():
+        raise StoreExistsError(
+            f"{path}: there is a store here already, and it is left as it is. `actlas extract "
+            f"{path}` goes on with it; give another path for another plan.",
+            path=str(path),
+        )
+    if path.is_dir() and any(path.iterdir()):
+        raise StoreExistsError(
+            f"{path}: this folder is not empty and is no store. Give a path that is not there yet.",
+            path=str(path),
+        )
+
+
+def _here() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _sweep(final: Path) -> None:
+    """Remove what a planner that was killed on this host left beside the store."""
+    host = socket.gethostname()
+    for left in final.parent.glob(f".{final.name}.{host}-*.planning"):
+        pid = left.name.split(f"{host}-", 1)[1].split(".", 1)[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _check_counts(plan: Plan, columns: DocumentColumns) -> None:
+    for name in ("n_documents", "n_tokens", "n_text_bytes"):
+        wanted, got = getattr(plan, name), getattr(columns, name)
+        if wanted != got:
+            raise ValueError(f"{name}: the plan says {wanted:,}, its documents {got:,}")
+    edges = {"start": plan.n_tokens, "text_start": plan.n_text_bytes}
+    for name, last in edges.items():
+        edge = getattr(columns, name)
+        if edge.shape != (plan.n_documents + 1,) or edge[0] != 0 or edge[-1] != last:
+            raise ValueError(f"{name}: must go from 0 to {last:,} in {plan.n_documents + 1} steps")
+        if (np.diff(edge) < 0).any():
+            raise ValueError(f"{name}: must not fall")
+
+
+def write(objects: Objects, plan: Plan, columns: DocumentColumns) -> None:
+    """Write every object of a new store, the plan last."""
+    labels = columns.label_names if columns.label is not None else None
+    arrays = StoreArrays(plan, labels, columns.source_names)
+    written: dict[str, tuple[str, int]] = {}
+
+    def put(key: str, parts: Iterable[Buffer]) -> None:
+        digest = hashlib.sha256()
+        n_bytes = 0
+
+        def passing() -> Iterator[Buffer]:
+            nonlocal n_bytes
+            for part in parts:
+                digest.update(part)
+                n_bytes += memoryview(part).nbytes
+                yield part
+
+        if not objects.create(key, passing()):
+            raise StoreExistsError(f"{objects.url}/{key}: somebody else is planning here.")
+        written[key] = digest.hexdigest(), n_bytes
+
+    root = {"actlas": {"format_version": FORMAT_VERSION, "plan": plan.model_dump(mode="json")}}
+    put("zarr.json", [metadata_bytes(group_metadata(root))])
+    put("ledger/zarr.json", [metadata_bytes(_ledger_metadata())])
+    for group in GROUPS:
+        put(f"{group}/zarr.json", [metadata_bytes(group_metadata())])
+    for spec in arrays.all().values():
+        put(spec.metadata_key, [metadata_bytes(spec.metadata())])
+    for name, spec in arrays.documents.items():
+        for shard in range(spec.n_shards):
+            rows = _document_rows(columns, name, spec, *spec.shard_range(shard))
+            put(spec.key(shard), ShardWriter(spec, rows).parts())
+    plan_file = PlanFile(plan=plan, objects=written, created_unix_s=time.time())
+    if not objects.create(PLAN_KEY, [seal(plan_file)]):
+        raise StoreExistsError(f"{objects.url}: somebody else planned here.")
+
+
+def _document_rows(
+    columns: DocumentColumns, name: str, spec: ArraySpec, start: int, stop: int
+) -> NDArray[Any]:
+    readers: dict[str, Callable[[int, int], Any]] = {
+        "token_id": columns.token_ids,
+        "char_start": columns.char_starts,
+        "special": columns.special,
+        "text": columns.text,
+    }
+    rows = readers[name](start, stop) if name in readers else getattr(columns, name)[start:stop]
+    rows = np.asarray(rows).astype(spec.numpy_dtype, copy=False)
+    if rows.shape != (stop - start,):
+        raise ValueError(f"documents/{name}: got {rows.shape} for [{start}, {stop})")
+    return rows
+
+
+def _ledger_metadata() -> dict[str, Any]:
+    """Return the ``zarr.json`` of an empty array, in whose folder plan, receipts and leases lie.
+
+    Zarr's libraries list a group's members, and warn of what is none; they never list an array's.
+    """
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [0],
+        "data_type": "uint8",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": [{"name": "bytes"}],
+        "attributes": {"about": "plan.json, receipts/, quarantine/, lease/ and logs/ of actlas"},
+        "dimension_names": ["ledger"],
+    }

@@ -1,0 +1,268 @@
+"""The documents of a store: their text, their tokens, where each came from."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store import display
+from actlas.store.lazy import LazyArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_WORD = re.compile(r"\S+")
+
+
+class Source(NamedTuple):
+    """Where a document came from: a file (or hub or built-in name) and its record in it."""
+
+    name: str
+    record: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: its text, its kept tokens and their activations, in document order.
+
+    Attributes
+    ----------
+    text : str
+        The whole text, also what lies beyond the last kept token.
+    token_id : ndarray of int32, shape [tokens]
+    char_start : ndarray of int32, shape [tokens]
+        Where in the text each token begins.
+    activations : mapping of hookpoint to ndarray, shape [tokens, units]
+        Read when asked for.
+    """
+
+    doc_idx: int
+    text: str
+    label: str | None
+    source: Source
+    start: int
+    token_id: NDArray[np.int32]
+    char_start: NDArray[np.int32]
+    char_stop: int
+    special: NDArray[np.bool_]
+    activations: Mapping[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.token_id)
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """The piece of text of each token; a token that the tokenizer added has an empty one.
+
+        A character that is cut into several tokens is shown with the first of them.
+        """
+        edges = [*self.char_start.tolist(), self.char_stop]
+        return [self.text[a:b] for a, b in itertools.pairwise(edges)]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per token: pos_idx, token_id, text, and each hookpoint's L2 norm."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {"token_id": self.token_id, "token": self.tokens}
+        for name, rows in self.activations.items():
+            columns[f"norm {name}"] = np.linalg.norm(rows.astype(np.float32), axis=1)
+        return pd.DataFrame(columns, index=pd.RangeIndex(len(self), name="pos_idx"))
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else self.text[:57] + "…"
+        return f"<document {self.doc_idx} of {self.source.name}: {len(self)} tokens, {text!r}>"
+
+    def _repr_html_(self) -> str:
+        return display.document_html(self)
+
+
+@dataclass(frozen=True)
+class Context:
+    """A token among the words around it.
+
+    ``before + token + after`` is a slice of the document's text.
+    """
+
+    doc_idx: int
+    pos_idx: int
+    before: str
+    token: str
+    after: str
+    pos_start: int
+    pos_stop: int
+    """Tokens [pos_start, pos_stop) of the document lie in this slice, whole or in part."""
+
+    def __str__(self) -> str:
+        return f"{self.before}[{self.token}]{self.after}"
+
+    def _repr_html_(self) -> str:
+        return display.context_html(self)
+
+
+class Documents:
+    """All documents of a store. ``len(documents)``, ``documents.text(3)``.
+
+    Parameters
+    ----------
+    columns : dict of LazyArray
+        The arrays of group ``documents``.
+    """
+
+    def __init__(self, columns: dict[str, LazyArray], labels: list[str], sources: list[str]):
+        self.columns = columns
+        self.label_names = tuple(labels)
+        self.source_names = tuple(sources)
+
+    def __len__(self) -> int:
+        return len(self.columns["source"])
+
+    def __repr__(self) -> str:
+        labels = f", labels {', '.join(self.label_names)}" if self.label_names else ""
+        return f"<{len(self):,} documents of {len(self.source_names):,} sources{labels}>"
+
+    @cached_property
+    def start(self) -> NDArray[np.int64]:
+        """The first kept token of every document; shape [documents + 1]. Kept in memory."""
+        start: NDArray[np.int64] = self.columns["start"][:]
+        return start
+
+    def starts(self, lo: int, hi: int) -> NDArray[np.int64]:
+        """Return ``start[lo : hi + 1]``: the edges of documents [lo, hi)."""
+        return self.start[lo : hi + 1]
+
+    @cached_property
+    def label_codes(self) -> NDArray[np.int32] | None:
+        """The label of every document as an index into ``label_names``, -1 for none."""
+        if "label" not in self.columns:
+            return None
+        codes: NDArray[np.int32] = self.columns["label"][:]
+        return codes
+
+    @overload
+    def find(self, t: int) -> int: ...
+    @overload
+    def find(self, t: NDArray[np.int64]) -> NDArray[np.int64]: ...
+    def find(self, t: int | NDArray[np.int64]) -> int | NDArray[np.int64]:
+        """Return the document that holds token ``t``, or each of several."""
+        found = np.searchsorted(self.start, t, side="right") - 1
+        return int(found) if np.ndim(t) == 0 else found
+
+    def check(self, doc_idx: int) -> None:
+        """Raise ``IndexError`` where there is no such document."""
+        if not 0 <= doc_idx < len(self):
+            raise IndexError(f"document {doc_idx}: this store has documents 0 to {len(self) - 1}")
+
+    def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Return the kept tokens [start, stop) of the corpus."""
+        return self.columns["token_id"].read(start, stop)
+
+    def special(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Return which of these tokens the tokenizer added."""
+        if "special" not in self.columns:
+            return np.zeros(stop - start, dtype=np.bool_)
+        special: NDArray[np.bool_] = self.columns["special"].read(start, stop) == 1
+        return special
+
+    def text(self, doc_idx: int) -> str:
+        """Return a document's whole text."""
+        self.check(doc_idx)
+        lo, hi = self.columns["text_start"].read(doc_idx, doc_idx + 2).tolist()
+        return self.columns["text"].read(lo, hi).tobytes().decode("utf-8")
+
+    def label(self, doc_idx: int) -> str | None:
+        """Return a document's label, or None."""
+        self.check(doc_idx)
+        if "label" not in self.columns:
+            return None
+        code = int(self.columns["label"].read(doc_idx, doc_idx + 1)[0])
+        return self.label_names[code] if code >= 0 else None
+
+    def source(self, doc_idx: int) -> Source:
+        """Return where a document came from."""
+        self.check(doc_idx)
+        code = int(self.columns["source"].read(doc_idx, doc_idx + 1)[0])
+        record = int(self.columns["record"].read(doc_idx, doc_idx + 1)[0])
+        return Source(self.source_names[code], record)
+
+    def document(self, doc_idx: int, activations: Mapping[str, NDArray[Any]]) -> Document:
+        """Return one document, with the activations that are given for it."""
+        self.check(doc_idx)
+        start, stop = (int(t) for t in self.starts(doc_idx, doc_idx + 1))
+        return Document(
+            doc_idx=doc_idx,
+            text=self.text(doc_idx),
+            label=self.label(doc_idx),
+            source=self.source(doc_idx),
+            start=start,
+            token_id=self.token_ids(start, stop),
+            char_start=self.columns["char_start"].read(start, stop),
+            char_stop=int(self.columns["char_stop"].read(doc_idx, doc_idx + 1)[0]),
+            special=self.special(start, stop),
+            activations=activations,
+        )
+
+    def context(self, doc_idx: int, pos_idx: int, words: int = 20) -> Context:
+        """Return a token with ``words`` words of its document on each side.
+
+        A word is a run without white space. The words that the token itself lies in count for
+        neither side.
+
+        Raises
+        ------
+        IndexError
+            There is no such document, or no such token in it.
+        """
+        document = self.document(doc_idx, {})
+        if not 0 <= pos_idx < len(document):
+            raise IndexError(
+                f"token {pos_idx}: document {doc_idx} has {len(document)} tokens, from 0"
+            )
+        text, edges = document.text, [*document.char_start.tolist(), document.char_stop]
+        lo, hi = edges[pos_idx], edges[pos_idx + 1]
+        spans = [m.span() for m in _WORD.finditer(text)]
+        before = [a for a, b in spans if b <= lo]
+        after = [b for a, b in spans if a >= hi]
+        start = min(lo, before[-words:][0]) if before and words else _word_start(spans, lo)
+        stop = max(hi, after[:words][-1]) if after and words else _word_stop(spans, hi)
+        inside = np.searchsorted(document.char_start, [start, stop])
+        return Context(
+            doc_idx=doc_idx,
+            pos_idx=pos_idx,
+            before=text[start:lo],
+            token=text[lo:hi],
+            after=text[hi:stop],
+            pos_start=min(int(inside[0]), pos_idx),
+            pos_stop=max(int(inside[1]), pos_idx + 1),
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per document: tokens, label, source, record."""
+        import pandas as pd
+
+        names = np.array(self.source_names, dtype=object)
+        table: dict[str, Any] = {"n_tokens": np.diff(self.start)}
+        if self.label_codes is not None:
+            table["label"] = pd.Categorical.from_codes(
+                self.label_codes.tolist(), categories=pd.Index(self.label_names)
+            )
+        table["source"] = names[self.columns["source"][:]]
+        table["record"] = self.columns["record"][:]
+        return pd.DataFrame(table, index=pd.RangeIndex(len(self), name="doc_idx"))
+
+    def _repr_html_(self) -> str:
+        return display.documents_html(self)
+
+
+def _word_start(spans: list[tuple[int, int]], at: int) -> int:
+    return next((a for a, b in spans if a <= at < b), at)
+
+
+def _word_stop(spans: list[tuple[int, int]], at: int) -> int:
+    return next((b for a, b in spans if a < at <= b), at)

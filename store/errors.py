@@ -1,0 +1,198 @@
+"""One small tree of errors. Each has a machine-readable ``kind`` and the command line's exit code.
+
+Messages say what was got, what was expected and what to do. Every error has a built-in parent
+where one fits, and survives pickling, since errors cross processes.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, ClassVar
+
+EXIT_DONE = 0
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_QUARANTINE = 3
+EXIT_DAMAGE = 4
+EXIT_RESUME = 75
+
+
+class ActlasError(Exception):
+    """The parent of every error that actlas raises on purpose.
+
+    Parameters
+    ----------
+    message : str
+        What was got, what was expected, what to do.
+    **details
+        The same facts for programs: a path, a field, a row range.
+    """
+
+    kind: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = EXIT_ERROR
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.details)
+
+
+def _rebuild(cls: type[ActlasError], message: str, details: dict[str, Any]) -> ActlasError:
+    return cls(message, **details)
+
+
+class ConfigError(ActlasError, ValueError):
+    """An option, a configuration key or a combination of them makes no sense."""
+
+    kind = "config"
+    exit_code = EXIT_USAGE
+
+
+class CorpusError(ActlasError, ValueError):
+    """A corpus is missing, empty or cannot be read as asked."""
+
+    kind = "corpus"
+    exit_code = EXIT_USAGE
+
+
+class ModelError(ActlasError, ValueError):
+    """A model or tokenizer cannot be loaded, or is not the one that the plan names."""
+
+    kind = "model"
+    exit_code = EXIT_USAGE
+
+
+class HookpointError(ActlasError, LookupError):
+    """A hookpoint does not exist in this model or in this store."""
+
+    kind = "hookpoint"
+    exit_code = EXIT_USAGE
+
+
+class StoreNotFoundError(ActlasError, FileNotFoundError):
+    """There is no store at this path."""
+
+    kind = "store_not_found"
+    exit_code = EXIT_USAGE
+
+
+class StoreExistsError(ActlasError, FileExistsError):
+    """There is something at this path already, and it is left as it is."""
+
+    kind = "store_exists"
+    exit_code = EXIT_USAGE
+
+
+class FormatError(ActlasError, ValueError):
+    """The store was written by another version of the format, or its metadata is malformed."""
+
+    kind = "format"
+
+
+class PlanMismatchError(ActlasError, ValueError):
+    """What was asked differs from the frozen plan. ``details['field']`` names where."""
+
+    kind = "plan_mismatch"
+    exit_code = EXIT_USAGE
+
+
+class NotExtractedError(ActlasError, LookupError):
+    """Rows were asked for whose shard has no receipt yet."""
+
+    kind = "not_extracted"
+
+
+class CorruptDataError(ActlasError, ValueError):
+    """Stored bytes do not have the checksum or the size that was recorded for them."""
+
+    kind = "corrupt"
+    exit_code = EXIT_DAMAGE
+
+
+class ConflictError(ActlasError, RuntimeError):
+    """An object exists already under a final name and is not what this writer would write."""
+
+    kind = "conflict"
+
+
+class NonFiniteError(ActlasError, ArithmeticError):
+    """Activations hold NaN or infinity, and the run was told to refuse them."""
+
+    kind = "non_finite"
+
+
+class MemoryBudgetError(ActlasError, MemoryError):
+    """The projected memory exceeds what may be used."""
+
+    kind = "memory_budget"
+    exit_code = EXIT_USAGE
+
+
+class LeaseHeldError(ActlasError, RuntimeError):
+    """Another driver holds this store."""
+
+    kind = "lease_held"
+    exit_code = EXIT_RESUME
+
+
+class RunFaultError(ActlasError, OSError):
+    """The surroundings failed (disk full, read-only, I/O error): no shard is to blame."""
+
+    kind = "run_fault"
+    exit_code = EXIT_RESUME
+
+
+class InterruptedRunError(ActlasError, RuntimeError):
+    """The run was told to stop. Run the same command again to go on."""
+
+    kind = "interrupted"
+    exit_code = EXIT_RESUME
+
+
+_RUN_FAULT_ERRNOS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ESTALE,
+    }
+)
+
+
+def run_fault(error: OSError, path: str) -> RunFaultError | None:
+    """Return the run fault that an ``OSError`` means, or None where it means something else.
+
+    Parameters
+    ----------
+    error : OSError
+        What the operating system said.
+    path : str
+        The file or folder that was being written or read.
+    """
+    if isinstance(error, ActlasError) or error.errno not in _RUN_FAULT_ERRNOS:
+        return None
+    hint = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space or raise the quota",
+        errno.EROFS: "mount it writable",
+        errno.EACCES: "give this user the right to write there",
+        errno.EPERM: "give this user the right to write there",
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    }.get(error.errno or 0, "look at the disk")
+    return RunFaultError(
+        f"{path}: {error.strerror or error} (errno {error.errno}). Nothing already written is "
+        f"harmed: {hint}, then run the same command again.",
+        path=path,
+        errno=error.errno,
+    )

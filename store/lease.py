@@ -1,0 +1,219 @@
+"""One driver per store: a lease with a heartbeat, taken over when its holder is dead.
+
+Leases are numbered, and each is created once: ``ledger/lease/00000003.json``. The highest number
+holds, until ``…3.released`` says that it ended or its holder is found dead: at once where the
+holder's process is gone from this very boot of this host, otherwise when its counter
+(``…3.beat``) has stood still for 60 s by the newcomer's own clock. A lease is fencing for drivers
+only; what protects the rows is that shards are created once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from actlas.store.errors import CorruptDataError, LeaseHeldError
+from actlas.store.objects import Objects
+
+FOLDER = "ledger/lease"
+STANDSTILL_S = 60.0
+BEAT_S = 5.0
+
+
+class Lease:
+    """A held lease. Its thread beats until :meth:`release`."""
+
+    def __init__(self, objects: Objects, number: int, beat_s: float) -> None:
+        self.objects = objects
+        self.number = number
+        self.lost = threading.Event()
+        self._stop = threading.Event()
+        self._beat_s = beat_s
+        self._thread = threading.Thread(target=self._beat, name="actlas-lease", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._stop.wait(self._beat_s):
+            count += 1
+            try:
+                if highest(self.objects) != self.number:
+                    self.lost.set()
+                    return
+                self.objects.replace(_key(self.number, "beat"), str(count).encode())
+            except OSError:
+                # A beat that cannot be written is a beat missed: the run itself will meet the
+                # same fault and say so.
+                continue
+
+    def release(self) -> None:
+        """Stop beating and let the next driver in at once."""
+        self._stop.set()
+        self._thread.join()
+        self.objects.create(_key(self.number, "released"), [b"released\n"])
+
+
+@contextmanager
+def hold(
+    objects: Objects,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    standstill_s: float = STANDSTILL_S,
+    beat_s: float = BEAT_S,
+) -> Iterator[Lease]:
+    """Hold a store's lease, or say who does.
+
+    Parameters
+    ----------
+    objects : Objects
+        The store's objects.
+    say : callable
+        Is told when another holder's heartbeat is waited for.
+    standstill_s : float
+        How long a holder's counter must stand still before it counts as dead.
+    beat_s : float
+        Between two beats of our own.
+
+    Raises
+    ------
+    LeaseHeldError
+        Another driver is alive.
+    """
+    lease = _acquire(objects, say, standstill_s, beat_s)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def highest(objects: Objects) -> int:
+    """Return the number of the newest lease, 0 where there is none."""
+    numbers = (name.partition(".") for name in objects.names(FOLDER))
+    return max((int(n) for n, _, end in numbers if n.isdigit() and end == "json"), default=0)
+
+
+def holder(objects: Objects) -> dict[str, Any] | None:
+    """Return who holds the lease (host, pid, since), or None where nobody does."""
+    number = highest(objects)
+    if number == 0 or objects.size(_key(number, "released")) is not None:
+        return None
+    who = _read(objects, number)
+    return None if _dead_here(who) else who
+
+
+def _acquire(
+    objects: Objects, say: Callable[[str], None], standstill_s: float, beat_s: float
+) -> Lease:
+    number = highest(objects)
+    if number and objects.size(_key(number, "released")) is None:
+        who = _read(objects, number)
+        if not _dead_here(who):
+            if who.get("boot") == _boot() and who.get("host") == socket.gethostname():
+                raise _held(objects, who)
+            _wait_for_standstill(objects, number, who, say, standstill_s)
+    me = {**_me(), "nonce": uuid.uuid4().hex}
+    if not objects.create(_key(number + 1, "json"), [json.dumps(me).encode()]):
+        raise _held(objects, _read(objects, number + 1))
+    return Lease(objects, number + 1, beat_s)
+
+
+def _wait_for_standstill(
+    objects: Objects,
+    number: int,
+    who: dict[str, Any],
+    say: Callable[[str], None],
+    standstill_s: float,
+) -> None:
+    say(f"{_words(who)} holds this store; waiting {standstill_s:.0f} s to see whether it is alive")
+    first = _counter(objects, number)
+    deadline = time.monotonic() + standstill_s
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, standstill_s / 10))
+        if highest(objects) != number or objects.size(_key(number, "released")) is not None:
+            return
+        if _counter(objects, number) != first:
+            raise _held(objects, who)
+
+
+def _counter(objects: Objects, number: int) -> bytes:
+    try:
+        return objects.read(_key(number, "beat"))
+    except FileNotFoundError:
+        return b""
+
+
+def _held(objects: Objects, who: dict[str, Any]) -> LeaseHeldError:
+    return LeaseHeldError(
+        f"{objects.url}: {_words(who)} is working on this store, and one driver at a time may. "
+        f"Wait for it, or stop it; `actlas status {objects.url}` shows how far it is.",
+        holder=who,
+    )
+
+
+def _words(who: dict[str, Any]) -> str:
+    return f"process {who.get('pid')} on {who.get('host')}"
+
+
+def _key(number: int, end: str) -> str:
+    return f"{FOLDER}/{number:08d}.{end}"
+
+
+def _read(objects: Objects, number: int) -> dict[str, Any]:
+    key = _key(number, "json")
+    try:
+        who = json.loads(objects.read(key))
+    except ValueError as error:
+        raise CorruptDataError(f"{objects.url}/{key}: not a lease. Remove it.") from error
+    if not isinstance(who, dict):
+        raise CorruptDataError(f"{objects.url}/{key}: not a lease. Remove it.")
+    return who
+
+
+def _me() -> dict[str, Any]:
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pid": pid,
+        "process_start": _process_start(pid),
+        "since_unix_s": time.time(),
+    }
+
+
+def _boot() -> str | None:
+    """Return the kernel's id of this boot, where it has one."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else None
+
+
+def _process_start(pid: int) -> str | None:
+    """Return when a process began, in the kernel's ticks: pids are used again."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]
+
+
+def _dead_here(who: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this boot of this host and is gone."""
+    if who.get("host") != socket.gethostname() or who.get("boot") != _boot() or _boot() is None:
+        return False
+    started = _process_start(int(who.get("pid", 0)))
+    return started is None or started != who.get("process_start") or _zombie(int(who["pid"]))
+
+
+def _zombie(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"

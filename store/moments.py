@@ -1,0 +1,103 @@
+"""Per-unit moments that combine: n, mean, m2, min and max.
+
+Two shards' moments make those of both (Chan, Golub and LeVeque 1979, "Updating formulae and a
+pairwise algorithm for computing sample variances"), so a total never sums squares of large means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of every unit over some rows, in float64; each of shape [units].
+
+    Attributes
+    ----------
+    n : ndarray
+        Finite values. NaN and infinity are left out of everything else too.
+    mean, m2 : ndarray
+        The mean, and the sum of squared deviations from it.
+    min, max : ndarray
+        NaN where n is 0.
+    """
+
+    n: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    m2: NDArray[np.float64]
+    min: NDArray[np.float64]
+    max: NDArray[np.float64]
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """The unbiased variance, m2 / (n - 1); NaN below two values."""
+        return np.divide(self.m2, self.n - 1, out=np.full_like(self.m2, np.nan), where=self.n > 1)
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """The square root of the variance."""
+        return np.sqrt(self.variance)
+
+    @classmethod
+    def of(cls, rows: NDArray[Any]) -> Moments:
+        """Return the moments of ``rows`` [n, units], block by block in float64."""
+        blocks = (rows[i : i + BLOCK_ROWS] for i in range(0, len(rows), BLOCK_ROWS))
+        return cls.combine(cls._of_block(block) for block in blocks)
+
+    @classmethod
+    def _of_block(cls, block: NDArray[Any]) -> Moments:
+        values = block.astype(np.float32 if block.dtype.itemsize < 8 else np.float64)
+        finite = np.isfinite(values)
+        if finite.all():
+            n = np.full(values.shape[1], len(values), dtype=np.float64)
+            total, lowest, highest = (
+                values.sum(axis=0, dtype=np.float64),
+                values.min(axis=0),
+                values.max(axis=0),
+            )
+        else:
+            n = finite.sum(axis=0).astype(np.float64)
+            total = values.sum(axis=0, dtype=np.float64, where=finite)
+            lowest = np.where(finite, values, np.inf).min(axis=0)
+            highest = np.where(finite, values, -np.inf).max(axis=0)
+        mean = np.divide(total, n, out=np.zeros_like(total), where=n > 0)
+        deviation = np.where(finite, values, mean) - mean  # float64
+        m2 = np.einsum("ij,ij->j", deviation, deviation)
+        empty = n == 0
+        return cls(
+            n,
+            mean,
+            m2,
+            np.where(empty, np.nan, lowest.astype(np.float64)),
+            np.where(empty, np.nan, highest.astype(np.float64)),
+        )
+
+    @classmethod
+    def combine(cls, parts: Iterable[Moments]) -> Moments:
+        """Return the moments of all rows of all parts."""
+        total: Moments | None = None
+        for part in parts:
+            total = part if total is None else total._plus(part)
+        if total is None:
+            raise ValueError("expected moments of at least one row, got none")
+        return total
+
+    def _plus(self, other: Moments) -> Moments:
+        n = self.n + other.n
+        share = np.divide(other.n, n, out=np.zeros_like(n), where=n > 0)
+        delta = other.mean - self.mean
+        return Moments(
+            n,
+            self.mean + delta * share,
+            self.m2 + other.m2 + delta * delta * self.n * share,
+            np.fmin(self.min, other.min),
+            np.fmax(self.max, other.max),
+        )

@@ -1,0 +1,230 @@
+"""Where a store's bytes lie: create-only objects under keys, on a local file system.
+
+An object appears under its final name whole, durable, and once: the first writer wins. Locally a
+file is staged, synced, linked to its name and the folder is synced; the final name is never opened
+for writing. An object store does the same with a conditional PUT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from typing_extensions import Buffer
+
+from actlas.store.errors import RunFaultError, StoreNotFoundError, run_fault
+
+STAGING = "ledger/staging"
+
+
+class Objects(Protocol):
+    """Keys to immutable objects, plus the few small ones that may be replaced (leases, logs)."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, for messages."""
+
+    def create(self, key: str, parts: Iterable[Buffer]) -> bool:
+        """Write an object whole and durable; False if there was one already, left as it is."""
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Write a small object over what was there, at once."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens where there is none."""
+
+    def read(self, key: str, offset: int = 0, n_bytes: int | None = None) -> bytes:
+        """Return bytes [offset, offset + n_bytes) or to the end.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such object.
+        """
+
+    def size(self, key: str) -> int | None:
+        """Return the size in bytes, or None where there is no such object."""
+
+    def names(self, folder: str) -> Iterator[str]:
+        """Yield the names directly under a folder, in no order; none where there is no folder."""
+
+
+class LocalObjects:
+    """Objects as files under one root folder.
+
+    Parameters
+    ----------
+    root : path
+        The store's folder. It need not exist until something is written.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).absolute()
+
+    @property
+    def url(self) -> str:
+        """The root folder."""
+        return str(self.root)
+
+    def path(self, key: str) -> Path:
+        """Return the file of a key, which never leaves the root."""
+        path = self.root / key
+        if key.startswith("/") or ".." in key.split("/"):
+            raise ValueError(f"a key stays inside its store, got {key!r}")
+        return path
+
+    def create(self, key: str, parts: Iterable[Buffer]) -> bool:
+        """Stage, sync, link and sync the folder; False if the name was taken."""
+        final = self.path(key)
+        staging = self.path(STAGING)
+        staged = staging / f"{uuid.uuid4().hex}.part"
+        with _faults(final):
+            self._make_folder(staging)
+            self._make_folder(final.parent)
+            try:
+                _write_durably(staged, parts)
+                created = _link(staged, final)
+            finally:
+                staged.unlink(missing_ok=True)
+            _sync_folder(final.parent)
+        return created
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Write beside, then rename over."""
+        final = self.path(key)
+        temporary = final.with_name(f"{final.name}.{uuid.uuid4().hex}.part")
+        with _faults(final):
+            self._make_folder(final.parent)
+            try:
+                _write_durably(temporary, [data])
+                temporary.replace(final)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def delete(self, key: str) -> None:
+        """Unlink the file."""
+        self.path(key).unlink(missing_ok=True)
+
+    def read(self, key: str, offset: int = 0, n_bytes: int | None = None) -> bytes:
+        """Read with ``pread``; fewer bytes come back only at the end of the file."""
+        with _faults(self.path(key)):
+            fd = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                wanted = os.fstat(fd).st_size - offset if n_bytes is None else n_bytes
+                return _pread(fd, wanted, offset)
+            finally:
+                os.close(fd)
+
+    def size(self, key: str) -> int | None:
+        """Return the file's size."""
+        try:
+            return self.path(key).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def names(self, folder: str) -> Iterator[str]:
+        """List a folder."""
+        try:
+            with os.scandir(self.path(folder)) as entries:
+                for entry in entries:
+                    yield entry.name
+        except (FileNotFoundError, NotADirectoryError):
+            return
+
+    def _make_folder(self, folder: Path) -> None:
+        """Create a folder and its parents, each synced into the one above it."""
+        if folder.is_dir():
+            return
+        if folder != self.root:
+            self._make_folder(folder.parent)
+        folder.mkdir(parents=folder == self.root, exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def open_objects(url: str | os.PathLike[str]) -> LocalObjects:
+    """Return the objects at a path.
+
+    Raises
+    ------
+    StoreNotFoundError
+        It is a URL of a kind that this version does not open.
+    """
+    text = os.fspath(url)
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme != "file":
+        raise StoreNotFoundError(
+            f"{text}: got a {scheme}:// URL; this version opens stores on a file system. Give a "
+            "path, or mount the bucket.",
+            path=text,
+        )
+    return LocalObjects(text.removeprefix("file://"))
+
+
+@contextlib.contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    """Turn what the surroundings are to blame for into a run fault; leave the rest as it is."""
+    try:
+        yield
+    except OSError as error:
+        fault = run_fault(error, str(path))
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def _write_durably(path: Path, parts: Iterable[Buffer]) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        for part in parts:
+            view = memoryview(part).cast("B")
+            while view:
+                view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _link(staged: Path, final: Path) -> bool:
+    """Link to the final name. An error with two links is success: only the answer was lost."""
+    try:
+        os.link(staged, final)
+    except FileExistsError:
+        return staged.stat().st_nlink == 2
+    except OSError as error:
+        if staged.stat().st_nlink == 2:
+            return True
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        raise RunFaultError(
+            f"{final}: this file system makes no hard links ({error.strerror}), and without them "
+            "two writers could harm each other. Put the store on one that does (ext4, xfs, NFS, "
+            "Lustre).",
+            path=str(final),
+        ) from error
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _pread(fd: int, n_bytes: int, offset: int) -> bytes:
+    data = os.pread(fd, n_bytes, offset)
+    if len(data) in (n_bytes, 0):
+        return data
+    pieces = [data]
+    got = len(data)
+    while data and got < n_bytes:  # one call reads at most 2 GiB
+        data = os.pread(fd, n_bytes - got, offset + got)
+        pieces.append(data)
+        got += len(data)
+    return b"".join(pieces)

@@ -1,0 +1,246 @@
+"""What a store says of itself: the plan and the receipts, parsed strictly at the boundary.
+
+A :class:`Plan` is what a row *is*. It is frozen before a model runs, and every later command is
+held against it. How rows are *made* (workers, device, budgets) is not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from actlas.store.dtypes import ActivationDtype
+from actlas.store.errors import CorruptDataError, FormatError
+
+FORMAT_VERSION = 1
+"""Raised by one with each change that an older reader would misread."""
+
+Compression = Literal["none", "fast", "dense"]
+Order = Literal["shuffled", "corpus"]
+LongDocuments = Literal["window", "truncate"]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, ser_json_inf_nan="strings")
+
+
+class ModelSpec(_Spec):
+    """Which model computes the rows.
+
+    ``weights_sha256`` is over every weight file's name and bytes, ``config_sha256`` over
+    ``config.json``: a model that differs in one bit is another model.
+    """
+
+    id: str
+    revision: str | None
+    architecture: str
+    weights_sha256: str
+    config_sha256: str
+    d_model: int = Field(gt=0)
+    n_layers: int = Field(gt=0)
+    context_length: int | None = Field(gt=0)
+    causal: bool
+    compute_dtype: ActivationDtype
+    trust_remote_code: bool = False
+
+
+class TokenizerSpec(_Spec):
+    """Which tokenizer cuts the text, and what it adds around each window."""
+
+    id: str
+    sha256: str
+    vocab_size: int = Field(gt=0)
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+
+
+class CorpusSpec(_Spec):
+    """Where the documents came from and how they were chosen.
+
+    ``fingerprint`` is a sha256 over the chosen documents' text, in plan order.
+    """
+
+    uri: str
+    fingerprint: str
+    text_field: str | None
+    label_field: str | None
+    lowercase: bool
+    sample: Literal["all", "uniform", "head"]
+    n_records_read: int = Field(ge=0)
+    n_records_skipped: int = Field(ge=0)
+
+
+class WindowSpec(_Spec):
+    """How a document becomes sequences. ``max_length`` counts the special tokens too."""
+
+    max_length: int = Field(gt=0)
+    long: LongDocuments
+
+
+class HookpointSpec(_Spec):
+    """One array of activations: where it is read in the model, and how wide it is."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=200)
+    module: str
+    side: Literal["input", "output"]
+    width: int = Field(gt=0)
+
+
+class Plan(_Spec):
+    """What a row is. Frozen before a model runs; a difference is refused by naming the field."""
+
+    format_version: int
+    actlas_version: str
+    model: ModelSpec
+    tokenizer: TokenizerSpec
+    corpus: CorpusSpec
+    windows: WindowSpec
+    hookpoints: tuple[HookpointSpec, ...] = Field(min_length=1)
+    order: Order
+    seed: int = Field(ge=0, lt=2**63)
+    keep_special: bool
+    dtype: ActivationDtype
+    compression: Compression
+    n_documents: int = Field(ge=0)
+    n_tokens: int = Field(gt=0)
+    n_text_bytes: int = Field(ge=0)
+    n_windows: int = Field(gt=0)
+    shard_rows: int = Field(gt=0)
+    request: dict[str, Any] = Field(default_factory=dict)
+    """The options as the user gave them, to compare a later command with."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Plan:
+        names = [h.name for h in self.hookpoints]
+        if len(set(names)) != len(names):
+            raise ValueError(f"hookpoint names must be unique, got {names}")
+        if self.shard_rows & (self.shard_rows - 1):
+            raise ValueError(f"shard_rows must be a power of two, got {self.shard_rows}")
+        return self
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards: the last may be short."""
+        return -(-self.n_tokens // self.shard_rows)
+
+    def hookpoint(self, name: str) -> HookpointSpec:
+        """Return the hookpoint of that name, or raise ``KeyError``."""
+        return next(h for h in self.hookpoints if h.name == name)
+
+
+class ObjectRecord(_Spec):
+    """One written object: its key, its size, the crc32c of its bytes, who wrote it.
+
+    ``chunk_crc32c`` is there for profile ``none``, whose chunks carry no checksum of their own.
+    """
+
+    key: str
+    n_bytes: int = Field(ge=0)
+    crc32c: int = Field(ge=0, lt=2**32)
+    attempt: str
+    chunk_crc32c: tuple[int, ...] | None = None
+
+
+class Receipt(_Spec):
+    """Proof that a shard of a job is done. Written last, create-only."""
+
+    format_version: int
+    job: str
+    shard: int = Field(ge=0)
+    start: int = Field(ge=0)
+    stop: int
+    attempt: str
+    host: str
+    created_unix_s: float
+    versions: dict[str, str]
+    objects: tuple[ObjectRecord, ...]
+    n_nonfinite: dict[str, int]
+    run: dict[str, Any] = Field(default_factory=dict)
+    """How it was made: device, seconds of forward pass and of writing, token budget."""
+
+
+class PlanFile(_Spec):
+    """The plan as it lies in the ledger: with the sha256 and size of all that it rests on."""
+
+    plan: Plan
+    objects: dict[str, tuple[str, int]]
+    created_unix_s: float
+
+
+SpecT = TypeVar("SpecT", bound=BaseModel)
+
+
+def canonical_json(value: Mapping[str, Any]) -> bytes:
+    """Encode as JSON with sorted keys and no spaces: the bytes that are hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def seal(spec: BaseModel) -> bytes:
+    """Encode a record as JSON that ends with its own sha256.
+
+    The hash is over the canonical JSON of the record without its ``sha256`` field.
+    """
+    body = spec.model_dump(mode="json")
+    digest = hashlib.sha256(canonical_json(body)).hexdigest()
+    return json.dumps({**body, "sha256": digest}, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def unseal(data: bytes, cls: type[SpecT], where: str) -> SpecT:
+    """Decode and check what :func:`seal` wrote.
+
+    Raises
+    ------
+    CorruptDataError
+        The bytes are not JSON, or not the ones that were hashed.
+    FormatError
+        They are, but not of this version's form.
+    """
+    try:
+        body = json.loads(data)
+        recorded = body.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CorruptDataError(
+            f"{where}: expected a sealed JSON record, got {len(data)} bytes that are none "
+            f"({error}). Run `actlas verify --full` to see what else is damaged.",
+            path=where,
+        ) from error
+    version = body.get("format_version", body.get("plan", {}).get("format_version"))
+    if version is not None and version != FORMAT_VERSION:
+        raise version_error(where, version)
+    computed = hashlib.sha256(canonical_json(body)).hexdigest()
+    if computed != recorded:
+        raise CorruptDataError(
+            f"{where}: its sha256 is {computed[:16]}…, recorded is {str(recorded)[:16]}…: the "
+            "file was changed after it was written.",
+            path=where,
+        )
+    try:
+        return cls.model_validate(body)
+    except ValidationError as error:
+        raise FormatError(f"{where}: {summarize(error)}", path=where) from error
+
+
+def version_error(where: str, version: object) -> FormatError:
+    """Say which version of the format was found, which is read, and what to do."""
+    return FormatError(
+        f"{where}: this store has format version {version!r}, this actlas reads version "
+        f"{FORMAT_VERSION}. Use the actlas version that wrote it, or extract again.",
+        path=where,
+        found=version,
+        expected=FORMAT_VERSION,
+    )
+
+
+def summarize(error: ValidationError) -> str:
+    """Say in one line where a record or configuration is wrong, and what was got."""
+    parts = []
+    for item in error.errors()[:5]:
+        where = ".".join(str(part) for part in item["loc"]) or "the whole"
+        got = repr(item.get("input"))
+        parts.append(f"{where}: {item['msg']} (got {got[:80]})")
+    more = error.error_count() - len(parts)
+    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")

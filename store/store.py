@@ -1,0 +1,381 @@
+"""The Store: one folder of activations with its documents, opened with numpy alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store import display, layout
+from actlas.store.arrays import ArraySpec, check_metadata
+from actlas.store.documents import Context, Document, Documents
+from actlas.store.errors import (
+    FormatError,
+    HookpointError,
+    NotExtractedError,
+    StoreNotFoundError,
+)
+from actlas.store.lazy import LazyArray
+from actlas.store.moments import Moments
+from actlas.store.objects import Objects, open_objects
+from actlas.store.receipts import EXTRACT, Receipts
+from actlas.store.schema import FORMAT_VERSION, Plan, PlanFile, Receipt, unseal, version_error
+from actlas.store.specs import STATISTICS, StoreArrays
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PLAN_KEY = "ledger/plan.json"
+
+
+class Rows:
+    """The columns that say which row is which, in the order of the dense rows.
+
+    Attributes
+    ----------
+    token_id, doc_idx, pos_idx : LazyArray
+        The token's id, its document, its place in the document. ``special`` beside them in a store
+        that keeps special tokens.
+    """
+
+    def __init__(self, columns: dict[str, LazyArray]) -> None:
+        self.columns = columns
+        self.token_id = columns["token_id"]
+        self.doc_idx = columns["doc_idx"]
+        self.pos_idx = columns["pos_idx"]
+        self.special = columns.get("special")
+
+    def __len__(self) -> int:
+        return len(self.token_id)
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        """Return every column at ``index``."""
+        return {name: column[index] for name, column in self.columns.items()}
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} rows: {', '.join(self.columns)}>"
+
+    def to_pandas(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
+        """Return rows [start, stop) as a table."""
+        import pandas as pd
+
+        stop = len(self) if stop is None else min(stop, len(self))
+        columns = {name: column.read(start, stop) for name, column in self.columns.items()}
+        return pd.DataFrame(columns, index=pd.RangeIndex(start, stop, name="row"))
+
+
+class Activations(Mapping[str, LazyArray]):
+    """The hookpoints of a store, each with its lazy array of activations [row, unit]."""
+
+    def __init__(self, arrays: dict[str, LazyArray]) -> None:
+        self._arrays = arrays
+
+    def __getitem__(self, hookpoint: str) -> LazyArray:
+        if hookpoint not in self._arrays:
+            raise HookpointError(
+                f"hookpoint {hookpoint!r}: this store has {', '.join(self._arrays)}.",
+                hookpoint=hookpoint,
+            )
+        return self._arrays[hookpoint]
+
+    def __contains__(self, hookpoint: object) -> bool:
+        return hookpoint in self._arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return f"<activations: {', '.join(self._arrays)}>"
+
+
+class _DocumentActivations(Mapping[str, NDArray[Any]]):
+    """A document's activations, read by hookpoint when asked for."""
+
+    def __init__(self, arrays: Activations, rows: NDArray[np.int64]) -> None:
+        self._arrays = arrays
+        self._rows = rows
+
+    def __getitem__(self, hookpoint: str) -> NDArray[Any]:
+        return self._arrays[hookpoint].take(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return f"<activations of {len(self._rows)} tokens: {', '.join(self._arrays)}>"
+
+
+class Store:
+    """A store that has a plan. Open one with :func:`actlas.open`.
+
+    Attributes
+    ----------
+    path : str
+        Where it lies.
+    plan : Plan
+        What a row is.
+    rows : Rows
+        ``token_id``, ``doc_idx`` and ``pos_idx`` of every row.
+    documents : Documents
+        Text, tokens, labels and origin of every document.
+    activations : mapping of hookpoint to LazyArray, shape [row, unit]
+
+    Examples
+    --------
+    >>> store = actlas.open("run.zarr")                        # doctest: +SKIP
+    >>> store.activations["resid_post.3"][100:200].shape       # doctest: +SKIP
+    (100, 256)
+    """
+
+    def __init__(self, objects: Objects, plan_file: PlanFile) -> None:
+        self.objects = objects
+        self.path = objects.url
+        self.plan: Plan = plan_file.plan
+        self.plan_file = plan_file
+        self.arrays = StoreArrays(self.plan)
+        self._seen: dict[str, frozenset[int]] = {}
+        self._receipt = lru_cache(maxsize=4096)(self._read_receipt)
+        self._inverse = lru_cache(maxsize=16)(self._shard_rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (self.path,)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The row columns."""
+        return Rows({name: self._lazy(spec) for name, spec in self.arrays.rows.items()})
+
+    @cached_property
+    def activations(self) -> Activations:
+        """The dense activations by hookpoint."""
+        return Activations({n: self._lazy(spec) for n, spec in self.arrays.activations.items()})
+
+    @cached_property
+    def documents(self) -> Documents:
+        """The documents."""
+        specs = StoreArrays(self.plan).documents
+        names: dict[str, list[str]] = {}
+        for name in ("source", "label"):
+            key = f"documents/{name}/zarr.json"
+            if key in self.plan_file.objects:
+                names[name] = self._attribute_names(key)
+        if "label" in names:
+            specs = StoreArrays(self.plan, tuple(names["label"])).documents
+        columns = {name: LazyArray(self.objects, spec) for name, spec in specs.items()}
+        return Documents(columns, names.get("label", []), names.get("source", []))
+
+    def receipts(self, job: str = EXTRACT) -> Receipts:
+        """Return the receipts of a job."""
+        return Receipts(self.objects, job, self.plan.n_shards)
+
+    def done(self, job: str = EXTRACT) -> frozenset[int]:
+        """Return the shards of a job that have a receipt, by a fresh listing."""
+        self._seen[job] = self.receipts(job).done()
+        return self._seen[job]
+
+    def missing(self, job: str = EXTRACT) -> list[int]:
+        """Return the shards of a job that have no receipt, in order, by a fresh listing."""
+        return sorted(set(range(self.plan.n_shards)) - self.done(job))
+
+    def receipt(self, shard: int, job: str = EXTRACT) -> Receipt:
+        """Return a shard's receipt."""
+        return self._receipt(shard, job)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """Return the tokens (and rows) [start, stop) of a shard."""
+        return layout.shard_range(shard, self.plan.shard_rows, self.plan.n_tokens)
+
+    def shard_columns(self, shard: int) -> dict[str, NDArray[Any]]:
+        """Return the row columns that a shard must have, worked out from the plan alone."""
+        start, stop = self.shard_range(shard)
+        t = layout.shard_tokens(self.plan.order, self.plan.seed, start, stop)
+        doc_idx = self.documents.find(t)
+        columns: dict[str, NDArray[Any]] = {
+            "token_id": self.documents.token_ids(start, stop)[t - start],
+            "doc_idx": doc_idx.astype(np.int64),
+            "pos_idx": (t - self.documents.start[doc_idx]).astype(np.int32),
+        }
+        if self.plan.keep_special:
+            columns["special"] = self.documents.special(start, stop)[t - start].astype(np.int8)
+        return columns
+
+    def row_of(self, t: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row in which each token ``t`` of the corpus lies; shape of ``t``."""
+        rows = np.empty_like(t)
+        shard_of = t // self.plan.shard_rows
+        for shard in np.unique(shard_of):
+            start, _ = self.shard_range(int(shard))
+            mask = shard_of == shard
+            rows[mask] = start + self._inverse(int(shard))[t[mask] - start]
+        return rows
+
+    def document(self, doc_idx: int) -> Document:
+        """Return one document: its text, its tokens, and their activations in order.
+
+        Raises
+        ------
+        IndexError
+            There is no such document.
+        """
+        self.documents.check(doc_idx)
+        start, stop = self.documents.starts(doc_idx, doc_idx + 1).tolist()
+        rows = self.row_of(np.arange(start, stop, dtype=np.int64))
+        return self.documents.document(doc_idx, _DocumentActivations(self.activations, rows))
+
+    def context(self, doc_idx: int, pos_idx: int, words: int = 20) -> Context:
+        """Return a token with ``words`` words of its document on each side."""
+        return self.documents.context(doc_idx, pos_idx, words)
+
+    def statistics(self, hookpoint: str) -> Moments:
+        """Return n, mean, m2, min and max of every unit over all extracted rows.
+
+        Raises
+        ------
+        HookpointError
+            There is no such hookpoint.
+        NotExtractedError
+            Nothing is extracted yet.
+        """
+        if hookpoint not in self.arrays.statistics:
+            self.activations[hookpoint]  # raises, and says which there are
+        done = np.array(sorted(self.done()), dtype=np.int64)
+        if not len(done):
+            raise NotExtractedError(f"{self.path}: nothing is extracted yet: `actlas extract`.")
+        stored = LazyArray(self.objects, self.arrays.statistics[hookpoint]).take(done)
+        parts = (Moments(**dict(zip(STATISTICS, shard, strict=True))) for shard in stored)
+        return Moments.combine(parts)
+
+    def n_stored_bytes(self) -> int:
+        """Return the bytes of all extracted shards as they lie on disk, from the receipts."""
+        return sum(
+            record.n_bytes for shard in self.done() for record in self.receipt(shard).objects
+        )
+
+    def require(self, shards: NDArray[np.int64]) -> None:
+        """Raise ``NotExtractedError`` where one of these shards has no receipt."""
+        seen = self._seen.get(EXTRACT)
+        if seen is not None and seen.issuperset(shards.tolist()):
+            return
+        absent = sorted(set(shards.tolist()) - self.done())
+        if absent:
+            start, stop = self.shard_range(int(absent[0]))
+            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+            raise NotExtractedError(
+                f"{self.path}: rows [{start}, {stop}) (shard {absent[0]}{more}) are not extracted "
+                f"yet. `actlas extract {self.path}` goes on, `actlas status {self.path}` tells "
+                "how far it is.",
+                path=self.path,
+                shards=absent,
+            )
+
+    def _lazy(self, spec: ArraySpec) -> LazyArray:
+        return LazyArray(self.objects, spec, self.require, self._chunk_checksums)
+
+    def _chunk_checksums(self, shard: int, key: str) -> tuple[int, ...] | None:
+        records = self.receipt(shard).objects
+        return next((r.chunk_crc32c for r in records if r.key == key), None)
+
+    def _read_receipt(self, shard: int, job: str) -> Receipt:
+        try:
+            return self.receipts(job).read(shard)
+        except FileNotFoundError:
+            self.require(np.array([shard], dtype=np.int64))
+            raise
+
+    def _shard_rows(self, shard: int) -> NDArray[np.int64]:
+        return layout.shard_rows_of(self.plan.order, self.plan.seed, *self.shard_range(shard))
+
+    def _attribute_names(self, key: str) -> list[str]:
+        names = read_json(self.objects, key).get("attributes", {}).get("names", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise FormatError(f"{self.path}/{key}: attribute `names` must list strings")
+        return names
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        return (
+            f"<actlas store {self.path}: {plan.n_tokens:,} rows of {plan.n_documents:,} documents "
+            f"x {len(plan.hookpoints)} hookpoints of {plan.model.id}, "
+            f"{len(self.done())} of {plan.n_shards} shards extracted>"
+        )
+
+    def _repr_html_(self) -> str:
+        return display.store_html(self)
+
+
+def read_json(objects: Objects, key: str) -> dict[str, Any]:
+    """Return a JSON object of the store.
+
+    Raises
+    ------
+    FormatError
+        It is none.
+    """
+    import json
+
+    try:
+        value = json.loads(objects.read(key))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{objects.url}/{key}: expected JSON ({error})", path=key) from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{objects.url}/{key}: expected a JSON object", path=key)
+    return value
+
+
+def open_store(path: str | os.PathLike[str]) -> Store:
+    """Open a store to read it: numpy and nothing heavier.
+
+    Parameters
+    ----------
+    path : path
+        The store's folder.
+
+    Raises
+    ------
+    StoreNotFoundError
+        There is no store at this path.
+    FormatError
+        It was written by another version of the format, or its metadata was changed.
+    CorruptDataError
+        Its plan is not the one that was written.
+    """
+    objects = open_objects(path)
+    try:
+        root = read_json(objects, "zarr.json")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreNotFoundError(
+            f"{objects.url}: there is no store here. `actlas plan {path} --model M --corpus C` "
+            "makes one.",
+            path=objects.url,
+        ) from error
+    version = root.get("attributes", {}).get("actlas", {}).get("format_version")
+    if version is None:
+        raise FormatError(f"{objects.url}: a Zarr group, but no store of actlas.", path=path)
+    if version != FORMAT_VERSION:
+        raise version_error(objects.url, version)
+    try:
+        data = objects.read(PLAN_KEY)
+    except FileNotFoundError as error:
+        raise StoreNotFoundError(
+            f"{objects.url}: planning was not finished here ({PLAN_KEY} is missing). Remove the "
+            "folder and plan again.",
+            path=objects.url,
+        ) from error
+    return Store(objects, unseal(data, PlanFile, f"{objects.url}/{PLAN_KEY}"))
+
+
+def check_all_metadata(store: Store) -> None:
+    """Hold every array's ``zarr.json`` against the plan."""
+    for spec in store.arrays.all().values():
+        where = f"{store.path}/{spec.metadata_key}"
+        check_metadata(spec, store.objects.read(spec.metadata_key), where)

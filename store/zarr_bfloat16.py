@@ -1,0 +1,39 @@
+"""bfloat16 for zarr-python: the zarr-extensions data type of that name, on ``ml_dtypes``.
+
+It is an endian type. Without that, zarr drops ``endian`` from the ``bytes`` codec and tensorstore
+refuses the array. zarr 3.4 loads this class through the ``zarr.data_type`` entry point; for
+zarr 3.1 see :func:`actlas.store.dtypes.register_with_zarr`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from zarr.dtype import DataTypeValidationError, Float16
+
+from actlas.store.dtypes import BFLOAT16
+
+
+@dataclass(frozen=True, kw_only=True)
+class BFloat16(Float16):
+    """Brain floating point: float32's exponent in 16 bits.
+
+    Source: zarr-extensions, ``data-types/bfloat16``.
+    """
+
+    dtype_cls: ClassVar[Any] = type(BFLOAT16)
+    _zarr_v3_name: ClassVar[Any] = "bfloat16"
+    _zarr_v2_names: ClassVar[Any] = ()
+
+    @classmethod
+    def from_native_dtype(cls, dtype: Any) -> Self:
+        """Wrap numpy's bfloat16; any other dtype is refused by zarr's own error."""
+        if isinstance(dtype, np.dtype) and dtype == BFLOAT16:
+            return cls(endianness="little")
+        raise DataTypeValidationError(f"got {dtype!r}, expected {BFLOAT16!r}")
+
+    def to_native_dtype(self) -> Any:
+        """Return numpy's bfloat16 (``ml_dtypes`` knows the machine's byte order alone)."""
+        return BFLOAT16
