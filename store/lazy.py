@@ -49,6 +49,9 @@ class LazyArray:
         self._checksums = checksums
         self._reader = lru_cache(maxsize=64)(self._open_reader)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LazyArray, (self.objects, self.spec, self._require, self._checksums)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Rows first."""

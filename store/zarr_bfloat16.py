@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from zarr.dtype import DataTypeValidationError, Float16
+from zarr.dtype import Float16
 
 from actlas.store.dtypes import BFLOAT16
 
@@ -32,7 +32,7 @@ class BFloat16(Float16):
         """Wrap numpy's bfloat16; any other dtype is refused by zarr's own error."""
         if isinstance(dtype, np.dtype) and dtype == BFLOAT16:
             return cls(endianness="little")
-        raise DataTypeValidationError(f"got {dtype!r}, expected {BFLOAT16!r}")
+        return super().from_native_dtype(dtype)
 
     def to_native_dtype(self) -> Any:
         """Return numpy's bfloat16 (``ml_dtypes`` knows the machine's byte order alone)."""

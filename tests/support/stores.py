@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from actlas.store import layout
 from actlas.store.commit import commit_shard
+from actlas.store.objects import LocalObjects
 from actlas.store.schema import Plan
 from actlas.store.store import Store
 
@@ -141,3 +142,8 @@ def fill(store: Store, shards: range | None = None, **options: Any) -> dict[str,
             part = {name: values[start:stop] for name, values in rows.items()}
             commit_shard(store, shard, part, **{"attempt": "test", **options})
     return rows
+
+
+def race(path: str, value: int, start: Any, out: Any) -> None:
+    start.wait()
+    out.put((value, LocalObjects(path).create("a/b", [bytes([value]) * 100_000])))

@@ -1,0 +1,70 @@
+# Two commands: `make demo` and `make test`. Each sets up all that it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+NEWEST ?= $(shell for p in python3.14 python3.13 python3.12 $(wildcard $(foreach v,3.14 3.13 3.12,$(HOME)/.pyenv/versions/$(v)*/bin/python3)); do \
+  "$$p" -c 'import sys, venv; print(sys.executable)' 2>/dev/null && break; done)
+
+export PYTHONSAFEPATH := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export TOKENIZERS_PARALLELISM := true
+
+.PHONY: demo test check lint types contracts pytest test-newest bench clean help
+
+help:
+	@echo "make demo    extract the embedded model's activations, verify them, look at a document"
+	@echo "make test    lint, types, import contracts, all tests"
+	@echo "make bench   every benchmark, each a table"
+	@echo "make clean   remove the environments and what the demo made"
+
+# torch comes first: asked for by another package, it may bring gigabytes of CUDA.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(PIP_INSTALL) "$$(grep '^torch==' constraints.txt)"
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	@rm -rf $(DEMO)
+	@mkdir -p $(DEMO)
+	@PATH="$(abspath $(BIN)):$$PATH" sh docs/demo.sh $(DEMO)
+
+test: check pytest test-newest
+
+check: lint types contracts
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+contracts: $(VENV)/.installed
+	$(BIN)/lint-imports
+
+pytest: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+# The store's own tests need no torch: they run on the newest Python at hand, with the newest zarr.
+test-newest:
+ifeq ($(NEWEST),)
+	@echo "no Python 3.12 or later is at hand: the store's tests ran on $(PYTHON) alone"
+else
+	@test -f $(VENV)-newest/.installed || { \
+	  $(NEWEST) -m venv $(VENV)-newest && \
+	  $(VENV)-newest/bin/python -m pip install --quiet 'zarr>=3.4' -e . \
+	    hypothesis pytest pytest-timeout pandas xarray tensorstore 'dask[array]' && \
+	  touch $(VENV)-newest/.installed; }
+	$(VENV)-newest/bin/python -m pytest tests/store tests/analysis
+endif
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) $(VENV)-newest $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,108 @@
+"""``actlas``: one group of verbs, each in its own file, loaded when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from actlas.jobs.flags import debug_option
+from actlas.store.errors import EXIT_DONE, EXIT_RESUME, ActlasError
+
+VERBS: Mapping[str, str] = {
+    "plan": "Fix what the rows are: model, corpus, windows, hookpoints.",
+    "extract": "Compute and write them; plans first where there is no plan, resumes else.",
+    "status": "How far an extraction is.",
+    "verify": "Prove a store against its receipts.",
+    "info": "What a store holds.",
+    "show": "A document: its text, tokens and norms.",
+}
+
+
+class Verbs(click.Group):
+    """Loads a verb when it is called, and turns errors into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order in which they are used."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"actlas.jobs.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run a verb and exit with its code."""
+        try:
+            code = super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("stopped; nothing done is lost: run the same command again", err=True)
+            ctx.exit(EXIT_RESUME)
+        except ActlasError as error:
+            _tell(error, ctx.meta)
+            ctx.exit(error.exit_code)
+        ctx.exit(code if isinstance(code, int) else EXIT_DONE)
+
+
+def _tell(error: ActlasError, meta: Mapping[str, Any]) -> None:
+    if meta.get("actlas.debug"):
+        traceback.print_exception(error)
+    if meta.get("actlas.json"):
+        click.echo(json.dumps({"error": {"kind": error.kind, "message": error.message}}))
+        click.echo(f"error ({error.kind}): {error}", err=True)
+    else:
+        click.echo(f"error: {error}", err=True)
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from actlas import __version__
+
+        click.echo(f"actlas {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 all done; 1 an error; 2 usage; 3 done with shards in quarantine; "
+    "4 verify found damage; 75 stopped, or another driver is at work: run it again.",
+)
+@debug_option
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Print the version.",
+)
+def cli() -> None:
+    """Every token's activation of a transformer, in one plain Zarr store."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    from actlas.jobs.signals import terminate_as_interrupt
+
+    terminate_as_interrupt()
+    try:
+        cli.main(args=None if arguments is None else list(arguments), prog_name="actlas")
+    except KeyboardInterrupt:
+        sys.exit(EXIT_RESUME)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""From defaults, a YAML file, command-line options and dotted overrides to two strict models.
+
+Later ones win, in that order. Unknown keys are refused with the nearest known ones; nothing is
+evaluated. What was *given* is kept apart from what is default, since a store that is already
+planned refuses only what was given and differs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from actlas.jobs.formatting import parse_count
+from actlas.pipeline.options import PlanOptions, RunOptions
+from actlas.store.errors import ConfigError
+from actlas.store.schema import summarize
+
+Section = Literal["plan", "run"]
+SECTIONS: Mapping[str, type[BaseModel]] = {"plan": PlanOptions, "run": RunOptions}
+_REMOTE = ("hf:", "builtin:")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a command was asked for.
+
+    Parameters
+    ----------
+    plan : mapping
+        The plan's fields that were given, checked, with local paths made absolute.
+    run : RunOptions
+        The whole run: given fields over defaults.
+    origin : mapping
+        Where each given field came from (``--max-tokens``, ``run.yaml``), for messages.
+    """
+
+    plan: Mapping[str, Any]
+    run: RunOptions
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+    def plan_options(self) -> PlanOptions:
+        """Return the whole plan, given fields over defaults.
+
+        Raises
+        ------
+        ConfigError
+            The model or the corpus was not given.
+        """
+        missing = [name for name in ("model", "corpus") if name not in self.plan]
+        if missing:
+            wanted = " and ".join(f"--{name}" for name in missing)
+            raise ConfigError(
+                f"there is nothing planned here yet, and a plan needs {wanted}: for example "
+                "--model builtin:actlas-6m --corpus builtin:python-docs",
+                missing=missing,
+            )
+        return PlanOptions.model_validate(dict(self.plan))
+
+
+def resolve(
+    options: Mapping[Section, Mapping[str, Any]],
+    overrides: Sequence[str] = (),
+    file: str | os.PathLike[str] | None = None,
+) -> Asked:
+    """Lay the sources over each other and check the result.
+
+    Parameters
+    ----------
+    options : mapping of section to mapping
+        Command-line options that were given.
+    overrides : sequence of str
+        ``plan.seed=1``, ``run.workers=4``; the value is YAML.
+    file : path, optional
+        YAML with the sections ``plan`` and ``run``.
+
+    Raises
+    ------
+    ConfigError
+        A key is unknown, a value is not of its type, the file cannot be read.
+    """
+    given: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    origin: dict[str, str] = {}
+    layers: list[tuple[str, Mapping[str, Mapping[str, Any]]]] = []
+    if file is not None:
+        layers.append((os.fspath(file), read_file(file)))
+    layers.append(("", {str(name): values for name, values in options.items()}))
+    layers.extend((text, read_override(text)) for text in overrides)
+    for where, layer in layers:
+        for section, values in layer.items():
+            for key, value in values.items():
+                given[section][key] = _whole_number(SECTIONS[section], key, value)
+                origin[f"{section}.{key}"] = where or f"--{key.replace('_', '-')}"
+    plan = _validate(PlanOptions, {"model": "", "corpus": "", **given["plan"]}, origin)
+    run = _validate(RunOptions, given["run"], origin)
+    dumped = plan.model_dump(mode="json", include=set(given["plan"]))
+    return Asked(_absolute_paths(dumped), run, origin)
+
+
+def read_file(file: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Read a YAML file of sections, safely, and check its keys.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read, is not YAML, or has an unknown section or key.
+    """
+    where = os.fspath(file)
+    try:
+        body = yaml.safe_load(Path(file).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror})", path=where) from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{where}: not YAML: {reason}", path=where) from error
+    body = {} if body is None else body
+    if not isinstance(body, dict):
+        raise ConfigError(
+            f"{where}: got a {type(body).__name__}, expected the sections `plan:` and `run:`",
+            path=where,
+        )
+    layer: dict[str, dict[str, Any]] = {}
+    for section, values in body.items():
+        _known(str(section), SECTIONS, where, "section")
+        if not isinstance(values, dict | None):
+            raise ConfigError(f"{where}: {section}: got {values!r}, expected keys and values")
+        layer[section] = dict(values or {})
+        for key in layer[section]:
+            _known(str(key), SECTIONS[section].model_fields, where, f"key in `{section}:`")
+    return layer
+
+
+def read_override(text: str) -> dict[str, dict[str, Any]]:
+    """Parse one dotted override.
+
+    Raises
+    ------
+    ConfigError
+        It is not of the form ``section.key=value``, or names an unknown key.
+
+    Examples
+    --------
+    >>> read_override("run.workers=4")
+    {'run': {'workers': 4}}
+    """
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not equals or not dot:
+        raise ConfigError(
+            f"got {text!r}, expected an override such as run.workers=4 or plan.seed=1"
+        )
+    _known(section, SECTIONS, text, "section")
+    _known(key, SECTIONS[section].model_fields, text, f"key of {section}")
+    try:
+        return {section: {key: yaml.safe_load(value)}}
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{text}: the value is not YAML: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _known(name: str, known: Iterable[str], where: str, what: str) -> None:
+    names = list(known)
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are: {', '.join(names)}."
+    raise ConfigError(f"{where}: unknown {what}: {name!r}. {hint}", key=name, near=near)
+
+
+def _whole_number(model: type[BaseModel], key: str, value: Any) -> Any:
+    """Read ``2e6`` and ``2M`` where a whole number is wanted; a string where strings are."""
+    wanted = set(get_args(model.model_fields[key].annotation)) or {
+        model.model_fields[key].annotation
+    }
+    if int in wanted and isinstance(value, str):
+        return parse_count(value)
+    if key == "hookpoints" and isinstance(value, str):
+        return split_names(value)
+    if str in wanted and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return value
+
+
+def split_names(text: str) -> list[str]:
+    """Return comma-separated names.
+
+    >>> split_names("resid_post.*, embed")
+    ['resid_post.*', 'embed']
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _validate(model: type[Any], values: Mapping[str, Any], origin: Mapping[str, str]) -> Any:
+    section = "plan" if model is PlanOptions else "run"
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        where = origin.get(f"{section}.{key}", section)
+        raise ConfigError(f"{where}: {summarize(error)}", key=key) from error
+
+
+def _absolute_paths(plan: dict[str, Any]) -> dict[str, Any]:
+    """Make local paths absolute: workers run elsewhere, and a store outlives its shell."""
+    result = dict(plan)
+    for key in ("model", "tokenizer"):
+        value = result.get(key)
+        if value and not value.startswith(_REMOTE) and Path(value).expanduser().exists():
+            result[key] = os.path.abspath(Path(value).expanduser())  # noqa: PTH100 - keep links
+    corpus = result.get("corpus")
+    if corpus and not corpus.startswith(_REMOTE):
+        result["corpus"] = os.path.abspath(Path(corpus).expanduser())  # noqa: PTH100 - and globs
+    return result

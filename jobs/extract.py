@@ -1,0 +1,138 @@
+"""``actlas extract``, and :func:`actlas.extract` for notebooks and scripts."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from actlas.jobs.config import SECTIONS, Asked, Section, resolve
+from actlas.jobs.flags import debug_option
+from actlas.jobs.options import asked_for, config_options, section_options
+from actlas.jobs.resume import check_same_plan
+from actlas.store.errors import (
+    EXIT_DONE,
+    ActlasError,
+    ConfigError,
+    InterruptedRunError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
+
+if TYPE_CHECKING:
+    from actlas.jobs.run import Outcome
+    from actlas.store.store import Store
+
+
+def extract(
+    path: str | os.PathLike[str],
+    *,
+    config: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    **options: Any,
+) -> Store:
+    """Plan where there is no plan, extract what is missing, and return the store.
+
+    Parameters
+    ----------
+    path : path
+        Of the store: new, or one to go on with.
+    config : path, optional
+        YAML with the sections ``plan`` and ``run``.
+    overrides : sequence of str
+        ``"run.workers=4"``.
+    **options
+        Any field of :class:`~actlas.pipeline.options.PlanOptions` and
+        :class:`~actlas.pipeline.options.RunOptions`: ``model``, ``corpus``, ``hookpoints``,
+        ``executor``, ``workers``.
+
+    Raises
+    ------
+    ActlasError
+        Shards are left in quarantine, or the run was stopped.
+
+    Examples
+    --------
+    >>> store = actlas.extract(                                        # doctest: +SKIP
+    ...     "run.zarr", model="builtin:actlas-6m", corpus="builtin:python-docs"
+    ... )
+    """
+    sorted_options: dict[Section, dict[str, Any]] = {"plan": {}, "run": {}}
+    for name, value in options.items():
+        sorted_options[_section_of(name)][name] = value
+    asked = resolve(sorted_options, overrides, config)
+    store, outcome = extract_at(os.fspath(path), asked)
+    if outcome.quarantined:
+        raise ActlasError(outcome.line, shards=list(outcome.quarantined))
+    if outcome.exit_code != EXIT_DONE:
+        raise InterruptedRunError(outcome.line)
+    return store
+
+
+def extract_at(path: str, asked: Asked) -> tuple[Store, Outcome]:
+    """Open or plan the store at a path, then extract what is missing from it."""
+    from actlas.jobs.run import run_extraction
+
+    store = open_or_plan(path, asked)
+    return store, run_extraction(store, asked.run)
+
+
+def open_or_plan(path: str, asked: Asked) -> Store:
+    """Open a store, held against what was asked for; where there is none, plan it.
+
+    Raises
+    ------
+    PlanMismatchError
+        Something that was given differs from the store's plan.
+    """
+    from actlas.store.store import open_store
+
+    try:
+        store = open_store(path)
+    except StoreNotFoundError:
+        from actlas.jobs.plan import make
+
+        try:
+            return make(path, asked)
+        except StoreExistsError:  # another planner was faster, or something else lies there
+            try:
+                store = open_store(path)
+            except StoreNotFoundError as error:
+                raise StoreExistsError(
+                    f"{path}: something lies there that is no store. Give another path, or "
+                    "remove it.",
+                    path=path,
+                ) from error
+    check_same_plan(store.plan, asked, path)
+    return store
+
+
+def _section_of(name: str) -> Section:
+    if name in SECTIONS["plan"].model_fields:
+        return "plan"
+    if name in SECTIONS["run"].model_fields:
+        return "run"
+    known = [*SECTIONS["plan"].model_fields, *SECTIONS["run"].model_fields]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are: {', '.join(known)}."
+    raise ConfigError(f"unknown option {name!r}. {hint}", key=name, near=near)
+
+
+@click.command("extract", short_help="Compute and write the rows.")
+@click.argument("store")
+@section_options("plan")
+@section_options("run")
+@config_options
+@debug_option
+def command(store: str, **values: Any) -> int:
+    """Compute and write the rows of STORE, planning first where there is no plan.
+
+    The same command again goes on where it was stopped. An option of the plan that is given again
+    must be what the store was planned with.
+    """
+    _, outcome = extract_at(store, asked_for(values))
+    click.echo(outcome.line)
+    return outcome.exit_code

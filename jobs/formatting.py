@@ -1,0 +1,104 @@
+"""Numbers, durations and text as a person reads them on a terminal."""
+
+from __future__ import annotations
+
+import re
+
+from actlas.store.errors import ConfigError
+
+_COUNT = re.compile(r"(?P<number>\d+(\.\d+)?(e\+?\d+)?)(?P<unit>[kmgbt]?)", re.IGNORECASE)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+
+
+def parse_count(text: str) -> int:
+    """Return a whole number from ``2000000``, ``2_000_000``, ``2,000,000``, ``2e6``, ``2M``.
+
+    Raises
+    ------
+    ConfigError
+        It is none, or not whole.
+
+    Examples
+    --------
+    >>> parse_count("2_000_000"), parse_count("2e6"), parse_count("2.5M")
+    (2000000, 2000000, 2500000)
+    """
+    cleaned = re.sub(r"(?<=\d)[_,](?=\d)", "", text.strip())
+    match = _COUNT.fullmatch(cleaned)
+    if match is not None and re.fullmatch(r"\d+", cleaned):
+        return int(cleaned)
+    if match is not None:
+        value = float(match["number"]) * _UNITS[match["unit"].lower()]
+        if value == int(value):
+            return int(value)
+    raise ConfigError(
+        f"got {text!r}, expected a whole number such as 2000000, 2_000_000, 2e6 or 2M"
+    )
+
+
+def count(value: float) -> str:
+    """Return a whole number with thousands separated.
+
+    >>> count(1234567)
+    '1,234,567'
+    """
+    return f"{value:,.0f}"
+
+
+def n_bytes(value: float) -> str:
+    """Return bytes in decimal units, three digits.
+
+    >>> n_bytes(512), n_bytes(1_234_567_890)
+    ('512 B', '1.23 GB')
+    """
+    if value < 1000:
+        return f"{value:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        value /= 1000
+        if value < 999.5 or unit == "PB":
+            break
+    return f"{value:.3g} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the unit that fits.
+
+    >>> duration(3.21), duration(34), duration(250), duration(7300)
+    ('3.2 s', '34 s', '4 min 10 s', '2 h 02 min')
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 119.5:
+        return f"{seconds:.0f} s"
+    whole = round(seconds)
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def printable(text: str) -> str:
+    r"""Return text with control characters escaped, so that it cannot steer a terminal.
+
+    Newlines and tabs are escaped too: the result is one line.
+
+    >>> printable("a\x1b[31mb\n")
+    'a\\x1b[31mb\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def ranges(numbers: list[int], limit: int = 8) -> str:
+    """Return ascending numbers as ranges, at most ``limit`` of them.
+
+    >>> ranges([0, 1, 2, 5, 7, 8])
+    '0-2, 5, 7-8'
+    """
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    shown = [f"{a}" if a == b else f"{a}-{b}" for a, b in parts[:limit]]
+    more = len(parts) - len(shown)
+    return ", ".join(shown) + (f" and {more} more ranges" if more > 0 else "")

@@ -1,0 +1,104 @@
+"""``actlas info``: what a store holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import click
+import numpy as np
+
+from actlas.jobs.flags import debug_option, json_option
+from actlas.jobs.formatting import count, n_bytes, printable
+from actlas.store.store import Store, open_store
+
+
+def info_of(store: Store) -> dict[str, Any]:
+    """Return a store's plan and statistics as plain values."""
+    plan = store.plan
+    done = store.done()
+    return {
+        "store": store.path,
+        "plan": plan.model_dump(mode="json"),
+        "n_shards": plan.n_shards,
+        "n_shards_done": len(done),
+        "n_stored_bytes": store.n_stored_bytes(),
+        "statistics": {h.name: _summary(store, h.name) for h in plan.hookpoints} if done else {},
+    }
+
+
+def _summary(store: Store, hookpoint: str) -> dict[str, float]:
+    """Return a hookpoint's moments over all its units, in a few numbers.
+
+    ``rms_norm`` is the root mean square L2 norm of a row, from the units' second moments.
+    """
+    moments = store.statistics(hookpoint)
+    n = np.maximum(moments.n, 1)
+    second = moments.m2 / n + moments.mean**2
+    return {
+        "n_rows": float(moments.n.max()),
+        "rms_norm": float(np.sqrt(second.sum())),
+        "norm_of_mean": float(np.linalg.norm(moments.mean)),
+        "mean_std": float(np.mean(np.sqrt(moments.m2 / n))),
+        "max_std": float(np.max(np.sqrt(moments.m2 / n))),
+        "min": float(np.nanmin(moments.min)) if moments.n.any() else float("nan"),
+        "max": float(np.nanmax(moments.max)) if moments.n.any() else float("nan"),
+    }
+
+
+def _lines(info: dict[str, Any]) -> Iterable[str]:
+    plan = info["plan"]
+    model, corpus, windows = plan["model"], plan["corpus"], plan["windows"]
+    yield info["store"]
+    yield (
+        f"model       {printable(model['id'])} ({model['architecture']}, {model['n_layers']} "
+        f"layers, d_model {model['d_model']}, computed in {model['compute_dtype']})"
+    )
+    yield f"weights     sha256 {model['weights_sha256'][:16]}…, revision {model['revision'] or '-'}"
+    yield (
+        f"corpus      {printable(corpus['uri'])}: {count(plan['n_documents'])} documents, "
+        f"{count(plan['n_tokens'])} tokens"
+    )
+    if corpus["n_records_skipped"]:
+        yield (
+            f"skipped     {count(corpus['n_records_skipped'])} of "
+            f"{count(corpus['n_records_read'])} records"
+        )
+    yield (
+        f"windows     {count(plan['n_windows'])} of at most {count(windows['max_length'])} tokens; "
+        f"longer documents: {windows['long']}"
+    )
+    yield f"rows        {plan['order']} order, seed {plan['seed']}, dtype {plan['dtype']}"
+    yield (
+        f"shards      {info['n_shards_done']:,} of {info['n_shards']:,} done, "
+        f"{count(plan['shard_rows'])} rows each, compression {plan['compression']}"
+    )
+    yield f"stored      {n_bytes(info['n_stored_bytes'])}"
+    yield ""
+    header = ("hookpoint", "width", "rms norm", "|mean|", "mean std", "min", "max")
+    yield f"{header[0]:<24}" + "".join(f"{name:>11}" for name in header[1:])
+    for hookpoint in plan["hookpoints"]:
+        yield _hookpoint_line(hookpoint, info["statistics"].get(hookpoint["name"]))
+
+
+def _hookpoint_line(hookpoint: dict[str, Any], summary: dict[str, float] | None) -> str:
+    line = f"{hookpoint['name']:<24}{hookpoint['width']:>11,}"
+    if summary is None:
+        return line + "   not extracted yet"
+    names = ("rms_norm", "norm_of_mean", "mean_std", "min", "max")
+    return line + "".join(f"{summary[name]:>11.4g}" for name in names)
+
+
+@click.command("info", short_help="What a store holds.")
+@click.argument("store")
+@json_option
+@debug_option
+def command(store: str, as_json: bool) -> None:
+    """Say what STORE holds: model, corpus, windows, hookpoints, bytes, statistics.
+
+    rms norm: the root mean square of the rows' L2 norms. |mean|: the norm of the mean row.
+    mean std: the mean of the units' standard deviations.
+    """
+    info = info_of(open_store(store))
+    click.echo(json.dumps(info) if as_json else "\n".join(_lines(info)))

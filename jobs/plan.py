@@ -1,0 +1,61 @@
+"""``actlas plan``: fix what the rows are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from actlas.jobs.config import Asked
+from actlas.jobs.flags import debug_option
+from actlas.jobs.formatting import count
+from actlas.jobs.options import asked_for, config_options, section_options
+from actlas.jobs.resume import check_same_plan
+from actlas.store.errors import StoreNotFoundError
+
+if TYPE_CHECKING:
+    from actlas.store.store import Store
+
+
+def make(path: str, asked: Asked) -> Store:
+    """Plan a new store and return it."""
+    from actlas.pipeline.plan import make_plan
+
+    return make_plan(path, asked.plan_options(), lambda text: click.echo(text, err=True))
+
+
+@click.command("plan", short_help="Fix what the rows are.")
+@click.argument("store")
+@section_options("plan")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Estimate from a sample and write nothing.  [default: no]",
+)
+@config_options
+@debug_option
+def command(store: str, dry_run: bool, **values: Any) -> None:
+    """Fix what the rows of STORE are. Nothing is extracted without a plan, and a plan is frozen."""
+    asked = asked_for(values)
+    if dry_run:
+        from actlas.pipeline.plan import estimate
+
+        click.echo(str(estimate(asked.plan_options())))
+        click.echo(f"dry run: nothing was written -> next: actlas plan {store} with these options")
+        return
+    from actlas.store.store import open_store
+
+    try:
+        planned = open_store(store)
+    except StoreNotFoundError:
+        planned = make(store, asked)
+        word = "planned"
+    else:
+        check_same_plan(planned.plan, asked, store)
+        word = "planned already"
+    plan = planned.plan
+    click.echo(
+        f"{word}: {count(plan.n_documents)} documents, {count(plan.n_tokens)} rows x "
+        f"{len(plan.hookpoints)} hookpoints in {plan.n_shards:,} shards -> next: actlas extract "
+        f"{store}"
+    )

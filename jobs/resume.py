@@ -1,0 +1,60 @@
+"""Hold what a command asks for against a store's frozen plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from actlas.jobs.config import Asked
+from actlas.pipeline.options import PlanOptions
+from actlas.store.errors import PlanMismatchError
+from actlas.store.schema import Plan
+
+_RESOLVED: Mapping[str, Callable[[Plan], Any]] = {
+    "model": lambda plan: plan.model.id,
+    "corpus": lambda plan: plan.corpus.uri,
+    "hookpoints": lambda plan: [h.name for h in plan.hookpoints],
+    "tokenizer": lambda plan: plan.tokenizer.id,
+    "revision": lambda plan: plan.model.revision,
+    "text_field": lambda plan: plan.corpus.text_field,
+    "label_field": lambda plan: plan.corpus.label_field,
+    "max_length": lambda plan: plan.windows.max_length,
+    "long": lambda plan: plan.windows.long,
+    "order": lambda plan: plan.order,
+    "sample": lambda plan: plan.corpus.sample,
+    "dtype": lambda plan: plan.dtype,
+    "model_dtype": lambda plan: plan.model.compute_dtype,
+    "compression": lambda plan: plan.compression,
+    "shard_rows": lambda plan: plan.shard_rows,
+    "seed": lambda plan: plan.seed,
+}
+"""What the plan made of a field that may have been left to its default."""
+
+
+def check_same_plan(plan: Plan, asked: Asked, path: str) -> None:
+    """Refuse what was given and differs from what the store was planned with.
+
+    A field that was not given comes from the plan. One that was left open when planning
+    (``max_length``, say) may now be given as what it was resolved to.
+
+    Raises
+    ------
+    PlanMismatchError
+        Naming the first field that differs, with both values.
+    """
+    defaults = PlanOptions(model="", corpus="").model_dump(mode="json")
+    for field, value in asked.plan.items():
+        planned = plan.request.get(field, defaults[field])
+        resolved = _RESOLVED[field](plan) if field in _RESOLVED else planned
+        if value in (planned, resolved):
+            continue
+        shown = resolved if planned is None else planned
+        where = asked.origin.get(f"plan.{field}", field)
+        raise PlanMismatchError(
+            f"{path}: planned with {field} = {shown!r}, now asked for {value!r} ({where}). A plan "
+            f"is frozen: leave {field} out to go on with this store, or give another path for a "
+            "new one.",
+            field=field,
+            planned=shown,
+            asked=value,
+        )

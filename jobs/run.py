@@ -1,0 +1,139 @@
+"""The extraction job: plan where there is none, hold the lease, run, say what was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from actlas.jobs import executors, logs
+from actlas.jobs.executors import Job, MakeWorker
+from actlas.jobs.formatting import count, duration, n_bytes, ranges
+from actlas.jobs.ledger import Ledger
+from actlas.jobs.progress import PlainProgress, Tally, display
+from actlas.jobs.signals import Stop
+from actlas.jobs.worker import open_worker
+from actlas.pipeline.options import RunOptions
+from actlas.store import lease
+from actlas.store.errors import EXIT_DONE, EXIT_QUARANTINE, EXIT_RESUME, LeaseHeldError
+from actlas.store.receipts import EXTRACT
+
+if TYPE_CHECKING:
+    from actlas.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes
+    ----------
+    exit_code : int
+        0, 3 with quarantine, 75 where it was stopped.
+    line : str
+        What was made and what to do next.
+    """
+
+    exit_code: int
+    line: str
+    quarantined: tuple[int, ...]
+
+
+def run_extraction(store: Store, run: RunOptions, make_worker: MakeWorker = open_worker) -> Outcome:
+    """Extract what is missing from a store.
+
+    Raises
+    ------
+    LeaseHeldError
+        Another driver works on this store.
+    ActlasError
+        What stopped the run where no shard is to blame.
+    """
+    ledger = Ledger(store.objects, EXTRACT, run)
+    with lease.hold(store.objects, say=_say) as held:
+        log = logs.start(store.path, "driver")
+        try:
+            if run.retry_quarantined:
+                ledger.release(ledger.quarantined())
+            missing = store.missing()
+            shards = tuple(sorted(set(missing) - set(ledger.quarantined())))
+            tally = _tally(store, missing)
+            watch = display(tally)
+            logs.LOGGER.info("run", extra={"options": run.model_dump(), "n_shards": len(shards)})
+            stop = Stop(watch.say, held.lost)
+            if shards:
+                _introduce(store, run, watch, shards)
+                with watch.shown():
+                    job = Job(store.path, run, shards, make_worker)
+                    executors.named(run.executor)(job, ledger, watch, stop)
+            if held.lost.is_set():
+                raise LeaseHeldError(
+                    f"{store.path}: another driver took over the lease while this one stood "
+                    "still. Nothing is lost: it goes on."
+                )
+            outcome = _outcome(store, ledger, tally, stopped=stop.signalled)
+            logs.LOGGER.info("end", extra={"exit_code": outcome.exit_code, "line": outcome.line})
+            return outcome
+        finally:
+            logs.end(log)
+
+
+def _say(text: str) -> None:
+    import sys
+
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - before there is a display
+
+
+def _tally(store: Store, missing: list[int]) -> Tally:
+    spans = [store.shard_range(shard) for shard in missing]
+    left = sum(stop - start for start, stop in spans)
+    n_rows = store.plan.n_tokens
+    return Tally(n_rows=n_rows, n_rows_before=n_rows - left, n_shards=len(missing))
+
+
+def _introduce(
+    store: Store, run: RunOptions, watch: PlainProgress, shards: tuple[int, ...]
+) -> None:
+    plan = store.plan
+    workers = f", {run.workers} workers" if run.executor == "ray" else ""
+    resumed = "" if len(shards) == plan.n_shards else f" of {plan.n_shards:,} (the rest is done)"
+    watch.say(
+        f"extracting {len(shards):,} shards{resumed}: {plan.model.id} over {plan.corpus.uri}, "
+        f"{len(plan.hookpoints)} hookpoints ({run.executor}{workers})"
+    )
+
+
+def _outcome(store: Store, ledger: Ledger, tally: Tally, *, stopped: bool) -> Outcome:
+    missing = store.missing()
+    quarantined = tuple(sorted(set(ledger.quarantined()) & set(missing)))
+    made = _made(store, tally)
+    if stopped and set(missing) - set(quarantined):
+        left = len(missing) - len(quarantined)
+        line = f"stopped: {made}; {left:,} shards left -> next: run the same command again"
+        return Outcome(EXIT_RESUME, line, quarantined)
+    if quarantined:
+        line = (
+            f"done but for shards in quarantine ({ranges(list(quarantined))}): "
+            f"{made} -> next: actlas status {store.path} says why; --retry-quarantined tries again"
+        )
+        return Outcome(EXIT_QUARANTINE, line, quarantined)
+    if missing:
+        raise AssertionError(f"{store.path}: the run ended with shards {missing} not done")
+    line = f"done: {made} -> next: actlas verify {store.path}"
+    return Outcome(EXIT_DONE, line, quarantined)
+
+
+def _made(store: Store, tally: Tally) -> str:
+    """Say what this run made."""
+    hookpoints = f"{len(store.plan.hookpoints)} hookpoints"
+    if not tally.n_rows_done:
+        before = f"{count(tally.n_rows_before)} rows x {hookpoints} were there already"
+        return before if tally.n_rows_before else "nothing"
+    share = tally.share_of_bare()
+    bare = "" if share is None else f", {share:.2f} of the bare forward pass"
+    text = (
+        f"{count(tally.n_rows_done)} rows x {hookpoints}, {n_bytes(tally.n_bytes)} in "
+        f"{duration(tally.seconds())} ({count(tally.mean_rate())} rows/s{bare})"
+    )
+    if tally.n_nonfinite:
+        text += f", {count(tally.n_nonfinite)} values are NaN or infinite"
+    return text

@@ -1,0 +1,118 @@
+"""``actlas show``: one document, its tokens, and how large they are at each hookpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import click
+import numpy as np
+
+from actlas.jobs.flags import debug_option, json_option
+from actlas.jobs.formatting import count, printable
+from actlas.store.documents import Document
+from actlas.store.errors import ConfigError
+from actlas.store.store import Store, open_store
+
+AROUND = 8
+"""Tokens shown on each side of ``--pos``."""
+TEXT_CHARACTERS = 1200
+
+
+def show_of(store: Store, doc_idx: int, pos_idx: int | None) -> dict[str, Any]:
+    """Return a document as plain values, with the L2 norm of every row.
+
+    Raises
+    ------
+    ConfigError
+        There is no such document, or no such token.
+    """
+    try:
+        document = store.document(doc_idx)
+        context = None if pos_idx is None else store.context(doc_idx, pos_idx)
+    except IndexError as error:
+        raise ConfigError(f"{store.path}: {error}", doc_idx=doc_idx, pos_idx=pos_idx) from error
+    shown: dict[str, Any] = {
+        "store": store.path,
+        "doc_idx": doc_idx,
+        "text": document.text,
+        "label": document.label,
+        "source": document.source.name,
+        "record": document.source.record,
+        "token_id": document.token_id.tolist(),
+        "tokens": document.tokens,
+        "norms": _norms(document),
+    }
+    if context is not None:
+        shown["pos_idx"] = pos_idx
+        shown["context"] = [context.before, context.token, context.after]
+    return shown
+
+
+def _norms(document: Document) -> dict[str, list[float]]:
+    return {
+        name: np.linalg.norm(document.activations[name].astype(np.float32), axis=1).tolist()
+        for name in document.activations
+    }
+
+
+def _lines(shown: dict[str, Any]) -> Iterable[str]:
+    n_tokens = len(shown["tokens"])
+    label = f", label {printable(shown['label'])}" if shown["label"] is not None else ""
+    yield (
+        f"document {shown['doc_idx']}: record {shown['record']} of {printable(shown['source'])}"
+        f"{label}, {count(n_tokens)} tokens, {count(len(shown['text']))} characters"
+    )
+    yield ""
+    pos_idx = shown.get("pos_idx")
+    if pos_idx is None:
+        text = shown["text"]
+        more = (
+            f" … and {count(len(text) - TEXT_CHARACTERS)} more"
+            if len(text) > TEXT_CHARACTERS
+            else ""
+        )
+        yield printable(text[:TEXT_CHARACTERS]) + more
+        first, last = 0, min(n_tokens, 4 * AROUND)
+    else:
+        before, token, after = (printable(part) for part in shown["context"])
+        yield f"… {before}>>{token}<<{after} …"
+        first, last = max(0, pos_idx - AROUND), min(n_tokens, pos_idx + AROUND + 1)
+    yield ""
+    yield from _table(shown, first, last, pos_idx)
+    if last - first < n_tokens:
+        yield f"tokens [{first}, {last}) of {count(n_tokens)}; --pos N shows those around token N"
+
+
+def _table(shown: dict[str, Any], first: int, last: int, pos_idx: int | None) -> Iterable[str]:
+    """Yield a row per token: its place, id and piece, and its L2 norm at each hookpoint."""
+    hookpoints = list(shown["norms"])
+    widths = [max(9, len(name) + 2) for name in hookpoints]
+    heads = "".join(f"{name:>{width}}" for name, width in zip(hookpoints, widths, strict=True))
+    yield f"  {'pos':>6} {'id':>7}  {'token':<18}{heads}   (L2 norms)"
+    for pos in range(first, last):
+        piece = printable(shown["tokens"][pos])
+        piece = piece if len(piece) <= 16 else piece[:15] + "…"
+        norms = "".join(
+            f"{shown['norms'][name][pos]:>{width}.4g}"
+            for name, width in zip(hookpoints, widths, strict=True)
+        )
+        mark = ">" if pos == pos_idx else " "
+        yield f"{mark} {pos:>6} {shown['token_id'][pos]:>7}  {'|' + piece + '|':<18}{norms}"
+
+
+@click.command("show", short_help="A document: its text, tokens and norms.")
+@click.argument("store")
+@click.option("--doc", type=click.IntRange(min=0), required=True, help="Its doc_idx, from 0.")
+@click.option(
+    "--pos",
+    type=click.IntRange(min=0),
+    help="A token's pos_idx: mark it, and show what is around it.  [default: the beginning]",
+)
+@json_option
+@debug_option
+def command(store: str, doc: int, pos: int | None, as_json: bool) -> None:
+    """Show a document of STORE: its text, its tokens, their L2 norms at each hookpoint."""
+    shown = show_of(open_store(store), doc, pos)
+    click.echo(json.dumps(shown) if as_json else "\n".join(_lines(shown)))

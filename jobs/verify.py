@@ -1,0 +1,87 @@
+"""``actlas verify``: every receipt against the bytes."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from actlas.jobs.flags import debug_option, json_option
+from actlas.jobs.formatting import count, duration, n_bytes, ranges
+from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE
+from actlas.store.store import open_store
+from actlas.store.verify import Report
+from actlas.store.verify import verify as check
+
+
+def report_of(report: Report, path: str, seconds: float) -> dict[str, Any]:
+    """Return a report as plain values."""
+    return {
+        "store": path,
+        "ok": report.ok,
+        "complete": not report.missing,
+        "full": report.full,
+        "n_objects": report.n_objects,
+        "n_bytes": report.n_bytes,
+        "seconds": seconds,
+        "missing": list(report.missing),
+        "unclaimed": list(report.unclaimed),
+        "damages": [
+            {"key": d.key, "what": d.what, "start": d.start, "stop": d.stop} for d in report.damages
+        ],
+    }
+
+
+def _lines(report: Report, path: str, seconds: float) -> list[str]:
+    lines = [f"damaged: {damage}" for damage in report.damages]
+    if report.missing:
+        lines.append(f"not extracted yet: shards {ranges(list(report.missing))}")
+    if report.unclaimed:
+        lines.append(
+            f"{count(len(report.unclaimed))} objects of shards without a receipt: the next "
+            "`actlas extract` adopts them"
+        )
+    what = "every byte" if report.full else "sizes, metadata and receipts"
+    checked = (
+        f"{what} of {count(report.n_objects)} objects, {n_bytes(report.n_bytes)}, in "
+        f"{duration(seconds)}"
+    )
+    if not report.ok:
+        lines.append(
+            f"damaged: {len(report.damages):,} findings; checked {checked} -> next: keep this "
+            "output; the rows named are not to be trusted"
+        )
+    elif report.missing:
+        lines.append(f"whole so far: {checked} -> next: actlas extract {path}")
+    else:
+        then = f"actlas show {path} --doc 0" if report.full else f"actlas verify {path} --full"
+        lines.append(f"whole: {checked} -> next: {then}")
+    return lines
+
+
+@click.command("verify", short_help="Prove a store against its receipts.")
+@click.argument("store")
+@click.option(
+    "--full",
+    is_flag=True,
+    help="Read every byte; without it sizes, metadata and receipts.  [default: no]",
+)
+@json_option
+@debug_option
+def command(store: str, full: bool, as_json: bool) -> int:
+    """Prove STORE: its metadata against the plan, its shards against their receipts.
+
+    Names every damaged, missing, truncated, empty or stray object, with its rows; exits with 4
+    where there is one.
+    """
+    opened = open_store(store)
+    began = time.perf_counter()
+    report = check(opened, full=full)
+    seconds = time.perf_counter() - began
+    if as_json:
+        click.echo(json.dumps(report_of(report, opened.path, seconds)))
+    else:
+        click.echo("\n".join(_lines(report, opened.path, seconds)))
+    return EXIT_DONE if report.ok else EXIT_DAMAGE

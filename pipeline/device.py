@@ -1,0 +1,59 @@
+"""What a process computes on: its device, its CPUs, and the way from torch to numpy."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import ml_dtypes
+import torch
+from numpy.typing import NDArray
+
+from actlas.store.errors import ConfigError
+
+
+def resolve_device(device: str) -> str:
+    """Return the device to use: the one named, or for ``auto`` the accelerator where there is one.
+
+    Raises
+    ------
+    ConfigError
+        There is no device of this name, or this machine has not got it.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"--device {device}: {reason}. Expected auto, cpu, cuda, cuda:N or mps, and one that "
+            "this machine has.",
+            field="device",
+        ) from error
+    return device
+
+
+def device_name(device: str) -> str:
+    """Return a device with the name of its hardware, for the record."""
+    if device.startswith("cuda"):
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.processor() or platform.machine()})"
+
+
+def n_cpus() -> int:
+    """Return the CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return a CPU tensor as numpy sees it, without a copy; bfloat16 through ``ml_dtypes``."""
+    if tensor.dtype == torch.bfloat16:
+        array: NDArray[Any] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return array
+    return tensor.numpy()

@@ -1,0 +1,327 @@
+"""Shards of a plan become activations, and activations become a committed shard.
+
+``compute`` runs the model and fills the shard's arrays, ``commit`` writes them; ``extract`` is
+both, and ``extract_many`` writes one shard while the next is computed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+
+from actlas.pipeline.architecture import quiet
+from actlas.pipeline.batching import Batch, Inputs, assemble, feed, pack, padding_share
+from actlas.pipeline.capture import Capture
+from actlas.pipeline.checks import check_causal, check_windows
+from actlas.pipeline.device import device_name, n_cpus, resolve_device, to_numpy
+from actlas.pipeline.memory import check_memory, project
+from actlas.pipeline.model import find_model, load_config, load_model
+from actlas.pipeline.options import RunOptions
+from actlas.store import layout
+from actlas.store.commit import commit_shard
+from actlas.store.schema import Receipt
+from actlas.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A shard's activations, not yet written.
+
+    Attributes
+    ----------
+    activations : dict of str to ndarray, shape [rows of the shard, width]
+        In the plan's dtype, rows in the order in which they are stored.
+    run : dict
+        How they were made, for the receipt.
+    """
+
+    shard: int
+    activations: dict[str, NDArray[Any]]
+    run: dict[str, Any]
+
+
+class Rate(NamedTuple):
+    """Tokens that went through the model, padding not counted, and the seconds it took."""
+
+    n_tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens per second."""
+        return self.n_tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds spent in each stage of a shard."""
+
+    forward_s: float = 0.0
+    gather_s: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+
+class Extractor:
+    """One model, loaded once, that computes the shards of one store.
+
+    Parameters
+    ----------
+    store : Store
+    run : RunOptions
+    model : str, optional
+        Where to load the model from, if not from where the plan found it; its files must be the
+        same.
+
+    Raises
+    ------
+    ModelError
+        The model is not there, is not the plan's, or is not causal though the plan says so.
+    MemoryBudgetError
+        The run would need more memory than it may use.
+    ConfigError
+        There is no such device.
+    """
+
+    def __init__(self, store: Store, run: RunOptions, *, model: str | None = None) -> None:
+        self.store, self.plan, self.run = store, store.plan, run
+        self.device = resolve_device(run.device)
+        self.threads = run.threads or max(1, n_cpus() // run.workers)
+        torch.set_num_threads(self.threads)
+        spec = self.plan.model
+        folder = find_model(spec, model)
+        config = load_config(folder, trust_remote_code=spec.trust_remote_code)
+        check_windows(config, spec.context_length, self.plan.windows.max_length)
+        check_memory(project(self.plan, config, folder, run), run, self.device)
+        self.model = load_model(spec, str(folder), self.device)
+        if spec.causal:
+            with quiet():
+                check_causal(self.model, self.plan.hookpoints)
+        pad = getattr(config.get_text_config(), "pad_token_id", None)
+        self._pad_id = pad if isinstance(pad, int) and pad >= 0 else 0
+        self._dtype: torch.dtype = getattr(torch, self.plan.dtype)
+
+    def batches(self, shard: int) -> list[Batch]:
+        """Return the batches of a shard, in the order in which they run."""
+        plan, documents = self.plan, self.store.documents
+        start, stop = layout.shard_range(shard, plan.shard_rows, plan.n_tokens)
+        first, last = documents.find(start), documents.find(stop - 1)
+        prefix, suffix = self._special
+        sequences = layout.sequences(
+            documents.starts(first, last + 1),
+            first,
+            start,
+            stop,
+            layout.content_length(
+                plan.windows.max_length,
+                0 if plan.keep_special else len(prefix) + len(plan.tokenizer.suffix_ids),
+            ),
+            causal=plan.model.causal,
+        )
+        return pack(feed(sequences, len(prefix), len(suffix)), self.run.tokens_per_batch)
+
+    def compute(self, shard: int) -> Computed:
+        """Run the model over a shard and return its activations, rows as they are stored.
+
+        Raises
+        ------
+        HookpointError
+            A hookpoint is not what it was planned to be.
+        """
+        plan = self.plan
+        start, stop = layout.shard_range(shard, plan.shard_rows, plan.n_tokens)
+        row_of = torch.from_numpy(layout.shard_rows_of(plan.order, plan.seed, start, stop))
+        buffers = {
+            h.name: torch.empty((stop - start, h.width), dtype=self._dtype) for h in plan.hookpoints
+        }
+        batches = self.batches(shard)
+        clock = _Clock()
+        n_rows = 0
+        with quiet(), torch.inference_mode(), Capture(self.model, plan.hookpoints) as capture:
+            for _batch, inputs in self._inputs(batches):
+                rows = row_of[torch.from_numpy(inputs.token - start)]
+                self._forward(capture, inputs, rows, buffers, clock)
+                n_rows += len(rows)
+        if n_rows != stop - start:
+            raise RuntimeError(
+                f"shard {shard} has tokens [{start}, {stop}), {n_rows} rows were computed"
+            )
+        return Computed(
+            shard,
+            {name: to_numpy(buffer) for name, buffer in buffers.items()},
+            self._record(batches, clock),
+        )
+
+    def commit(self, computed: Computed, attempt: str) -> Receipt:
+        """Write a computed shard and return its receipt."""
+        return commit_shard(
+            self.store,
+            computed.shard,
+            computed.activations,
+            attempt=attempt,
+            run=computed.run,
+            on_nonfinite=self.run.on_nonfinite,
+        )
+
+    def extract(self, shard: int, *, attempt: str) -> Receipt:
+        """Compute a shard and write it.
+
+        Parameters
+        ----------
+        shard : int
+        attempt : str
+            Who writes: recorded with every object.
+        """
+        return self.commit(self.compute(shard), attempt)
+
+    def extract_many(self, shards: Iterable[int], *, attempt: str) -> Iterator[Receipt]:
+        """Extract shards, writing each while the next is computed; yield receipts in order.
+
+        At most two shards are in memory. An error in writing is raised when the next shard has
+        been computed.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="actlas-commit") as writer:
+            pending: Future[Receipt] | None = None
+            for shard in shards:
+                computed = self.compute(shard)
+                if pending is not None:
+                    yield pending.result()
+                pending = writer.submit(self.commit, computed, attempt)
+                del computed
+            if pending is not None:
+                yield pending.result()
+
+    def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.0) -> Rate:
+        """Measure the forward pass alone, as deep as the deepest hookpoint, on a shard's batches.
+
+        Nothing is gathered. Batches are taken evenly from the shard's, the first one twice, since
+        the first pass of all is slow.
+        """
+        batches = self.batches(shard)
+        chosen = [batches[i] for i in _spread(len(batches))]
+        n_tokens, seconds = 0, 0.0
+        with quiet(), torch.inference_mode(), Capture(self.model, self.plan.hookpoints) as capture:
+            for n, (batch, inputs) in enumerate(self._inputs([chosen[0], *chosen])):
+                began = time.perf_counter()
+                capture(*self._tensors(inputs), read=lambda _name, _tensor: None)
+                self._synchronize()
+                if n > 0:
+                    n_tokens += batch.n_fed
+                    seconds += time.perf_counter() - began
+                if seconds >= max_seconds:
+                    break
+        return Rate(n_tokens, seconds)
+
+    @property
+    def _special(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What is fed around each window beside the kept tokens.
+
+        Where special tokens are kept they are among the tokens already; and no token of a causal
+        model sees what comes after it.
+        """
+        if self.plan.keep_special:
+            return (), ()
+        tokenizer = self.plan.tokenizer
+        return tokenizer.prefix_ids, () if self.plan.model.causal else tokenizer.suffix_ids
+
+    def _inputs(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Inputs]]:
+        """Yield each batch with its tokens, which are read once for all of them."""
+        batches = list(batches)
+        first = min(fed.sequence.start for batch in batches for fed in batch.fed)
+        last = max(fed.sequence.stop for batch in batches for fed in batch.fed)
+        tokens = self.store.documents.token_ids(first, last)
+        prefix, suffix = self._special
+        for batch in batches:
+            inputs = assemble(
+                batch,
+                tokens,
+                first,
+                prefix_ids=prefix,
+                suffix_ids=suffix,
+                pad_id=self._pad_id,
+                causal=self.plan.model.causal,
+            )
+            yield batch, inputs
+
+    def _forward(
+        self,
+        capture: Capture,
+        inputs: Inputs,
+        rows: torch.Tensor,
+        buffers: dict[str, torch.Tensor],
+        clock: _Clock,
+    ) -> None:
+        """Run one batch and put the kept rows of every hookpoint where they are stored.
+
+        Rows are gathered and rounded inside the pass, on the device: the model may overwrite its
+        tensors, and what is not kept need not live any longer.
+        """
+        kept = torch.from_numpy(inputs.kept).to(self.device)
+        copied: dict[str, torch.Tensor] = {}
+        began, gather_s = time.perf_counter(), 0.0
+
+        def read(name: str, tensor: torch.Tensor) -> None:
+            nonlocal gather_s
+            started = time.perf_counter()
+            gathered = tensor.flatten(0, 1).index_select(0, kept).to(self._dtype)
+            if gathered.device.type == "cpu":
+                buffers[name].index_copy_(0, rows, gathered)
+            else:
+                copied[name] = gathered
+            gather_s += time.perf_counter() - started
+
+        capture(*self._tensors(inputs), read=read)
+        self._synchronize()
+        clock.forward_s += time.perf_counter() - began - gather_s
+        started = time.perf_counter()
+        for name, gathered in copied.items():
+            buffers[name].index_copy_(0, rows, gathered.cpu())
+        clock.gather_s += gather_s + time.perf_counter() - started
+
+    def _tensors(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        mask = inputs.attention_mask
+        return (
+            torch.from_numpy(inputs.input_ids).to(self.device),
+            None if mask is None else torch.from_numpy(mask).to(self.device),
+        )
+
+    def _synchronize(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize(self.device)
+        elif self.device.startswith("mps"):
+            torch.mps.synchronize()
+
+    def _record(self, batches: list[Batch], clock: _Clock) -> dict[str, Any]:
+        return {
+            "device": device_name(self.device),
+            "threads": self.threads,
+            "tokens_per_batch": self.run.tokens_per_batch,
+            "n_batches": len(batches),
+            "n_tokens_fed": sum(batch.n_fed for batch in batches),
+            "padding_share": padding_share(batches),
+            "compute_s": time.perf_counter() - clock.started,
+            "forward_s": clock.forward_s,
+            "gather_s": clock.gather_s,
+            "torch": torch.__version__,
+        }
+
+
+def _spread(n: int) -> list[int]:
+    """Return 0 .. n - 1 so that every beginning of the list is spread evenly over the range.
+
+    Examples
+    --------
+    >>> _spread(5)
+    [0, 2, 4, 1, 3]
+    """
+    step = 1 << max(0, (n - 1).bit_length() - 1)
+    order: list[int] = []
+    while step:
+        order += [i for i in range(0, n, step) if i % (2 * step) or not order]
+        step //= 2
+    return list(dict.fromkeys(order))

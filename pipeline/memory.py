@@ -1,0 +1,174 @@
+"""How much memory a run will need, said before it starts and not when it fails."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from actlas.pipeline.options import RunOptions
+from actlas.pipeline.weights import n_stored_parameters, weight_files
+from actlas.store.dtypes import numpy_dtype
+from actlas.store.errors import MemoryBudgetError
+from actlas.store.schema import Plan
+
+SHARDS_IN_MEMORY = 2
+"""One that is computed, one that is written."""
+
+_BLOCK_TENSORS = 6
+"""Tensors of d_model per token that live at once in a block: residual, norm, q, k, v, output."""
+_MLP_TENSORS = 3
+"""Tensors of the inner width of an MLP that live at once: gate, up, their product."""
+
+
+class Projection(NamedTuple):
+    """Bytes that one worker will hold at most."""
+
+    weights: int
+    shards: int
+    batch: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{gib(self.weights)} of weights, {gib(self.shards)} for {SHARDS_IN_MEMORY} shards, "
+            f"{gib(self.batch)} for a batch"
+        )
+
+
+def gib(n_bytes: int) -> str:
+    """Write a number of bytes for a person, as ``1.50 GiB``."""
+    return f"{n_bytes / (1 << 30):.2f} GiB"
+
+
+def shard_bytes(plan: Plan) -> int:
+    """Return the bytes of all activations of one shard."""
+    rows = min(plan.shard_rows, plan.n_tokens)
+    return rows * sum(h.width for h in plan.hookpoints) * numpy_dtype(plan.dtype).itemsize
+
+
+def batch_bytes(plan: Plan, config: Any, tokens_per_batch: int) -> int:
+    """Return the bytes that a forward pass over one batch holds beside the weights.
+
+    An estimate: what a block of the usual shape holds at once, its attention scores where the
+    attention is not fused, and the rows gathered from every hookpoint.
+    """
+    n_tokens = max(tokens_per_batch, plan.windows.max_length)
+    item = numpy_dtype(plan.model.compute_dtype).itemsize
+    text = config.get_text_config()
+    inner = getattr(text, "intermediate_size", None) or 4 * plan.model.d_model
+    in_block = n_tokens * item * (_BLOCK_TENSORS * plan.model.d_model + _MLP_TENSORS * int(inner))
+    scores = 0
+    if getattr(config, "_attn_implementation", "sdpa") == "eager":
+        scores = 2 * n_tokens * plan.windows.max_length * int(text.num_attention_heads) * item
+    widths = [h.width for h in plan.hookpoints]
+    gathered = n_tokens * numpy_dtype(plan.dtype).itemsize * sum(widths)
+    widest_output = n_tokens * item * max(widths)
+    return in_block + scores + gathered + widest_output
+
+
+def project(plan: Plan, config: Any, folder: Path, run: RunOptions) -> Projection:
+    """Project the memory of one worker, weights and shards and a batch.
+
+    Parameters
+    ----------
+    plan : Plan
+    config : transformers.PreTrainedConfig
+    folder : Path
+        The model's files: only their headers are read.
+    run : RunOptions
+    """
+    item = numpy_dtype(plan.model.compute_dtype).itemsize
+    return Projection(
+        weights=n_stored_parameters(weight_files(folder)) * item,
+        shards=SHARDS_IN_MEMORY * shard_bytes(plan),
+        batch=batch_bytes(plan, config, run.tokens_per_batch),
+    )
+
+
+def check_memory(projection: Projection, run: RunOptions, device: str) -> None:
+    """Refuse a run that needs more memory than it may use.
+
+    On an accelerator the weights and the batch must fit its free memory too.
+
+    Raises
+    ------
+    MemoryBudgetError
+        With the bytes projected and allowed in the message and in ``details``.
+    """
+    on_host = device == "cpu"
+    needed = projection.total if on_host else projection.weights + projection.shards
+    free = free_host_bytes()
+    if run.max_memory_bytes is not None:
+        allowed, source = run.max_memory_bytes, "max_memory_bytes"
+    elif free is not None:
+        allowed, source = free // run.workers, f"the free memory over {run.workers} worker(s)"
+    else:
+        return
+    advice = "Fewer workers, a smaller tokens_per_batch, fewer hookpoints or smaller shard_rows"
+    if needed > allowed:
+        raise _over_budget(needed, allowed, source, projection, advice)
+    device_free = _free_device_bytes(device)
+    on_device = projection.weights + projection.batch
+    if device_free is not None and on_device > device_free:
+        advice = "A smaller tokens_per_batch, a smaller model_dtype or another device"
+        raise _over_budget(
+            on_device, device_free, f"the free memory of {device}", projection, advice
+        )
+
+
+def _over_budget(
+    needed: int, allowed: int, source: str, projection: Projection, advice: str
+) -> MemoryBudgetError:
+    return MemoryBudgetError(
+        f"This run needs {gib(needed)} ({needed} bytes: {projection}), and may use {gib(allowed)} "
+        f"({allowed} bytes: {source}). {advice} would need less.",
+        needed_bytes=needed,
+        allowed_bytes=allowed,
+    )
+
+
+def free_host_bytes() -> int | None:
+    """Return the memory that a new process may take, under a container's limit; None if unknown."""
+    known = [n for n in (_available_bytes(), _container_bytes()) if n is not None]
+    return min(known, default=None)
+
+
+def _available_bytes() -> int | None:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if "SC_PHYS_PAGES" in os.sysconf_names:  # macOS tells only how much there is.
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return None
+
+
+def _container_bytes() -> int | None:
+    """Return what is left under the control group's limit, where there is one."""
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        limit, used = Path(limit_file), Path(used_file)
+        if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+            return max(0, int(text) - int(used.read_text()))
+    return None
+
+
+def _free_device_bytes(device: str) -> int | None:
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return None
+    return int(torch.cuda.mem_get_info(device)[0])

@@ -1,0 +1,182 @@
+"""One body for every executor: what inline does is the specification."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from support.jobs import attempted, both, options, plant, wait_until
+from support.workers import attempts, check_whole, fake_store, make_fake
+
+from actlas.jobs.ledger import Ledger
+from actlas.jobs.run import run_extraction
+from actlas.store import lease
+from actlas.store.errors import (
+    EXIT_DONE,
+    EXIT_QUARANTINE,
+    EXIT_RESUME,
+    LeaseHeldError,
+    ModelError,
+    RunFaultError,
+)
+from actlas.store.store import Store
+
+
+def quarantined(store: Store) -> dict[int, str]:
+    records = Ledger(store.objects, "extract", options()).quarantined()
+    return {shard: record.traceback for shard, record in records.items()}
+
+
+@both
+def test_every_shard_is_done_once(executor: str, store: Store, tmp_path: Path) -> None:
+    outcome = run_extraction(store, options(executor), make_fake)
+    assert outcome.exit_code == EXIT_DONE
+    check_whole(store)
+    assert sorted(attempted(tmp_path)) == list(range(store.plan.n_shards))
+    again = run_extraction(store, options(executor), make_fake)
+    assert again.exit_code == EXIT_DONE
+    assert "there already" in again.line
+    assert len(attempts(tmp_path)) == store.plan.n_shards
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers(ray_started: None, tmp_path: Path, workers: int) -> None:
+    store = fake_store(tmp_path)
+    assert run_extraction(store, options("ray", workers=workers), make_fake).exit_code == EXIT_DONE
+    check_whole(store)
+    assert len({line.split()[1] for line in attempts(tmp_path)}) <= workers
+
+
+@both
+def test_quarantine_is_exactly_the_poison(executor: str, store: Store, tmp_path: Path) -> None:
+    plant(tmp_path, {3: ["raise"] * 3, 7: ["raise", "raise"], 9: ["oops", "raise"]})
+    outcome = run_extraction(store, options(executor), make_fake)
+    assert outcome.exit_code == EXIT_QUARANTINE
+    assert outcome.quarantined == (3,)
+    assert store.missing() == [3]
+    assert list(quarantined(store)) == [3]
+    assert "shard 3 is poison" in quarantined(store)[3]
+    assert "in suffer" in quarantined(store)[3]
+    assert attempted(tmp_path).count(3) == 3
+
+    again = run_extraction(store, options(executor), make_fake)
+    assert again.exit_code == EXIT_QUARANTINE
+    assert attempted(tmp_path).count(3) == 3
+
+    retried = run_extraction(store, options(executor, retry_quarantined=True), make_fake)
+    assert retried.exit_code == EXIT_DONE
+    assert quarantined(store) == {}
+    check_whole(store)
+
+
+@both
+@pytest.mark.parametrize("what", ["disk", "oserror"])
+def test_a_run_fault_charges_no_shard(
+    executor: str, store: Store, tmp_path: Path, what: str
+) -> None:
+    plant(tmp_path, {2: [what] * 9})
+    with pytest.raises(RunFaultError):
+        run_extraction(store, options(executor), make_fake)
+    assert quarantined(store) == {}
+    assert attempted(tmp_path).count(2) == 1
+    assert lease.holder(store.objects) is None
+    plant(tmp_path)
+    assert run_extraction(store, options(executor), make_fake).exit_code == EXIT_DONE
+    check_whole(store)
+
+
+@both
+def test_a_worker_that_cannot_start_ends_the_run_with_its_own_error(
+    executor: str, store: Store, tmp_path: Path
+) -> None:
+    plant(tmp_path, start=True)
+    with pytest.raises(ModelError, match="the weights are not those of the plan"):
+        run_extraction(store, options(executor), make_fake)
+    assert attempts(tmp_path) == []
+
+
+@both
+def test_a_signal_drains(executor: str, store: Store, tmp_path: Path) -> None:
+    plant(tmp_path, slow_s=0.4)
+
+    def interrupt() -> None:
+        wait_until(lambda: len(attempts(tmp_path)) >= 3)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    before = signal.getsignal(signal.SIGTERM)
+    outcome = run_extraction(store, options(executor), make_fake)
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert outcome.exit_code == EXIT_RESUME
+    assert "next: run the same command again" in outcome.line
+    done = store.done()
+    assert 0 < len(done) < store.plan.n_shards
+    assert sorted(set(attempted(tmp_path))) == sorted(done), "what was in flight was finished"
+    assert run_extraction(store, options(executor), make_fake).exit_code == EXIT_DONE
+    assert sorted(attempted(tmp_path)) == list(range(store.plan.n_shards))
+
+
+@both
+def test_a_live_driver_refuses_another(executor: str, store: Store, tmp_path: Path) -> None:
+    with lease.hold(store.objects), pytest.raises(LeaseHeldError, match="one driver at a time"):
+        run_extraction(store, options(executor), make_fake)
+    assert attempts(tmp_path) == []
+
+
+@pytest.mark.chaos
+def test_dead_processes(ray_started: None, store: Store, tmp_path: Path) -> None:
+    plant(tmp_path, {1: ["die"], 4: ["die"] * 2, 8: ["die"] * 9})
+    outcome = run_extraction(store, options("ray", max_process_deaths=3), make_fake)
+    assert outcome.exit_code == EXIT_QUARANTINE
+    assert outcome.quarantined == (8,)
+    assert attempted(tmp_path).count(8) == 3
+    assert sorted(set(range(12)) - store.done()) == [8]
+
+
+@pytest.mark.chaos
+def test_workers_killed_at_random(ray_started: None, store: Store, tmp_path: Path) -> None:
+    plant(tmp_path, slow_s=0.15)
+    stop = threading.Event()
+    n_killed = 0
+
+    def kill() -> None:
+        nonlocal n_killed
+        while not stop.wait(0.7) and n_killed < 5:
+            lines = attempts(tmp_path)
+            if lines and _kill(int(lines[-1].split()[1])):
+                n_killed += 1
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    outcome = run_extraction(store, options("ray", workers=3), make_fake)
+    stop.set()
+    thread.join()
+    assert n_killed > 0
+    assert outcome.exit_code == EXIT_DONE
+    check_whole(store)
+
+
+def _kill(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_deadline(ray_started: None, store: Store, tmp_path: Path) -> None:
+    plant(tmp_path, {5: ["hang"]})
+    outcome = run_extraction(store, options("ray", deadline_floor_s=1.0), make_fake)
+    assert outcome.exit_code == EXIT_DONE
+    assert attempted(tmp_path).count(5) == 2
+    check_whole(store)
+    logs = "".join(file.read_text() for file in (tmp_path / "run.zarr/ledger/logs").iterdir())
+    faults = [json.loads(line) for line in logs.splitlines() if '"fault"' in line]
+    assert [(f["shard"], f["kind"]) for f in faults] == [(5, "task")]
+    assert "the limit is 1 s" in faults[0]["error"]

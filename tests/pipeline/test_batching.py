@@ -1,0 +1,96 @@
+"""Batches: within the budget, longest first, the same each time; and what is laid out in them."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actlas.pipeline.batching import Batch, Fed, assemble, feed, pack, padding_share
+from actlas.store.layout import Sequence
+
+
+def made(lengths: list[int], n_prefix: int = 0, n_suffix: int = 0) -> list[Fed]:
+    edges = np.cumsum([0, *lengths]).tolist()
+    sequences = [
+        Sequence(i, edges[i], edges[i + 1], edges[i], edges[i + 1]) for i in range(len(lengths))
+    ]
+    return list(feed(sequences, n_prefix, n_suffix))
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=60),
+    st.integers(1, 200),
+    st.integers(0, 2),
+    st.integers(0, 2),
+)
+def test_every_sequence_once_within_the_budget_longest_first(
+    lengths: list[int], budget: int, n_prefix: int, n_suffix: int
+) -> None:
+    fed = made(lengths, n_prefix, n_suffix)
+    batches = pack(fed, budget)
+    assert sorted(f for batch in batches for f in batch.fed) == sorted(fed)
+    for batch in batches:
+        assert batch.length == max(f.length for f in batch.fed)
+        assert batch.n_padded <= budget or len(batch.fed) == 1
+        assert batch.n_fed == sum(f.length for f in batch.fed)
+    fed_lengths = [f.length for batch in batches for f in batch.fed]
+    assert fed_lengths == sorted(fed_lengths, reverse=True)
+    # No two batches that follow each other would fit in one.
+    for first, _ in itertools.pairwise(batches):
+        assert (len(first.fed) + 1) * first.length > budget
+
+
+def test_the_order_of_the_sequences_does_not_matter() -> None:
+    fed = made([5, 3, 5, 8, 1, 3, 3])
+    shuffled = random.Random(1).sample(fed, len(fed))
+    assert pack(fed, 12) == pack(shuffled, 12)
+
+
+def test_a_sequence_longer_than_the_budget_goes_alone() -> None:
+    assert [len(batch.fed) for batch in pack(made([100, 3, 3]), 10)] == [1, 2]
+
+
+def test_the_padding_share_counts_computed_tokens() -> None:
+    batch = Batch(tuple(made([4, 3, 1])), 4)
+    assert padding_share([batch]) == pytest.approx(4 / 12)
+    assert padding_share([]) == 0
+
+
+def test_specials_padding_and_kept_rows_are_where_they_should_be() -> None:
+    tokens = np.arange(100, 120, dtype=np.int32)  # token t has id 100 + t
+    whole = Fed(Sequence(0, 2, 6, 2, 6), 1, 1)
+    cut = Fed(Sequence(1, 6, 9, 8, 9), 1, 1)  # of three tokens only the last is this shard's
+    inputs = assemble(
+        Batch((whole, cut), 6),
+        tokens,
+        0,
+        prefix_ids=(7,),
+        suffix_ids=(8,),
+        pad_id=0,
+        causal=False,
+    )
+    assert inputs.input_ids.tolist() == [[7, 102, 103, 104, 105, 8], [7, 106, 107, 108, 8, 0]]
+    assert inputs.attention_mask is not None
+    assert inputs.attention_mask.tolist() == [[1] * 6, [1] * 5 + [0]]
+    assert inputs.kept.tolist() == [1, 2, 3, 4, 6 + 3]
+    assert inputs.token.tolist() == [2, 3, 4, 5, 8]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_no_mask_where_nothing_hides_behind_it(causal: bool) -> None:
+    tokens = np.arange(9, dtype=np.int32)
+    even = Batch(tuple(made([3, 3])), 3)
+    uneven = Batch(tuple(made([3, 2])), 3)
+    masks = [
+        assemble(
+            batch, tokens, 0, prefix_ids=(), suffix_ids=(), pad_id=0, causal=causal
+        ).attention_mask
+        for batch in (even, uneven)
+    ]
+    assert masks[0] is None
+    assert (masks[1] is None) == causal

@@ -1,0 +1,308 @@
+"""The write protocol: first writer wins, receipts last, faults told apart."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.stores import fill, plan_for, race, truth, words_columns
+
+from actlas.store import errors, layout, lease, objects
+from actlas.store.commit import commit_shard
+from actlas.store.create import create
+from actlas.store.errors import (
+    ActlasError,
+    ConflictError,
+    LeaseHeldError,
+    NonFiniteError,
+    RunFaultError,
+    StoreExistsError,
+)
+from actlas.store.objects import LocalObjects
+from actlas.store.store import Store, open_store
+from actlas.store.verify import verify
+
+Make = Callable[..., Store]
+
+
+def part_of(store: Store, shard: int) -> dict[str, Any]:
+    start, stop = store.shard_range(shard)
+    t = layout.shard_tokens(store.plan.order, store.plan.seed, start, stop)
+    return {name: truth(store, name)[t] for name in store.activations}
+
+
+def test_the_first_writer_wins_and_the_second_adopts(make: Make) -> None:
+    store = make()
+    first = part_of(store, 0)
+    receipt = commit_shard(store, 0, first, attempt="one")
+    other = {name: (rows.astype("f4") + 1).astype(rows.dtype) for name, rows in first.items()}
+    assert commit_shard(store, 0, other, attempt="two") == receipt
+    for name, rows in first.items():
+        stored = open_store(store.path).activations[name][0:256]
+        assert stored.tobytes() == rows.tobytes()
+
+
+def test_a_receipt_describes_what_lies_there_whoever_wrote_it(make: Make) -> None:
+    """An earlier attempt died after its arrays and before its receipt; bits then differ."""
+    store = make()
+    first = part_of(store, 0)
+    commit_shard(store, 0, first, attempt="one")
+    (Path(store.path) / "ledger/receipts/extract/00000000.json").unlink()
+    other = {name: (rows.astype("f4") * 1.001).astype(rows.dtype) for name, rows in first.items()}
+    receipt = commit_shard(store, 0, other, attempt="two")
+    assert {r.attempt for r in receipt.objects} == {"before two"}
+    report = verify(open_store(store.path), full=True)
+    assert report.ok, report.damages
+    mean = open_store(store.path).statistics("mlp.1").mean
+    np.testing.assert_allclose(mean, first["mlp.1"].astype("f8").mean(0), rtol=1e-6, atol=1e-9)
+
+
+def test_row_columns_of_another_plan_are_a_conflict(make: Make) -> None:
+    store = make()
+    fill(store)
+    other = make(name="other.zarr", seed=8)
+    (Path(other.path) / "rows/doc_idx/c").mkdir(parents=True)
+    (Path(other.path) / "rows/doc_idx/c/0").write_bytes(
+        (Path(store.path) / "rows/token_id/c/0").read_bytes()
+    )
+    with pytest.raises(ConflictError):
+        commit_shard(other, 0, part_of(other, 0), attempt="one")
+    assert other.missing() == list(range(other.plan.n_shards))
+
+
+def test_nonfinite_values_are_counted_or_refused(make: Make) -> None:
+    store = make(dtype="float32")
+    part = part_of(store, 0)
+    part["mlp.1"][3, 5] = np.nan
+    part["mlp.1"][4, 5] = -np.inf
+    with pytest.raises(NonFiniteError, match="unit 5"):
+        commit_shard(store, 0, part, attempt="one", on_nonfinite="refuse")
+    assert not list((Path(store.path) / "rows" / "token_id").glob("c/*"))
+    receipt = commit_shard(store, 0, part, attempt="one")
+    assert receipt.n_nonfinite == {"resid_post.0": 0, "mlp.1": 2}
+    assert store.statistics("mlp.1").n[5] == 254
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_a_full_disk_is_a_run_fault_and_harms_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    store = make()
+    commit_shard(store, 0, part_of(store, 0), attempt="one")
+    calls = 0
+    real = objects._write_durably
+
+    def full(path: Path, parts: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at + 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(path, parts)
+
+    monkeypatch.setattr(objects, "_write_durably", full)
+    if at >= 8:  # three columns, two hookpoints, their statistics, the receipt
+        commit_shard(store, 1, part_of(store, 1), attempt="one")
+        return
+    with pytest.raises(RunFaultError, match="free some space") as caught:
+        commit_shard(store, 1, part_of(store, 1), attempt="one")
+    assert caught.value.exit_code == 75
+    assert store.done() == {0}
+    monkeypatch.undo()
+    commit_shard(store, 1, part_of(store, 1), attempt="two")
+    assert verify(open_store(store.path), full=True).ok
+
+
+def test_a_planner_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    columns = words_columns(0, 10, 10)
+
+    def full(path: Path, parts: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(objects, "_write_durably", full)
+    with pytest.raises(RunFaultError):
+        create(tmp_path / "run.zarr", plan_for(columns), columns)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_left_as_it_is(tmp_path: Path) -> None:
+    columns = words_columns(0, 10, 10)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    (tmp_path / "file").write_text("x")
+    store = create(tmp_path / "run.zarr", plan_for(columns), columns)
+    for name, words in {"mine": "no store", "file": "a file", "run.zarr": "goes on"}.items():
+        with pytest.raises(StoreExistsError, match=words):
+            create(tmp_path / name, plan_for(columns), columns)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+    assert open_store(store.path).plan == store.plan
+
+
+def test_of_many_writers_one_wins_and_the_object_is_whole(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    start, out = context.Event(), context.Queue()
+    workers = [context.Process(target=race, args=(str(tmp_path), i, start, out)) for i in range(6)]
+    for worker in workers:
+        worker.start()
+    start.set()
+    answers = dict(out.get(timeout=60) for _ in workers)
+    for worker in workers:
+        worker.join()
+    (winner,) = [value for value, won in answers.items() if won]
+    assert (tmp_path / "a" / "b").read_bytes() == bytes([winner]) * 100_000
+    assert list((tmp_path / "ledger" / "staging").iterdir()) == []
+
+
+def test_a_lost_answer_of_link_is_recognized(tmp_path: Path, monkeypatch: Any) -> None:
+    real = os.link
+
+    def lossy(a: Any, b: Any) -> None:
+        real(a, b)
+        raise OSError(errno.EIO, "the answer was lost")
+
+    monkeypatch.setattr(os, "link", lossy)
+    assert LocalObjects(tmp_path).create("x", [b"ours"])
+
+
+def test_a_file_system_without_hard_links_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    def none(a: Any, b: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", none)
+    with pytest.raises(RunFaultError, match="no hard links"):
+        LocalObjects(tmp_path).create("x", [b"ours"])
+
+
+def test_keys_stay_inside_the_store(tmp_path: Path) -> None:
+    for key in ("../x", "/etc/passwd", "a/../../b"):
+        with pytest.raises(ValueError, match="inside"):
+            LocalObjects(tmp_path).path(key)
+
+
+KILLED = """
+import sys, os, pathlib
+sys.path[:0] = {paths!r}
+from support.stores import truth
+from actlas.store import layout, objects
+from actlas.store.commit import commit_shard
+from actlas.store.store import open_store
+store = open_store({path!r})
+point = int(sys.argv[1])
+seen = 0
+def die(*_):
+    global seen
+    seen += 1
+    if seen == point:
+        os.kill(os.getpid(), 9)
+def watch(module, name):
+    real = getattr(module, name)
+    def wrapped(*args, **kwargs):
+        die()
+        result = real(*args, **kwargs)
+        die()
+        return result
+    setattr(module, name, wrapped)
+for name in ("write", "fsync", "link", "open"):
+    watch(os, name)
+start, stop = store.shard_range(0)
+t = layout.shard_tokens(store.plan.order, store.plan.seed, start, stop)
+commit_shard(store, 0, {{n: truth(store, n)[t] for n in store.activations}}, attempt="killed")
+print("seen", seen)
+"""
+
+
+def test_a_kill_at_every_system_call_of_a_commit_converges(make: Make, tmp_path: Path) -> None:
+    """SIGKILL before and after every open, write, fsync and link: the next try ends the same."""
+    paths = [str(Path(__file__).parents[1])]
+    store = make(name="count.zarr", n_documents=20)
+    run = [sys.executable, "-c", KILLED.format(path=store.path, paths=paths)]
+    done = subprocess.run([*run, "-1"], capture_output=True, text=True, check=True)
+    points = int(done.stdout.split()[1])
+    assert points > 100
+    planned = make(name="planned.zarr", n_documents=20)
+    expected = part_of(planned, 0)
+    killed = 0
+    for point in sorted(set(np.linspace(1, points, 10).astype(int).tolist())):
+        path = shutil.copytree(planned.path, tmp_path / f"{point}.zarr")
+        run = [sys.executable, "-c", KILLED.format(path=str(path), paths=paths), str(point)]
+        killed += subprocess.run(run, capture_output=True).returncode == -signal.SIGKILL
+        store = open_store(path)
+        commit_shard(store, 0, expected, attempt="after")
+        for name, rows in expected.items():
+            assert open_store(path).activations[name][0 : len(rows)].tobytes() == rows.tobytes()
+        report = verify(open_store(path), full=True)
+        assert report.ok and not report.unclaimed, (point, report)
+    assert killed >= 9
+
+
+def test_errors_survive_pickling_and_keep_their_kind() -> None:
+    tree = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, ActlasError)]
+    assert len({c.kind for c in tree}) == len(tree)
+    for cls in tree:
+        error = pickle.loads(pickle.dumps(cls("what to do", path="x", rows=(1, 2))))
+        assert type(error) is cls
+        assert str(error) == "what to do" and error.details == {"path": "x", "rows": (1, 2)}
+
+
+def test_one_driver_at_a_time(tmp_path: Path) -> None:
+    here = LocalObjects(tmp_path)
+    with lease.hold(here):
+        assert lease.holder(here)["pid"] == os.getpid()  # type: ignore[index]
+        with pytest.raises(LeaseHeldError, match="one driver at a time"), lease.hold(here):
+            pass
+    assert lease.holder(here) is None
+    with lease.hold(here):
+        pass
+
+
+def test_the_lease_of_a_killed_driver_here_is_taken_over_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from actlas.store import lease\n"
+        "from actlas.store.objects import LocalObjects\n"
+        f"with lease.hold(LocalObjects({str(tmp_path)!r})):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    here = LocalObjects(tmp_path)
+    with pytest.raises(LeaseHeldError), lease.hold(here):
+        pass
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    began = time.monotonic()
+    with lease.hold(here):
+        assert time.monotonic() - began < 5
+
+
+def test_a_holder_elsewhere_is_waited_for_until_it_stands_still(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    here = LocalObjects(tmp_path)
+    monkeypatch.setattr(lease.socket, "gethostname", lambda: "elsewhere")
+    said: list[str] = []
+    with lease.hold(here, beat_s=0.05):
+        monkeypatch.undo()
+        with pytest.raises(LeaseHeldError), lease.hold(here, say=said.append, standstill_s=3):
+            pass
+    assert "elsewhere" in said[0]
+    monkeypatch.setattr(lease.socket, "gethostname", lambda: "elsewhere")
+    stuck = lease._acquire(here, said.append, 1, beat_s=1000)
+    monkeypatch.undo()
+    with lease.hold(here, standstill_s=0.5) as taken:
+        assert taken.number == stuck.number + 1
+    stuck._stop.set()

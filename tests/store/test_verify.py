@@ -1,0 +1,159 @@
+"""Damage of every kind, in every file: found, and named with its rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.stores import fill
+
+from actlas.store.errors import CorruptDataError, FormatError, StoreNotFoundError
+from actlas.store.receipts import receipt_key
+from actlas.store.store import Store, open_store
+from actlas.store.verify import verify
+
+Make = Callable[..., Store]
+
+
+def files_of(store: Store) -> list[Path]:
+    return sorted(p for p in Path(store.path).rglob("*") if p.is_file() and "lease" not in p.parts)
+
+
+def test_a_good_store_is_ok(make: Make) -> None:
+    store = make()
+    fill(store)
+    report = verify(open_store(store.path), full=True)
+    assert report.ok and not report.missing and not report.unclaimed
+    on_disk = [p for p in files_of(store) if "ledger" not in p.parts or p.name == "zarr.json"]
+    assert report.n_objects == len(on_disk)
+    assert report.n_bytes == sum(p.stat().st_size for p in on_disk)
+
+
+def test_an_unfinished_store_is_ok_and_says_what_is_missing(make: Make) -> None:
+    store = make()
+    fill(store, shards=range(1))
+    report = verify(open_store(store.path), full=True)
+    assert report.ok and report.missing == tuple(range(1, store.plan.n_shards))
+
+
+@pytest.mark.parametrize("compression", ["none", "fast"])
+def test_a_flipped_bit_in_any_file_is_found(make: Make, compression: str) -> None:
+    store = make(compression=compression, n_documents=30)
+    fill(store)
+    rng = np.random.default_rng(0)
+    for path in files_of(store):
+        good = path.read_bytes()
+        for at in rng.integers(0, len(good), 3):
+            bad = bytearray(good)
+            bad[at] ^= 1 << int(rng.integers(8))
+            path.write_bytes(bad)
+            try:
+                damages = verify(open_store(store.path), full=True).damages
+                assert [d for d in damages if d.key == str(path.relative_to(store.path))], path
+            except (CorruptDataError, FormatError, StoreNotFoundError) as error:
+                assert path.name in str(error) or "format version" in str(error), (path, error)
+        path.write_bytes(good)
+    assert verify(open_store(store.path), full=True).ok
+
+
+def test_a_flipped_bit_is_located_to_the_rows_of_its_chunk(make: Make) -> None:
+    store = make(n_documents=700, shard_rows=8192, compression="fast")
+    fill(store)
+    spec = store.arrays.rows["pos_idx"]
+    assert spec.chunks_per_shard == 2
+    path = Path(store.path) / spec.key(0)
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1  # in the second chunk's body, before an index of 36 bytes
+    path.write_bytes(data)
+    (damage,) = verify(open_store(store.path), full=True).damages
+    assert (damage.start, damage.stop) == (4096, 8192)
+    assert damage.key in str(damage) and "[4096, 8192)" in str(damage)
+
+
+def test_missing_truncated_empty_and_stray_files_are_named_without_reading(make: Make) -> None:
+    store = make()
+    fill(store)
+    spec = store.arrays.activations["mlp.1"]
+    first, second, third = (Path(store.path) / spec.key(shard) for shard in range(3))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-7])
+    third.write_bytes(b"")
+    stray = Path(store.path) / spec.path / "c" / "900"
+    stray.mkdir()
+    report = verify(open_store(store.path))
+    found = {d.key: d for d in report.damages}
+    assert "missing" in found[spec.key(0)].what
+    assert "truncated" in found[spec.key(1)].what
+    assert "empty" in found[spec.key(2)].what
+    assert "stray" in found[f"{spec.path}/c/900"].what
+    assert (found[spec.key(1)].start, found[spec.key(1)].stop) == (256, 512)
+    assert len(report.damages) == 4
+    for shard in range(3):
+        with pytest.raises(CorruptDataError, match=r"rows \[|receipt"):
+            open_store(store.path).activations["mlp.1"][shard * 256]
+
+
+def test_a_receipt_of_another_shard_is_refused(make: Make) -> None:
+    store = make()
+    fill(store)
+    ledger = Path(store.path)
+    (ledger / receipt_key("extract", 1)).write_bytes(
+        (ledger / receipt_key("extract", 0)).read_bytes()
+    )
+    report = verify(open_store(store.path))
+    assert [d.key for d in report.damages] == [receipt_key("extract", 1)]
+    assert "moved" in report.damages[0].what
+
+
+def test_swapped_shards_are_found_by_full_verify(make: Make) -> None:
+    store = make(dtype="float32", compression="none")
+    fill(store)
+    spec = store.arrays.activations["mlp.1"]
+    a, b = (Path(store.path) / spec.key(shard) for shard in (0, 1))
+    bytes_a, bytes_b = a.read_bytes(), b.read_bytes()
+    a.write_bytes(bytes_b)
+    b.write_bytes(bytes_a)
+    assert {d.key for d in verify(open_store(store.path), full=True).damages} == {
+        spec.key(0),
+        spec.key(1),
+    }
+
+
+def test_a_store_of_another_version_is_refused(make: Make) -> None:
+    store = make()
+    path = Path(store.path) / "zarr.json"
+    root = json.loads(path.read_text())
+    root["attributes"]["actlas"]["format_version"] = 99
+    path.write_text(json.dumps(root))
+    with pytest.raises(FormatError, match="version 99, this actlas reads version 1"):
+        open_store(store.path)
+
+
+def test_what_is_no_store_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match="no store here"):
+        open_store(tmp_path / "nothing")
+    with pytest.raises(StoreNotFoundError, match="s3://"):
+        open_store("s3://bucket/run.zarr")
+    (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    with pytest.raises(FormatError, match="no store of actlas"):
+        open_store(tmp_path)
+    (tmp_path / "zarr.json").write_text("[]")
+    with pytest.raises(FormatError, match="JSON object"):
+        open_store(tmp_path)
+
+
+def test_a_plan_that_lies_about_sizes_cannot_exhaust_memory(make: Make) -> None:
+    """A sealed plan of a stranger: rows are refused, since no receipt exists for them."""
+    from actlas.store.schema import PlanFile, seal
+
+    store = make()
+    fill(store)
+    huge = store.plan.model_copy(update={"n_tokens": 10**15})
+    plan_file = PlanFile(plan=huge, objects=store.plan_file.objects, created_unix_s=0.0)
+    (Path(store.path) / "ledger" / "plan.json").write_bytes(seal(plan_file))
+    lying = open_store(store.path)
+    with pytest.raises((CorruptDataError, FormatError, LookupError)):
+        lying.activations["mlp.1"][10**14]

@@ -1,0 +1,104 @@
+"""Workers for the tests of the executors: made-up rows, and faults on demand.
+
+What each shard is to suffer is read from ``faults.json`` beside the store, so that it reaches every
+process: ``{"3": ["raise"], "5": ["die", "die"]}`` gives one fault per attempt, then none. Every
+attempt leaves a line in ``attempts.txt``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from actlas.pipeline.options import RunOptions
+from actlas.store import layout
+from actlas.store.commit import commit_shard
+from actlas.store.create import create
+from actlas.store.errors import ModelError, RunFaultError
+from actlas.store.schema import Receipt
+from actlas.store.store import Store, open_store
+from support.stores import plan_for, truth, words_columns
+
+
+class Rate(NamedTuple):
+    tokens_per_s: float
+
+
+class FakeWorker:
+    def __init__(self, path: str, run: RunOptions) -> None:
+        self.store = open_store(path)
+        self.folder = Path(path).parent
+        self.run = run
+        self.truth = {name: truth(self.store, name) for name in self.store.activations}
+        if "start" in self.faults():
+            raise ModelError("the weights are not those of the plan")
+
+    def faults(self) -> dict[str, Any]:
+        file = self.folder / "faults.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def extract(self, shard: int, *, attempt: str) -> Receipt:
+        n_before = sum(line.split()[0] == str(shard) for line in attempts(self.folder))
+        with (self.folder / "attempts.txt").open("a") as file:
+            file.write(f"{shard} {os.getpid()} {attempt}\n")
+        faults = self.faults()
+        planned = faults.get(str(shard), [])
+        if n_before < len(planned):
+            suffer(planned[n_before], shard)
+        time.sleep(faults.get("slow_s", 0))
+        start, stop = self.store.shard_range(shard)
+        t = layout.shard_tokens(self.store.plan.order, self.store.plan.seed, start, stop)
+        rows = {name: values[t] for name, values in self.truth.items()}
+        run = {"n_tokens_fed": stop - start, "forward_s": 0.001, "device": "made-up"}
+        return commit_shard(self.store, shard, rows, attempt=attempt, run=run)
+
+    def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.0) -> Rate:
+        return Rate(1e6)
+
+
+def suffer(what: str, shard: int) -> None:
+    if what == "raise":
+        raise RuntimeError(f"shard {shard} is poison\nwith a second line")
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "hang":
+        time.sleep(60)
+    if what == "disk":
+        raise RunFaultError("the disk is full")
+    if what == "oserror":
+        raise OSError(28, "No space left on device")
+
+
+def attempts(folder: Path) -> list[str]:
+    file = folder / "attempts.txt"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def make_fake(path: str, run: RunOptions) -> FakeWorker:
+    return FakeWorker(path, run)
+
+
+def fake_store(folder: Path, n_documents: int = 40, shard_rows: int = 64, **changes: Any) -> Store:
+    columns = words_columns(3, n_documents, 20)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = plan_for(columns, shard_rows=shard_rows, **changes)
+    return create(folder / "run.zarr", plan, columns)
+
+
+def check_whole(store: Store) -> None:
+    """Every row is the one that the plan and the made-up model give."""
+    assert store.missing() == []
+    for shard in range(store.plan.n_shards):
+        start, stop = store.shard_range(shard)
+        t = layout.shard_tokens(store.plan.order, store.plan.seed, start, stop)
+        for name, column in store.shard_columns(shard).items():
+            np.testing.assert_array_equal(store.rows.columns[name][start:stop], column)
+        for name in store.activations:
+            got = store.activations[name][start:stop].astype(np.float32)
+            np.testing.assert_array_equal(got, truth(store, name)[t].astype(np.float32))
