@@ -40,6 +40,7 @@ check: lint types contracts
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 
 types: $(VENV)/.installed
 	$(BIN)/mypy

@@ -220,6 +220,8 @@ def expected(store: Store, model: Any, names: Sequence[str]) -> dict[str, NDArra
 
 
 def worst(found: NDArray[Any], truth: NDArray[Any]) -> float:
-    """The largest difference, as a share of the truth's largest magnitude."""
+    """The largest difference, as a share of the truth's largest magnitude; inf where one is NaN."""
+    if not np.isfinite(found.astype(np.float64)).all():
+        return float("inf")
     difference = np.abs(found.astype(np.float64) - truth.astype(np.float64)).max()
     return float(difference / np.abs(truth).max())

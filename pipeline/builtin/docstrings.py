@@ -1,0 +1,81 @@
+"""Documentation read from Python source text; nothing is imported or executed."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+SKIPPED_FOLDERS = frozenset(
+    {"__pycache__", "test", "tests", "testing", "idle_test", "site-packages", "dist-packages"}
+)
+"""Folders whose modules document tests, or belong to another root."""
+
+
+class Docstring(NamedTuple):
+    """The cleaned documentation of one module, class or function."""
+
+    name: str
+    """Dotted name, such as ``json.dumps``."""
+    text: str
+
+
+def module_files(root: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the dotted name and the path of every module under ``root``, sorted by name.
+
+    Test packages, caches and nested package roots are left out, and so are names that cannot
+    be imported (a folder ``config-3.11-x86_64``).
+    """
+    for entry in sorted(root.iterdir(), key=lambda path: path.name):
+        if entry.is_dir():
+            if entry.name in SKIPPED_FOLDERS or not entry.name.isidentifier():
+                continue
+            for name, path in module_files(entry):
+                yield f"{entry.name}.{name}" if name else entry.name, path
+        elif entry.suffix == ".py" and entry.stem == "__init__":
+            yield "", entry
+        elif entry.suffix == ".py" and entry.stem.isidentifier():
+            if not entry.stem.startswith("test_"):
+                yield entry.stem, entry
+
+
+def docstrings(source: str | bytes, module: str) -> Iterator[Docstring]:
+    """Yield the docstrings of ``source`` in the order in which they stand.
+
+    Parameters
+    ----------
+    source
+        Python source; bytes are decoded by the rules of the language (PEP 263).
+    module
+        The name that prefixes every docstring's own.
+
+    Raises
+    ------
+    SyntaxError
+        Where ``source`` is no Python of the running version.
+
+    Examples
+    --------
+    >>> list(docstrings('def f():\\n    "Say so."', "m"))
+    [Docstring(name='m.f', text='Say so.')]
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in others' source are not our news
+        tree = ast.parse(source)
+    yield from _walk(tree, module)
+
+
+def _walk(node: ast.Module | ast.ClassDef | ast.stmt, name: str) -> Iterator[Docstring]:
+    documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    if documented or isinstance(node, ast.AsyncFunctionDef):
+        text = ast.get_docstring(node, clean=False)  # type: ignore[arg-type]
+        if text is not None and (text := inspect.cleandoc(text)):
+            yield Docstring(name, text)
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _walk(child, f"{name}.{child.name}")
+        elif isinstance(child, ast.If | ast.Try | ast.With):
+            yield from _walk(child, name)

@@ -1,0 +1,124 @@
+"""Pronounceable non-words from a letter trigram model, each as long as the word it stands for.
+
+``python -m actlas.pipeline.builtin.nonwords`` prints the strings shipped in ``data/nonwords.txt``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from importlib.resources import files
+
+from actlas.pipeline.builtin.splitmix import SplitMix64
+
+SEED = 240
+VOWELS = "aeiouy"
+SINGLE_LETTERS = ("e", "u")
+"""Stand for the words ``a`` and ``i``."""
+
+
+class LetterModel:
+    """Letter trigrams over distinct words, with the clusters that begin and end them."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self.words = sorted(set(words))
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for word in self.words:
+            padded = f"^^{word}$"
+            for i in range(2, len(padded)):
+                counts[padded[i - 2 : i]][padded[i]] += 1
+        # Sorted, so that a draw depends on the words alone and not on their order.
+        self.counts = {context: sorted(after.items()) for context, after in counts.items()}
+        self.onsets = {_cluster(word, r"^[^aeiouy]+") for word in self.words}
+        self.codas = {_cluster(word, r"[^aeiouy]+$") for word in self.words}
+
+    def propose(self, n_letters: int, random: SplitMix64) -> str:
+        """Draw strings until one has ``n_letters`` letters and can be pronounced."""
+        if n_letters == 1:
+            return SINGLE_LETTERS[random.below(len(SINGLE_LETTERS))]
+        while True:
+            word = self._draw(n_letters, random)
+            if len(word) == n_letters and self.pronounceable(word):
+                return word
+
+    def _draw(self, n_letters: int, random: SplitMix64) -> str:
+        word = ""
+        while len(word) <= n_letters:
+            after = self.counts[f"^^{word}"[-2:]]
+            letter = after[random.weighted([count for _, count in after])][0]
+            if letter == "$":
+                break
+            word += letter
+        return word
+
+    def pronounceable(self, word: str) -> bool:
+        """Ask for a vowel, known clusters at both ends, and no long runs inside."""
+        return (
+            re.search(r"[aeiouy]", word) is not None
+            and re.search(r"[aeiouy]{3}|[^aeiouy]{4}|(.)\1\1|^(.)\2|^y[^aeiou]|[aeou]y[aeiou]|uu|ii",
+                          word) is None
+            and _cluster(word, r"^[^aeiouy]+") in self.onsets
+            and _cluster(word, r"[^aeiouy]+$") in self.codas
+        )  # fmt: skip
+
+
+def _cluster(word: str, pattern: str) -> str:
+    found = re.search(pattern, word)
+    return found[0] if found else ""
+
+
+def read_lines(name: str) -> list[str]:
+    """Lines of a text file shipped in the folder ``data``."""
+    return files("actlas.pipeline.builtin").joinpath("data", name).read_text(encoding="utf-8").splitlines()
+
+
+def nonword_strings(
+    sentences: Iterable[str], real_words: Collection[str], seed: int = SEED
+) -> Iterator[str]:
+    """Yield one string of non-words per sentence, word by word of equal length.
+
+    Parameters
+    ----------
+    real_words
+        Refused; the sentences' own words are refused anyway. The shipped list holds those of
+        the generator's proposals that occur in the training text, the documentation or a
+        published tokenizer's vocabulary, are an ending away from one that does, were
+        recognised by reading, or would offend.
+    seed
+        Names the stream of `SplitMix64`.
+
+    Notes
+    -----
+    No non-word of three letters or more occurs twice within a string, and one of four or more
+    never twice at all.
+    """
+    sentences = list(sentences)
+    model = LetterModel(word for sentence in sentences for word in sentence.split())
+    refused = set(real_words).union(model.words)
+    random = SplitMix64(seed)
+    used: set[str] = set()
+    for sentence in sentences:
+        string: list[str] = []
+        for word in sentence.split():
+            proposal = model.propose(len(word), random)
+            while (
+                proposal in refused
+                or (len(word) >= 3 and proposal in string)
+                or (len(word) >= 4 and proposal in used)
+            ):
+                proposal = model.propose(len(word), random)
+            string.append(proposal)
+            used.add(proposal)
+        yield " ".join(string)
+
+
+def main() -> None:
+    """Print the shipped strings, made afresh."""
+    for string in nonword_strings(read_lines("sentences.txt"), read_lines("real_words.txt")):
+        sys.stdout.write(f"{string}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The text that ``actlas-6m`` learns from: cleaned, split into documents and pieces.
+
+Only text whose terms allow a shipped model: WikiText-2 (CC BY-SA 3.0), a C4 sample (ODC-BY),
+American presidents' speeches (public domain), and the documentation inside Python and
+permissively licensed packages.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from pydoc_data import topics
+from typing import NamedTuple
+
+from actlas.pipeline.builtin.docstrings import docstrings, module_files
+
+MISSING = "<|missing|>"
+"""Stands where WikiText has ``<unk>``: seen as input, never a target of the loss."""
+
+DOCUMENTED_PACKAGES = (
+    "numpy", "scipy", "pandas", "matplotlib", "sympy", "networkx", "torch", "transformers",
+    "dask", "xarray", "zarr", "numcodecs", "hypothesis", "_pytest", "click", "rich", "jinja2",
+    "setuptools", "pip", "packaging", "pydantic", "fsspec", "datasets", "huggingface_hub",
+    "requests", "pyarrow", "ray",
+)  # fmt: skip
+"""Packages read where installed; all under BSD, MIT, Apache or PSF terms."""
+
+HELD_OUT_EVERY = 30
+"""Every 30th WikiText article is never trained on (about 3 %)."""
+
+
+class TrainingText(NamedTuple):
+    """Documents by kind; each document is one string."""
+
+    english: list[str]
+    documentation: list[str]
+    held_out: list[str]
+    """WikiText articles; ``MISSING`` in them is read but not scored."""
+
+
+def detokenize(line: str) -> str:
+    """Undo WikiText's tokenization.
+
+    Examples
+    --------
+    >>> detokenize('It is 0 @.@ 7 – 2 @.@ 2 kg ( 4 lb ) , the " cutter " \\'s own .')
+    'It is 0.7 – 2.2 kg (4 lb), the "cutter"\\'s own.'
+    """
+    line = re.sub(r" @([-.,])@ ", r"\1", line.strip())
+    line = line.replace("<unk>", MISSING)
+    line = re.sub(r'" (.*?) "', r'"\1"', line)
+    line = re.sub(r" ([,.;:!?%)\]}])", r"\1", line)
+    line = re.sub(r"([(\[{$£]) ", r"\1", line)
+    line = re.sub(r" (n't|'(?:s|re|ve|ll|d|m|t))\b", r"\1", line)
+    line = re.sub(r"s ' ", "s' ", line)
+    line = re.sub(r" / ", "/", line)
+    return re.sub(r"  +", " ", line)
+
+
+def wikitext_articles(text: str) -> Iterator[str]:
+    """Yield articles, one paragraph to a line, headings without their signs."""
+    article: list[str] = []
+    for line in text.splitlines():
+        line = line.strip()
+        heading = re.fullmatch(r"((?:= )+)(.*?)(?: =)+", line)
+        if heading and heading[1].count("=") == 1:
+            if article:
+                yield "\n".join(article)
+            article = []
+        if line:
+            article.append(detokenize(heading[2] if heading else line))
+    if article:
+        yield "\n".join(article)
+
+
+def pieces(document: str) -> list[str]:
+    """Cut a document where a passage may begin: at sentences and paragraphs.
+
+    The pieces joined give the document again; white space leads its piece.
+
+    Examples
+    --------
+    >>> pieces('One. "Two" is it. 3.5 three.\\nFour')
+    ['One.', ' "Two" is it.', ' 3.5 three.', '\\nFour']
+    """
+    cuts = [0]
+    for found in re.finditer(r"[.!?][\"')\]]*(?=\s+[A-Z\"'(0-9])|(?=\n)(?<!\n)", document):
+        if found.end() > cuts[-1]:
+            cuts.append(found.end())
+    cuts.append(len(document))
+    return [document[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+
+
+def looks_english(text: str) -> bool:
+    """Tell running English from spam, lists and other languages by its function words."""
+    words = re.findall(r"[a-z']+", text.lower())
+    if len(words) < 40:
+        return False
+    function_words = {"the", "of", "and", "to", "a", "in", "is", "that", "it", "for", "on", "with"}
+    share = sum(word in function_words for word in words) / len(words)
+    spam = re.search(r"\b(viagra|casino|porn\w*|escorts?|xxx|sex\w*|lorazepam|xanax|cialis)\b",
+                     text.lower())  # fmt: skip
+    return share > 0.18 and spam is None
+
+
+def _c4(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            text = json.loads(line)["text"].strip()
+            if looks_english(text):
+                yield text
+
+
+def _speeches(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.glob("*/*.txt")):
+        raw = path.read_bytes()
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            text = raw.decode("cp1252", errors="replace")
+        yield re.sub(r"\s*\n\s*", "\n", text).strip()
+
+
+def _deduplicated(texts: Iterable[str]) -> Iterator[str]:
+    seen: set[bytes] = set()
+    for text in texts:
+        key = blake2b(" ".join(text.split()).encode("utf-8", "replace"), digest_size=16).digest()
+        if key not in seen:
+            seen.add(key)
+            yield text
+
+
+def _documentation() -> Iterator[str]:
+    yield from topics.topics.values()
+    site = Path(sysconfig.get_paths()["purelib"])
+    roots = [Path(sysconfig.get_paths()["stdlib"])]
+    roots += [site / package for package in DOCUMENTED_PACKAGES if (site / package).is_dir()]
+    for root in roots:
+        for name, path in module_files(root):
+            try:
+                found = list(docstrings(path.read_bytes(), name))
+            except SyntaxError as error:
+                sys.stderr.write(f"left out, no Python of this version: {path}: {error}\n")
+                continue
+            for docstring in found:
+                if len(docstring.text) >= 60:
+                    yield docstring.text
+
+
+class WikiText(NamedTuple):
+    """WikiText-2's articles, split once and for all."""
+
+    trained: list[str]
+    held_out: list[str]
+
+
+def load_wikitext(data: Path) -> WikiText:
+    """Read the articles of ``data/wikitext2``; every 30th is held out."""
+    articles: list[str] = []
+    for split in ("valid", "test"):
+        text = (data / "wikitext2" / f"{split}.txt").read_text(encoding="utf-8")
+        articles.extend(wikitext_articles(text))
+    trained = [article for i, article in enumerate(articles) if i % HELD_OUT_EVERY]
+    return WikiText(trained, articles[::HELD_OUT_EVERY])
+
+
+def load_training_text(data: Path) -> TrainingText:
+    """Read and clean everything; ``data`` holds wikitext2, c4_sample and nltk_public_domain.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where one of the three folders lacks its files.
+    """
+    wikitext = load_wikitext(data)
+    web = _c4(data / "c4_sample" / "tiny_c4_sample.jsonl")
+    speeches = list(_speeches(data / "nltk_public_domain"))
+    if not speeches:
+        raise FileNotFoundError(f"no speeches (*/*.txt) under {data / 'nltk_public_domain'}")
+    english = list(_deduplicated([*wikitext.trained, *web, *speeches]))
+    return TrainingText(english, list(_deduplicated(_documentation())), wikitext.held_out)
