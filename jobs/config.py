@@ -95,8 +95,9 @@ def resolve(
     for where, layer in layers:
         for section, values in layer.items():
             for key, value in values.items():
-                given[section][key] = _whole_number(SECTIONS[section], key, value)
-                origin[f"{section}.{key}"] = where or f"--{key.replace('_', '-')}"
+                source = where or f"--{key.replace('_', '-')}"
+                origin[f"{section}.{key}"] = source
+                given[section][key] = _read_value(SECTIONS[section], key, value, source)
     plan = _validate(PlanOptions, {"model": "", "corpus": "", **given["plan"]}, origin)
     run = _validate(RunOptions, given["run"], origin)
     dumped = plan.model_dump(mode="json", include=set(given["plan"]))
@@ -174,13 +175,16 @@ def _known(name: str, known: Iterable[str], where: str, what: str) -> None:
     raise ConfigError(f"{where}: unknown {what}: {name!r}. {hint}", key=name, near=near)
 
 
-def _whole_number(model: type[BaseModel], key: str, value: Any) -> Any:
+def _read_value(model: type[BaseModel], key: str, value: Any, source: str) -> Any:
     """Read ``2e6`` and ``2M`` where a whole number is wanted; a string where strings are."""
     wanted = set(get_args(model.model_fields[key].annotation)) or {
         model.model_fields[key].annotation
     }
     if int in wanted and isinstance(value, str):
-        return parse_count(value)
+        try:
+            return parse_count(value)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {key}: {error}", key=key) from error
     if key == "hookpoints" and isinstance(value, str):
         return split_names(value)
     if str in wanted and isinstance(value, int | float) and not isinstance(value, bool):

@@ -39,10 +39,23 @@ class JsonLines(logging.Formatter):
 class _File(logging.FileHandler):
     """Gives up, saying so once, where the log cannot be written: the work itself goes on."""
 
+    _ended = False
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
         LOGGER.removeHandler(self)
-        error = sys.exc_info()[1]
-        sys.stderr.write(f"the log {self.baseFilename} ends here: {error}\n")
+        self._give_up(sys.exc_info()[1])
+
+    def close(self) -> None:
+        """Close, with what is still in the buffer; a disk that is full by now is only told of."""
+        try:
+            super().close()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException | None) -> None:
+        if not self._ended:
+            sys.stderr.write(f"the log {self.baseFilename} ends here: {error}\n")
+        self._ended = True
 
 
 def start(store_path: str, role: str) -> logging.Handler:

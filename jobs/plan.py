@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 def make(path: str, asked: Asked) -> Store:
     """Plan a new store and return it."""
+    options = asked.plan_options()
     from actlas.pipeline.plan import make_plan
 
-    return make_plan(path, asked.plan_options(), lambda text: click.echo(text, err=True))
+    return make_plan(path, options, lambda text: click.echo(text, err=True))
 
 
 @click.command("plan", short_help="Fix what the rows are.")
@@ -38,9 +39,10 @@ def command(store: str, dry_run: bool, **values: Any) -> None:
     """Fix what the rows of STORE are. Nothing is extracted without a plan, and a plan is frozen."""
     asked = asked_for(values)
     if dry_run:
+        options = asked.plan_options()
         from actlas.pipeline.plan import estimate
 
-        click.echo(str(estimate(asked.plan_options())))
+        click.echo(str(estimate(options)))
         click.echo(f"dry run: nothing was written -> next: actlas plan {store} with these options")
         return
     from actlas.store.store import open_store

@@ -42,8 +42,13 @@ def connected(run: RunOptions) -> Iterator[None]:
     """
     address = run.address or os.environ.get("RAY_ADDRESS")
     _prepare_environment(own=address is None)
-    import ray
-
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            f"--executor ray needs Ray ({error}): pip install 'actlas[extract]', or use "
+            "--executor inline."
+        ) from error
     if ray.is_initialized():
         yield
         return
@@ -59,7 +64,7 @@ def connected(run: RunOptions) -> Iterator[None]:
 
 
 def _prepare_environment(own: bool) -> None:
-    """Say what Ray reads once, as it is imported: to be quiet, and the token of a Ray of our own."""
+    """Set what Ray reads once, as it is imported: silence, and the token of a Ray of our own."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if own and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:

@@ -44,8 +44,8 @@ def check_same_plan(plan: Plan, asked: Asked, path: str) -> None:
     """
     defaults = PlanOptions(model="", corpus="").model_dump(mode="json")
     for field, value in asked.plan.items():
-        planned = plan.request.get(field, defaults[field])
-        resolved = _RESOLVED[field](plan) if field in _RESOLVED else planned
+        resolved = _RESOLVED[field](plan) if field in _RESOLVED else defaults[field]
+        planned = plan.request.get(field, resolved)
         if value in (planned, resolved):
             continue
         shown = resolved if planned is None else planned

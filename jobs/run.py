@@ -9,8 +9,9 @@ from actlas.jobs import executors, logs
 from actlas.jobs.executors import Job, MakeWorker
 from actlas.jobs.formatting import count, duration, n_bytes, ranges
 from actlas.jobs.ledger import Ledger
-from actlas.jobs.progress import PlainProgress, Tally, display
+from actlas.jobs.progress import PlainProgress, display
 from actlas.jobs.signals import Stop
+from actlas.jobs.tally import Tally
 from actlas.jobs.worker import open_worker
 from actlas.pipeline.options import RunOptions
 from actlas.store import lease

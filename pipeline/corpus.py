@@ -1,7 +1,7 @@
 """A corpus: where documents come from, one record after the other.
 
 =====================  ==========================================================================
-``hf:NAME[:SPLIT]``    a data set on the hub or a folder in its form, streamed by ``datasets``;
+``hf:NAME[:SPLIT]``    a data set on the hub, or a local folder in its form, streamed; or
                        ``hf:NAME:CONFIG:SPLIT`` where it has several configurations
 ``builtin:NAME``       what actlas brings along
 anything else          a file, a folder (searched through) or a glob of ``.jsonl``, ``.jsonl.gz``,
@@ -16,62 +16,14 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
-from actlas.pipeline import readers
-from actlas.pipeline.fields import (
-    DEFAULT_TEXT_FIELD,
-    MISSING,
-    Field,
-    field_names,
-    label_of,
-    listed,
-)
 from actlas.pipeline.options import PlanOptions
-from actlas.pipeline.readers import MAX_DOCUMENT_BYTES, Raw, Unreadable
+from actlas.pipeline.readers import READERS, Position, read_records, suffix_of
+from actlas.pipeline.records import RawSource, Record, Selection, Tally
 from actlas.store.errors import ConfigError, CorpusError
-
-PATIENCE_RECORDS = 10_000
-"""A corpus whose first records all have no text is given up after so many."""
-
-
-class Record(NamedTuple):
-    """A document, and where it came from."""
-
-    text: str
-    label: str | None
-    source: str
-    record: int
-
-
-@dataclass
-class Tally:
-    """What was read and what was skipped, and why."""
-
-    n_read: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
-    """Where each reason was met first."""
-
-    @property
-    def n_skipped(self) -> int:
-        """All that was skipped."""
-        return self.skipped.total()
-
-    def skip(self, reason: str, source: str, record: int) -> None:
-        """Count a record that is no document."""
-        self.skipped[reason] += 1
-        self.first.setdefault(reason, f"{source} record {record}")
-
-    def lines(self) -> list[str]:
-        """Say for each reason how many were skipped, and where the first was."""
-        return [
-            f"{n:,} records skipped: {reason} (the first: {self.first[reason]})"
-            for reason, n in self.skipped.most_common()
-        ]
 
 
 class Corpus(Protocol):
@@ -82,6 +34,7 @@ class Corpus(Protocol):
     """Whether reading all of it is a reasonable thing to do."""
     labelled: bool
     text_field: str | None
+    """Which field text is taken from; None where records are texts alone."""
     tally: Tally
     """Of the latest reading, as far as it has come."""
 
@@ -98,116 +51,85 @@ class Corpus(Protocol):
         """Say what is read."""
 
     def fraction(self) -> float | None:
-        """Return which part of the corpus the latest reading has come through, where known."""
+        """Return how much of the corpus the latest reading has come through, where known."""
 
 
-class RawSource(NamedTuple):
-    """Something with records in it: a file, a part of a data set."""
-
-    name: str
-    records: Iterator[tuple[int, Raw]]
-
-
-class Selection:
-    """Picks text and label out of raw records, and counts what has none.
+def open_corpus(options: PlanOptions) -> Corpus:
+    """Find a corpus. Nothing is read but the names of files.
 
     Parameters
     ----------
     options : PlanOptions
-        ``text_field``, ``label_field`` and ``lowercase`` are read.
+        ``corpus``, ``text_field``, ``label_field``, ``lowercase``; and ``order`` and ``seed``,
+        from which the order of a streamed data set's files comes.
+
+    Raises
+    ------
+    CorpusError
+        There is nothing there, or nothing of a kind that can be read.
+    ConfigError
+        A field was named for a corpus without fields.
     """
+    kind, _, name = options.corpus.partition(":")
+    if kind == "hf":
+        from actlas.pipeline.hub import HubCorpus
 
-    def __init__(self, options: PlanOptions) -> None:
-        self.uri = options.corpus
-        self.text = Field(options.text_field or DEFAULT_TEXT_FIELD)
-        self.label = Field(options.label_field) if options.label_field else None
-        self.lowercase = options.lowercase
-        self.n_labelled = 0
+        return HubCorpus(options, name)
+    if kind == "builtin":
+        return BuiltinCorpus(options, name)
+    files, root = find_files(options.corpus)
+    return FileCorpus(options, files, root)
 
-    def columns(self, names: list[str]) -> list[str]:
-        """Return which of a table's columns are needed: all where it has no text, to name them."""
-        text = self.text.columns(names)
-        if not text:
-            return names
-        label = self.label.columns(names) if self.label else []
-        wanted = {*text, *label}
-        return [name for name in names if name in wanted]
 
-    def select(self, sources: Iterable[RawSource], tally: Tally) -> Iterator[Record]:
-        """Yield the documents among raw records."""
-        n_documents, self.n_labelled = 0, 0
-        seen: dict[str, None] = {}
-        for source in sources:
-            for index, raw in source.records:
-                tally.n_read += 1
-                found = self._document(raw, source.name, index)
-                if isinstance(found, Unreadable):
-                    tally.skip(found.reason, source.name, index)
-                    if not seen and isinstance(raw, dict):
-                        seen.update(dict.fromkeys(field_names(raw)))
-                    if n_documents == 0 and tally.n_read >= PATIENCE_RECORDS:
-                        raise self._nothing(tally, seen)
-                    continue
-                n_documents += 1
-                self._check_labelled(found, raw, tally)
-                yield found
-        if n_documents == 0:
-            raise self._nothing(tally, seen)
+def find_files(pattern: str) -> tuple[list[Path], Path]:
+    """Return the corpus files that a path, folder or glob means, sorted, and their common root.
 
-    def _document(self, raw: Raw, source: str, index: int) -> Record | Unreadable:
-        if isinstance(raw, Unreadable):
-            return raw
-        text = raw if isinstance(raw, str) else self.text.of(raw)
-        if text is MISSING:
-            return Unreadable(f"no field {self.text.name!r}")
-        if not isinstance(text, str):
-            return Unreadable(f"field {self.text.name!r} is no string")
-        label = label_of(self.label.of(raw)) if self.label and not isinstance(raw, str) else None
-        if self.lowercase:
-            text = text.lower()
-        try:
-            if len(text.encode()) > MAX_DOCUMENT_BYTES:
-                return readers.TOO_LONG
-            (label or "").encode()
-        except UnicodeEncodeError:
-            return Unreadable("not valid Unicode (half of a surrogate pair)")
-        return Record(text, label, source, index)
-
-    def _check_labelled(self, record: Record, raw: Raw, tally: Tally) -> None:
-        if self.label is None or self.n_labelled > 0:
-            return
-        self.n_labelled += record.label is not None
-        if self.n_labelled == 0 and tally.n_read >= PATIENCE_RECORDS:
-            raise self.no_label(raw)
-
-    def no_label(self, raw: Raw) -> CorpusError:
-        """Return the error that no record has the label."""
-        names = field_names(raw) if isinstance(raw, dict) else []
-        there = f"Its fields are {listed(names)}." if names else "Its records have no fields."
-        name = self.label.name if self.label else ""
-        return CorpusError(
-            f"{self.uri}: no record has a label in {name!r}. {there}", field="label_field"
-        )
-
-    def _nothing(self, tally: Tally, seen: Iterable[str]) -> CorpusError:
-        if tally.n_read == 0:
-            return CorpusError(
-                f"{self.uri}: there are no records in it. Expected at least one with text.",
-                corpus=self.uri,
+    Raises
+    ------
+    CorpusError
+        There are none.
+    """
+    known = ", ".join(READERS)
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        found = (file for file in path.rglob("*") if not _hidden(file, path))
+        files = sorted(file for file in found if file.is_file() and suffix_of(file))
+        if not files:
+            raise CorpusError(
+                f"{pattern}: this folder has no corpus files in it. Expected {known}.", path=pattern
             )
-        names = list(seen)
-        advice = (
-            f"Its fields are {listed(names)}: name the one with text with --text-field (a range "
-            "of columns as first:last)."
-            if names
-            else "Expected UTF-8 text, or records with a field of text."
+        return files, path
+    if path.exists():
+        if suffix_of(path) is None:
+            raise CorpusError(
+                f"{pattern}: got a file with the suffix {path.suffix!r}, expected one of {known}.",
+                path=pattern,
+            )
+        return [path], path.parent
+    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
+    files = [file for file in matches if file.is_file() and suffix_of(file)]
+    if not files:
+        what = "there is no such path"
+        if matches:
+            what = f"none of its {len(matches)} matches is a corpus file"
+        raise CorpusError(
+            f"{pattern}: {what}. Expected a file, folder or glob of {known}; hf:NAME[:SPLIT]; or "
+            "builtin:NAME.",
+            path=pattern,
         )
-        return CorpusError(
-            f"{self.uri}: none of {tally.n_read:,} records has text. "
-            f"{'; '.join(tally.lines())}. {advice}",
-            corpus=self.uri,
-            fields=names,
-        )
+    return files, _fixed_part(path)
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """Return the folders of a glob before its first wildcard."""
+    root = pattern
+    while glob.has_magic(str(root)):
+        root = root.parent
+    return root
 
 
 class FileCorpus:
@@ -219,7 +141,7 @@ class FileCorpus:
     files : list of Path
         In the order in which they are read.
     root : Path
-        What sources are named from.
+        The folder from which sources are named.
     """
 
     finite = True
@@ -227,22 +149,73 @@ class FileCorpus:
     def __init__(self, options: PlanOptions, files: list[Path], root: Path) -> None:
         self.uri = options.corpus
         self.labelled = options.label_field is not None
-        self.selection = Selection(options)
-        plain = all(readers.suffix_of(file) == ".txt" for file in files)
-        self.text_field = None if plain else self.selection.text.name
         self.tally = Tally()
-        self.files, self.root = files, root
+        self._selection = Selection(options)
+        plain = all(suffix_of(file) == ".txt" for file in files)
+        self.text_field = None if plain else self._selection.text.name
+        self._files, self._root = files, root
         self._sizes = [file.stat().st_size for file in files]
-        self._n_files_read = 0
+        self._place, self._position = 0, Position()
 
     def records(self) -> Iterator[Record]:
         """Yield the documents of all files."""
         self.tally = Tally()
-        raw: Raw = ""
-        yield from self.selection.select(self._sources(), self.tally)
+        yield from self._selection.select(self._sources(), self.tally)
 
     def _sources(self) -> Iterator[RawSource]:
-        for self._n_files_read, file in enumerate(self.files):
-            name = file.relative_to(self.root).as_posix()
-            yield RawSource(name, readers.read_records(file, self.selection.columns))
-        self._n_files_read = len(self.files)
+        for place, file in enumerate(self._files):
+            self._place, self._position = place, Position()
+            name = file.relative_to(self._root).as_posix()
+            yield RawSource(name, read_records(file, self._selection.columns, self._position))
+            self._position.fraction = 1.0
+
+    def describe(self) -> str:
+        """Say how many files there are of each kind."""
+        kinds = Counter(str(suffix_of(file)) for file in self._files)
+        return " and ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items())) + " to read"
+
+    def fraction(self) -> float | None:
+        """Return the share of all files' bytes that was read."""
+        done = sum(self._sizes[: self._place])
+        done += self._sizes[self._place] * self._position.fraction
+        return done / (sum(self._sizes) or 1)
+
+
+class BuiltinCorpus:
+    """Documents that actlas brings along."""
+
+    finite = True
+    text_field = None
+
+    def __init__(self, options: PlanOptions, name: str) -> None:
+        from actlas.pipeline.builtin.corpora import BUILTIN_CORPORA, LABELLED
+
+        if name not in BUILTIN_CORPORA:
+            known = ", ".join(f"builtin:{known}" for known in BUILTIN_CORPORA)
+            raise CorpusError(f"There is no {options.corpus}; there are {known}.", name=name)
+        if options.text_field or options.label_field:
+            raise ConfigError(
+                f"--text-field and --label-field are for records with fields, and {options.corpus} "
+                "has none. Leave them out.",
+                field="text_field" if options.text_field else "label_field",
+            )
+        self.uri = options.corpus
+        self.labelled = name in LABELLED
+        self.tally = Tally()
+        self._make: Any = BUILTIN_CORPORA[name]
+        self._lowercase = options.lowercase
+
+    def records(self) -> Iterator[Record]:
+        """Yield the documents, made anew."""
+        self.tally = Tally()
+        for index, (text, label, _) in enumerate(self._make()):
+            self.tally.n_read += 1
+            yield Record(text.lower() if self._lowercase else text, label, self.uri, index)
+
+    def describe(self) -> str:
+        """Say what is read."""
+        return self.uri
+
+    def fraction(self) -> float | None:
+        """Return None: it is not known before it is made."""
+        return None

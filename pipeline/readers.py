@@ -10,8 +10,10 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
@@ -42,10 +44,20 @@ TOO_LONG = Unreadable(f"longer than {MAX_DOCUMENT_BYTES >> 20} MiB")
 Wanted: TypeAlias = Callable[[list[str]], list[str]]
 """Of the columns that a table has, those that are needed."""
 
-Reader: TypeAlias = Callable[[Path, Wanted], Iterator[tuple[int, Raw]]]
+
+@dataclass
+class Position:
+    """How far a reader has come in its file."""
+
+    fraction: float = 0.0
 
 
-def read_records(path: Path, wanted: Wanted = list) -> Iterator[tuple[int, Raw]]:
+Reader: TypeAlias = Callable[[Path, Wanted, Position], Iterator[tuple[int, Raw]]]
+
+
+def read_records(
+    path: Path, wanted: Wanted = list, position: Position | None = None
+) -> Iterator[tuple[int, Raw]]:
     """Yield each record of a file with its place in it: the line, or the row below the header.
 
     Parameters
@@ -54,6 +66,8 @@ def read_records(path: Path, wanted: Wanted = list) -> Iterator[tuple[int, Raw]]
         A file with one of the known suffixes.
     wanted : callable
         Chooses the columns to read from a Parquet file.
+    position : Position, optional
+        Is told how far the reading has come.
 
     Raises
     ------
@@ -64,7 +78,7 @@ def read_records(path: Path, wanted: Wanted = list) -> Iterator[tuple[int, Raw]]
     """
     reader = READERS[cast("str", suffix_of(path))]
     try:
-        yield from reader(path, wanted)
+        yield from reader(path, wanted, position or Position())
     except (ActlasError, GeneratorExit):
         raise
     except (EOFError, zlib.error, csv.Error, gzip.BadGzipFile) as error:
@@ -87,7 +101,7 @@ def _damaged(path: Path, why: str) -> CorpusError:
     return CorpusError(f"{path}: damaged or cut short ({why}). Get the file anew.", path=str(path))
 
 
-def read_text(path: Path, _wanted: Wanted) -> Iterator[tuple[int, Raw]]:
+def read_text(path: Path, _wanted: Wanted, _position: Position) -> Iterator[tuple[int, Raw]]:
     """Yield a file's whole text, newlines as they are."""
     if path.stat().st_size > MAX_DOCUMENT_BYTES:
         yield 0, TOO_LONG
@@ -98,13 +112,15 @@ def read_text(path: Path, _wanted: Wanted) -> Iterator[tuple[int, Raw]]:
         yield 0, NOT_UTF8
 
 
-def read_csv(path: Path, _wanted: Wanted) -> Iterator[tuple[int, Raw]]:
+def read_csv(path: Path, _wanted: Wanted, position: Position) -> Iterator[tuple[int, Raw]]:
     """Yield the rows of a table with a header, every value a string."""
     # The library's limit of 128 KiB a field is one for the whole process; documents are longer.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_DOCUMENT_BYTES))
+    n_bytes = path.stat().st_size
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         for index, row in enumerate(csv.DictReader(file)):
             values = "".join(value for value in row.values() if isinstance(value, str))
+            position.fraction = file.buffer.tell() / n_bytes
             yield index, NOT_UTF8 if _has_surrogates(values) else row
 
 
@@ -116,25 +132,25 @@ def _has_surrogates(text: str) -> bool:
     return False
 
 
-def read_jsonl(path: Path, _wanted: Wanted) -> Iterator[tuple[int, Raw]]:
+def read_jsonl(path: Path, _wanted: Wanted, position: Position) -> Iterator[tuple[int, Raw]]:
     """Yield the object of every line that is not blank."""
     with path.open("rb") as file:
-        yield from _json_lines(_blocks(cast("BinaryIO", file)))
+        yield from _json_lines(_blocks(file, file, position))
 
 
-def read_jsonl_gz(path: Path, _wanted: Wanted) -> Iterator[tuple[int, Raw]]:
+def read_jsonl_gz(path: Path, _wanted: Wanted, position: Position) -> Iterator[tuple[int, Raw]]:
     """Yield the object of every line of a gzip file."""
-    with gzip.open(path, "rb") as file:
-        yield from _json_lines(_blocks(cast("BinaryIO", file)))
+    with path.open("rb") as file, gzip.open(file) as plain:
+        yield from _json_lines(_blocks(plain, file, position))
 
 
-def read_jsonl_zst(path: Path, _wanted: Wanted) -> Iterator[tuple[int, Raw]]:
+def read_jsonl_zst(path: Path, _wanted: Wanted, position: Position) -> Iterator[tuple[int, Raw]]:
     """Yield the object of every line of a Zstandard file, of one frame or several."""
     import zstandard
 
     try:
         with path.open("rb") as file:
-            yield from _json_lines(_unzstd(_blocks(file), path))
+            yield from _json_lines(_unzstd(_blocks(file, file, position), path))
     except zstandard.ZstdError as error:
         raise _damaged(path, str(error)) from error
 
@@ -154,8 +170,13 @@ def _unzstd(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
         raise _damaged(path, "its last frame has no end")
 
 
-def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    return iter(lambda: file.read(BLOCK_BYTES), b"")
+def _blocks(
+    plain: BinaryIO | gzip.GzipFile, file: BinaryIO, position: Position
+) -> Iterator[bytes]:
+    n_bytes = os.fstat(file.fileno()).st_size
+    while block := plain.read(BLOCK_BYTES):
+        position.fraction = file.tell() / n_bytes
+        yield block
 
 
 def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -191,7 +212,7 @@ def parse_json(line: bytes) -> Raw:
     return value if isinstance(value, dict) else NOT_AN_OBJECT
 
 
-def read_parquet(path: Path, wanted: Wanted) -> Iterator[tuple[int, Raw]]:
+def read_parquet(path: Path, wanted: Wanted, position: Position) -> Iterator[tuple[int, Raw]]:
     """Yield the rows of a Parquet file, only the columns that are needed."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -204,6 +225,7 @@ def read_parquet(path: Path, wanted: Wanted) -> Iterator[tuple[int, Raw]]:
                 for row in _rows(batch):
                     yield index, row
                     index += 1
+                position.fraction = index / file.metadata.num_rows
     except pa.ArrowException as error:
         raise _damaged(path, str(error)) from error
 

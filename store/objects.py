@@ -53,6 +53,9 @@ class Objects(Protocol):
     def names(self, folder: str) -> Iterator[str]:
         """Yield the names directly under a folder, in no order; none where there is no folder."""
 
+    def sweep(self) -> int:
+        """Remove what killed writers left unfinished; return how many. Only under the lease."""
+
 
 class LocalObjects:
     """Objects as files under one root folder.
@@ -135,6 +138,13 @@ class LocalObjects:
                     yield entry.name
         except (FileNotFoundError, NotADirectoryError):
             return
+
+    def sweep(self) -> int:
+        """Empty the staging folder."""
+        left = [f"{STAGING}/{name}" for name in self.names(STAGING)]
+        for key in left:
+            self.delete(key)
+        return len(left)
 
     def _make_folder(self, folder: Path) -> None:
         """Create a folder and its parents, each synced into the one above it."""

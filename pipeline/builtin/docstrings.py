@@ -37,13 +37,16 @@ def module_files(root: Path) -> Iterator[tuple[str, Path]]:
                 yield f"{entry.name}.{name}" if name else entry.name, path
         elif entry.suffix == ".py" and entry.stem == "__init__":
             yield "", entry
-        elif entry.suffix == ".py" and entry.stem.isidentifier():
-            if not entry.stem.startswith("test_"):
-                yield entry.stem, entry
+        elif entry.suffix == ".py" and _is_module(entry.stem):
+            yield entry.stem, entry
+
+
+def _is_module(name: str) -> bool:
+    return name.isidentifier() and not name.startswith("test_")
 
 
 def docstrings(source: str | bytes, module: str) -> Iterator[Docstring]:
-    """Yield the docstrings of ``source`` in the order in which they stand.
+    r"""Yield the docstrings of ``source`` in the order in which they stand.
 
     Parameters
     ----------
@@ -59,7 +62,7 @@ def docstrings(source: str | bytes, module: str) -> Iterator[Docstring]:
 
     Examples
     --------
-    >>> list(docstrings('def f():\\n    "Say so."', "m"))
+    >>> list(docstrings('def f():\n    "Say so."', "m"))
     [Docstring(name='m.f', text='Say so.')]
     """
     with warnings.catch_warnings():

@@ -12,7 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,8 @@ def token_log_probabilities(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Log-probability in nats of each token after the first: (sequences, positions - 1)."""
     logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
     targets = tokens[:, 1:, None]
-    return logits.log_softmax(-1).gather(-1, targets)[..., 0]
+    chosen: Tensor = logits.log_softmax(-1).gather(-1, targets)[..., 0]
+    return chosen
 
 
 def bits_per_byte(
@@ -160,6 +161,22 @@ def samples(
     return texts
 
 
+def measure(folder: Path, data: Path, max_pairs: int | None = None) -> dict[str, Any]:
+    """Measure the model in ``folder``, in float32; the result is ready for JSON."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.train(False)
+    held_out = load_wikitext(data).held_out
+    return {
+        "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "held_out_bits_per_byte": bits_per_byte(model, tokenizer, held_out),
+        "held_out_bytes": sum(len(text.replace(MISSING, "").encode()) for text in held_out),
+        "blimp": blimp(model, tokenizer, data / "blimp", max_pairs)._asdict(),
+        "n_pairs": max_pairs or 1_000,
+        "samples": samples(model, tokenizer),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the measurements as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -167,17 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="holds wikitext2 and blimp")
     parser.add_argument("--max-pairs", type=int, help="pairs per phenomenon, all unless given")
     options = parser.parse_args(arguments)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
-    pairs = blimp(model, tokenizer, options.data / "blimp", options.max_pairs)
-    held_out = load_wikitext(options.data).held_out
-    measured = {
-        "held_out_bits_per_byte": bits_per_byte(model, tokenizer, held_out),
-        "held_out_bytes": sum(len(text.replace(MISSING, "").encode()) for text in held_out),
-        "blimp": pairs._asdict(),
-        "samples": samples(model, tokenizer),
-    }
-    print(json.dumps(measured, indent=2))
+    print(json.dumps(measure(options.model, options.data, options.max_pairs), indent=2))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,23 @@ from importlib.resources import files
 from actlas.pipeline.builtin.splitmix import SplitMix64
 
 SEED = 240
-VOWELS = "aeiouy"
 SINGLE_LETTERS = ("e", "u")
 """Stand for the words ``a`` and ``i``."""
+UNSPEAKABLE = "|".join(
+    (
+        r"[aeiouy]{3}",
+        r"[^aeiouy]{4}",
+        r"(.)\1\1",
+        r"^(.)\2",
+        r"^y[^aeiou]",
+        r"[aeou]y[aeiou]",
+        "uu",
+        "ii",
+    )
+)
+"""Runs that no English word of ours has."""
+MAX_DRAWS = 20_000
+"""Draws per proposal, and proposals per word, before we give up."""
 
 
 class LetterModel:
@@ -35,13 +49,23 @@ class LetterModel:
         self.codas = {_cluster(word, r"[^aeiouy]+$") for word in self.words}
 
     def propose(self, n_letters: int, random: SplitMix64) -> str:
-        """Draw strings until one has ``n_letters`` letters and can be pronounced."""
+        """Draw strings until one has ``n_letters`` letters and can be pronounced.
+
+        Raises
+        ------
+        ValueError
+            Where `MAX_DRAWS` draws give none: the model has seen too few words.
+        """
         if n_letters == 1:
             return SINGLE_LETTERS[random.below(len(SINGLE_LETTERS))]
-        while True:
+        for _ in range(MAX_DRAWS):
             word = self._draw(n_letters, random)
             if len(word) == n_letters and self.pronounceable(word):
                 return word
+        raise ValueError(
+            f"{MAX_DRAWS} draws from a model of {len(self.words)} words gave no pronounceable "
+            f"string of {n_letters} letters; fit it on more words"
+        )
 
     def _draw(self, n_letters: int, random: SplitMix64) -> str:
         word = ""
@@ -57,11 +81,10 @@ class LetterModel:
         """Ask for a vowel, known clusters at both ends, and no long runs inside."""
         return (
             re.search(r"[aeiouy]", word) is not None
-            and re.search(r"[aeiouy]{3}|[^aeiouy]{4}|(.)\1\1|^(.)\2|^y[^aeiou]|[aeou]y[aeiou]|uu|ii",
-                          word) is None
+            and re.search(UNSPEAKABLE, word) is None
             and _cluster(word, r"^[^aeiouy]+") in self.onsets
             and _cluster(word, r"[^aeiouy]+$") in self.codas
-        )  # fmt: skip
+        )
 
 
 def _cluster(word: str, pattern: str) -> str:
@@ -71,7 +94,12 @@ def _cluster(word: str, pattern: str) -> str:
 
 def read_lines(name: str) -> list[str]:
     """Lines of a text file shipped in the folder ``data``."""
-    return files("actlas.pipeline.builtin").joinpath("data", name).read_text(encoding="utf-8").splitlines()
+    return (
+        files("actlas.pipeline.builtin")
+        .joinpath("data", name)
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
 
 
 def nonword_strings(
@@ -89,6 +117,11 @@ def nonword_strings(
     seed
         Names the stream of `SplitMix64`.
 
+    Raises
+    ------
+    ValueError
+        Where the sentences are too few to tell enough non-words apart.
+
     Notes
     -----
     No non-word of three letters or more occurs twice within a string, and one of four or more
@@ -102,16 +135,27 @@ def nonword_strings(
     for sentence in sentences:
         string: list[str] = []
         for word in sentence.split():
-            proposal = model.propose(len(word), random)
-            while (
-                proposal in refused
-                or (len(word) >= 3 and proposal in string)
-                or (len(word) >= 4 and proposal in used)
-            ):
-                proposal = model.propose(len(word), random)
-            string.append(proposal)
-            used.add(proposal)
+            barred = used if len(word) >= 4 else set(string) if len(word) == 3 else set()
+            string.append(_nonword(model, len(word), random, refused, barred))
+            used.add(string[-1])
         yield " ".join(string)
+
+
+def _nonword(
+    model: LetterModel,
+    n_letters: int,
+    random: SplitMix64,
+    refused: Collection[str],
+    barred: Collection[str],
+) -> str:
+    for _ in range(MAX_DRAWS):
+        proposal = model.propose(n_letters, random)
+        if proposal not in refused and proposal not in barred:
+            return proposal
+    raise ValueError(
+        f"none of {MAX_DRAWS} proposals of {n_letters} letters is a new non-word "
+        f"({len(barred)} are taken); give more sentences, so that the letters vary"
+    )
 
 
 def main() -> None:

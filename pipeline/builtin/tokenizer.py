@@ -54,7 +54,7 @@ def fit_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 def as_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """Wrap for ``save_pretrained``, with the roles of the special tokens."""
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=SPECIAL.bos,
         eos_token=SPECIAL.eos,

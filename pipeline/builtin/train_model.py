@@ -8,8 +8,8 @@ goes on from ``DIR/checkpoint.pt``; the text is read again, so keep the environm
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,25 +19,26 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from actlas.pipeline.builtin.evaluate_model import bits_per_byte
-from actlas.pipeline.builtin.fast_llama import dropout_masks, next_token_loss, rotary_tables
+from actlas.pipeline.builtin.fast_llama import (
+    HEAD_DIM,
+    ROTARY_THETA,
+    dropout_masks,
+    new_model,
+    next_token_loss,
+    rotary_tables,
+)
 from actlas.pipeline.builtin.muon import Muon
 from actlas.pipeline.builtin.schedule import Schedule
 from actlas.pipeline.builtin.token_stream import EncodedDocument, encode_documents, epoch_tokens
-from actlas.pipeline.builtin.tokenizer import (
-    BOS_ID,
-    CONTEXT,
-    EOS_ID,
-    PAD_ID,
-    VOCABULARY_SIZE,
-    as_transformers,
-    fit_tokenizer,
+from actlas.pipeline.builtin.tokenizer import CONTEXT, as_transformers, fit_tokenizer
+from actlas.pipeline.builtin.training_text import (
+    TrainingText,
+    documented_packages,
+    load_training_text,
 )
-from actlas.pipeline.builtin.training_text import TrainingText, load_training_text
-
-ROTARY_THETA = 10_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,32 +97,6 @@ class Data:
             progress.epoch, progress.offset = progress.epoch + 1, 0
 
 
-def new_model(seed: int) -> LlamaForCausalLM:
-    """Make the untrained model; weights N(0, 0.02) from an own generator."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY_SIZE,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=CONTEXT,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": ROTARY_THETA},
-        tie_word_embeddings=True,
-        pad_token_id=PAD_ID,
-        bos_token_id=BOS_ID,
-        eos_token_id=EOS_ID,
-    )
-    model = LlamaForCausalLM(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0.0, 0.02, generator=generator)
-    return model
-
-
 def text_tokenizer(text: TrainingText, seed: int) -> Tokenizer:
     """Fit the tokenizer on twice the English and a sample of the documentation."""
     rng = np.random.default_rng(seed)
@@ -145,11 +120,11 @@ class Trainer:
         self.adam = torch.optim.AdamW(
             [embedding, *vectors], recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0
         )
-        self.rotary = rotary_tables(CONTEXT, 64, ROTARY_THETA)
+        self.rotary = rotary_tables(CONTEXT, HEAD_DIM, ROTARY_THETA)
         self.loss: Callable[..., Tensor] = torch.compile(next_token_loss, dynamic=False)
 
     def schedule(self) -> Schedule:
-        """The schedule as it stands; the file ``decay-now`` begins the decay at this step."""
+        """Return the schedule as it stands; the file ``decay-now`` begins the decay now."""
         progress, recipe = self.progress, self.recipe
         request = self.out / "decay-now"
         if progress.decay_start is None:
@@ -174,7 +149,7 @@ class Trainer:
         shape = (2 * config.num_hidden_layers, len(tokens), config.hidden_size)
         masks = dropout_masks(shape, self.recipe.dropout, self.generator)
         loss = self.loss(self.model, tokens, masks, self.rotary)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self.muon.param_groups[0]["lr"] = self.recipe.muon_lr * factor
         self.adam.param_groups[0]["lr"] = self.recipe.adam_lr * factor
@@ -195,9 +170,11 @@ class Trainer:
         }
         staged = self.out / "checkpoint.tmp"
         torch.save(state, staged)
-        os.replace(staged, self.out / "checkpoint.pt")
-        export = LlamaForCausalLM(self.model.config).to(torch.bfloat16)
-        export.load_state_dict(self.model.state_dict())
+        staged.replace(self.out / "checkpoint.pt")
+        export = copy.deepcopy(self.model)
+        for parameter in export.parameters():
+            parameter.data = parameter.data.bfloat16()
+        export.config.dtype = torch.bfloat16
         export.save_pretrained(self.out / "export")
 
     def load(self) -> None:
@@ -242,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the text collections")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints, loss.csv, export/")
-    parser.add_argument("--steps", type=int, default=Recipe.n_steps, help="steps, decay included")
+    parser.add_argument("--steps", type=int, default=Recipe().n_steps, help="steps, decay included")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true")
@@ -252,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     export.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(seed=options.seed, n_steps=options.steps)
     text = load_training_text(options.data)
+    (options.out / "packages.txt").write_text(", ".join(documented_packages()) + "\n")
     if not options.resume:
         as_transformers(text_tokenizer(text, recipe.seed)).save_pretrained(export)
     fitted = Tokenizer.from_file(str(export / "tokenizer.json"))

@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from pydoc_data import topics
 from typing import NamedTuple
@@ -28,7 +29,7 @@ DOCUMENTED_PACKAGES = (
     "setuptools", "pip", "packaging", "pydantic", "fsspec", "datasets", "huggingface_hub",
     "requests", "pyarrow", "ray",
 )  # fmt: skip
-"""Packages read where installed; all under BSD, MIT, Apache or PSF terms."""
+"""Packages read where installed; all under BSD, MIT, Apache, PSF-like or MPL terms."""
 
 HELD_OUT_EVERY = 30
 """Every 30th WikiText article is never trained on (about 3 %)."""
@@ -44,12 +45,12 @@ class TrainingText(NamedTuple):
 
 
 def detokenize(line: str) -> str:
-    """Undo WikiText's tokenization.
+    r"""Undo WikiText's tokenization.
 
     Examples
     --------
-    >>> detokenize('It is 0 @.@ 7 – 2 @.@ 2 kg ( 4 lb ) , the " cutter " \\'s own .')
-    'It is 0.7 – 2.2 kg (4 lb), the "cutter"\\'s own.'
+    >>> detokenize('It is 0 @.@ 7 – 2 @.@ 2 kg ( 4 lb ) , the " cutter " \'s own .')
+    'It is 0.7 – 2.2 kg (4 lb), the "cutter"\'s own.'
     """
     line = re.sub(r" @([-.,])@ ", r"\1", line.strip())
     line = line.replace("<unk>", MISSING)
@@ -79,21 +80,21 @@ def wikitext_articles(text: str) -> Iterator[str]:
 
 
 def pieces(document: str) -> list[str]:
-    """Cut a document where a passage may begin: at sentences and paragraphs.
+    r"""Cut a document where a passage may begin: at sentences and paragraphs.
 
     The pieces joined give the document again; white space leads its piece.
 
     Examples
     --------
-    >>> pieces('One. "Two" is it. 3.5 three.\\nFour')
-    ['One.', ' "Two" is it.', ' 3.5 three.', '\\nFour']
+    >>> pieces('One. "Two" is it. 3.5 three.\nFour')
+    ['One.', ' "Two" is it.', ' 3.5 three.', '\nFour']
     """
     cuts = [0]
     for found in re.finditer(r"[.!?][\"')\]]*(?=\s+[A-Z\"'(0-9])|(?=\n)(?<!\n)", document):
         if found.end() > cuts[-1]:
             cuts.append(found.end())
     cuts.append(len(document))
-    return [document[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    return [document[a:b] for a, b in pairwise(cuts) if b > a]
 
 
 def looks_english(text: str) -> bool:
@@ -135,11 +136,17 @@ def _deduplicated(texts: Iterable[str]) -> Iterator[str]:
             yield text
 
 
+def documented_packages() -> list[str]:
+    """Name those of `DOCUMENTED_PACKAGES` that are installed, so are read."""
+    site = Path(sysconfig.get_paths()["purelib"])
+    return [package for package in DOCUMENTED_PACKAGES if (site / package).is_dir()]
+
+
 def _documentation() -> Iterator[str]:
     yield from topics.topics.values()
     site = Path(sysconfig.get_paths()["purelib"])
     roots = [Path(sysconfig.get_paths()["stdlib"])]
-    roots += [site / package for package in DOCUMENTED_PACKAGES if (site / package).is_dir()]
+    roots += [site / package for package in documented_packages()]
     for root in roots:
         for name, path in module_files(root):
             try:

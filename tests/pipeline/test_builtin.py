@@ -34,13 +34,13 @@ def docs() -> list[BuiltinRecord]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer():  # noqa: ANN201
+def tokenizer():
     transformers = pytest.importorskip("transformers")
     return transformers.AutoTokenizer.from_pretrained(MODEL)
 
 
 @pytest.fixture(scope="module")
-def model():  # noqa: ANN201
+def model():
     transformers = pytest.importorskip("transformers")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     return loaded.eval()
@@ -86,6 +86,31 @@ def test_the_model_has_learnt_english(tokenizer, model):
     assert right < wrong - 1.0
 
 
+def test_the_training_forward_is_transformers_own(model):
+    from actlas.pipeline.builtin.fast_llama import dropout_masks, next_token_loss, rotary_tables
+
+    tokens = torch.randint(4, 4_096, (2, 40), generator=torch.Generator().manual_seed(0))
+    tokens[0, 7] = 3
+    labels = tokens.masked_fill(tokens == 3, -100)
+    rotary = rotary_tables(512, 64, 10_000.0)
+    masks = dropout_masks((12, 2, 256), 0.0, torch.Generator())
+    with torch.inference_mode():
+        expected = model(input_ids=tokens, labels=labels).loss.item()
+        got = next_token_loss(model, tokens, masks, rotary, dtype=torch.float32).item()
+    assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_muon_updates_are_nearly_orthogonal():
+    from actlas.pipeline.builtin.muon import Muon, orthogonalize
+
+    matrices = torch.randn(2, 48, 20, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(orthogonalize(matrices).float())
+    assert singular.min() > 0.5
+    assert singular.max() < 1.3
+    with pytest.raises(ValueError, match="matrices"):
+        Muon([torch.zeros(3)])
+
+
 def test_attention_is_causal(tokenizer, model):
     tokens = tokenizer("The old farmer walked slowly across the field", return_tensors="pt")
     ids = tokens["input_ids"]
@@ -111,7 +136,13 @@ def test_one_sentence_prefers_good_grammar(tokenizer, model):
 
 @pytest.mark.parametrize(
     "text",
-    ["Plain English, 1234 + 5.", "Füße, naïve", "日本語とрусский", "tabs\tand\n\n  lines ", "🙂👩‍🔬"],
+    [
+        "Plain English, 1234 + 5.",
+        "Füße, naïve",
+        "日本語とрусский",
+        "tabs\tand\n\n  lines ",
+        "🙂👩‍🔬",
+    ],
 )
 def test_the_tokenizer_round_trips_and_adds_bos(tokenizer, text):
     encoded = tokenizer(text, return_offsets_mapping=True)
@@ -138,6 +169,31 @@ def test_the_card_and_the_curve_are_there():
         assert part in card
     assert (MODEL / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (MODEL / "loss.csv").read_text().startswith("step,tokens,")
+
+
+# --- the training text
+
+
+def test_pieces_join_to_their_document():
+    from actlas.pipeline.builtin.training_text import detokenize, pieces, wikitext_articles
+
+    document = 'One. "Two" is it. 3.5 three.\n\nFour! (Five.) six'
+    assert "".join(pieces(document)) == document
+    assert len(pieces(document)) > 4
+    assert detokenize('a @-@ b , " c " <unk> \'s .') == 'a-b, "c" <|missing|>\'s.'
+    text = " = A = \n\n One . \n = = B = = \n Two . \n = C = \n"
+    assert list(wikitext_articles(text)) == ["A\nOne.\nB\nTwo.", "C"]
+
+
+def test_the_schedule_rises_holds_and_falls():
+    from actlas.pipeline.builtin.schedule import Schedule
+
+    schedule = Schedule(n_warmup=4, decay_start=10, n_decay=5)
+    factors = [schedule.factor(step) for step in range(schedule.n_steps + 1)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:11] == [1.0] * 7
+    assert factors[-1] == 0.0
+    assert factors == sorted(factors[:5]) + sorted(factors[5:], reverse=True)
 
 
 # --- the corpora
@@ -180,7 +236,11 @@ def test_a_file_that_is_no_python_is_told_and_not_skipped(tmp_path: Path):
 
 def test_docstrings_keep_their_names_and_order(tmp_path: Path):
     source = '"M."\nif True:\n    async def f():\n        "F."\nclass C:\n    "C."\n'
-    assert [tuple(d) for d in docstrings(source, "m")] == [("m", "M."), ("m.f", "F."), ("m.C", "C.")]
+    assert [tuple(d) for d in docstrings(source, "m")] == [
+        ("m", "M."),
+        ("m.f", "F."),
+        ("m.C", "C."),
+    ]
     (tmp_path / "pkg").mkdir()
     for name in ("b.py", "__init__.py", "test_b.py", "not-a-name.py"):
         (tmp_path / "pkg" / name).write_text("")
@@ -205,8 +265,16 @@ def test_the_generator_reproduces_the_shipped_nonwords():
 
 
 def test_another_seed_gives_other_nonwords():
-    sentences = read_lines("sentences.txt")[:3]
-    assert list(nonword_strings(sentences, (), seed=1)) != list(nonword_strings(sentences, ()))
+    sentences = read_lines("sentences.txt")
+    first, second = (next(nonword_strings(sentences, (), seed=seed)) for seed in (1, 2))
+    assert first != second
+
+
+def test_too_few_words_to_make_nonwords_from_are_refused():
+    with pytest.raises(ValueError, match="1 words"):
+        list(nonword_strings(["bcd"], ()))
+    with pytest.raises(ValueError, match="new non-word"):
+        list(nonword_strings(["banana"], ("banana",)))
 
 
 def test_nonwords_can_be_pronounced():

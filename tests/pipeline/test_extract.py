@@ -235,14 +235,20 @@ def padded_difference(model: Any, windows: list[list[int]]) -> float:
     )
 
 
-def test_rounding_is_to_the_nearest_even(llama: Store) -> None:
-    extractor = Extractor(llama, run_options())
-    exact = extractor.compute(0).activations["resid_post.1"]
+def test_rounding_is_to_the_nearest_even(folders: dict[str, Path], tmp_path: Path) -> None:
+    found = {}
+    for dtype in ("float32", "bfloat16", "float16"):
+        store = plan_store(
+            tmp_path / f"{dtype}.zarr",
+            folders["llama"],
+            documents([30, 7]),
+            ["resid_post.1"],
+            dtype=dtype,
+        )
+        found[dtype] = Extractor(store, run_options()).compute(0).activations["resid_post.1"]
     for dtype, numpy_dtype in (("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)):
-        extractor._dtype = getattr(torch, dtype)
-        rounded = extractor.compute(0).activations["resid_post.1"]
-        assert rounded.dtype == numpy_dtype
-        assert np.array_equal(rounded, exact.astype(numpy_dtype))
+        assert found[dtype].dtype == numpy_dtype
+        assert np.array_equal(found[dtype], found["float32"].astype(numpy_dtype))
 
 
 def test_overflow_in_float16_is_counted_and_may_be_refused(

@@ -1,0 +1,22 @@
+"""Every benchmark, one after the other: ``python -m benchmarks [--quick] [--json]``."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import extraction, harness, storage
+from benchmarks.harness import Report
+
+
+def run(quick: bool) -> Report:
+    """Run every benchmark."""
+    whole = Report("Benchmarks")
+    for name, part in (("storage", storage.run(quick)), ("extraction", extraction.run(quick))):
+        whole.notes += part.notes
+        whole.tables += part.tables
+        whole.figures |= {f"{name}.{key}": value for key, value in part.figures.items()}
+    return whole
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("benchmarks", run))

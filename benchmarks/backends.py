@@ -1,0 +1,174 @@
+"""Who writes and reads the same array: actlas and three Zarr libraries, from one ``zarr.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from actlas.store.arrays import ArraySpec, metadata_bytes
+from actlas.store.commit import object_crc32c
+from actlas.store.dtypes import register_with_zarr
+from actlas.store.lazy import LazyArray
+from actlas.store.objects import LocalObjects
+from actlas.store.shardfile import ShardWriter
+from benchmarks.harness import sync
+
+register_with_zarr()
+Rows = NDArray[Any]
+
+
+class Reader(NamedTuple):
+    """An open array: ``read(start, stop)`` and ``take(rows)``, each returning numpy."""
+
+    read: Callable[[int, int], Rows]
+    take: Callable[[NDArray[np.int64]], Rows]
+
+
+class Backend(Protocol):
+    """A library that writes an array durably and reads it back."""
+
+    name: str
+
+    def write(self, root: Path, spec: ArraySpec, rows: Rows) -> None:
+        """Write every shard, each one durable when this returns."""
+
+    def open(self, root: Path, spec: ArraySpec) -> Reader:
+        """Open what any of them wrote."""
+
+    def checks(self, spec: ArraySpec) -> bool:
+        """Whether reading a chunk checks it."""
+
+
+def describe(root: Path, spec: ArraySpec) -> None:
+    """Write the array's ``zarr.json``."""
+    path = root / spec.metadata_key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(metadata_bytes(spec.metadata()))
+
+
+def written(root: Path, spec: ArraySpec) -> list[Path]:
+    """Return the shards' files and the folders that name them."""
+    files = [root / spec.key(shard) for shard in range(spec.n_shards)]
+    return [*files, *{file.parent for file in files}]
+
+
+class Ours:
+    """Our writer and reader. Checksums of raw chunks lie in the receipt, so they are kept here."""
+
+    def __init__(self, *, check: bool = True, read_back: bool = False) -> None:
+        self.check, self.read_back = check, read_back
+        self.name = "actlas"
+        if not check:
+            self.name = "actlas, unchecked"
+        elif read_back:
+            self.name = "actlas, read back"
+
+    def checks(self, spec: ArraySpec) -> bool:
+        return self.check or spec.checksummed_chunks
+
+    def write(self, root: Path, spec: ArraySpec, rows: Rows) -> None:
+        objects = LocalObjects(root)
+        for shard in range(spec.n_shards):
+            start, stop = spec.shard_range(shard)
+            writer = ShardWriter(spec, rows[start:stop])
+            objects.create(spec.key(shard), writer.parts())
+            if self.read_back:
+                found = object_crc32c(objects, spec.key(shard))
+                assert found == (writer.n_bytes, writer.crc32c)
+            self._note(root, spec, shard, writer.chunk_crc32c)
+
+    def _note(self, root: Path, spec: ArraySpec, shard: int, crcs: list[int]) -> None:
+        path = root / "crc32c" / f"{spec.key(shard).replace('/', '.')}.npy"
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, np.array(crcs, dtype=np.uint32))
+
+    def open(self, root: Path, spec: ArraySpec) -> Reader:
+        def checksums(_shard: int, key: str) -> tuple[int, ...]:
+            crcs = np.load(root / "crc32c" / f"{key.replace('/', '.')}.npy")
+            return tuple(crcs.tolist())
+
+        array = LazyArray(LocalObjects(root), spec, None, checksums if self.check else None)
+        return Reader(array.read, array.take)
+
+
+class ZarrPython:
+    """zarr-python, with its own codecs or with those of zarrs, as its documentation advises."""
+
+    def __init__(self, *, zarrs: bool = False) -> None:
+        self.name = "zarrs" if zarrs else "zarr"
+        self.zarrs = zarrs
+
+    def checks(self, spec: ArraySpec) -> bool:
+        return spec.checksummed_chunks
+
+    def _config(self) -> AbstractContextManager[Any]:
+        if not self.zarrs:
+            return nullcontext()
+        pipeline = "zarrs.ZarrsCodecPipeline"
+        return zarr.config.set({"codec_pipeline.path": pipeline, "codec_pipeline.strict": False})
+
+    def _array(self, root: Path, spec: ArraySpec) -> Any:
+        with self._config():
+            array = zarr.open_array(store=str(root / spec.path), mode="r+")
+        # Else every chunk is compared with the fill value first.
+        return array.with_config({"write_empty_chunks": True})
+
+    def write(self, root: Path, spec: ArraySpec, rows: Rows) -> None:
+        with self._config():
+            array = self._array(root, spec)
+            for shard in range(spec.n_shards):
+                start, stop = spec.shard_range(shard)
+                array[start:stop] = rows[start:stop]
+        sync(written(root, spec))
+
+    def open(self, root: Path, spec: ArraySpec) -> Reader:
+        array = self._array(root, spec)
+
+        def read(start: int, stop: int) -> Rows:
+            with self._config():
+                return np.asarray(array[start:stop])
+
+        def take(rows: NDArray[np.int64]) -> Rows:
+            with self._config():
+                return np.asarray(array.oindex[rows])
+
+        return Reader(read, take)
+
+
+class TensorStore:
+    """tensorstore, whose file driver syncs what it writes; no cache, so reads reach the files."""
+
+    name = "tensorstore"
+
+    def checks(self, spec: ArraySpec) -> bool:
+        return spec.checksummed_chunks
+
+    def _array(self, root: Path, spec: ArraySpec) -> Any:
+        import tensorstore
+
+        store = {"driver": "file", "path": f"{root / spec.path}/"}
+        return tensorstore.open({"driver": "zarr3", "kvstore": store}).result()
+
+    def write(self, root: Path, spec: ArraySpec, rows: Rows) -> None:
+        array = self._array(root, spec)
+        for shard in range(spec.n_shards):
+            start, stop = spec.shard_range(shard)
+            array[start:stop].write(rows[start:stop]).result()
+        sync(written(root, spec)[spec.n_shards :])
+
+    def open(self, root: Path, spec: ArraySpec) -> Reader:
+        array = self._array(root, spec)
+
+        def read(start: int, stop: int) -> Rows:
+            return np.asarray(array[start:stop].read().result())
+
+        def take(rows: NDArray[np.int64]) -> Rows:
+            return np.asarray(array[rows].read().result())
+
+        return Reader(read, take)

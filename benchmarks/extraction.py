@@ -1,0 +1,264 @@
+"""Extraction, to a committed store, beside the bare forward pass on the same batches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from actlas.pipeline.builtin import builtin_model_path
+from actlas.pipeline.extract import Extractor
+from actlas.pipeline.options import PlanOptions, RunOptions
+from actlas.pipeline.plan import make_plan
+from actlas.store.schema import Receipt
+from actlas.store.store import open_store
+from benchmarks import corpus, harness
+from benchmarks.harness import ROOT, Contender, Report, Table, alternate, figure_name
+
+BARE, SERIAL, OVERLAPPED = "bare forward", "one after the other", "writing beside"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its hookpoints, and how much of the corpus it is given."""
+
+    name: str
+    model: str
+    hookpoints: str
+    shard_rows: int
+    n_shards: int = 8
+    n_timed: int = 8
+    max_length: int = 512
+    rounds: int = 5
+
+
+def cases(folder: Path, quick: bool) -> list[Case]:
+    """Return what is measured; models that are not at hand are left out."""
+    embedded = str(builtin_model_path("actlas-6m"))
+    if quick:
+        small = _gpt2(folder / "gpt2", n_layer=2, n_embd=64, n_head=2)
+        few = {"shard_rows": 256, "n_shards": 2, "n_timed": 2, "rounds": 1, "max_length": 256}
+        return [
+            Case("embedded, all", embedded, "resid_post.*", **few),
+            Case("gpt2 shape, middle", small, "resid_post.middle", **few),
+        ]
+    found = [
+        Case("embedded, all", embedded, "resid_post.*", 4096),
+        Case("embedded, middle", embedded, "resid_post.middle", 4096),
+    ]
+    for shared in (os.environ.get("ACTLAS_SHARED", ""), ROOT / "shared", ROOT.parent / "shared"):
+        stories = Path(shared) / "models" / "stories260K"
+        if stories.is_dir():
+            found.append(Case("stories260K, all", str(stories), "resid_post.*", 8192))
+            break
+    gpt2 = _gpt2(folder / "gpt2")
+    more = {"n_timed": 3, "max_length": 1024, "rounds": 3}
+    found.append(Case("gpt2 shape, all", gpt2, "resid_post.*", 1024, **more))
+    found.append(Case("gpt2 shape, middle", gpt2, "resid_post.middle", 1024, **more))
+    return found
+
+
+def _gpt2(folder: Path, **sizes: int) -> str:
+    """Save a GPT-2 with random weights, by default of the small one's shape, and a tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(str(builtin_model_path("actlas-6m")))
+    torch.manual_seed(0)
+    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    config = GPT2Config(vocab_size=len(tokenizer), **ids, **sizes)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def plan_case(case: Case, folder: Path) -> Path:
+    """Plan a store of the case's shards over text written for it."""
+    from transformers import AutoTokenizer
+
+    n_tokens = case.shard_rows * case.n_shards
+    tokenizer = AutoTokenizer.from_pretrained(case.model)
+    text = corpus.write_jsonl(folder / "corpus.jsonl", tokenizer, n_tokens)
+    options = PlanOptions(
+        model=case.model,
+        corpus=str(text),
+        hookpoints=(case.hookpoints,),
+        max_length=case.max_length,
+        shard_rows=case.shard_rows,
+        sample="uniform",
+    )
+    path = folder / "planned.zarr"
+    make_plan(path, options, lambda _text: None)
+    return path
+
+
+def _run_options() -> RunOptions:
+    return RunOptions(device="cpu")
+
+
+class Timed:
+    """Passes over the first shards of a case: bare, and extracted into a fresh copy of the plan."""
+
+    def __init__(self, case: Case, planned: Path) -> None:
+        self.planned = planned
+        self.copy = planned.with_name("run.zarr")
+        self.receipts: dict[str, list[list[Receipt]]] = {SERIAL: [], OVERLAPPED: []}
+        self.extractor = Extractor(open_store(planned), _run_options())
+        plan = self.extractor.plan
+        self.shards = range(min(case.n_timed, plan.n_shards))
+        self.n_rows = min(len(self.shards) * plan.shard_rows, plan.n_tokens)
+
+    def fresh(self) -> None:
+        shutil.rmtree(self.copy, ignore_errors=True)
+        shutil.copytree(self.planned, self.copy)
+        self.extractor.store = open_store(self.copy)
+
+    def bare(self) -> None:
+        """Run every batch of the shards to the deepest hookpoint; nothing is kept."""
+        import torch
+
+        from actlas.pipeline.architecture import quiet
+        from actlas.pipeline.capture import Capture
+
+        own = self.extractor
+        with quiet(), torch.inference_mode(), Capture(own.model, own.plan.hookpoints) as capture:
+            for shard in self.shards:
+                for _batch, inputs in own._inputs(own.batches(shard)):
+                    capture(*own._tensors(inputs), read=lambda _name, _tensor: None)
+
+    def serial(self) -> None:
+        receipts = [self.extractor.extract(shard, attempt="benchmark") for shard in self.shards]
+        self.receipts[SERIAL].append(receipts)
+
+    def overlapped(self) -> None:
+        receipts = list(self.extractor.extract_many(self.shards, attempt="benchmark"))
+        self.receipts[OVERLAPPED].append(receipts)
+
+    def contenders(self) -> list[Contender]:
+        return [
+            Contender(BARE, self.bare),
+            Contender(SERIAL, self.serial, self.fresh),
+            Contender(OVERLAPPED, self.overlapped, self.fresh),
+        ]
+
+
+def peak_memory(path: str, n_shards: int) -> int:
+    """In a process of its own: bytes added by extracting these many shards, after the first batch.
+
+    The model and its libraries are in memory before; the store is a copy of a planned one.
+    """
+    with tempfile.TemporaryDirectory(prefix="actlas-bench-") as folder:
+        copy = Path(folder) / "run.zarr"
+        shutil.copytree(path, copy)
+        extractor = Extractor(open_store(copy), _run_options())
+        shards = range(min(n_shards, extractor.plan.n_shards))
+
+        def work() -> list[Receipt]:
+            return list(extractor.extract_many(shards, attempt="benchmark"))
+
+        return harness.peak_of(work)
+
+
+def _add_case(case: Case, report: Report, tables: list[Table], folder: Path) -> None:
+    folder.mkdir()
+    planned = plan_case(case, folder)
+    timed = Timed(case, planned)
+    measured = {m.name: m for m in alternate(timed.contenders(), case.rounds, BARE)}
+    stages = _stages(timed, measured[SERIAL].seconds)
+    stored = sum(o.n_bytes for r in timed.receipts[SERIAL][-1] for o in r.objects)
+    plan = timed.extractor.plan
+    raw = sum(h.width for h in plan.hookpoints) * 2
+    padding = statistics.mean(float(r.run["padding_share"]) for r in timed.receipts[SERIAL][-1])
+    values = {
+        **{
+            f"{name}.rows_per_s": timed.n_rows / measured[m].median_s
+            for name, m in (("bare", BARE), ("serial", SERIAL), ("overlapped", OVERLAPPED))
+        },
+        "serial.ratio": measured[SERIAL].ratio,
+        "overlapped.ratio": measured[OVERLAPPED].ratio,
+        **{f"share.{name}": share for name, share in stages.items()},
+        "padding_share": padding,
+        "bytes_per_token": stored / timed.n_rows,
+        "raw_bytes_per_token": raw,
+    }
+    del timed
+    for n in (1, case.n_shards):
+        peak = harness.in_fresh_process(
+            "benchmarks.extraction:peak_memory", path=str(planned), n_shards=n
+        )
+        values[f"extra_mb.{'one' if n == 1 else 'all'}_shards"] = peak / 1e6
+    for name, value in values.items():
+        report.figures[figure_name(case.name, name)] = float(value)
+    cells = {k: f"{v:,.0f}" if v >= 100 else f"{v:.2f}" for k, v in values.items()}
+    speed, shares = tables
+    rate = ("bare.rows_per_s", "serial.rows_per_s", "serial.ratio")
+    over = ("overlapped.rows_per_s", "overlapped.ratio")
+    size = ("raw_bytes_per_token", "bytes_per_token", "extra_mb.one_shards", "extra_mb.all_shards")
+    what = f"{plan.n_shards} x {plan.shard_rows:,}"
+    speed.rows.append((case.name, *(cells[key] for key in (*rate, *over))))
+    shares.rows.append(
+        (
+            case.name,
+            *(f"{100 * share:.1f} %" for share in stages.values()),
+            f"{100 * padding:.1f} %",
+            what,
+            *(cells[key] for key in size),
+        )
+    )
+
+
+def _stages(timed: Timed, seconds: tuple[float, ...]) -> dict[str, float]:
+    """Split the time of the serial rounds by stage: medians of shares, from the receipts."""
+    shares: dict[str, list[float]] = {"forward": [], "gather": [], "other": [], "commit": []}
+    for receipts, total in zip(timed.receipts[SERIAL][-len(seconds) :], seconds, strict=True):
+        spent = {
+            key: sum(float(r.run[f"{key}_s"]) for r in receipts)
+            for key in ("forward", "gather", "compute")
+        }
+        shares["forward"].append(spent["forward"] / total)
+        shares["gather"].append(spent["gather"] / total)
+        shares["other"].append((spent["compute"] - spent["forward"] - spent["gather"]) / total)
+        shares["commit"].append((total - spent["compute"]) / total)
+    return {name: max(1e-9, statistics.median(values)) for name, values in shares.items()}
+
+
+def run(quick: bool) -> Report:
+    """Extract activations, committed durably, beside the bare forward pass."""
+    report = Report("Extraction")
+    speed = Table(
+        "Rows per second, and as a share of the bare forward pass",
+        ("model, resid_post", BARE, SERIAL, "share", OVERLAPPED, "share"),
+        notes=(
+            f"`{BARE}`: the same batches in the same process to the deepest hookpoint, nothing "
+            f"kept. `{SERIAL}`: compute a shard, commit it, as the inline executor does. "
+            f"`{OVERLAPPED}`: a shard is committed while the next is computed; the last one has "
+            "nothing to be beside. Committed: statistics, compression `fast`, fsync, read back, "
+            "receipt. Rows are kept tokens; padding and tokens computed again do not count.",
+        ),
+    )
+    shares = Table(
+        f"Where the time goes in `{SERIAL}`, bytes, memory",
+        ("model, resid_post", "forward", "gather", "other", "commit", "padding", "shards"),
+        notes=(
+            "Gather: picking the kept rows out of each batch, rounding them to bfloat16, putting "
+            "them in stored order. Extra MB: peak above the loaded model, in fresh processes, with "
+            "one shard and with all. Documents: pieces of Python's own documentation, log-normal "
+            f"lengths (median {corpus.MEDIAN_TOKENS} tokens, sigma {corpus.SIGMA}), windows of 512 "
+            "tokens (1,024 for the GPT-2 shape: 12 blocks of 768, random weights, float32).",
+        ),
+    )
+    shares.columns += ("raw B/token", "stored B/token", "extra MB, 1 shard", "all shards")
+    with tempfile.TemporaryDirectory(prefix="actlas-bench-") as name:
+        folder = Path(name)
+        for i, case in enumerate(cases(folder, quick)):
+            _add_case(case, report, [speed, shares], folder / str(i))
+    report.tables += [speed, shares]
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("benchmarks.extraction", run))

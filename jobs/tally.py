@@ -1,0 +1,148 @@
+"""What a run has done so far, in numbers and in words."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from actlas.jobs.executors import Done
+from actlas.jobs.formatting import count, duration, ranges
+from actlas.jobs.ledger import Fault
+
+NOW_S = 30.0
+"""The window over which "now" is a mean."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """The numbers of a run, from the events of its executor.
+
+    Attributes
+    ----------
+    n_rows : int
+        Rows of the whole store.
+    n_rows_before : int
+        Of those, the ones done when this run began.
+    """
+
+    n_rows: int
+    n_rows_before: int
+    n_shards: int
+    clock: Callable[[], float] = time.monotonic
+    started: float = 0.0
+    n_rows_done: int = 0
+    n_shards_done: int = 0
+    n_bytes: int = 0
+    n_nonfinite: int = 0
+    n_tokens_fed: float = 0.0
+    bare_tokens_per_s: dict[str, float] = field(default_factory=dict)
+    faults: Counter[str] = field(default_factory=Counter)
+    quarantined: list[int] = field(default_factory=list)
+    workers: dict[str, tuple[str, int | None, float]] = field(default_factory=dict)
+    recent: deque[tuple[float, int]] = field(default_factory=deque)
+    first_busy: float | None = None
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    def on_state(self, worker: str, state: str, shard: int | None) -> None:
+        """Keep what a worker is at, and since when."""
+        now = self.clock()
+        if state == "busy" and self.first_busy is None:
+            self.first_busy = now
+        if state == "gone":
+            self.workers.pop(worker, None)
+        else:
+            self.workers[worker] = (state, shard, now)
+
+    def on_done(self, done: Done) -> None:
+        """Add a finished shard."""
+        self.n_rows_done += done.n_rows
+        self.n_shards_done += 1
+        self.n_bytes += done.n_bytes
+        self.n_nonfinite += done.n_nonfinite
+        self.n_tokens_fed += done.run.get("n_tokens_fed", 0.0)
+        if done.bare_tokens_per_s is not None:
+            self.bare_tokens_per_s[done.worker] = done.bare_tokens_per_s
+        now = self.clock()
+        self.recent.append((now, done.n_rows))
+        while self.recent and now - self.recent[0][0] > NOW_S:
+            self.recent.popleft()
+
+    def on_fault(self, fault: Fault, quarantined: bool) -> None:
+        """Count a failed attempt."""
+        self.faults[fault.kind] += 1
+        if quarantined and fault.shard is not None:
+            self.quarantined.append(fault.shard)
+
+    def seconds(self) -> float:
+        """Return the time since the first shard was begun."""
+        since = self.started if self.first_busy is None else self.first_busy
+        return max(1e-9, self.clock() - since)
+
+    def mean_rate(self) -> float:
+        """Return this run's rows per second since the first shard was begun."""
+        return self.n_rows_done / self.seconds() if self.n_rows_done else 0.0
+
+    def share_of_bare(self) -> float | None:
+        """Return the run's tokens per second over those of its workers' bare forward passes.
+
+        From the first shard begun to the last one done, so loading, waiting and writing count.
+        None where nothing was measured.
+        """
+        bare = sum(self.bare_tokens_per_s.values())
+        return self.n_tokens_fed / self.seconds() / bare if bare > 0 else None
+
+    def rate_now(self) -> float:
+        """Return rows per second over the last half minute."""
+        window = min(NOW_S, self.seconds())
+        since = self.clock() - window
+        rows = sum(rows for when, rows in self.recent if when >= since)
+        return rows / window
+
+    def share(self) -> float:
+        """Return the share of the store's rows that is done."""
+        return (self.n_rows_before + self.n_rows_done) / self.n_rows
+
+    def seconds_left(self) -> float | None:
+        """Return an estimate, or None before there is anything to estimate from."""
+        rate = self.mean_rate()
+        left = self.n_rows - self.n_rows_before - self.n_rows_done
+        return left / rate if rate > 0 else None
+
+
+def headline(tally: Tally) -> str:
+    """Return one line on where a run stands."""
+    done = tally.n_rows_before + tally.n_rows_done
+    left = tally.seconds_left()
+    parts = [
+        f"{tally.share():4.0%}",
+        f"{count(done)} of {count(tally.n_rows)} rows",
+        f"{count(tally.rate_now())} rows/s now, {count(tally.mean_rate())} mean",
+        "time left unknown" if left is None else f"{duration(left)} left",
+    ]
+    return "  ".join(parts) + troubles(tally)
+
+
+def troubles(tally: Tally) -> str:
+    """Return retries and quarantine in a few words, or nothing."""
+    text = ""
+    retries = sum(tally.faults.values()) - len(tally.quarantined)
+    if retries:
+        text += f"  {retries} {'retry' if retries == 1 else 'retries'}"
+    if tally.quarantined:
+        text += f"  in quarantine: {ranges(sorted(tally.quarantined))}"
+    return text
+
+
+def worker_lines(tally: Tally, limit: int = 8) -> list[str]:
+    """Return a line per worker: what it is at, and for how long."""
+    now = tally.clock()
+    lines = []
+    for name, (state, shard, since) in sorted(tally.workers.items())[:limit]:
+        at = f"shard {shard}" if shard is not None else state
+        lines.append(f"{name:<12} {at:<14} {duration(now - since)}")
+    more = len(tally.workers) - limit
+    return [*lines, f"and {more} more workers"] if more > 0 else lines

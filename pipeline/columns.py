@@ -1,0 +1,90 @@
+"""A draft's documents in the plan's order, as the store takes them: from disk, range by range."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.pipeline.draft import Draft, Names
+
+_HASH_BYTES = 8 << 20
+
+
+class DraftColumns:
+    """The columns of :class:`actlas.store.create.DocumentColumns` over a spool.
+
+    Parameters
+    ----------
+    draft : Draft
+        Its spool must stay open as long as columns are read.
+    labelled : bool
+        Whether documents have labels.
+    """
+
+    def __init__(self, draft: Draft, *, labelled: bool) -> None:
+        texts, cuts, order = draft.texts, draft.cuts, draft.order
+        place = np.array(cuts.place, np.int64)[order]
+        text_edges = np.array(texts.edges, np.int64)
+        self._draft = draft
+        self._text_from = text_edges[place]
+        self._tokens_from = np.array(cuts.edges, np.int64)[order]
+        self.start = _edges(draft.lengths)
+        self.text_start = _edges(text_edges[place + 1] - self._text_from)
+        self.n_documents = len(order)
+        self.n_tokens = int(self.start[-1])
+        self.n_text_bytes = int(self.text_start[-1])
+        self.char_stop = np.array(cuts.char_stop, np.int32)[order]
+        self.record = np.array(texts.record, np.int64)[place]
+        self.source, self.source_names = _used(texts.source, place, texts.sources)
+        codes, names = _used(texts.label, place, texts.labels)
+        self.label: NDArray[np.int32] | None = codes if labelled else None
+        self.label_names = names if labelled else ()
+
+    def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Return the kept tokens [start, stop)."""
+        return self._draft.cuts.token_id.gather(self._tokens_from, self.start, start, stop)
+
+    def char_starts(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Return, for the same tokens, the character of the document where each begins."""
+        return self._draft.cuts.char_start.gather(self._tokens_from, self.start, start, stop)
+
+    def special(self, start: int, stop: int) -> NDArray[np.bool_] | None:
+        """Return, for the same tokens, which the tokenizer added; None where none has a row."""
+        return self._draft.cuts.windows.special(self.start, start, stop)
+
+    def text(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return bytes [start, stop) of all texts, one after the other."""
+        return self._draft.texts.file.gather(self._text_from, self.text_start, start, stop)
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the documents in the plan's order.
+
+        It is over their number, then each one's length in bytes, all as little-endian signed
+        64-bit integers, then the UTF-8 bytes of all texts.
+        """
+        lengths = np.diff(self.text_start)
+        digest = hashlib.sha256(np.array([self.n_documents], "<i8").tobytes())
+        digest.update(lengths.astype("<i8"))
+        for start in range(0, self.n_text_bytes, _HASH_BYTES):
+            digest.update(self.text(start, min(start + _HASH_BYTES, self.n_text_bytes)))
+        return digest.hexdigest()
+
+
+def _edges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+
+
+def _used(
+    codes: array[int], place: NDArray[np.int64], names: Names
+) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Return the codes of the chosen documents, and only the names among them, sorted."""
+    chosen = np.array(codes, np.int32)[place]
+    known = list(names.codes)
+    used = sorted((known[code], code) for code in np.unique(chosen).tolist() if code >= 0)
+    to = np.full(len(known) + 1, -1, np.int32)  # The last place is that of no name, -1.
+    for new, (_, old) in enumerate(used):
+        to[old] = new
+    return to[chosen], tuple(name for name, _ in used)

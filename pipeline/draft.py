@@ -1,0 +1,204 @@
+"""Documents on their way into a plan: read, tokenized, spooled to disk, put in order.
+
+In memory there are only a few numbers per document; text and tokens lie in the spool.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.pipeline.corpus import Corpus
+from actlas.pipeline.records import Record
+from actlas.pipeline.spool import Spool
+from actlas.pipeline.tokenization import Cutter, Tokens, Windows, batches
+from actlas.store import layout
+from actlas.store.errors import CorpusError
+from actlas.store.schema import Order
+
+Sample = Literal["all", "uniform", "head"]
+Say = Callable[[str], None]
+
+MAX_NAMES = 1 << 16
+"""Distinct labels: what has more is no label."""
+
+SAY_EVERY_S = 5.0
+
+
+class Names:
+    """Numbers for names, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.codes: dict[str, int] = {}
+
+    def code(self, name: str | None) -> int:
+        """Return a name's number; -1 for no name."""
+        return -1 if name is None else self.codes.setdefault(name, len(self.codes))
+
+
+class Texts:
+    """Every text that was read, in the order of reading."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.file = spool.file("texts", np.uint8)
+        self.edges = array("q", [0])
+        self.source, self.record, self.label = array("i"), array("q"), array("i")
+        self.sources, self.labels = Names(), Names()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def append(self, record: Record) -> int:
+        """Keep a document's text and origin; return its place."""
+        self.file.append(record.text.encode())
+        self.edges.append(self.file.n_items)
+        self.source.append(self.sources.code(record.source))
+        self.record.append(record.record)
+        self.label.append(self.labels.code(record.label))
+        if len(self.labels.codes) > MAX_NAMES:
+            raise CorpusError(
+                f"There are more than {MAX_NAMES:,} different labels ({record.label!r} is one): "
+                "that is no label. Name another field with --label-field.",
+                field="label_field",
+            )
+        return len(self) - 1
+
+    def text(self, place: int) -> str:
+        """Return a text."""
+        return self.file.read(self.edges[place], self.edges[place + 1]).tobytes().decode()
+
+
+class Cuts:
+    """The kept tokens of the documents that were taken, in the order of taking."""
+
+    def __init__(self, spool: Spool, windows: Windows) -> None:
+        self.windows = windows
+        self.token_id = spool.file("token_id", np.int32)
+        self.char_start = spool.file("char_start", np.int32)
+        self.edges = array("q", [0])
+        self.place, self.char_stop = array("q"), array("i")
+        self.largest_id = -1
+
+    @property
+    def n_tokens(self) -> int:
+        """Kept tokens so far."""
+        return self.edges[-1]
+
+    def take(
+        self, items: Iterable[tuple[str, int]], cutter: Cutter, limit: int | None, say: Say
+    ) -> bool:
+        """Cut texts with their places until the limit; return whether any was left over."""
+        said = time.monotonic()
+        for batch in batches(items):
+            for i, tokens in enumerate(cutter.cut([text for text, _ in batch])):
+                if limit is not None and self.n_tokens >= limit:
+                    return True
+                self._append(self.windows.apply(tokens), batch[i][1])
+            if time.monotonic() - said > SAY_EVERY_S:
+                said = time.monotonic()
+                goal = f" of {limit:,}" if limit is not None else ""
+                say(f"{self.n_tokens:,}{goal} tokens in {len(self.place):,} documents")
+        return False
+
+    def _append(self, tokens: Tokens, place: int) -> None:
+        self.token_id.append(tokens.token_id)
+        self.char_start.append(tokens.char_start)
+        self.edges.append(self.token_id.n_items)
+        self.place.append(place)
+        self.char_stop.append(tokens.char_stop)
+        if len(tokens):
+            self.largest_id = max(self.largest_id, int(tokens.token_id.max()))
+
+
+class Draft(NamedTuple):
+    """The documents of a plan.
+
+    Attributes
+    ----------
+    texts : Texts
+    cuts : Cuts
+    order : ndarray of int64, shape [documents]
+        ``order[i]``: which of the cut documents comes i-th in the plan.
+    sample : {"all", "uniform", "head"}
+        Which part of the corpus they are.
+    """
+
+    texts: Texts
+    cuts: Cuts
+    order: NDArray[np.int64]
+    sample: Sample
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Kept tokens of each document, in the plan's order; shape [documents]."""
+        lengths: NDArray[np.int64] = np.diff(np.array(self.cuts.edges, np.int64))[self.order]
+        return lengths
+
+
+def collect(
+    corpus: Corpus,
+    cutter: Cutter,
+    windows: Windows,
+    spool: Spool,
+    *,
+    order: Order,
+    sample: Literal["uniform", "head"],
+    max_tokens: int | None,
+    seed: int,
+    say: Say,
+) -> Draft:
+    """Read, cut and order the documents of a plan.
+
+    Under ``max_tokens`` a uniform sample takes documents in a seeded order of the whole corpus, a
+    head takes them from its beginning; both end after the document that reaches it. What was
+    taken is then shuffled, or put back into the corpus's order.
+
+    Raises
+    ------
+    CorpusError
+        See :meth:`Corpus.records`; or no document has a token.
+    OSError
+        The spool's disk is full or fails.
+    """
+    texts, cuts = Texts(spool), Cuts(spool, windows)
+    uniform = sample == "uniform" and max_tokens is not None
+    if uniform:
+        for _ in _spooled(corpus, texts, say):
+            pass
+        texts.file.flush()
+        visited = layout.permutation(seed, layout.STREAM_DOCUMENTS, 0, len(texts))
+        items = ((texts.text(place), place) for place in map(int, visited))
+    else:
+        items = _spooled(corpus, texts)
+    left_over = cuts.take(items, cutter, max_tokens, say)
+    for file in (texts.file, cuts.token_id, cuts.char_start):
+        file.flush()
+    if cuts.n_tokens == 0:
+        raise CorpusError(
+            f"{corpus.uri}: {len(texts):,} documents, and not one token in them: every text is "
+            "empty. Expected text.",
+            corpus=corpus.uri,
+        )
+    n = len(cuts.place)
+    if order == "corpus":
+        in_order = np.argsort(np.array(cuts.place, np.int64), kind="stable")
+    elif uniform:
+        in_order = np.arange(n, dtype=np.int64)
+    else:
+        in_order = layout.permutation(seed, layout.STREAM_DOCUMENTS, 0, n)
+    return Draft(texts, cuts, in_order, sample if left_over else "all")
+
+
+def _spooled(corpus: Corpus, texts: Texts, say: Say | None = None) -> Iterator[tuple[str, int]]:
+    """Yield each document with its place, its text already in the spool."""
+    said = time.monotonic()
+    for record in corpus.records():
+        yield record.text, texts.append(record)
+        if say is not None and time.monotonic() - said > SAY_EVERY_S:
+            said = time.monotonic()
+            say(f"{len(texts):,} documents read, to choose from")

@@ -1,0 +1,188 @@
+"""What a plan amounts to: tokens, bytes, shards, time; as numbers and as lines to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+from actlas.store.schema import Plan
+from actlas.store.specs import StoreArrays
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a plan amounts to.
+
+    Attributes
+    ----------
+    n_tokens, n_documents, n_windows, longest : int
+        Kept tokens (rows), documents, windows; kept tokens of the longest document.
+    labels : mapping of str to int
+        Documents of each label.
+    n_read, n_skipped : int
+        Records.
+    skipped : tuple of str
+        A line for each reason.
+    hookpoint_bytes : mapping of str to int
+        Bytes of each hookpoint's rows, before compression.
+    rows_bytes, documents_bytes : int
+        Bytes of the row columns, and of text, tokens and origins.
+    n_shards, shard_rows, n_objects : int
+        Objects are files, or keys in an object store.
+    crossing_share : float or None
+        Share of the tokens that are computed again at shard borders; None where not known.
+    tokens_per_s : float or None
+        Of a forward pass here; None where not known.
+    speed : str
+        How that was found, or why not.
+    sampled_documents : int or None
+        Where the numbers are an estimate: how many documents it rests on. Labels and skipped
+        records are those of the sample.
+    scaled : bool
+        Whether the numbers are for the whole corpus, and not for the sample alone.
+    """
+
+    n_tokens: int
+    n_documents: int
+    n_windows: int
+    longest: int
+    max_length: int
+    labels: Mapping[str, int]
+    n_read: int
+    n_skipped: int
+    skipped: tuple[str, ...]
+    hookpoint_bytes: Mapping[str, int]
+    hookpoint_widths: Mapping[str, int]
+    dtype: str
+    rows_bytes: int
+    documents_bytes: int
+    n_shards: int
+    shard_rows: int
+    n_objects: int
+    crossing_share: float | None
+    tokens_per_s: float | None = None
+    speed: str = "not measured"
+    sampled_documents: int | None = None
+    scaled: bool = True
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the whole store, before compression."""
+        return sum(self.hookpoint_bytes.values()) + self.rows_bytes + self.documents_bytes
+
+    @property
+    def hours(self) -> float | None:
+        """Hours of a forward pass over every token here, where its speed is known."""
+        return self.n_tokens / self.tokens_per_s / 3600 if self.tokens_per_s else None
+
+    def lines(self) -> list[str]:
+        """Return it as lines for a person."""
+        about = "" if self.sampled_documents is None else "about "
+        found = [
+            f"corpus   {about}{self.n_tokens:,} tokens in {about}{self.n_documents:,} documents, "
+            f"{about}{self.n_windows:,} windows of at most {self.max_length:,}; the longest "
+            f"document has {self.longest:,}"
+        ]
+        if self.sampled_documents is not None:
+            found.append(f"sample   {self.sampled_documents:,} documents were read" + self._scope())
+        if self.labels:
+            shown = sorted(self.labels.items(), key=lambda pair: (-pair[1], pair[0]))
+            more = f", and {len(shown) - 20:,} more labels" if len(shown) > 20 else ""
+            counts = ", ".join(f"{name} {n:,}" for name, n in shown[:20])
+            found.append(f"labels   {counts}{more}")
+        found += [f"skipped  {line}" for line in self.skipped]
+        found += [f"rows     {line}" for line in self._hookpoint_lines(about)]
+        activations = sum(self.hookpoint_bytes.values())
+        found.append(
+            f"store    {about}{readable(self.total_bytes)} before compression: activations "
+            f"{readable(activations)}, row columns {readable(self.rows_bytes)}, documents "
+            f"{readable(self.documents_bytes)}"
+        )
+        found.append(
+            f"shards   {about}{self.n_shards:,} of {self.shard_rows:,} rows, {about}"
+            f"{self.n_objects:,} objects" + self._crossing()
+        )
+        return [*found, f"time     {self._time()}"]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def _scope(self) -> str:
+        if self.scaled:
+            return "; the rest is projected from them"
+        return ": how many there are in all is not known, so these numbers are for them alone"
+
+    def _crossing(self) -> str:
+        if self.crossing_share is None:
+            return ""
+        return f"; {self.crossing_share:.2%} of the tokens computed twice at their borders"
+
+    def _time(self) -> str:
+        if self.hours is None:
+            return f"unknown: {self.speed}"
+        return (
+            f"about {duration(self.hours)} for one process at {self.tokens_per_s:,.0f} tokens/s "
+            f"({self.speed})"
+        )
+
+    def _hookpoint_lines(self, about: str) -> list[str]:
+        found = []
+        by_width = sorted(self.hookpoint_widths.items(), key=lambda pair: pair[1])
+        for width, group in groupby(by_width, key=lambda pair: pair[1]):
+            names = [name for name, _ in group]
+            shown = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, {len(names)}"
+            each = " each" if len(names) > 1 else ""
+            found.append(
+                f"{shown} hookpoint{'s' * (len(names) > 1)}{each} {about}{self.n_tokens:,} x "
+                f"{width:,} {self.dtype}, {readable(self.hookpoint_bytes[names[0]])}{each}"
+            )
+        return found
+
+
+def store_bytes(plan: Plan, *, labelled: bool) -> dict[str, object]:
+    """Return the parts of an estimate that follow from a plan alone."""
+    arrays = StoreArrays(plan, () if labelled else None)
+    documents = sum(spec.n_rows * spec.row_bytes for spec in arrays.documents.values())
+    objects = sum(1 + spec.n_shards for spec in arrays.all().values())
+    return {
+        "n_tokens": plan.n_tokens,
+        "n_documents": plan.n_documents,
+        "n_windows": plan.n_windows,
+        "max_length": plan.windows.max_length,
+        "hookpoint_bytes": {
+            name: spec.n_rows * spec.row_bytes for name, spec in arrays.activations.items()
+        },
+        "hookpoint_widths": {hookpoint.name: hookpoint.width for hookpoint in plan.hookpoints},
+        "dtype": plan.dtype,
+        "rows_bytes": sum(spec.n_rows * spec.row_bytes for spec in arrays.rows.values()),
+        "documents_bytes": documents,
+        "n_shards": plan.n_shards,
+        "shard_rows": plan.shard_rows,
+        "n_objects": objects + plan.n_shards,
+    }
+
+
+def readable(n_bytes: float) -> str:
+    """Return bytes in decimal units.
+
+    >>> readable(512), readable(1_234_567_890)
+    ('512 B', '1.23 GB')
+    """
+    unit = "B"
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
+        if n_bytes < 999.5 or unit == "PB":
+            break
+        n_bytes /= 1000
+    return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.3g} {unit}"
+
+
+def duration(hours: float) -> str:
+    """Return hours in the unit that fits.
+
+    >>> duration(0.001), duration(0.5), duration(30)
+    ('4 s', '30 min', '30.0 h')
+    """
+    if hours < 1 / 30:
+        return f"{max(1, round(hours * 3600))} s"
+    return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:,.1f} h"

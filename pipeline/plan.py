@@ -1,0 +1,214 @@
+"""Planning: fixing what every row of a store is, before a model runs."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import actlas
+from actlas.pipeline.borders import crossing_share, fit_borders
+from actlas.pipeline.columns import DraftColumns
+from actlas.pipeline.draft import Draft, Sample, collect
+from actlas.pipeline.estimate import Estimate, store_bytes
+from actlas.pipeline.options import PlanOptions
+from actlas.pipeline.settings import Settings, resolve_settings
+from actlas.pipeline.spool import open_spool
+from actlas.pipeline.tokenization import batches
+from actlas.store import layout
+from actlas.store.create import create, refuse_existing
+from actlas.store.errors import CorpusError, ModelError, run_fault
+from actlas.store.schema import FORMAT_VERSION, CorpusSpec, Plan, WindowSpec
+from actlas.store.store import Store
+
+__all__ = ["Estimate", "Progress", "estimate", "make_plan"]
+
+Progress = Callable[[str], None]
+
+SAMPLE_CHARS = 2 << 20
+"""Text that a dry run reads."""
+
+
+def make_plan(
+    path: str | os.PathLike[str], options: PlanOptions, progress: Progress | None = None
+) -> Store:
+    """Read, tokenize and order a corpus, and write a new store with its plan.
+
+    Text and tokens pass through a folder beside the store, which is removed whatever happens; in
+    memory there are some fifty bytes per document, and one batch.
+
+    Parameters
+    ----------
+    path : path
+        Must not exist, or be an empty folder.
+    options : PlanOptions
+        What a row is.
+    progress : callable, optional
+        Is given lines for a person: how far it is, and at the end what the plan amounts to.
+
+    Raises
+    ------
+    StoreExistsError
+        There is something at ``path``.
+    ConfigError, CorpusError, ModelError, HookpointError
+        What was asked for is not there or does not fit together.
+    RunFaultError
+        The disk is full or fails. Nothing is left behind.
+    """
+    say = progress or (lambda _: None)
+    final = Path(path).absolute()
+    refuse_existing(final)
+    settings = resolve_settings(options)
+    say(f"planning {settings.corpus.uri}: {settings.corpus.describe()}")
+    try:
+        with open_spool(final) as spool:
+            draft = collect(
+                settings.corpus,
+                settings.cutter,
+                settings.windows,
+                spool,
+                order=settings.order,
+                sample=settings.sample,
+                max_tokens=options.max_tokens,
+                seed=options.seed,
+                say=say,
+            )
+            _check_vocabulary(settings, draft.cuts.largest_id)
+            draft = _fit(settings, draft)
+            columns = DraftColumns(draft, labelled=settings.corpus.labelled)
+            plan = _plan(settings, draft, columns)
+            for line in _summary(settings, plan, draft, columns).lines():
+                say(line)
+            return create(final, plan, columns)
+    except OSError as error:
+        fault = run_fault(error, str(final))
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def _fit(settings: Settings, draft: Draft) -> Draft:
+    """Move documents near shard borders so that fewer sequences cross them."""
+    if settings.order == "corpus":
+        return draft
+    shard_rows = settings.shard_rows(draft.cuts.n_tokens)
+    places = fit_borders(draft.lengths, shard_rows, settings.windows.kept)
+    return draft._replace(order=draft.order[places])
+
+
+def _check_vocabulary(settings: Settings, largest_id: int) -> None:
+    spec = settings.cutter.spec
+    largest = max(largest_id, *spec.prefix_ids, *spec.suffix_ids, -1)
+    n_known = settings.model.skeleton.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if largest >= n_known:
+        raise ModelError(
+            f"{spec.id} gives token {largest:,}, and {settings.model.spec.id} has embeddings for "
+            f"{n_known:,} tokens. Expected the model's own tokenizer, or one of its kind.",
+            field="tokenizer",
+        )
+
+
+def _plan(settings: Settings, draft: Draft, columns: DraftColumns) -> Plan:
+    return _assemble(
+        settings,
+        fingerprint=columns.fingerprint(),
+        sample=draft.sample,
+        n_documents=columns.n_documents,
+        n_tokens=columns.n_tokens,
+        n_text_bytes=columns.n_text_bytes,
+        n_windows=layout.n_windows(draft.lengths, settings.windows.kept),
+    )
+
+
+def _assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: int) -> Plan:
+    options, tally = settings.options, settings.corpus.tally
+    return Plan(
+        format_version=FORMAT_VERSION,
+        actlas_version=actlas.__version__,
+        model=settings.model.spec,
+        tokenizer=settings.cutter.spec,
+        corpus=CorpusSpec(
+            uri=settings.corpus.uri,
+            fingerprint=fingerprint,
+            text_field=settings.corpus.text_field,
+            label_field=options.label_field,
+            lowercase=options.lowercase,
+            sample=sample,
+            n_records_read=tally.n_read,
+            n_records_skipped=tally.n_skipped,
+        ),
+        windows=WindowSpec(max_length=settings.max_length, long=settings.windows.long),
+        hookpoints=settings.hookpoints,
+        order=settings.order,
+        seed=options.seed,
+        keep_special=options.keep_special,
+        dtype=options.dtype,
+        compression=options.compression,
+        shard_rows=settings.shard_rows(counts["n_tokens"]),
+        request=options.model_dump(mode="json"),
+        **counts,
+    )
+
+
+def _summary(
+    settings: Settings, plan: Plan, draft: Draft, columns: DraftColumns
+) -> Estimate:
+    from actlas.pipeline.speed import forward_speed
+
+    tally, speed = settings.corpus.tally, forward_speed(settings.model, settings.max_length)
+    labels: dict[str, int] = {}
+    if columns.label is not None:
+        codes, counts = np.unique(columns.label[columns.label >= 0], return_counts=True)
+        pairs = zip(codes.tolist(), counts.tolist(), strict=True)
+        labels = {columns.label_names[code]: n for code, n in pairs}
+    facts: Any = store_bytes(plan, labelled=columns.label is not None)
+    return Estimate(
+        **facts,
+        longest=int(draft.lengths.max()),
+        labels=labels,
+        n_read=tally.n_read,
+        n_skipped=tally.n_skipped,
+        skipped=tuple(tally.lines()),
+        crossing_share=crossing_share(
+            draft.lengths, plan.shard_rows, settings.windows.kept, causal=plan.model.causal
+        ),
+        tokens_per_s=speed.tokens_per_s,
+        speed=speed.how,
+    )
+
+
+def estimate(options: PlanOptions) -> Estimate:
+    """Estimate what a plan would amount to, from the first documents of its corpus.
+
+    Nothing is written. Where the corpus ends within the sample, the numbers are exact.
+
+    Raises
+    ------
+    ConfigError, CorpusError, ModelError, HookpointError
+        What was asked for is not there or does not fit together.
+    """
+    from actlas.pipeline.speed import forward_speed
+
+    settings = resolve_settings(options)
+    corpus, windows = settings.corpus, settings.windows
+    lengths: list[int] = []
+    labels: Counter[str] = Counter()
+    n_bytes = 0
+    left_over = False
+    records = corpus.records()
+    for batch in batches(records):
+        for record, tokens in zip(batch, settings.cutter.cut([r.text for r in batch]), strict=True):
+            lengths.append(len(windows.apply(tokens)))
+            n_bytes += len(record.text.encode())
+            labels.update([record.label] if record.label is not None else [])
+        if n_bytes >= SAMPLE_CHARS:
+            left_over = next(records, None) is not None
+            break
+    n_tokens = sum(lengths)
+    if n_tokens == 0:
+        raise CorpusError(f"{corpus.uri}: not one token in {len(lengths):,} documents.")

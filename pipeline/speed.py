@@ -1,0 +1,86 @@
+"""How fast a model goes here: a forward pass of the same shapes with empty weights, timed."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import NamedTuple
+
+import torch
+
+from actlas.pipeline.device import resolve_device
+from actlas.pipeline.model import ModelDescription
+
+MAX_PARAMETERS = 200_000_000
+"""A larger model is not built for this: its speed is reckoned from a product of matrices."""
+
+_BATCH_TOKENS = 2048
+_MATRIX = 1024
+
+
+class Speed(NamedTuple):
+    """Tokens per second, None where unknown; and how that was found, or why it was not."""
+
+    tokens_per_s: float | None
+    how: str
+
+
+def forward_speed(model: ModelDescription, max_length: int) -> Speed:
+    """Measure a forward pass of the base model, without a vocabulary projection.
+
+    Parameters
+    ----------
+    model : ModelDescription
+    max_length : int
+        Tokens of each sequence of the batch.
+    """
+    device = resolve_device("auto")
+    dtype: torch.dtype = getattr(torch, model.spec.compute_dtype)
+    if model.n_parameters > MAX_PARAMETERS:
+        seconds = _matrix_product_seconds(device, dtype)
+        flops = 2 * _MATRIX**3 / seconds
+        rate = flops / (2 * model.n_parameters)
+        return Speed(rate, f"at best: from {model.n_parameters:,} parameters and a matrix product")
+    try:
+        rate = _tokens_per_s(model, max_length, device, dtype)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        return Speed(None, f"a forward pass with empty weights failed: {reason}")
+    return Speed(rate, f"a forward pass with empty weights, timed here on {device}")
+
+
+def _tokens_per_s(
+    model: ModelDescription, max_length: int, device: str, dtype: torch.dtype
+) -> float:
+    empty = copy.deepcopy(model.skeleton).to_empty(device=device).to(dtype)
+    for tensor in (*empty.parameters(), *empty.buffers()):
+        tensor.data.zero_()  # What lies in memory may be slow to compute with.
+    body = getattr(empty, "base_model", empty)
+    batch = torch.zeros(max(1, _BATCH_TOKENS // max_length), max_length, dtype=torch.long)
+    batch = batch.to(device)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(3):
+            start = time.perf_counter()
+            body(input_ids=batch)
+            _wait(device)
+            seconds.append(time.perf_counter() - start)
+    return batch.numel() / min(seconds)
+
+
+def _matrix_product_seconds(device: str, dtype: torch.dtype) -> float:
+    a = torch.zeros(_MATRIX, _MATRIX, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        a @ a
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()

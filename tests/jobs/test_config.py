@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.stores import plan_for, words_columns
+
+from actlas.jobs.config import resolve
+from actlas.jobs.formatting import parse_count, printable
+from actlas.jobs.options import HELP
+from actlas.jobs.resume import check_same_plan
+from actlas.pipeline.options import PlanOptions, RunOptions
+from actlas.store.errors import ConfigError, PlanMismatchError
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("2000000", 2_000_000),
+        ("2_000_000", 2_000_000),
+        ("2,000,000", 2_000_000),
+        ("2e6", 2_000_000),
+        ("2E+6", 2_000_000),
+        ("2M", 2_000_000),
+        ("1.5k", 1500),
+        ("4G", 4_000_000_000),
+        ("9007199254740993", 9007199254740993),
+    ],
+)
+def test_counts(text: str, number: int) -> None:
+    assert parse_count(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "2.5", "-1", "2Q", "1e-3", "nan", "0x10", "__import__('os')"])
+def test_what_is_no_count(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected a whole number"):
+        parse_count(text)
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "plan: {model: builtin:m, corpus: builtin:c, max_tokens: 2e6, seed: 1, dtype: float16}\n"
+        "run: {workers: 2, tokens_per_batch: 2_048}\n"
+    )
+    asked = resolve(
+        {"plan": {"seed": 2, "dtype": "float32"}, "run": {"device": "cpu"}},
+        ["plan.dtype=bfloat16", "run.workers=8", "plan.hookpoints=resid_post.0, embed"],
+        file,
+    )
+    assert asked.plan == {
+        "model": "builtin:m",
+        "corpus": "builtin:c",
+        "max_tokens": 2_000_000,
+        "seed": 2,
+        "dtype": "bfloat16",
+        "hookpoints": ["resid_post.0", "embed"],
+    }
+    assert asked.run == RunOptions(workers=8, tokens_per_batch=2048, device="cpu")
+    assert asked.origin["plan.dtype"] == "plan.dtype=bfloat16"
+    assert asked.origin["plan.seed"] == "--seed"
+    assert asked.origin["run.tokens_per_batch"] == str(file)
+    assert asked.plan_options().max_tokens == 2_000_000
+
+
+def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    asked = resolve({"plan": {"model": "model", "corpus": "data/*.jsonl"}})
+    assert asked.plan == {"model": f"{tmp_path}/model", "corpus": f"{tmp_path}/data/*.jsonl"}
+    hub = resolve({"plan": {"model": "openai-community/gpt2", "corpus": "hf:some/name:train"}})
+    assert hub.plan == {"model": "openai-community/gpt2", "corpus": "hf:some/name:train"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.worker=4", "unknown key of run: 'worker'. Did you mean workers"),
+        ("run.max_tokens=4", "unknown key of run: 'max_tokens'"),
+        ("plam.seed=4", "unknown section: 'plam'. Did you mean plan?"),
+        ("workers=4", "expected an override such as run.workers=4"),
+        ("run.workers", "expected an override such as run.workers=4"),
+        ("run.workers=0", "greater than or equal to 1"),
+        ("run.workers=many", "run.workers=many: workers: got 'many', expected a whole number"),
+        ("run.executor=dask", "'inline' or 'ray'"),
+        ("plan.dtype=float64", "'bfloat16', 'float16' or 'float32'"),
+        ("plan.seed=[1", "not YAML"),
+        ("run.device=!!python/object/apply:os.getpid []", "not YAML"),
+    ],
+)
+def test_bad_overrides(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve({}, [override])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("plan: {modle: x}", "unknown key in `plan:`: 'modle'. Did you mean model"),
+        ("seed: 3", "unknown section: 'seed'"),
+        ("- plan", "expected the sections"),
+        ("plan: 3", "expected keys and values"),
+        ("plan: [", "not YAML"),
+        ("run: !!python/object/apply:os.system ['true']", "not YAML"),
+    ],
+)
+def test_bad_files(tmp_path: Path, body: str, message: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(body)
+    with pytest.raises(ConfigError) as caught:
+        resolve({}, [], file)
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        resolve({}, [], tmp_path / "none.yaml")
+
+
+def test_a_plan_needs_model_and_corpus() -> None:
+    with pytest.raises(ConfigError, match="a plan needs --model and --corpus"):
+        resolve({}).plan_options()
+    with pytest.raises(ConfigError, match="a plan needs --corpus:"):
+        resolve({"plan": {"model": "builtin:m"}}).plan_options()
+
+
+def test_every_field_is_an_option() -> None:
+    assert set(HELP["plan"]) == set(PlanOptions.model_fields)
+    assert set(HELP["run"]) == set(RunOptions.model_fields)
+
+
+PLANNED = PlanOptions(model="/m", corpus="/c", max_tokens=100, hookpoints=("resid_post.*",))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"model": "/m", "corpus": "/c"},
+        {"max_tokens": 100},
+        {"hookpoints": ["resid_post.*"]},
+        {"hookpoints": ["resid_post.0", "mlp.1"]},  # what it was resolved to
+        {"max_length": 64, "long": "window", "order": "shuffled", "shard_rows": 256},
+        {"seed": 0, "dtype": "bfloat16", "keep_special": False},
+    ],
+)
+def test_the_same_again_is_accepted(given: dict[str, Any]) -> None:
+    plan = plan_for(words_columns(0, 5, 5), request=PLANNED.model_dump(mode="json"), seed=0)
+    check_same_plan(plan, resolve({"plan": given}), "run.zarr")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "planned"),
+    [
+        ("model", "builtin:other", "/m"),
+        ("corpus", "builtin:other", "/c"),
+        ("max_tokens", 101, 100),
+        ("max_length", 128, 64),
+        ("long", "truncate", "window"),
+        ("hookpoints", ["resid_post.1"], ["resid_post.*"]),
+        ("order", "corpus", "shuffled"),
+        ("dtype", "float32", "bfloat16"),
+        ("model_dtype", "float16", "auto"),
+        ("seed", 1, 0),
+        ("keep_special", True, False),
+        ("compression", "none", "fast"),
+        ("shard_rows", 512, 256),
+        ("lowercase", True, False),
+        ("revision", "abc", None),
+        ("tokenizer", "builtin:other", "made-up"),
+        ("text_field", "body", "text"),
+        ("label_field", "label", None),
+        ("sample", "head", "all"),
+        ("trust_remote_code", True, False),
+    ],
+)
+def test_a_difference_is_refused_by_name(field: str, value: Any, planned: Any) -> None:
+    plan = plan_for(words_columns(0, 5, 5), request=PLANNED.model_dump(mode="json"), seed=0)
+    with pytest.raises(PlanMismatchError) as caught:
+        check_same_plan(plan, resolve({"plan": {field: value}}), "run.zarr")
+    assert caught.value.details == {"field": field, "planned": planned, "asked": value}
+    assert f"planned with {field} = {planned!r}, now asked for {value!r}" in str(caught.value)
+
+
+def test_printable_text_steers_no_terminal() -> None:
+    assert printable("a\x1b[2Jb\r\n\u202e") == "a\\x1b[2Jb\\r\\n\\u202e"
+    assert printable("naïve 日本語 🙂") == "naïve 日本語 🙂"

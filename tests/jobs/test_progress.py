@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from actlas.jobs import logs
+from actlas.jobs.executors import Done
+from actlas.jobs.ledger import Fault
+from actlas.jobs.progress import LiveProgress, PlainProgress, display
+from actlas.jobs.tally import Tally, headline, worker_lines
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def done(shard: int, n_rows: int = 1000, **more: object) -> Done:
+    fields = {"n_bytes": 10, "n_nonfinite": 0, "seconds": 1.0, "worker": "worker 0"}
+    run = {"n_tokens_fed": 1100.0}
+    return Done(shard=shard, n_rows=n_rows, run=run, **{**fields, **more})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def tally(clock: Clock) -> Tally:
+    return Tally(n_rows=10_000, n_rows_before=2000, n_shards=8, clock=clock)
+
+
+def test_rates_and_what_is_left(tally: Tally, clock: Clock) -> None:
+    assert tally.seconds_left() is None
+    clock.now += 20  # loading the model does not count
+    tally.on_state("worker 0", "busy", 2)
+    for shard in range(2, 6):
+        clock.now += 20
+        tally.on_done(done(shard))
+    assert tally.share() == 0.6
+    assert tally.mean_rate() == pytest.approx(50)
+    assert tally.rate_now() == pytest.approx(2000 / 30)
+    assert tally.seconds_left() == pytest.approx(80)
+    assert headline(tally) == " 60%  6,000 of 10,000 rows  67 rows/s now, 50 mean  80 s left"
+
+
+def test_the_share_of_the_bare_forward_pass(tally: Tally, clock: Clock) -> None:
+    tally.on_state("worker 0", "busy", 0)
+    tally.on_state("worker 1", "busy", 1)
+    assert tally.share_of_bare() is None
+    clock.now += 2
+    tally.on_done(done(0, bare_tokens_per_s=500.0))
+    tally.on_done(done(1, bare_tokens_per_s=800.0, worker="worker 1"))
+    assert tally.share_of_bare() == pytest.approx(2200 / 2 / 1300)
+
+
+def test_plain_lines(tally: Tally, clock: Clock) -> None:
+    out = io.StringIO()
+    progress = PlainProgress(tally, out)
+    progress.state("worker 0", "busy", 3)
+    progress.tick()
+    assert out.getvalue() == ""
+    clock.now += 6
+    progress.tick()
+    progress.tick()
+    assert len(out.getvalue().splitlines()) == 1
+    progress.fault(Fault(3, "task", "ValueError: no\nmore", "trace", "worker 0"), False)
+    progress.fault(Fault(3, "task", "ValueError: no", "trace", "worker 0"), True)
+    progress.done(done(4))
+    clock.now += 100
+    progress.tick()
+    lines = out.getvalue().splitlines()
+    assert lines[1] == "shard 3 failed (worker 0): ValueError: no; trying again"
+    assert lines[2] == "shard 3 failed (worker 0): ValueError: no; now in quarantine"
+    assert lines[3].endswith("1 retry  in quarantine: 3")
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_terminal_gets_a_live_display(tally: Tally, clock: Clock) -> None:
+    out = Terminal()
+    progress = display(tally, out)
+    assert isinstance(progress, LiveProgress)
+    with progress.shown():
+        progress.state("worker 0", "busy", 3)
+        progress.say("a [bold]plain[/] line")
+        clock.now += 2
+        progress.done(done(3))
+    text = out.getvalue()
+    assert "a [bold]plain[/] line" in text
+    assert "rows/s" in text
+    assert "worker 0" in text
+    assert "shard 3" in text
+
+
+def test_elsewhere_lines_are_plain(tally: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(display(tally, io.StringIO())) is PlainProgress
+    monkeypatch.setenv("TERM", "dumb")
+    assert type(display(tally, Terminal())) is PlainProgress
+
+
+def test_many_workers_do_not_flood(tally: Tally) -> None:
+    for i in range(100):
+        tally.on_state(f"worker {i}", "busy", i)
+    assert len(worker_lines(tally)) == 9
+    assert worker_lines(tally)[-1] == "and 92 more workers"
+
+
+def test_the_log_is_json_lines(tmp_path: Path) -> None:
+    handler = logs.start(str(tmp_path), "driver")
+    try:
+        logs.LOGGER.info("a\nb", extra={"shard": 3})
+        try:
+            raise ValueError("x")
+        except ValueError:
+            logs.LOGGER.exception("oh")
+    finally:
+        logs.end(handler)
+    (file,) = (tmp_path / logs.FOLDER).iterdir()
+    first, second = [json.loads(line) for line in file.read_text().splitlines()]
+    assert (first["message"], first["shard"], first["level"]) == ("a\nb", 3, "info")
+    assert "ValueError: x" in second["traceback"]
+    assert file.name.endswith("-driver.jsonl")
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ledger").write_text("a file where a folder should be")
+    logs.end(logs.start(str(tmp_path), "driver"))
+    assert "no log in" in capsys.readouterr().err
+
+    handler = logs.start(str(tmp_path / "other"), "driver")
+    assert isinstance(handler, logging.StreamHandler)
+
+    handler.stream.close()
+    handler.stream = Path("/dev/full").open("w")  # noqa: SIM115 - the handler closes it
+    logs.LOGGER.info("one")
+    logs.LOGGER.info("two")
+    logs.end(handler)
+    assert capsys.readouterr().err.count("ends here") == 1
