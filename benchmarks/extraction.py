@@ -10,8 +10,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from actlas.pipeline.architecture import quiet
 from actlas.pipeline.builtin import builtin_model_path
+from actlas.pipeline.capture import Capture
+from actlas.pipeline.device import to_device
 from actlas.pipeline.extract import Extractor
+from actlas.pipeline.feeding import batch_inputs
 from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.pipeline.plan import make_plan
 from actlas.store.schema import Receipt
@@ -64,7 +70,6 @@ def cases(folder: Path, quick: bool) -> list[Case]:
 
 def _gpt2(folder: Path, **sizes: int) -> str:
     """Save a GPT-2 with random weights, by default of the small one's shape, and a tokenizer."""
-    import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     tokenizer = AutoTokenizer.from_pretrained(str(builtin_model_path("actlas-6m")))
@@ -119,16 +124,12 @@ class Timed:
 
     def bare(self) -> None:
         """Run every batch of the shards to the deepest hookpoint; nothing is kept."""
-        import torch
-
-        from actlas.pipeline.architecture import quiet
-        from actlas.pipeline.capture import Capture
-
         own = self.extractor
         with quiet(), torch.inference_mode(), Capture(own.model, own.plan.hookpoints) as capture:
             for shard in self.shards:
-                for _batch, inputs in own._inputs(own.batches(shard)):
-                    capture(*own._tensors(inputs), read=lambda _name, _tensor: None)
+                batches = own.batches(shard)
+                for _batch, inputs in batch_inputs(own.store, batches, pad_id=own.pad_id):
+                    capture(*to_device(inputs, own.device), read=lambda _name, _tensor: None)
 
     def serial(self) -> None:
         receipts = [self.extractor.extract(shard, attempt="benchmark") for shard in self.shards]

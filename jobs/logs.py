@@ -30,7 +30,7 @@ class JsonLines(logging.Formatter):
             "pid": record.process,
             "message": record.getMessage(),
         }
-        body |= {k: v for k, v in vars(record).items() if k not in self._own}
+        body |= {k: v for k, v in vars(record).items() if k not in self._own and k[0] != "_"}
         if record.exc_info:
             body["traceback"] = self.formatException(record.exc_info)
         return json.dumps(body, ensure_ascii=False, default=str)

@@ -43,7 +43,7 @@ def command(store: str, dry_run: bool, **values: Any) -> None:
         from actlas.pipeline.plan import estimate
 
         click.echo(str(estimate(options)))
-        click.echo(f"dry run: nothing was written -> next: actlas plan {store} with these options")
+        click.echo("dry run: nothing was written -> next: the same command without --dry-run")
         return
     from actlas.store.store import open_store
 

@@ -115,6 +115,9 @@ class Tally:
 
 def headline(tally: Tally) -> str:
     """Return one line on where a run stands."""
+    if tally.first_busy is None:
+        who = f"{len(tally.workers)} workers load" if len(tally.workers) > 1 else "loading"
+        return f"{who} the model, {duration(tally.seconds())} so far" + troubles(tally)
     done = tally.n_rows_before + tally.n_rows_done
     left = tally.seconds_left()
     parts = [

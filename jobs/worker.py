@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from actlas.jobs import logs
+from actlas.jobs.executors import Rate
 from actlas.pipeline.options import RunOptions
 from actlas.store.schema import Receipt
 from actlas.store.store import open_store
-
-if TYPE_CHECKING:
-    from actlas.pipeline.extract import Rate
 
 
 class ShardWorker:

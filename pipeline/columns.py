@@ -67,9 +67,9 @@ class DraftColumns:
         """
         lengths = np.diff(self.text_start)
         digest = hashlib.sha256(np.array([self.n_documents], "<i8").tobytes())
-        digest.update(lengths.astype("<i8"))
+        digest.update(lengths.astype("<i8").tobytes())
         for start in range(0, self.n_text_bytes, _HASH_BYTES):
-            digest.update(self.text(start, min(start + _HASH_BYTES, self.n_text_bytes)))
+            digest.update(self.text(start, min(start + _HASH_BYTES, self.n_text_bytes)).data)
         return digest.hexdigest()
 
 

@@ -5,7 +5,8 @@
                        ``hf:NAME:CONFIG:SPLIT`` where it has several configurations
 ``builtin:NAME``       what actlas brings along
 anything else          a file, a folder (searched through) or a glob of ``.jsonl``, ``.jsonl.gz``,
-                       ``.jsonl.zst``, ``.parquet``, ``.csv`` and ``.txt`` (one document a file)
+                       ``.jsonl.zst``, ``.parquet``, ``.csv`` and ``.txt`` (one document a file;
+                       in a folder that has files of records they are notes, and left out)
 =====================  ==========================================================================
 
 Files are read in the order of their names. A record without text, or whose text is no valid
@@ -93,7 +94,8 @@ def find_files(pattern: str) -> tuple[list[Path], Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
         found = (file for file in path.rglob("*") if not _hidden(file, path))
-        files = sorted(file for file in found if file.is_file() and suffix_of(file))
+        every = sorted(file for file in found if file.is_file() and suffix_of(file))
+        files = [file for file in every if suffix_of(file) != ".txt"] or every
         if not files:
             raise CorpusError(
                 f"{pattern}: this folder has no corpus files in it. Expected {known}.", path=pattern
@@ -176,7 +178,7 @@ class FileCorpus:
 
     def fraction(self) -> float | None:
         """Return the share of all files' bytes that was read."""
-        done = sum(self._sizes[: self._place])
+        done: float = sum(self._sizes[: self._place])
         done += self._sizes[self._place] * self._position.fraction
         return done / (sum(self._sizes) or 1)
 
@@ -185,7 +187,7 @@ class BuiltinCorpus:
     """Documents that actlas brings along."""
 
     finite = True
-    text_field = None
+    text_field: str | None = None
 
     def __init__(self, options: PlanOptions, name: str) -> None:
         from actlas.pipeline.builtin.corpora import BUILTIN_CORPORA, LABELLED

@@ -10,6 +10,7 @@ import ml_dtypes
 import torch
 from numpy.typing import NDArray
 
+from actlas.pipeline.batching import Inputs
 from actlas.store.errors import ConfigError
 
 
@@ -49,6 +50,23 @@ def n_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def synchronize(device: str) -> None:
+    """Wait until a device has done all that it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device.startswith("mps"):
+        torch.mps.synchronize()
+
+
+def to_device(inputs: Inputs, device: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return a batch's tokens and its mask, if it has one, on a device."""
+    mask = inputs.attention_mask
+    return (
+        torch.from_numpy(inputs.input_ids).to(device),
+        None if mask is None else torch.from_numpy(mask).to(device),
+    )
 
 
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:

@@ -136,8 +136,8 @@ class Draft(NamedTuple):
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Kept tokens of each document, in the plan's order; shape [documents]."""
-        lengths: NDArray[np.int64] = np.diff(np.array(self.cuts.edges, np.int64))[self.order]
-        return lengths
+        edges = np.array(self.cuts.edges, np.int64)
+        return (edges[1:] - edges[:-1])[self.order]
 
 
 def collect(
@@ -167,6 +167,7 @@ def collect(
     """
     texts, cuts = Texts(spool), Cuts(spool, windows)
     uniform = sample == "uniform" and max_tokens is not None
+    items: Iterator[tuple[str, int]]
     if uniform:
         for _ in _spooled(corpus, texts, say):
             pass

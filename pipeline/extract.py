@@ -10,20 +10,30 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from actlas.pipeline.architecture import quiet
-from actlas.pipeline.batching import Batch, Inputs, assemble, feed, pack, padding_share
+from actlas.pipeline.batching import Batch, Inputs, padding_share
 from actlas.pipeline.capture import Capture
 from actlas.pipeline.checks import check_causal, check_windows
-from actlas.pipeline.device import device_name, n_cpus, resolve_device, to_numpy
+from actlas.pipeline.device import (
+    device_name,
+    n_cpus,
+    resolve_device,
+    synchronize,
+    to_device,
+    to_numpy,
+)
+from actlas.pipeline.feeding import batch_inputs, shard_batches
 from actlas.pipeline.memory import check_memory, project
 from actlas.pipeline.model import find_model, load_config, load_model
 from actlas.pipeline.options import RunOptions
+from actlas.pipeline.rate import Rate, bare_forward_rate
 from actlas.store import layout
 from actlas.store.commit import commit_shard
 from actlas.store.dtypes import numpy_dtype
@@ -46,18 +56,6 @@ class Computed:
     shard: int
     activations: dict[str, NDArray[Any]]
     run: dict[str, Any]
-
-
-class Rate(NamedTuple):
-    """Tokens that went through the model, padding not counted, and the seconds it took."""
-
-    n_tokens: int
-    seconds: float
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens per second."""
-        return self.n_tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(slots=True)
@@ -105,27 +103,8 @@ class Extractor:
             with quiet():
                 check_causal(self.model, self.plan.hookpoints)
         pad = getattr(config.get_text_config(), "pad_token_id", None)
-        self._pad_id = pad if isinstance(pad, int) and pad >= 0 else 0
+        self.pad_id = pad if isinstance(pad, int) and pad >= 0 else 0
         self._dtype: torch.dtype = getattr(torch, self.plan.dtype)
-
-    def batches(self, shard: int) -> list[Batch]:
-        """Return the batches of a shard, in the order in which they run."""
-        plan, documents = self.plan, self.store.documents
-        start, stop = layout.shard_range(shard, plan.shard_rows, plan.n_tokens)
-        first, last = documents.find(start), documents.find(stop - 1)
-        prefix, suffix = self._special
-        sequences = layout.sequences(
-            documents.starts(first, last + 1),
-            first,
-            start,
-            stop,
-            layout.content_length(
-                plan.windows.max_length,
-                0 if plan.keep_special else len(prefix) + len(plan.tokenizer.suffix_ids),
-            ),
-            causal=plan.model.causal,
-        )
-        return pack(feed(sequences, len(prefix), len(suffix)), self.run.tokens_per_batch)
 
     def compute(self, shard: int) -> Computed:
         """Run the model over a shard and return its activations, rows as they are stored.
@@ -144,7 +123,7 @@ class Extractor:
         clock = _Clock()
         n_rows = 0
         with quiet(), torch.inference_mode(), Capture(self.model, plan.hookpoints) as capture:
-            for _batch, inputs in self._inputs(batches):
+            for _batch, inputs in batch_inputs(self.store, batches, pad_id=self.pad_id):
                 rows = row_of[inputs.token - start]
                 self._forward(capture, inputs, rows, buffers, clock)
                 n_rows += len(rows)
@@ -193,57 +172,17 @@ class Extractor:
             if pending is not None:
                 yield pending.result()
 
+    def batches(self, shard: int) -> list[Batch]:
+        """Return the batches of a shard, in the order in which they run."""
+        return shard_batches(self.store, shard, self.run.tokens_per_batch)
+
     def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.0) -> Rate:
-        """Measure the forward pass alone, as deep as the deepest hookpoint, on a shard's batches.
-
-        Nothing is gathered. Batches are taken evenly from the shard's, the first one twice, since
-        the first pass of all is slow.
-        """
-        batches = self.batches(shard)
-        chosen = [batches[i] for i in _spread(len(batches))]
-        n_tokens, seconds = 0, 0.0
-        with quiet(), torch.inference_mode(), Capture(self.model, self.plan.hookpoints) as capture:
-            for n, (batch, inputs) in enumerate(self._inputs([chosen[0], *chosen])):
-                began = time.perf_counter()
-                capture(*self._tensors(inputs), read=lambda _name, _tensor: None)
-                self._synchronize()
-                if n > 0:
-                    n_tokens += batch.n_fed
-                    seconds += time.perf_counter() - began
-                if seconds >= max_seconds:
-                    break
-        return Rate(n_tokens, seconds)
-
-    @property
-    def _special(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What is fed around each window beside the kept tokens.
-
-        Where special tokens are kept they are among the tokens already; and no token of a causal
-        model sees what comes after it.
-        """
-        if self.plan.keep_special:
-            return (), ()
-        tokenizer = self.plan.tokenizer
-        return tokenizer.prefix_ids, () if self.plan.model.causal else tokenizer.suffix_ids
-
-    def _inputs(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Inputs]]:
-        """Yield each batch with its tokens, which are read once for all of them."""
-        batches = list(batches)
-        first = min(fed.sequence.start for batch in batches for fed in batch.fed)
-        last = max(fed.sequence.stop for batch in batches for fed in batch.fed)
-        tokens = self.store.documents.token_ids(first, last)
-        prefix, suffix = self._special
-        for batch in batches:
-            inputs = assemble(
-                batch,
-                tokens,
-                first,
-                prefix_ids=prefix,
-                suffix_ids=suffix,
-                pad_id=self._pad_id,
-                causal=self.plan.model.causal,
-            )
-            yield batch, inputs
+        """Measure the forward pass alone: :func:`actlas.pipeline.rate.bare_forward_rate`."""
+        batches, plan = self.batches(shard), self.plan
+        inputs = partial(batch_inputs, self.store, pad_id=self.pad_id)
+        return bare_forward_rate(
+            self.model, plan.hookpoints, batches, inputs, self.device, max_seconds
+        )
 
     def _forward(
         self,
@@ -272,26 +211,13 @@ class Extractor:
                 copied[name] = gathered
             gather_s += time.perf_counter() - started
 
-        capture(*self._tensors(inputs), read=read)
-        self._synchronize()
+        capture(*to_device(inputs, self.device), read=read)
+        synchronize(self.device)
         clock.forward_s += time.perf_counter() - began - gather_s
         started = time.perf_counter()
         for name, gathered in copied.items():
             _scatter(buffers[name], rows, gathered.cpu())
         clock.gather_s += gather_s + time.perf_counter() - started
-
-    def _tensors(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        mask = inputs.attention_mask
-        return (
-            torch.from_numpy(inputs.input_ids).to(self.device),
-            None if mask is None else torch.from_numpy(mask).to(self.device),
-        )
-
-    def _synchronize(self) -> None:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize(self.device)
-        elif self.device.startswith("mps"):
-            torch.mps.synchronize()
 
     def _record(self, batches: list[Batch], clock: _Clock) -> dict[str, Any]:
         return {
@@ -316,19 +242,3 @@ def _scatter(buffer: NDArray[Any], rows: NDArray[np.int64], gathered: torch.Tens
     """
     words = f"u{buffer.dtype.itemsize}"
     buffer.view(words)[rows] = to_numpy(gathered).view(words)
-
-
-def _spread(n: int) -> list[int]:
-    """Return 0 .. n - 1 so that every beginning of the list is spread evenly over the range.
-
-    Examples
-    --------
-    >>> _spread(5)
-    [0, 2, 4, 1, 3]
-    """
-    step = 1 << max(0, (n - 1).bit_length() - 1)
-    order: list[int] = []
-    while step:
-        order += [i for i in range(0, n, step) if i % (2 * step) or not order]
-        step //= 2
-    return list(dict.fromkeys(order))

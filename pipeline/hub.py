@@ -38,7 +38,7 @@ class HubCorpus:
         self.labelled = options.label_field is not None
         self.tally = Tally()
         self._selection = Selection(options)
-        self.text_field = self._selection.text.name
+        self.text_field: str | None = self._selection.text.name
         parts = name.split(":")
         if not parts[0] or len(parts) > 3:
             raise CorpusError(
@@ -99,10 +99,11 @@ def _open(name: str, config: str | None, split: str) -> Any:
 @contextmanager
 def _reported(uri: str) -> Iterator[None]:
     """Turn what the library raises into one clear error."""
-    import httpx
     from datasets.exceptions import DatasetsError
+    from huggingface_hub import errors as hub
 
-    errors = (DatasetsError, httpx.HTTPError, OSError, ValueError, RuntimeError, LookupError)
+    network = hub.HTTPError  # type: ignore[attr-defined]  # its HTTP library's, whichever that is
+    errors = (DatasetsError, network, OSError, ValueError, RuntimeError, LookupError)
     try:
         yield
     except errors as error:

@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import actlas
+from actlas.pipeline.assembly import assemble
 from actlas.pipeline.borders import crossing_share, fit_borders
 from actlas.pipeline.columns import DraftColumns
-from actlas.pipeline.draft import Draft, Sample, collect
+from actlas.pipeline.draft import Draft, Say, collect
+from actlas.pipeline.dry_run import estimate
 from actlas.pipeline.estimate import Estimate, store_bytes
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.settings import Settings, resolve_settings
 from actlas.pipeline.spool import open_spool
-from actlas.pipeline.tokenization import batches
 from actlas.store import layout
 from actlas.store.create import create, refuse_existing
-from actlas.store.errors import CorpusError, ModelError, run_fault
-from actlas.store.schema import FORMAT_VERSION, CorpusSpec, Plan, WindowSpec
+from actlas.store.errors import ModelError, run_fault
+from actlas.store.schema import Plan
 from actlas.store.store import Store
 
-__all__ = ["Estimate", "Progress", "estimate", "make_plan"]
-
-Progress = Callable[[str], None]
-
-SAMPLE_CHARS = 2 << 20
-"""Text that a dry run reads."""
+__all__ = ["Estimate", "estimate", "make_plan"]
 
 
 def make_plan(
-    path: str | os.PathLike[str], options: PlanOptions, progress: Progress | None = None
+    path: str | os.PathLike[str], options: PlanOptions, progress: Say | None = None
 ) -> Store:
     """Read, tokenize and order a corpus, and write a new store with its plan.
 
@@ -114,7 +106,7 @@ def _check_vocabulary(settings: Settings, largest_id: int) -> None:
 
 
 def _plan(settings: Settings, draft: Draft, columns: DraftColumns) -> Plan:
-    return _assemble(
+    return assemble(
         settings,
         fingerprint=columns.fingerprint(),
         sample=draft.sample,
@@ -125,39 +117,7 @@ def _plan(settings: Settings, draft: Draft, columns: DraftColumns) -> Plan:
     )
 
 
-def _assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: int) -> Plan:
-    options, tally = settings.options, settings.corpus.tally
-    return Plan(
-        format_version=FORMAT_VERSION,
-        actlas_version=actlas.__version__,
-        model=settings.model.spec,
-        tokenizer=settings.cutter.spec,
-        corpus=CorpusSpec(
-            uri=settings.corpus.uri,
-            fingerprint=fingerprint,
-            text_field=settings.corpus.text_field,
-            label_field=options.label_field,
-            lowercase=options.lowercase,
-            sample=sample,
-            n_records_read=tally.n_read,
-            n_records_skipped=tally.n_skipped,
-        ),
-        windows=WindowSpec(max_length=settings.max_length, long=settings.windows.long),
-        hookpoints=settings.hookpoints,
-        order=settings.order,
-        seed=options.seed,
-        keep_special=options.keep_special,
-        dtype=options.dtype,
-        compression=options.compression,
-        shard_rows=settings.shard_rows(counts["n_tokens"]),
-        request=options.model_dump(mode="json"),
-        **counts,
-    )
-
-
-def _summary(
-    settings: Settings, plan: Plan, draft: Draft, columns: DraftColumns
-) -> Estimate:
+def _summary(settings: Settings, plan: Plan, draft: Draft, columns: DraftColumns) -> Estimate:
     from actlas.pipeline.speed import forward_speed
 
     tally, speed = settings.corpus.tally, forward_speed(settings.model, settings.max_length)
@@ -180,35 +140,3 @@ def _summary(
         tokens_per_s=speed.tokens_per_s,
         speed=speed.how,
     )
-
-
-def estimate(options: PlanOptions) -> Estimate:
-    """Estimate what a plan would amount to, from the first documents of its corpus.
-
-    Nothing is written. Where the corpus ends within the sample, the numbers are exact.
-
-    Raises
-    ------
-    ConfigError, CorpusError, ModelError, HookpointError
-        What was asked for is not there or does not fit together.
-    """
-    from actlas.pipeline.speed import forward_speed
-
-    settings = resolve_settings(options)
-    corpus, windows = settings.corpus, settings.windows
-    lengths: list[int] = []
-    labels: Counter[str] = Counter()
-    n_bytes = 0
-    left_over = False
-    records = corpus.records()
-    for batch in batches(records):
-        for record, tokens in zip(batch, settings.cutter.cut([r.text for r in batch]), strict=True):
-            lengths.append(len(windows.apply(tokens)))
-            n_bytes += len(record.text.encode())
-            labels.update([record.label] if record.label is not None else [])
-        if n_bytes >= SAMPLE_CHARS:
-            left_over = next(records, None) is not None
-            break
-    n_tokens = sum(lengths)
-    if n_tokens == 0:
-        raise CorpusError(f"{corpus.uri}: not one token in {len(lengths):,} documents.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import os
 import zlib
@@ -117,10 +118,11 @@ def read_csv(path: Path, _wanted: Wanted, position: Position) -> Iterator[tuple[
     # The library's limit of 128 KiB a field is one for the whole process; documents are longer.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_DOCUMENT_BYTES))
     n_bytes = path.stat().st_size
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with path.open("rb") as raw:
+        file = io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="")
         for index, row in enumerate(csv.DictReader(file)):
             values = "".join(value for value in row.values() if isinstance(value, str))
-            position.fraction = file.buffer.tell() / n_bytes
+            position.fraction = raw.tell() / n_bytes
             yield index, NOT_UTF8 if _has_surrogates(values) else row
 
 
@@ -170,9 +172,7 @@ def _unzstd(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
         raise _damaged(path, "its last frame has no end")
 
 
-def _blocks(
-    plain: BinaryIO | gzip.GzipFile, file: BinaryIO, position: Position
-) -> Iterator[bytes]:
+def _blocks(plain: BinaryIO | gzip.GzipFile, file: BinaryIO, position: Position) -> Iterator[bytes]:
     n_bytes = os.fstat(file.fileno()).st_size
     while block := plain.read(BLOCK_BYTES):
         position.fraction = file.tell() / n_bytes

@@ -36,9 +36,12 @@ class SpoolFile:
 
     def append(self, items: NDArray[Any] | bytes) -> None:
         """Write items behind the others."""
-        data = items if isinstance(items, bytes) else np.ascontiguousarray(items, self.dtype)
+        if isinstance(items, bytes):
+            data = memoryview(items)
+        else:
+            data = np.ascontiguousarray(items, self.dtype).data
         self._file.write(data)
-        self.n_items += memoryview(data).nbytes // self.dtype.itemsize
+        self.n_items += data.nbytes // self.dtype.itemsize
 
     def flush(self) -> None:
         """Hand everything to the operating system, so that it can be read."""
@@ -52,7 +55,7 @@ class SpoolFile:
 
     def read_into(self, items: NDArray[Any], start: int) -> None:
         """Fill an array with the items from ``start`` on."""
-        view = memoryview(items).cast("B")
+        view = items.data.cast("B")
         at = start * self.dtype.itemsize
         while view.nbytes:
             n_bytes = os.preadv(self._file.fileno(), [view], at)

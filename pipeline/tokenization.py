@@ -181,9 +181,7 @@ class Windows(NamedTuple):
             ]
         return Tokens(np.concatenate(ids), np.concatenate(starts), tokens.char_stop)
 
-    def special(
-        self, start: NDArray[np.int64], begin: int, end: int
-    ) -> NDArray[np.bool_] | None:
+    def special(self, start: NDArray[np.int64], begin: int, end: int) -> NDArray[np.bool_] | None:
         """Return which of the tokens [begin, end) are prefix or suffix; None where none is kept.
 
         Parameters

@@ -45,9 +45,7 @@ class MinimalPairs(NamedTuple):
 def token_log_probabilities(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Log-probability in nats of each token after the first: (sequences, positions - 1)."""
     logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
-    targets = tokens[:, 1:, None]
-    chosen: Tensor = logits.log_softmax(-1).gather(-1, targets)[..., 0]
-    return chosen
+    return -F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
 
 
 def bits_per_byte(
@@ -129,7 +127,7 @@ def blimp(
         sums = sentence_log_probabilities(model, tokenizer, sentences)
         wins = [g > b for g, b in zip(sums[: len(pairs)], sums[len(pairs) :], strict=True)]
         by_phenomenon[path.stem] = 100.0 * sum(wins) / len(wins)
-        fields[pairs[0]["field"]].append(by_phenomenon[path.stem])
+        fields[pairs[0]["field"].replace("/", "_")].append(by_phenomenon[path.stem])
     mean = sum(by_phenomenon.values()) / len(by_phenomenon)
     by_field = {field: sum(shares) / len(shares) for field, shares in sorted(fields.items())}
     return MinimalPairs(mean, by_phenomenon, by_field)

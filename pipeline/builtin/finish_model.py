@@ -9,6 +9,7 @@ import argparse
 import csv
 import json
 import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ names it. It is a small instrument, not a source of knowledge.
 - A sample of C4 (ODC-BY, over web text under Common Crawl's terms of use), spam filtered.
 - Inaugural and State of the Union addresses (public domain).
 - Documentation inside Python (PSF licence) and packages under BSD, MIT, Apache, PSF-like or
-  (hypothesis) MPL terms: {packages}.
+  (hypothesis) MPL terms:
+{packages}.
 
 The model is offered under the terms of actlas; where text of Wikipedia could be recovered from
 it, CC BY-SA 3.0 applies to that text. No evaluation data was trained on: no BLiMP, SyntaxGym or
@@ -135,7 +137,7 @@ def card(measured: dict[str, Any], progress: dict[str, Any], n_bytes: int, packa
         bits=measured["held_out_bits_per_byte"],
         blimp=blimp["mean"],
         verdict="reached" if blimp["mean"] >= 60 else "missed",
-        packages=packages,
+        packages=textwrap.indent(textwrap.fill(packages, 96), "  "),
         epochs=n_tokens * (1 - recipe.docs_share) / 1.66e6,
         muon_lr=recipe.muon_lr,
         adam_lr=recipe.adam_lr,

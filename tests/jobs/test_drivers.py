@@ -113,3 +113,15 @@ def test_two_drivers_at_once(store: Store, tmp_path: Path, drive: Drive) -> None
     assert all("one driver at a time may" in error for error in refused), errors
     check_whole(store)
     assert sorted(attempted(tmp_path)) == list(range(store.plan.n_shards))
+
+
+@pytest.mark.chaos
+def test_a_machine_that_is_lost(store: Store, tmp_path: Path, drive: Drive) -> None:
+    plant(tmp_path, slow_s=0.5)
+    process = drive(store.path, module="support.cluster")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == EXIT_DONE, err
+    assert "its machine was lost; trying again" in err
+    assert out.splitlines()[-1].startswith("done: 758 rows")
+    check_whole(store)
+    assert len(attempts(tmp_path)) <= store.plan.n_shards + 2

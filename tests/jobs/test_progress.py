@@ -45,6 +45,7 @@ def tally(clock: Clock) -> Tally:
 
 def test_rates_and_what_is_left(tally: Tally, clock: Clock) -> None:
     assert tally.seconds_left() is None
+    assert headline(tally) == "loading the model, 0.0 s so far"
     clock.now += 20  # loading the model does not count
     tally.on_state("worker 0", "busy", 2)
     for shard in range(2, 6):

@@ -167,7 +167,7 @@ def test_real_text_through_a_real_model(shared: Path, tmp_path: Path) -> None:
     )
     assert max(columns.start[1:] - columns.start[:-1]) > 512
     assert store.plan.n_shards > 2
-    extractor = Extractor(store, run_options(tokens_per_batch=2048, threads=2))
+    extractor = Extractor(store, run_options(tokens_per_batch=2048))
     receipts = list(extractor.extract_many(range(store.plan.n_shards), attempt="test"))
     assert [receipt.shard for receipt in receipts] == list(range(store.plan.n_shards))
     names = [h.name for h in store.plan.hookpoints if h.name != "embed"]

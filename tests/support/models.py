@@ -19,6 +19,9 @@ from actlas.store.create import create
 from actlas.store.store import Store
 from support.stores import Columns, plan_for
 
+# Models this small only make threads wait for each other.
+torch.set_num_threads(1)
+
 VOCABULARY = 97
 _SIZES = {
     "hidden_size": 32,

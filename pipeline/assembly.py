@@ -1,0 +1,50 @@
+"""From settings and counted documents to the frozen plan."""
+
+from __future__ import annotations
+
+import actlas
+from actlas.pipeline.draft import Sample
+from actlas.pipeline.settings import Settings
+from actlas.store.schema import FORMAT_VERSION, CorpusSpec, Plan, WindowSpec
+
+
+def assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: int) -> Plan:
+    """Return the plan over these documents.
+
+    Parameters
+    ----------
+    settings : Settings
+    fingerprint : str
+        Of the documents.
+    sample : {"all", "uniform", "head"}
+        Which part of the corpus they are.
+    **counts : int
+        ``n_documents``, ``n_tokens``, ``n_text_bytes``, ``n_windows``.
+    """
+    options, tally = settings.options, settings.corpus.tally
+    return Plan(
+        format_version=FORMAT_VERSION,
+        actlas_version=actlas.__version__,
+        model=settings.model.spec,
+        tokenizer=settings.cutter.spec,
+        corpus=CorpusSpec(
+            uri=settings.corpus.uri,
+            fingerprint=fingerprint,
+            text_field=settings.corpus.text_field,
+            label_field=options.label_field,
+            lowercase=options.lowercase,
+            sample=sample,
+            n_records_read=tally.n_read,
+            n_records_skipped=tally.n_skipped,
+        ),
+        windows=WindowSpec(max_length=settings.max_length, long=settings.windows.long),
+        hookpoints=settings.hookpoints,
+        order=settings.order,
+        seed=options.seed,
+        keep_special=options.keep_special,
+        dtype=options.dtype,
+        compression=options.compression,
+        shard_rows=settings.shard_rows(counts["n_tokens"]),
+        request=options.model_dump(mode="json"),
+        **counts,
+    )
