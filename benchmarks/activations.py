@@ -40,17 +40,19 @@ def _real(n_rows: int, width: int) -> NDArray[Any]:
 
     folder = str(builtin_model_path("actlas-6m"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model.eval()
     hookpoints = resolve(model, ["resid_post.*"])
     per_token = sum(hookpoint.width for hookpoint in hookpoints)
     n_windows = -(-n_rows * width // (per_token * WINDOW))
     windows = torch.from_numpy(corpus.token_windows(tokenizer, n_windows, WINDOW))
     parts = []
     with torch.inference_mode(), Capture(model, hookpoints) as capture:
-        for batch in windows.split(32):
+        for batch in torch.split(windows, 32):
             found = torch.cat(list(capture(batch).values()), dim=-1).to(torch.bfloat16)
             parts.append(found.view(torch.int16).numpy().reshape(-1))
-    return np.concatenate(parts)[: n_rows * width].view(ml_dtypes.bfloat16).reshape(n_rows, width)
+    flat: NDArray[Any] = np.concatenate(parts)[: n_rows * width].view(ml_dtypes.bfloat16)
+    return flat.reshape(n_rows, width)
 
 
 def _made_up(n_rows: int, width: int) -> NDArray[Any]:

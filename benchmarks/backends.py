@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from actlas.store.arrays import ArraySpec, metadata_bytes
 from actlas.store.commit import object_crc32c
-from actlas.store.dtypes import register_with_zarr
+from actlas.store.zarr_hook import register_with_zarr
 from actlas.store.lazy import LazyArray
 from actlas.store.objects import LocalObjects
 from actlas.store.shardfile import ShardWriter
@@ -111,7 +111,8 @@ class ZarrPython:
         if not self.zarrs:
             return nullcontext()
         pipeline = "zarrs.ZarrsCodecPipeline"
-        return zarr.config.set({"codec_pipeline.path": pipeline, "codec_pipeline.strict": False})
+        config: AbstractContextManager[Any] = zarr.config.set({"codec_pipeline.path": pipeline})
+        return config
 
     def _array(self, root: Path, spec: ArraySpec) -> Any:
         with self._config():

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def writers(case: Case, profile: str, rows: Rows) -> list[Contender]:
         paths = [folder / str(shard) for shard in range(spec.n_shards)]
         for shard, path in enumerate(paths):
             start, stop = spec.shard_range(shard)
-            view = memoryview(rows[start:stop].reshape(-1).view(np.uint8))
+            view = rows[start:stop].reshape(-1).view(np.uint8).data
             fd = os.open(path, os.O_WRONLY | os.O_CREAT)
             while view:
                 view = view[os.write(fd, view) :]
@@ -99,7 +100,7 @@ def writers(case: Case, profile: str, rows: Rows) -> list[Contender]:
     return [
         Contender(RAW_WRITE, raw, fresh, note="limit"),
         *(
-            Contender(b.name, lambda b=b: b.write(folder, spec, rows), fresh, check(b))
+            Contender(b.name, partial(b.write, folder, spec, rows), fresh, check(b))
             for b in WRITERS
         ),
     ]
@@ -121,7 +122,7 @@ def readers(case: Case, profile: str, ranges: list[tuple[int, int]], cold: bool)
         with case.raw_file.open("rb", buffering=0) as file:
             for start, stop in ranges:
                 file.seek(2 * case.width * start)
-                view = memoryview(buffer[: stop - start].reshape(-1).view(np.uint8))
+                view = buffer[: stop - start].reshape(-1).view(np.uint8).data
                 while view:
                     view = view[file.readinto(view) :]
         return buffer[: stop - start]
@@ -163,7 +164,6 @@ def takers(case: Case, profile: str, index: NDArray[np.int64], cold: bool) -> li
 
     contenders = [Contender(MEMMAP, lambda: case.raw()[index], before(raw), check)]
     for backend in readers_of(spec):
-        take = backend.open(folder, spec).take
-        run = lambda take=take: take(index)  # noqa: E731
+        run = partial(backend.open(folder, spec).take, index)
         contenders.append(Contender(backend.name, run, before(folder), check))
     return contenders

@@ -2,107 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from actlas.pipeline.architecture import quiet
-from actlas.pipeline.builtin import builtin_model_path
 from actlas.pipeline.capture import Capture
 from actlas.pipeline.device import to_device
 from actlas.pipeline.extract import Extractor
 from actlas.pipeline.feeding import batch_inputs
-from actlas.pipeline.options import PlanOptions, RunOptions
-from actlas.pipeline.plan import make_plan
+from actlas.pipeline.options import RunOptions
 from actlas.store.schema import Receipt
 from actlas.store.store import open_store
 from benchmarks import corpus, harness
-from benchmarks.harness import ROOT, Contender, Report, Table, alternate, figure_name
+from benchmarks.cases import Case, cases, plan_case
+from benchmarks.harness import Contender, Report, Table, alternate, figure_name
 
 BARE, SERIAL, OVERLAPPED = "bare forward", "one after the other", "writing beside"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model, its hookpoints, and how much of the corpus it is given."""
-
-    name: str
-    model: str
-    hookpoints: str
-    shard_rows: int
-    n_shards: int = 8
-    n_timed: int = 8
-    max_length: int = 512
-    rounds: int = 5
-
-
-def cases(folder: Path, quick: bool) -> list[Case]:
-    """Return what is measured; models that are not at hand are left out."""
-    embedded = str(builtin_model_path("actlas-6m"))
-    if quick:
-        small = _gpt2(folder / "gpt2", n_layer=2, n_embd=64, n_head=2)
-        few = {"shard_rows": 256, "n_shards": 2, "n_timed": 2, "rounds": 1, "max_length": 256}
-        return [
-            Case("embedded, all", embedded, "resid_post.*", **few),
-            Case("gpt2 shape, middle", small, "resid_post.middle", **few),
-        ]
-    found = [
-        Case("embedded, all", embedded, "resid_post.*", 4096),
-        Case("embedded, middle", embedded, "resid_post.middle", 4096),
-    ]
-    for shared in (os.environ.get("ACTLAS_SHARED", ""), ROOT / "shared", ROOT.parent / "shared"):
-        stories = Path(shared) / "models" / "stories260K"
-        if stories.is_dir():
-            found.append(Case("stories260K, all", str(stories), "resid_post.*", 8192))
-            break
-    gpt2 = _gpt2(folder / "gpt2")
-    more = {"n_timed": 3, "max_length": 1024, "rounds": 3}
-    found.append(Case("gpt2 shape, all", gpt2, "resid_post.*", 1024, **more))
-    found.append(Case("gpt2 shape, middle", gpt2, "resid_post.middle", 1024, **more))
-    return found
-
-
-def _gpt2(folder: Path, **sizes: int) -> str:
-    """Save a GPT-2 with random weights, by default of the small one's shape, and a tokenizer."""
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-    tokenizer = AutoTokenizer.from_pretrained(str(builtin_model_path("actlas-6m")))
-    torch.manual_seed(0)
-    ids = {"bos_token_id": 1, "eos_token_id": 2}
-    config = GPT2Config(vocab_size=len(tokenizer), **ids, **sizes)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def plan_case(case: Case, folder: Path) -> Path:
-    """Plan a store of the case's shards over text written for it."""
-    from transformers import AutoTokenizer
-
-    n_tokens = case.shard_rows * case.n_shards
-    tokenizer = AutoTokenizer.from_pretrained(case.model)
-    text = corpus.write_jsonl(folder / "corpus.jsonl", tokenizer, n_tokens)
-    options = PlanOptions(
-        model=case.model,
-        corpus=str(text),
-        hookpoints=(case.hookpoints,),
-        max_length=case.max_length,
-        shard_rows=case.shard_rows,
-        sample="uniform",
-    )
-    path = folder / "planned.zarr"
-    make_plan(path, options, lambda _text: None)
-    return path
-
-
-def _run_options() -> RunOptions:
-    return RunOptions(device="cpu")
 
 
 class Timed:
@@ -112,7 +32,7 @@ class Timed:
         self.planned = planned
         self.copy = planned.with_name("run.zarr")
         self.receipts: dict[str, list[list[Receipt]]] = {SERIAL: [], OVERLAPPED: []}
-        self.extractor = Extractor(open_store(planned), _run_options())
+        self.extractor = Extractor(open_store(planned), case.options())
         plan = self.extractor.plan
         self.shards = range(min(case.n_timed, plan.n_shards))
         self.n_rows = min(len(self.shards) * plan.shard_rows, plan.n_tokens)
@@ -147,7 +67,7 @@ class Timed:
         ]
 
 
-def peak_memory(path: str, n_shards: int) -> int:
+def peak_memory(path: str, n_shards: int, threads: int | None) -> int:
     """In a process of its own: bytes added by extracting these many shards, after the first batch.
 
     The model and its libraries are in memory before; the store is a copy of a planned one.
@@ -155,7 +75,7 @@ def peak_memory(path: str, n_shards: int) -> int:
     with tempfile.TemporaryDirectory(prefix="actlas-bench-") as folder:
         copy = Path(folder) / "run.zarr"
         shutil.copytree(path, copy)
-        extractor = Extractor(open_store(copy), _run_options())
+        extractor = Extractor(open_store(copy), RunOptions(device="cpu", threads=threads))
         shards = range(min(n_shards, extractor.plan.n_shards))
 
         def work() -> list[Receipt]:
@@ -189,7 +109,7 @@ def _add_case(case: Case, report: Report, tables: list[Table], folder: Path) -> 
     del timed
     for n in (1, case.n_shards):
         peak = harness.in_fresh_process(
-            "benchmarks.extraction:peak_memory", path=str(planned), n_shards=n
+            "benchmarks.extraction:peak_memory", path=str(planned), n_shards=n, threads=case.threads
         )
         values[f"extra_mb.{'one' if n == 1 else 'all'}_shards"] = peak / 1e6
     for name, value in values.items():

@@ -41,7 +41,7 @@ def memory(folder: str, kind: str, profile: str, name: str, **sizes: Any) -> int
 
 
 def _memory(case: Case, kind: str, profile: str, name: str) -> str:
-    if not case.memory:
+    if not case.memory or profile != "fast":
         return "-"
     sizes = {k: getattr(case, k) for k in ("n_rows", "width", "shard_rows")}
     found: int = harness.in_fresh_process(
@@ -62,7 +62,8 @@ def write_table(case: Case, report: Report, rows: Rows) -> None:
         f"GB/s of raw bytes (median of {case.rounds}), {case.n_rows:,} x {case.width} bfloat16 in "
         f"shards of {case.shard_rows:,} rows, durable: every file and its folder fsynced. The "
         "limit writes the raw bytes, one file a shard. `read back` also reads every file again and "
-        "compares its crc32c, as a commit does. Extra MB: peak above the rows themselves.",
+        "compares its crc32c, as a commit does. Extra MB, in `fast`: peak above the "
+        "rows themselves.",
     )
     table = Table("Durable write", columns, notes=notes)
     for profile in PROFILES:
@@ -94,7 +95,7 @@ def read_table(case: Case, report: Report) -> None:
         f"GB/s of raw bytes (median of {case.rounds}). Slices: 16 of {case.slice_rows:,} rows at "
         "random places, warm. Whole: one read of all rows, warm and cold. memmap: a copy out of "
         "the mapping; readinto: into one buffer that is there already; both of a raw file. Extra "
-        f"MB: peak while reading the whole, of which the result is {_mb(case.n_bytes)}.",
+        f"MB, in `fast`: peak while reading the whole, of which the result is {_mb(case.n_bytes)}.",
         harness.COLD,
     )
     more = ("of readinto", "extra MB", "checksums")

@@ -64,7 +64,7 @@ def duration(seconds: float) -> str:
     """Return a duration in the unit that fits.
 
     >>> duration(3.21), duration(34), duration(250), duration(7300)
-    ('3.2 s', '34 s', '4 min 10 s', '2 h 02 min')
+    ('3.2 s', '34 s', '4 min 10 s', '2 h 01 min')
     """
     if seconds < 9.95:
         return f"{seconds:.1f} s"

@@ -53,6 +53,9 @@ def run_extraction(store: Store, run: RunOptions, make_worker: MakeWorker = open
     with lease.hold(store.objects, say=_say) as held:
         log = logs.start(store.path, "driver")
         try:
+            n_swept = store.objects.sweep()
+            if n_swept:
+                logs.LOGGER.info("swept", extra={"n_files": n_swept})
             if run.retry_quarantined:
                 ledger.release(ledger.quarantined())
             missing = store.missing()
@@ -133,7 +136,7 @@ def _made(store: Store, tally: Tally) -> str:
     bare = "" if share is None else f", {share:.2f} of the bare forward pass"
     text = (
         f"{count(tally.n_rows_done)} rows x {hookpoints}, {n_bytes(tally.n_bytes)} in "
-        f"{duration(tally.seconds())} ({count(tally.mean_rate())} rows/s{bare})"
+        f"{duration(tally.seconds_made())} ({count(tally.mean_rate())} rows/s{bare})"
     )
     if tally.n_nonfinite:
         text += f", {count(tally.n_nonfinite)} values are NaN or infinite"

@@ -43,6 +43,7 @@ class Tally:
     workers: dict[str, tuple[str, int | None, float]] = field(default_factory=dict)
     recent: deque[tuple[float, int]] = field(default_factory=deque)
     first_busy: float | None = None
+    last_done: float | None = None
 
     def __post_init__(self) -> None:
         self.started = self.clock()
@@ -66,7 +67,7 @@ class Tally:
         self.n_tokens_fed += done.run.get("n_tokens_fed", 0.0)
         if done.bare_tokens_per_s is not None:
             self.bare_tokens_per_s[done.worker] = done.bare_tokens_per_s
-        now = self.clock()
+        now = self.last_done = self.clock()
         self.recent.append((now, done.n_rows))
         while self.recent and now - self.recent[0][0] > NOW_S:
             self.recent.popleft()
@@ -82,18 +83,24 @@ class Tally:
         since = self.started if self.first_busy is None else self.first_busy
         return max(1e-9, self.clock() - since)
 
+    def seconds_made(self) -> float:
+        """Return the time from the first shard begun to the last one done."""
+        if self.last_done is None or self.first_busy is None:
+            return self.seconds()
+        return max(1e-9, self.last_done - self.first_busy)
+
     def mean_rate(self) -> float:
-        """Return this run's rows per second since the first shard was begun."""
-        return self.n_rows_done / self.seconds() if self.n_rows_done else 0.0
+        """Return this run's rows per second, from the first shard begun to the last one done."""
+        return self.n_rows_done / self.seconds_made() if self.n_rows_done else 0.0
 
     def share_of_bare(self) -> float | None:
         """Return the run's tokens per second over those of its workers' bare forward passes.
 
-        From the first shard begun to the last one done, so loading, waiting and writing count.
-        None where nothing was measured.
+        From the first shard begun to the last one done, so waiting and writing count. None where
+        nothing was measured.
         """
         bare = sum(self.bare_tokens_per_s.values())
-        return self.n_tokens_fed / self.seconds() / bare if bare > 0 else None
+        return self.n_tokens_fed / self.seconds_made() / bare if bare > 0 else None
 
     def rate_now(self) -> float:
         """Return rows per second over the last half minute."""
@@ -124,7 +131,7 @@ def headline(tally: Tally) -> str:
         f"{tally.share():4.0%}",
         f"{count(done)} of {count(tally.n_rows)} rows",
         f"{count(tally.rate_now())} rows/s now, {count(tally.mean_rate())} mean",
-        "time left unknown" if left is None else f"{duration(left)} left",
+        "time left unknown" if left is None else f"{duration(left)} left" if left else "all done",
     ]
     return "  ".join(parts) + troubles(tally)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import actlas
 from actlas.pipeline.draft import Sample
 from actlas.pipeline.settings import Settings
 from actlas.store.schema import FORMAT_VERSION, CorpusSpec, Plan, WindowSpec
+from actlas.store.version import VERSION
 
 
 def assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: int) -> Plan:
@@ -24,7 +24,7 @@ def assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: 
     options, tally = settings.options, settings.corpus.tally
     return Plan(
         format_version=FORMAT_VERSION,
-        actlas_version=actlas.__version__,
+        actlas_version=VERSION,
         model=settings.model.spec,
         tokenizer=settings.cutter.spec,
         corpus=CorpusSpec(

@@ -30,7 +30,7 @@ from actlas.store.shardfile import ShardReader, ShardWriter, crc32c
 from actlas.store.specs import STATISTICS
 from actlas.store.store import Store
 
-READ_BYTES = 8 << 20
+READ_BYTES = 1 << 20
 
 
 def commit_shard(

@@ -122,7 +122,7 @@ class LazyArray:
         for shard in shards:
             first = shard * spec.shard_rows
             lo, hi = max(start, first), min(stop, first + spec.shard_rows)
-            out[lo - start : hi - start] = self._reader(shard).read_rows(lo - first, hi - first)
+            self._reader(shard).read_rows(lo - first, hi - first, out[lo - start : hi - start])
         return out
 
     def take(self, index: NDArray[np.int64]) -> NDArray[Any]:

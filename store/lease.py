@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from actlas.store.objects import Objects
 FOLDER = "ledger/lease"
 STANDSTILL_S = 60.0
 BEAT_S = 5.0
+
+_HELD_HERE: set[tuple[str, int]] = set()
+"""Leases of this process (url, number): one whose release failed is not held by us for ever."""
 
 
 class Lease:
@@ -37,6 +40,7 @@ class Lease:
         self.lost = threading.Event()
         self._stop = threading.Event()
         self._beat_s = beat_s
+        _HELD_HERE.add((objects.url, number))
         self._thread = threading.Thread(target=self._beat, name="actlas-lease", daemon=True)
         self._thread.start()
 
@@ -58,6 +62,7 @@ class Lease:
         """Stop beating and let the next driver in at once."""
         self._stop.set()
         self._thread.join()
+        _HELD_HERE.discard((self.objects.url, self.number))
         self.objects.create(_key(self.number, "released"), [b"released\n"])
 
 
@@ -90,8 +95,12 @@ def hold(
     lease = _acquire(objects, say, standstill_s, beat_s)
     try:
         yield lease
-    finally:
-        lease.release()
+    except BaseException:
+        # What went wrong is on its way; that the disk is too full to say goodbye adds nothing.
+        with suppress(OSError):
+            lease.release()
+        raise
+    lease.release()
 
 
 def highest(objects: Objects) -> int:
@@ -106,7 +115,7 @@ def holder(objects: Objects) -> dict[str, Any] | None:
     if number == 0 or objects.size(_key(number, "released")) is not None:
         return None
     who = _read(objects, number)
-    return None if _dead_here(who) else who
+    return None if _dead_here(objects, number, who) else who
 
 
 def _acquire(
@@ -115,7 +124,7 @@ def _acquire(
     number = highest(objects)
     if number and objects.size(_key(number, "released")) is None:
         who = _read(objects, number)
-        if not _dead_here(who):
+        if not _dead_here(objects, number, who):
             if who.get("boot") == _boot() and who.get("host") == socket.gethostname():
                 raise _held(objects, who)
             _wait_for_standstill(objects, number, who, say, standstill_s)
@@ -203,12 +212,15 @@ def _process_start(pid: int) -> str | None:
     return stat.rpartition(")")[2].split()[19]
 
 
-def _dead_here(who: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this boot of this host and is gone."""
+def _dead_here(objects: Objects, number: int, who: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this boot of this host and is gone, or done with it."""
     if who.get("host") != socket.gethostname() or who.get("boot") != _boot() or _boot() is None:
         return False
-    started = _process_start(int(who.get("pid", 0)))
-    return started is None or started != who.get("process_start") or _zombie(int(who["pid"]))
+    pid = int(who.get("pid", 0))
+    started = _process_start(pid)
+    if started is None or started != who.get("process_start") or _zombie(pid):
+        return True
+    return pid == os.getpid() and (objects.url, number) not in _HELD_HERE
 
 
 def _zombie(pid: int) -> bool:

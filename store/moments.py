@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_ROWS = 2048
+BLOCK_VALUES = 1 << 18
+"""Values of a block: 2 MiB in float64."""
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,52 @@ class Moments:
 
     @classmethod
     def of(cls, rows: NDArray[Any]) -> Moments:
-        """Return the moments of ``rows`` [n, units], block by block in float64."""
-        blocks = (rows[i : i + BLOCK_ROWS] for i in range(0, len(rows), BLOCK_ROWS))
-        return cls.combine(cls._of_block(block) for block in blocks)
+        """Return the moments of ``rows`` [n, units], block by block in float64.
+
+        Blocks and the two buffers that are used for all of them stay in the processor's cache.
+        """
+        n_units = rows.shape[1]
+        block_rows = max(16, BLOCK_VALUES // max(1, n_units))
+        wide = np.float32 if rows.dtype.itemsize < 8 else np.float64
+        values = np.empty((min(block_rows, len(rows)), n_units), wide)
+        deviation = np.empty(values.shape, np.float64)
+        blocks = (rows[i : i + block_rows] for i in range(0, len(rows), block_rows))
+        return cls.combine(
+            cls._of_block(block, values[: len(block)], deviation[: len(block)]) for block in blocks
+        )
 
     @classmethod
-    def _of_block(cls, block: NDArray[Any]) -> Moments:
-        values = block.astype(np.float32 if block.dtype.itemsize < 8 else np.float64)
+    def _of_block(
+        cls, block: NDArray[Any], values: NDArray[Any], deviation: NDArray[np.float64]
+    ) -> Moments:
+        values[...] = block
+        lowest, highest = values.min(axis=0), values.max(axis=0)  # both are NaN where a value is
+        if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
+            return cls._of_the_finite(values)
+        n = len(values)
+        # From the first row and not from zero: no large mean is squared. That row's own deviation
+        # is part of m2, so what is subtracted below is at most n times what is left.
+        np.subtract(values, values[0], out=deviation, dtype=np.float64)
+        mean = deviation.sum(axis=0) / n
+        np.multiply(deviation, deviation, out=deviation)
+        m2 = np.maximum(deviation.sum(axis=0) - n * mean * mean, 0)
+        mean += values[0]
+        n_units = values.shape[1]
+        return cls(
+            np.full(n_units, n, np.float64),
+            mean,
+            m2,
+            lowest.astype(np.float64),
+            highest.astype(np.float64),
+        )
+
+    @classmethod
+    def _of_the_finite(cls, values: NDArray[Any]) -> Moments:
         finite = np.isfinite(values)
-        if finite.all():
-            n = np.full(values.shape[1], len(values), dtype=np.float64)
-            total, lowest, highest = (
-                values.sum(axis=0, dtype=np.float64),
-                values.min(axis=0),
-                values.max(axis=0),
-            )
-        else:
-            n = finite.sum(axis=0).astype(np.float64)
-            total = values.sum(axis=0, dtype=np.float64, where=finite)
-            lowest = np.where(finite, values, np.inf).min(axis=0)
-            highest = np.where(finite, values, -np.inf).max(axis=0)
+        n = finite.sum(axis=0).astype(np.float64)
+        total = values.sum(axis=0, dtype=np.float64, where=finite)
+        lowest = np.where(finite, values, np.inf).min(axis=0)
+        highest = np.where(finite, values, -np.inf).max(axis=0)
         mean = np.divide(total, n, out=np.zeros_like(total), where=n > 0)
         deviation = np.where(finite, values, mean) - mean  # float64
         m2 = np.einsum("ij,ij->j", deviation, deviation)

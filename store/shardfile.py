@@ -82,8 +82,10 @@ def _fill(spec: ArraySpec) -> Any:
     return float("nan") if value == "NaN" else value
 
 
-def decode_chunk(spec: ArraySpec, data: bytes, where: str) -> NDArray[Any]:
-    """Decode one inner chunk to its full size, [chunk_rows, ...].
+def decode_chunk(
+    spec: ArraySpec, data: bytes, where: str, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Decode one inner chunk to its full size, [chunk_rows, ...], into ``out`` where one is given.
 
     Raises
     ------
@@ -95,7 +97,11 @@ def decode_chunk(spec: ArraySpec, data: bytes, where: str) -> NDArray[Any]:
     if spec.blosc is None:
         if len(data) != n_bytes:
             raise CorruptDataError(f"{where}: {len(data)} bytes, expected {n_bytes}", path=where)
-        return np.frombuffer(data, dtype=spec.numpy_dtype).reshape(shape)
+        rows = np.frombuffer(data, dtype=spec.numpy_dtype).reshape(shape)
+        if out is None:
+            return rows
+        out[...] = rows
+        return out
     body = memoryview(data)[:-CRC_BYTES]
     recorded = int.from_bytes(data[-CRC_BYTES:], "little")
     computed = crc32c(body)
@@ -106,7 +112,8 @@ def decode_chunk(spec: ArraySpec, data: bytes, where: str) -> NDArray[Any]:
     # Blosc's header says how much comes out: it must be what the array's shape says.
     if len(body) < 16 or int.from_bytes(body[4:8], "little") != n_bytes:
         raise CorruptDataError(f"{where}: does not hold {n_bytes} bytes", path=where)
-    out = np.empty(shape, dtype=spec.numpy_dtype)
+    if out is None:
+        out = np.empty(shape, dtype=spec.numpy_dtype)
     _codec(spec).decode(body, out=out.reshape(-1).view(np.uint8))
     return out
 
@@ -238,8 +245,8 @@ class ShardReader:
             raise CorruptDataError(f"{self._where()}: its index points outside it", path=self.key)
         return index
 
-    def read_chunk(self, chunk: int) -> NDArray[Any]:
-        """Return one inner chunk at its full size, checked."""
+    def read_chunk(self, chunk: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return one inner chunk at its full size, checked; in ``out`` where one is given."""
         offset, n_bytes = (int(v) for v in self.index[chunk])
         data = self.objects.read(self.key, offset, n_bytes)
         where = self._where(chunk)
@@ -253,7 +260,7 @@ class ShardReader:
                     f"{self.chunk_crc32c[chunk]:08x}",
                     path=self.key,
                 )
-        return decode_chunk(self.spec, data, where)
+        return decode_chunk(self.spec, data, where, out)
 
     def read_chunks(self, chunks: Sequence[int]) -> Iterator[NDArray[Any]]:
         """Yield several chunks in the order asked, read and decoded in threads."""
@@ -269,13 +276,33 @@ class ShardReader:
         while running:
             yield running.popleft().result()
 
-    def read_rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Return rows [start, stop) of the shard, counted from its first."""
+    def read_rows(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return rows [start, stop) of the shard, counted from its first.
+
+        Parameters
+        ----------
+        start, stop : int
+        out : ndarray, shape [stop - start, ...], contiguous, optional
+            Where to put them. Threads decode straight into it.
+        """
         spec = self.spec
-        out = np.empty((stop - start, *spec.shape[1:]), dtype=spec.numpy_dtype)
-        chunks = range(start // spec.chunk_rows, ceil_div(stop, spec.chunk_rows))
-        for chunk, rows in zip(chunks, self.read_chunks(chunks), strict=True):
+        if out is None:
+            out = np.empty((stop - start, *spec.shape[1:]), dtype=spec.numpy_dtype)
+        rows = out
+
+        def fill(chunk: int) -> None:
             first = chunk * spec.chunk_rows
             lo, hi = max(start, first), min(stop, first + spec.chunk_rows)
-            out[lo - start : hi - start] = rows[lo - first : hi - first]
-        return out
+            part = rows[lo - start : hi - start]
+            if hi - lo == spec.chunk_rows:
+                self.read_chunk(chunk, part)
+            else:
+                part[...] = self.read_chunk(chunk)[lo - first : hi - first]
+
+        chunks = range(start // spec.chunk_rows, ceil_div(stop, spec.chunk_rows))
+        if len(chunks) <= 1:
+            for chunk in chunks:
+                fill(chunk)
+        else:
+            deque(codec_threads().map(fill, chunks), maxlen=0)
+        return rows

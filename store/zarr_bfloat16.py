@@ -2,7 +2,7 @@
 
 It is an endian type. Without that, zarr drops ``endian`` from the ``bytes`` codec and tensorstore
 refuses the array. zarr 3.4 loads this class through the ``zarr.data_type`` entry point; for
-zarr 3.1 see :func:`actlas.store.dtypes.register_with_zarr`.
+zarr 3.1 see :mod:`actlas.store.zarr_hook`.
 """
 
 from __future__ import annotations

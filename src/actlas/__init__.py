@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from actlas.store.dtypes import register_with_zarr
+from actlas.store.version import VERSION as __version__  # noqa: N811 - the name that Python has for it
+from actlas.store.zarr_hook import register_with_zarr
 
 if TYPE_CHECKING:
     from actlas.analysis.lazy import dask_array as dask_array
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from actlas.store.errors import ActlasError as ActlasError
     from actlas.store.store import Store as Store
     from actlas.store.store import open_store as open  # noqa: A004 - as gzip.open is: actlas.open
-
-try:
-    __version__ = version("actlas")
-except PackageNotFoundError:
-    __version__ = "0.0.0+source"
 
 register_with_zarr()
 

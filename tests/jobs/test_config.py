@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.stores import plan_for, words_columns
 
+from actlas.jobs import config, formatting
 from actlas.jobs.config import resolve
 from actlas.jobs.formatting import parse_count, printable
 from actlas.jobs.options import HELP
@@ -188,3 +190,8 @@ def test_a_difference_is_refused_by_name(field: str, value: Any, planned: Any) -
 def test_printable_text_steers_no_terminal() -> None:
     assert printable("a\x1b[2Jb\r\n\u202e") == "a\\x1b[2Jb\\r\\n\\u202e"
     assert printable("naïve 日本語 🙂") == "naïve 日本語 🙂"
+
+
+@pytest.mark.parametrize("module", [config, formatting])
+def test_the_examples_hold(module: Any) -> None:
+    assert doctest.testmod(module) == (0, doctest.testmod(module).attempted)

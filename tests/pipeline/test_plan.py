@@ -1,4 +1,4 @@
-"""Whole plans. The oracle is transformers' own tokenizer over records that the test reads itself."""
+"""Whole plans. The oracle is transformers' own tokenizer over records the test reads itself."""
 
 from __future__ import annotations
 

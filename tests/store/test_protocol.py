@@ -306,3 +306,29 @@ def test_a_holder_elsewhere_is_waited_for_until_it_stands_still(
     with lease.hold(here, standstill_s=0.5) as taken:
         assert taken.number == stuck.number + 1
     stuck._stop.set()
+
+
+def test_a_release_that_fails_hides_no_error_and_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A notebook whose disk was full must not be refused by its own process ever after."""
+    here = LocalObjects(tmp_path)
+
+    def full(path: Path, parts: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with pytest.raises(KeyError, match="the real one"), lease.hold(here):  # noqa: PT012
+        monkeypatch.setattr(objects, "_write_durably", full)
+        raise KeyError("the real one")
+    monkeypatch.undo()
+    assert lease.holder(here) is None
+    with lease.hold(here):
+        pass
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    here = LocalObjects(tmp_path)
+    here.create("a/b", [b"whole"])
+    (tmp_path / "ledger/staging/dead.part").write_bytes(b"half")
+    assert here.sweep() == 1
+    assert here.read("a/b") == b"whole" and not list(here.names("ledger/staging"))

@@ -35,7 +35,7 @@ def attempted(folder: Path) -> list[int]:
     return [int(line.split()[0]) for line in attempts(folder)]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Wait for something to become true, or fail."""
     limit = time.monotonic() + seconds
     while not condition():

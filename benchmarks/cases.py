@@ -1,0 +1,100 @@
+"""What the extraction benchmark runs: models, hookpoints, how much text, and plans for them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actlas.pipeline.builtin import builtin_model_path
+from actlas.pipeline.options import PlanOptions, RunOptions
+from actlas.pipeline.plan import make_plan
+from benchmarks import corpus
+from benchmarks.harness import ROOT
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its hookpoints, and how much of the corpus it is given."""
+
+    name: str
+    model: str
+    hookpoints: str
+    shard_rows: int
+    n_shards: int = 8
+    n_timed: int = 8
+    max_length: int = 512
+    rounds: int = 5
+    threads: int | None = None
+
+    def options(self) -> RunOptions:
+        return RunOptions(device="cpu", threads=self.threads)
+
+
+def cases(folder: Path, quick: bool) -> list[Case]:
+    """Return what is measured; models that are not at hand are left out."""
+    embedded = str(builtin_model_path("actlas-6m"))
+    if quick:
+        small = _gpt2(folder / "gpt2", n_layer=2, n_embd=64, n_head=2)
+        few: dict[str, Any] = {
+            "shard_rows": 256,
+            "n_shards": 2,
+            "n_timed": 2,
+            "rounds": 1,
+            "max_length": 256,
+        }
+        few["threads"] = 1  # More of them wait for each other where other work goes on.
+        return [
+            Case("embedded, all", embedded, "resid_post.*", **few),
+            Case("gpt2 shape, middle", small, "resid_post.middle", **few),
+        ]
+    found = [
+        Case("embedded, all", embedded, "resid_post.*", 4096),
+        Case("embedded, middle", embedded, "resid_post.middle", 4096),
+    ]
+    for shared in (os.environ.get("ACTLAS_SHARED", ""), ROOT / "shared", ROOT.parent / "shared"):
+        stories = Path(shared) / "models" / "stories260K"
+        if stories.is_dir():
+            found.append(Case("stories260K, all", str(stories), "resid_post.*", 8192))
+            break
+    gpt2 = _gpt2(folder / "gpt2")
+    more: dict[str, Any] = {"n_timed": 3, "max_length": 1024, "rounds": 3}
+    found.append(Case("gpt2 shape, all", gpt2, "resid_post.*", 1024, **more))
+    found.append(Case("gpt2 shape, middle", gpt2, "resid_post.middle", 1024, **more))
+    return found
+
+
+def _gpt2(folder: Path, **sizes: Any) -> str:
+    """Save a GPT-2 with random weights, by default of the small one's shape, and a tokenizer."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(str(builtin_model_path("actlas-6m")))
+    torch.manual_seed(0)
+    sizes |= {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2}
+    config = GPT2Config(**sizes)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def plan_case(case: Case, folder: Path) -> Path:
+    """Plan a store of the case's shards over text written for it."""
+    from transformers import AutoTokenizer
+
+    n_tokens = case.shard_rows * case.n_shards
+    tokenizer = AutoTokenizer.from_pretrained(case.model)
+    text = corpus.write_jsonl(folder / "corpus.jsonl", tokenizer, n_tokens)
+    options = PlanOptions(
+        model=case.model,
+        corpus=str(text),
+        hookpoints=(case.hookpoints,),
+        max_length=case.max_length,
+        shard_rows=case.shard_rows,
+        sample="uniform",
+    )
+    path = folder / "planned.zarr"
+    make_plan(path, options, lambda _text: None)
+    return path

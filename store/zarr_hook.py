@@ -1,0 +1,68 @@
+"""How zarr-python comes to know bfloat16, without anybody waiting for zarr to be imported.
+
+:mod:`actlas.store.zarr_bfloat16` gives zarr the data type, through the ``zarr.data_type`` entry
+point. zarr 3.1 (the last for Python 3.11) collects that entry point and never loads it, so
+:func:`register_with_zarr` does, the moment zarr is imported and no earlier.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+
+class _AfterZarr(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Lets the import of zarr run as always, then registers bfloat16 with it."""
+
+    def __init__(self) -> None:
+        self._loader: importlib.abc.Loader | None = None
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Find zarr by the ordinary way, and put this loader around it."""
+        if fullname != "zarr":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            self._loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        """Leave it to zarr's own loader."""
+        assert self._loader is not None
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run zarr's own loader, then register."""
+        assert self._loader is not None
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _register()
+
+
+def _register() -> None:
+    from zarr.dtype import data_type_registry
+
+    from actlas.store.zarr_bfloat16 import BFloat16
+
+    data_type_registry.register("bfloat16", BFloat16)
+
+
+def register_with_zarr() -> None:
+    """Make zarr open bfloat16 arrays: now if it is loaded, else as soon as it is.
+
+    Importing zarr takes 0.2-0.4 s, which ``actlas --help`` should not pay.
+    """
+    if "zarr" in sys.modules:
+        _register()
+    elif not any(isinstance(finder, _AfterZarr) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterZarr())

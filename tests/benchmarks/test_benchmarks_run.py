@@ -1,0 +1,49 @@
+"""Every benchmark runs to its end and prints figures. How fast it was is no matter here."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPECTED = {
+    "storage": ["write.fast.actlas.gbps", "read.slices.none.tensorstore.ratio"],
+    "extraction": ["embedded_all.serial.ratio", "embedded_all.bytes_per_token"],
+}
+
+
+def figures(name: str, *more: str) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", name, "--quick", "--json", *more],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONSAFEPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, float] = json.loads(done.stdout)  # exactly one object
+    return found
+
+
+@pytest.mark.parametrize("name", ["storage", "extraction"])
+def test_figures_are_finite_and_positive(name: str, tmp_path: Path) -> None:
+    libraries = {"storage": ("tensorstore", "zarrs"), "extraction": ("torch", "transformers")}
+    for library in libraries[name]:
+        pytest.importorskip(library)
+    table = tmp_path / "table.md"
+    found = figures(f"benchmarks.{name}", "--out", str(table))
+    assert set(EXPECTED[name]) <= set(found)
+    wrong = {k: v for k, v in found.items() if not (math.isfinite(v) and v > 0)}
+    assert wrong == {}
+    text = table.read_text()
+    assert text.startswith("# ")
+    assert "cores of" in text
+    assert "| " in text
+    assert str(tmp_path) not in text
