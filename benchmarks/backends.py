@@ -11,15 +11,14 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+import actlas  # noqa: F401 - makes bfloat16 known to zarr
 from actlas.store.arrays import ArraySpec, metadata_bytes
 from actlas.store.commit import object_crc32c
-from actlas.store.zarr_hook import register_with_zarr
 from actlas.store.lazy import LazyArray
 from actlas.store.objects import LocalObjects
 from actlas.store.shardfile import ShardWriter
 from benchmarks.harness import sync
 
-register_with_zarr()
 Rows = NDArray[Any]
 
 

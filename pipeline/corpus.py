@@ -172,9 +172,10 @@ class FileCorpus:
             self._position.fraction = 1.0
 
     def describe(self) -> str:
-        """Say how many files there are of each kind."""
+        """Say what is read, and how many files there are of each kind."""
         kinds = Counter(str(suffix_of(file)) for file in self._files)
-        return " and ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items())) + " to read"
+        files = " and ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
+        return f"{self.uri} ({files} to read)"
 
     def fraction(self) -> float | None:
         """Return the share of all files' bytes that was read."""

@@ -56,7 +56,7 @@ def make_plan(
     final = Path(path).absolute()
     refuse_existing(final)
     settings = resolve_settings(options)
-    say(f"planning {settings.corpus.uri}: {settings.corpus.describe()}")
+    say(f"planning {settings.corpus.describe()}")
     try:
         with open_spool(final) as spool:
             draft = collect(

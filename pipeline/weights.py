@@ -121,7 +121,14 @@ def download(model: str, revision: str | None, *, code: bool = False, weights: b
 def _builtin_folder(model: str) -> Path:
     from actlas.pipeline.builtin import builtin_model_path
 
-    return Path(builtin_model_path(model.removeprefix(BUILTIN_PREFIX)))
+    try:
+        return Path(builtin_model_path(model.removeprefix(BUILTIN_PREFIX)))
+    except ValueError as error:
+        raise ModelError(
+            f"--model {model}: {error}. Expected one of these after {BUILTIN_PREFIX}, a local "
+            "folder, or a hub id.",
+            model=model,
+        ) from error
 
 
 def _looks_like_path(model: str) -> bool:

@@ -10,6 +10,7 @@ import platform
 import socket
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from actlas.store.specs import STATISTICS
 from actlas.store.store import Store
 
 READ_BYTES = 1 << 20
+COMMIT_THREADS = 4
+"""Arrays of a shard that are written at once: most of the time goes into waiting for the disk."""
 
 
 def commit_shard(
@@ -69,29 +72,23 @@ def commit_shard(
         The disk is full or fails.
     """
     _check_shapes(store, shard, activations)
-    moments = {name: Moments.of(rows) for name, rows in activations.items()}
-    if on_nonfinite == "refuse":
-        _refuse_nonfinite(store, shard, moments, activations)
-    writer = _Writer(store.objects, shard, attempt)
-    for name, rows in store.shard_columns(shard).items():
-        stored = writer.write(store.arrays.rows[name], rows)
-        if stored is not None and not np.array_equal(stored, rows):
-            key = store.arrays.rows[name].key(shard)
-            raise ConflictError(
-                f"{store.path}/{key}: lies there already with other rows than this plan gives. "
-                "Remove that file if no run of another version is writing here.",
-                path=key,
-            )
-    for name, rows in activations.items():
-        stored = writer.write(store.arrays.activations[name], rows)
-        if stored is not None:
-            moments[name] = Moments.of(stored)
-    for name, moment in moments.items():
-        table = np.stack([getattr(moment, s) for s in STATISTICS])[None]
-        stored = writer.write(store.arrays.statistics[name], table)
-        if stored is not None and not np.allclose(stored, table, rtol=1e-9, equal_nan=True):
-            key = store.arrays.statistics[name].key(shard)
-            raise ConflictError(f"{store.path}/{key}: not the statistics of its rows.", path=key)
+    with ThreadPoolExecutor(COMMIT_THREADS, thread_name_prefix="actlas-commit") as pool:
+        moments = dict(zip(activations, pool.map(Moments.of, activations.values()), strict=True))
+        if on_nonfinite == "refuse":
+            _refuse_nonfinite(store, shard, moments, activations)
+        writer = _Writer(store, shard, attempt)
+        columns = [
+            pool.submit(writer.column, name, rows)
+            for name, rows in store.shard_columns(shard).items()
+        ]
+        dense = [
+            pool.submit(writer.hookpoint, name, rows, moments[name])
+            for name, rows in activations.items()
+        ]
+        records = [future.result() for future in columns]
+        for name, future in zip(activations, dense, strict=True):
+            moments[name], written = future.result()
+            records += written
     start, stop = store.shard_range(shard)
     receipt = Receipt(
         format_version=FORMAT_VERSION,
@@ -103,7 +100,7 @@ def commit_shard(
         host=socket.gethostname(),
         created_unix_s=time.time(),
         versions={"python": platform.python_version(), "numpy": np.__version__},
-        objects=tuple(writer.records),
+        objects=tuple(records),
         n_nonfinite={name: _n_nonfinite(m, stop - start) for name, m in moments.items()},
         run=dict(run or {}),
     )
@@ -111,17 +108,47 @@ def commit_shard(
 
 
 class _Writer:
-    """Writes arrays of one shard, or adopts what is there, and keeps a record of each."""
+    """Writes arrays of one shard, or adopts what is there, and records each."""
 
-    def __init__(self, objects: Objects, shard: int, attempt: str) -> None:
-        self.objects = objects
+    def __init__(self, store: Store, shard: int, attempt: str) -> None:
+        self.objects = store.objects
+        self.arrays = store.arrays
         self.shard = shard
         self.attempt = attempt
-        self.records: list[ObjectRecord] = []
 
-    def write(self, spec: ArraySpec, rows: NDArray[Any]) -> NDArray[Any] | None:
-        """Create the array's shard. Where one is there already, return its rows instead."""
-        # Statistics have one chunk per shard; other arrays have the shard's own rows.
+    def column(self, name: str, rows: NDArray[Any]) -> ObjectRecord:
+        """Write a row column; one that is there must be the same."""
+        spec = self.arrays.rows[name]
+        stored, record = self._write(spec, rows)
+        if stored is not None and not np.array_equal(stored, rows):
+            raise ConflictError(
+                f"{self.objects.url}/{record.key}: lies there already with other rows than this "
+                "plan gives. Remove that file if no run of another version is writing here.",
+                path=record.key,
+            )
+        return record
+
+    def hookpoint(
+        self, name: str, rows: NDArray[Any], moments: Moments
+    ) -> tuple[Moments, list[ObjectRecord]]:
+        """Write activations and the statistics of whatever then lies there."""
+        stored, dense = self._write(self.arrays.activations[name], rows)
+        if stored is not None:
+            moments = Moments.of(stored)
+        table = np.stack([getattr(moments, s) for s in STATISTICS])[None]
+        stored, statistics = self._write(self.arrays.statistics[name], table)
+        if stored is not None and not np.allclose(stored, table, rtol=1e-9, equal_nan=True):
+            raise ConflictError(
+                f"{self.objects.url}/{statistics.key}: lies there already and is not the "
+                "statistics of its rows. Remove that file, then run the same command again.",
+                path=statistics.key,
+            )
+        return moments, [dense, statistics]
+
+    def _write(
+        self, spec: ArraySpec, rows: NDArray[Any]
+    ) -> tuple[NDArray[Any] | None, ObjectRecord]:
+        """Create the array's shard. Where one is there already, return its rows too."""
         key = spec.key(self.shard)
         if self.objects.size(key) is None:
             writer = ShardWriter(spec, rows)
@@ -134,11 +161,10 @@ class _Writer:
                         "the memory is at fault.",
                         path=key,
                     )
-                self._record(spec, key, n_bytes, crc, self.attempt, writer.chunk_crc32c)
-                return None
+                return None, self._record(spec, n_bytes, crc, self.attempt, writer.chunk_crc32c)
         return self._adopt(spec, key)
 
-    def _adopt(self, spec: ArraySpec, key: str) -> NDArray[Any]:
+    def _adopt(self, spec: ArraySpec, key: str) -> tuple[NDArray[Any], ObjectRecord]:
         try:
             reader = ShardReader(self.objects, spec, self.shard)
             start, stop = spec.shard_range(self.shard)
@@ -154,20 +180,17 @@ class _Writer:
             used = range(spec.n_chunks(self.shard))
             chunks = [crc32c(reader.read_chunk(c).reshape(-1).view(np.uint8).data) for c in used]
         n_bytes, crc = object_crc32c(self.objects, key)
-        self._record(spec, key, n_bytes, crc, f"before {self.attempt}", chunks)
-        return rows
+        return rows, self._record(spec, n_bytes, crc, f"before {self.attempt}", chunks)
 
     def _record(
-        self, spec: ArraySpec, key: str, n_bytes: int, crc: int, attempt: str, chunks: list[int]
-    ) -> None:
-        self.records.append(
-            ObjectRecord(
-                key=key,
-                n_bytes=n_bytes,
-                crc32c=crc,
-                attempt=attempt,
-                chunk_crc32c=None if spec.checksummed_chunks else tuple(chunks),
-            )
+        self, spec: ArraySpec, n_bytes: int, crc: int, attempt: str, chunks: list[int]
+    ) -> ObjectRecord:
+        return ObjectRecord(
+            key=spec.key(self.shard),
+            n_bytes=n_bytes,
+            crc32c=crc,
+            attempt=attempt,
+            chunk_crc32c=None if spec.checksummed_chunks else tuple(chunks),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -101,13 +102,11 @@ def test_a_full_disk_is_a_run_fault_and_harms_nothing(
 ) -> None:
     store = make()
     commit_shard(store, 0, part_of(store, 0), attempt="one")
-    calls = 0
+    calls = itertools.count()
     real = objects._write_durably
 
     def full(path: Path, parts: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == at + 1:
+        if next(calls) == at:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         real(path, parts)
 
