@@ -21,7 +21,10 @@ def write_rows(path: str, n_rows: int, width: int) -> str:
     token and cut into rows of ``width``: 768 is three blocks of 256 units.
     """
     try:
-        rows, origin = _real(n_rows, width), "residual streams of builtin:actlas-6m"
+        rows, origin = (
+            _real(n_rows, width),
+            "residual streams of builtin:actlas-6m, blocks side by side",
+        )
     except (ImportError, FileNotFoundError):
         rows, origin = _made_up(n_rows, width), "made-up rows: normal, six outlier channels"
     order = np.random.default_rng(0).permutation(n_rows)

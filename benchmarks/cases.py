@@ -25,10 +25,12 @@ class Case:
     hookpoints: str
     shard_rows: int
     n_shards: int = 8
-    n_timed: int = 8
+    n_timed: int = 4
     max_length: int = 512
-    rounds: int = 5
+    rounds: int = 3
     threads: int | None = None
+    memory: bool = True
+    """Whether to measure peaks of memory, with one shard and with all."""
 
     def options(self) -> RunOptions:
         return RunOptions(device="cpu", threads=self.threads)
@@ -49,21 +51,21 @@ def cases(folder: Path, quick: bool) -> list[Case]:
         few["threads"] = 1  # More of them wait for each other where other work goes on.
         return [
             Case("embedded, all", embedded, "resid_post.*", **few),
-            Case("gpt2 shape, middle", small, "resid_post.middle", **few),
+            Case("gpt2 shape, middle", small, "resid_post.middle", memory=False, **few),
         ]
     found = [
         Case("embedded, all", embedded, "resid_post.*", 4096),
-        Case("embedded, middle", embedded, "resid_post.middle", 4096),
+        Case("embedded, middle", embedded, "resid_post.middle", 4096, memory=False),
     ]
     for shared in (os.environ.get("ACTLAS_SHARED", ""), ROOT / "shared", ROOT.parent / "shared"):
         stories = Path(shared) / "models" / "stories260K"
         if stories.is_dir():
-            found.append(Case("stories260K, all", str(stories), "resid_post.*", 8192))
+            found.append(Case("stories260K, all", str(stories), "resid_post.*", 4096))
             break
     gpt2 = _gpt2(folder / "gpt2")
-    more: dict[str, Any] = {"n_timed": 3, "max_length": 1024, "rounds": 3}
+    more: dict[str, Any] = {"n_timed": 3, "max_length": 1024}
     found.append(Case("gpt2 shape, all", gpt2, "resid_post.*", 1024, **more))
-    found.append(Case("gpt2 shape, middle", gpt2, "resid_post.middle", 1024, **more))
+    found.append(Case("gpt2 shape, middle", gpt2, "resid_post.middle", 1024, memory=False, **more))
     return found
 
 

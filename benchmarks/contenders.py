@@ -36,7 +36,7 @@ class Case:
     shard_rows: int = 65_536
     slice_rows: int = 8_192
     document_rows: int = 500
-    rounds: int = 5
+    rounds: int = 3
     memory: bool = True
     """Whether to measure peaks of memory, each in a process of its own."""
 

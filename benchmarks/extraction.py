@@ -107,7 +107,7 @@ def _add_case(case: Case, report: Report, tables: list[Table], folder: Path) -> 
         "raw_bytes_per_token": raw,
     }
     del timed
-    for n in (1, case.n_shards):
+    for n in (1, case.n_shards) if case.memory else ():
         peak = harness.in_fresh_process(
             "benchmarks.extraction:peak_memory", path=str(planned), n_shards=n, threads=case.threads
         )
@@ -127,7 +127,7 @@ def _add_case(case: Case, report: Report, tables: list[Table], folder: Path) -> 
             *(f"{100 * share:.1f} %" for share in stages.values()),
             f"{100 * padding:.1f} %",
             what,
-            *(cells[key] for key in size),
+            *(cells.get(key, "-") for key in size),
         )
     )
 

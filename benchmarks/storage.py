@@ -176,7 +176,7 @@ def run(quick: bool) -> Report:
     with tempfile.TemporaryDirectory(prefix="actlas-bench-") as folder:
         small = {"n_rows": 2048, "shard_rows": 512, "slice_rows": 128, "document_rows": 20}
         case = Case(
-            Path(folder), **(small if quick else {}), rounds=1 if quick else 5, memory=not quick
+            Path(folder), **(small if quick else {}), rounds=1 if quick else 3, memory=not quick
         )
         case.raw_file.parent.mkdir()
         origin = harness.in_fresh_process(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import click
 
 from actlas.jobs.flags import debug_option
-from actlas.store.errors import EXIT_DONE, EXIT_RESUME, ActlasError
+from actlas.store.errors import EXIT_DONE, EXIT_ERROR, EXIT_RESUME, ActlasError
 
 VERBS: Mapping[str, str] = {
     "plan": "Fix what the rows are: model, corpus, windows, hookpoints.",
@@ -53,12 +54,24 @@ class Verbs(click.Group):
         except ActlasError as error:
             _tell(error, ctx.meta)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends quietly where its reader is gone
+            _tell(_plain(error), ctx.meta, error)
+            ctx.exit(EXIT_ERROR)
         ctx.exit(code if isinstance(code, int) else EXIT_DONE)
 
 
-def _tell(error: ActlasError, meta: Mapping[str, Any]) -> None:
+def _plain(error: OSError) -> ActlasError:
+    """Return what the operating system refused, in one line with its path."""
+    places = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    reason = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    return ActlasError(": ".join([*places, reason]))
+
+
+def _tell(error: ActlasError, meta: Mapping[str, Any], cause: Exception | None = None) -> None:
     if meta.get("actlas.debug"):
-        traceback.print_exception(error)
+        traceback.print_exception(cause or error)
     if meta.get("actlas.json"):
         click.echo(json.dumps({"error": {"kind": error.kind, "message": error.message}}))
         click.echo(f"error ({error.kind}): {error}", err=True)

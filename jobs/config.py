@@ -101,6 +101,8 @@ def resolve(
     plan = _validate(PlanOptions, {"model": "", "corpus": "", **given["plan"]}, origin)
     run = _validate(RunOptions, given["run"], origin)
     dumped = plan.model_dump(mode="json", include=set(given["plan"]))
+    if run.model_path is not None:
+        run = run.model_copy(update={"model_path": _absolute(run.model_path)})
     return Asked(_absolute_paths(dumped), run, origin)
 
 
@@ -211,13 +213,18 @@ def _validate(model: type[Any], values: Mapping[str, Any], origin: Mapping[str, 
         raise ConfigError(f"{where}: {summarize(error)}", key=key) from error
 
 
+def _absolute(value: str) -> str:
+    if value.startswith(_REMOTE) or not Path(value).expanduser().exists():
+        return value
+    return os.path.abspath(Path(value).expanduser())  # noqa: PTH100 - keep links
+
+
 def _absolute_paths(plan: dict[str, Any]) -> dict[str, Any]:
     """Make local paths absolute: workers run elsewhere, and a store outlives its shell."""
     result = dict(plan)
     for key in ("model", "tokenizer"):
-        value = result.get(key)
-        if value and not value.startswith(_REMOTE) and Path(value).expanduser().exists():
-            result[key] = os.path.abspath(Path(value).expanduser())  # noqa: PTH100 - keep links
+        if result.get(key):
+            result[key] = _absolute(result[key])
     corpus = result.get("corpus")
     if corpus and not corpus.startswith(_REMOTE):
         result["corpus"] = os.path.abspath(Path(corpus).expanduser())  # noqa: PTH100 - and globs

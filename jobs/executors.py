@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from actlas.jobs.ledger import Fault, Ledger, fault_of
+from actlas.jobs.logs import LOGGER
 from actlas.jobs.signals import Stop
 from actlas.pipeline.options import RunOptions
 from actlas.store.schema import Receipt
-
-BARE_S = 2.0
-"""How long a worker measures the bare forward pass, at most."""
 
 
 class Rate(Protocol):
@@ -38,8 +36,8 @@ class Worker(Protocol):
     def extract(self, shard: int, *, attempt: str) -> Receipt:
         """Compute and write a shard, and return its receipt."""
 
-    def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.0) -> Rate:
-        """Measure the forward pass alone on a shard's batches."""
+    def bare_forward_rate(self, shard: int = 0) -> Rate | None:
+        """Measure the forward pass alone on a shard's batches; None where they are too few."""
 
 
 MakeWorker = Callable[[str, RunOptions], Worker]
@@ -117,7 +115,7 @@ class Hand:
 
     def __init__(self, worker: Worker, name: str, store: str) -> None:
         self._worker, self._name, self._store = worker, name, store
-        self._bare: float | None = None
+        self._measured = False
 
     def attempt(self, shard: int) -> Done | Fault:
         """Run one shard once."""
@@ -125,10 +123,9 @@ class Hand:
         started = time.perf_counter()
         try:
             receipt = self._worker.extract(shard, attempt=attempt)
-            seconds = time.perf_counter() - started
-            bare = self._measure(shard, seconds)
         except Exception as error:  # noqa: BLE001 - kept whole in the fault, charged by the driver
             return fault_of(error, shard, self._name, self._store)
+        seconds = time.perf_counter() - started
         return Done(
             shard=shard,
             n_rows=receipt.stop - receipt.start,
@@ -137,16 +134,20 @@ class Hand:
             seconds=seconds,
             worker=self._name,
             run={k: v for k, v in receipt.run.items() if isinstance(v, int | float)},
-            bare_tokens_per_s=bare,
+            bare_tokens_per_s=self._measure(shard),
         )
 
-    def _measure(self, shard: int, seconds: float) -> float | None:
-        """Measure the bare forward pass after the first shard, for a fifth of its time at most."""
-        if self._bare is not None:
+    def _measure(self, shard: int) -> float | None:
+        """Measure the bare forward pass once, after the first shard: it is done, whatever comes."""
+        if self._measured:
             return None
-        limit = min(BARE_S, seconds / 5)
-        self._bare = self._worker.bare_forward_rate(shard, max_seconds=limit).tokens_per_s
-        return self._bare
+        self._measured = True
+        try:
+            rate = self._worker.bare_forward_rate(shard)
+        except Exception:  # noqa: BLE001 - a number for the last line, and no part of the work
+            LOGGER.exception("the bare forward pass was not measured", extra={"shard": shard})
+            return None
+        return None if rate is None else rate.tokens_per_s
 
 
 def n_cpus() -> int:

@@ -12,7 +12,7 @@ import click
 from actlas.jobs.config import SECTIONS, Asked, Section, resolve
 from actlas.jobs.flags import debug_option
 from actlas.jobs.options import asked_for, config_options, section_options
-from actlas.jobs.resume import check_same_plan
+from actlas.jobs.resume import check_same_plan, moved_model
 from actlas.store.errors import (
     EXIT_DONE,
     ActlasError,
@@ -76,8 +76,10 @@ def extract_at(path: str, asked: Asked) -> tuple[Store, Outcome]:
     """Open or plan the store at a path, then extract what is missing from it."""
     from actlas.jobs.run import run_extraction
 
-    store = open_or_plan(path, asked)
-    return store, run_extraction(store, asked.run)
+    store, run = open_or_plan(path, asked), asked.run
+    if run.model_path is None:
+        run = run.model_copy(update={"model_path": moved_model(store.plan, asked)})
+    return store, run_extraction(store, run)
 
 
 def open_or_plan(path: str, asked: Asked) -> Store:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import shlex
 
 from actlas.store.errors import ConfigError
 
@@ -25,11 +27,11 @@ def parse_count(text: str) -> int:
     """
     cleaned = re.sub(r"(?<=\d)[_,](?=\d)", "", text.strip())
     match = _COUNT.fullmatch(cleaned)
-    if match is not None and re.fullmatch(r"\d+", cleaned):
+    if match is not None and re.fullmatch(r"\d{1,40}", cleaned):
         return int(cleaned)
     if match is not None:
         value = float(match["number"]) * _UNITS[match["unit"].lower()]
-        if value == int(value):
+        if math.isfinite(value) and value == int(value):
             return int(value)
     raise ConfigError(
         f"got {text!r}, expected a whole number such as 2000000, 2_000_000, 2e6 or 2M"
@@ -85,6 +87,15 @@ def printable(text: str) -> str:
     'a\\x1b[31mb\\n'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def command(*words: str) -> str:
+    """Return a command of actlas to copy into a shell.
+
+    >>> command("verify", "my run.zarr")
+    "actlas verify 'my run.zarr'"
+    """
+    return shlex.join(("actlas", *words))
 
 
 def ranges(numbers: list[int], limit: int = 8) -> str:

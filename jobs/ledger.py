@@ -6,6 +6,7 @@ Receipts say what is done; they are the store's. This is the other half of the l
 from __future__ import annotations
 
 import json
+import re
 import time
 import traceback
 from collections import Counter
@@ -145,9 +146,9 @@ class Ledger:
         """
         found: dict[int, Quarantined] = {}
         for name in sorted(self._objects.names(self._folder)):
-            stem, _, suffix = name.partition(".")
-            if suffix == "json" and stem.isdigit():
-                found[int(stem)] = self._read(int(stem))
+            if re.fullmatch(r"\d{8}\.json", name, re.ASCII):
+                shard = int(name[:8])
+                found[shard] = self._read(shard)
         return found
 
     def release(self, shards: Iterable[int]) -> None:

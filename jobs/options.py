@@ -72,6 +72,10 @@ RUN_HELP: Mapping[str, tuple[str, str]] = {
         "Of a running Ray cluster; auto finds it.",
         "RAY_ADDRESS, else Ray is started on this machine",
     ),
+    "model_path": (
+        "Where to load the plan's model from, if it moved.",
+        "where the plan found it",
+    ),
     "device": ("cpu, cuda, cuda:1, mps; auto is the accelerator where there is one.", ""),
     "tokens_per_batch": ("Token budget of a forward pass, padding included.", ""),
     "threads": ("CPU threads of each worker.", "the machine's, divided by its workers"),
@@ -82,7 +86,7 @@ RUN_HELP: Mapping[str, tuple[str, str]] = {
     ),
     "max_memory_bytes": (
         "Of one worker (4G).",
-        "the machine's free memory, divided by its workers",
+        "what is free on its machine as it starts",
     ),
     "on_nonfinite": ("NaN and infinity: count and report, or an error.", ""),
     "max_task_faults": ("Exceptions and missed deadlines of a shard before quarantine.", ""),

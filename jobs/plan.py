@@ -8,6 +8,7 @@ import click
 
 from actlas.jobs.config import Asked
 from actlas.jobs.flags import debug_option
+from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count
 from actlas.jobs.options import asked_for, config_options, section_options
 from actlas.jobs.resume import check_same_plan
@@ -58,6 +59,6 @@ def command(store: str, dry_run: bool, **values: Any) -> None:
     plan = planned.plan
     click.echo(
         f"{word}: {count(plan.n_documents)} documents, {count(plan.n_tokens)} rows x "
-        f"{len(plan.hookpoints)} hookpoints in {plan.n_shards:,} shards -> next: actlas extract "
-        f"{store}"
+        f"{len(plan.hookpoints)} hookpoints in {plan.n_shards:,} shards -> next: "
+        f"{shell('extract', store)}"
     )

@@ -26,6 +26,11 @@ _QUIET = {
 }
 
 
+def address_of(run: RunOptions) -> str | None:
+    """Return the address of the cluster to join; None for a Ray of our own."""
+    return run.address or os.environ.get("RAY_ADDRESS")
+
+
 @contextmanager
 def connected(run: RunOptions) -> Iterator[None]:
     """Be connected to Ray: to one that is already initialized, a cluster, or one of our own.
@@ -40,7 +45,7 @@ def connected(run: RunOptions) -> Iterator[None]:
     RunFaultError
         Ray does not start here.
     """
-    address = run.address or os.environ.get("RAY_ADDRESS")
+    address = address_of(run)
     _prepare_environment(own=address is None)
     try:
         import ray
@@ -161,10 +166,17 @@ def reservation(run: RunOptions) -> dict[str, Any]:
     }
 
 
-def worker_threads(run: RunOptions) -> int:
-    """Return the CPU threads of one worker: its share of one machine, or its reservation."""
-    if run.threads is not None:
-        return run.threads
-    if len(alive_nodes()) > 1:
-        return max(1, int(run.cpus_per_worker))
-    return max(1, n_cpus() // run.workers)
+def worker_options(run: RunOptions) -> RunOptions:
+    """Return the options that workers get: what they cannot know of Ray is put in.
+
+    CPU threads are a worker's share of one machine, or its reservation; and there is an address
+    wherever there may be several machines.
+    """
+    address, many = address_of(run), len(alive_nodes()) > 1
+    share = int(run.cpus_per_worker) if many else n_cpus() // run.workers
+    return run.model_copy(
+        update={
+            "threads": run.threads or max(1, share),
+            "address": "auto" if many and address is None else address,
+        }
+    )

@@ -11,15 +11,16 @@ import os
 import statistics
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from actlas.jobs.executors import Done, Hand, Job, MakeWorker, Watch
 from actlas.jobs.ledger import Fault, FaultKind, Ledger, fault_of
-from actlas.jobs.ray_cluster import alive_nodes, connected, reservation, worker_threads
+from actlas.jobs.ray_cluster import alive_nodes, connected, reservation, worker_options
 from actlas.jobs.signals import Stop
 from actlas.pipeline.options import RunOptions
-from actlas.store.errors import ActlasError
+from actlas.store.errors import ActlasError, RunFaultError
 
 WAIT_S = 0.5
 DEADLINE_MEDIANS = 10
@@ -69,7 +70,15 @@ def run_ray(job: Job, ledger: Ledger, watch: Watch, stop: Stop) -> None:
     """Run every shard on Ray actors."""
     watch.say("starting Ray" if job.run.address is None else f"joining Ray at {job.run.address}")
     with connected(job.run), stop:
-        _Driver(job, ledger, watch, stop).run()
+        from ray.exceptions import RayError
+
+        try:
+            _Driver(job, ledger, watch, stop).run()
+        except (RayError, ConnectionError) as error:
+            raise RunFaultError(
+                f"Ray itself failed: {_words('task', error)}. Its head may be lost. Nothing done "
+                "is lost: when Ray is back, run the same command again."
+            ) from error
 
 
 class _Driver:
@@ -79,7 +88,7 @@ class _Driver:
         self._ray = ray
         self._job, self._ledger, self._watch, self._stop = job, ledger, watch, stop
         self._options = reservation(job.run)
-        self._run = job.run.model_copy(update={"threads": worker_threads(job.run)})
+        self._run = worker_options(job.run)
         self._actor_class: Any = ray.remote(RayWorker)
         self._queue = deque(job.shards)
         self._names = deque(f"worker {i}" for i in range(job.run.workers))
@@ -91,6 +100,8 @@ class _Driver:
 
     def run(self) -> None:
         """Go on until nothing is in flight and nothing may be begun."""
+        from ray.exceptions import RayError
+
         try:
             while self._n_busy() or self._may_begin():
                 if self._may_begin():
@@ -101,7 +112,8 @@ class _Driver:
                 self._watch.tick()
         finally:
             for slot in [*self._idle, *self._flying.values()]:
-                self._drop(slot)
+                with suppress(RayError):  # a Ray that failed has no workers left to end
+                    self._drop(slot)
         if self._error is not None:
             raise self._error
 
@@ -244,4 +256,5 @@ def _words(kind: FaultKind, error: Exception) -> str:
         return "its process died (killed, crashed, or out of memory)"
     if kind == "node":
         return "its machine was lost"
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    first = (str(error).strip() or "no more is known").splitlines()[0]
+    return f"{type(error).__name__}: {first}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from actlas.jobs.config import Asked
 from actlas.pipeline.options import PlanOptions
+from actlas.pipeline.weights import CONFIG_FILE, file_sha256, weight_files, weights_sha256
 from actlas.store.errors import PlanMismatchError
 from actlas.store.schema import Plan
 
@@ -35,7 +37,8 @@ def check_same_plan(plan: Plan, asked: Asked, path: str) -> None:
     """Refuse what was given and differs from what the store was planned with.
 
     A field that was not given comes from the plan. One that was left open when planning
-    (``max_length``, say) may now be given as what it was resolved to.
+    (``max_length``, say) may now be given as what it was resolved to. A model is its files: another
+    folder with the same ones is no other model.
 
     Raises
     ------
@@ -46,7 +49,7 @@ def check_same_plan(plan: Plan, asked: Asked, path: str) -> None:
     for field, value in asked.plan.items():
         resolved = _RESOLVED[field](plan) if field in _RESOLVED else defaults[field]
         planned = plan.request.get(field, resolved)
-        if value in (planned, resolved):
+        if value in (planned, resolved) or (field == "model" and moved_model(plan, asked)):
             continue
         shown = resolved if planned is None else planned
         where = asked.origin.get(f"plan.{field}", field)
@@ -58,3 +61,22 @@ def check_same_plan(plan: Plan, asked: Asked, path: str) -> None:
             planned=shown,
             asked=value,
         )
+
+
+def moved_model(plan: Plan, asked: Asked) -> str | None:
+    """Return the folder that was given as the model, where it is not the plan's but holds it.
+
+    Raises
+    ------
+    ModelError
+        Its weights are cut short, or some are missing.
+    """
+    given = asked.plan.get("model")
+    if given in (None, plan.model.id) or not Path(given, CONFIG_FILE).is_file():
+        return None
+    folder = Path(given)
+    same = (
+        file_sha256(folder / CONFIG_FILE) == plan.model.config_sha256
+        and weights_sha256(weight_files(folder)) == plan.model.weights_sha256
+    )
+    return given if same else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from actlas.jobs import executors, logs
 from actlas.jobs.executors import Job, MakeWorker
-from actlas.jobs.formatting import count, duration, n_bytes, ranges
+from actlas.jobs.formatting import command, count, duration, n_bytes, ranges
 from actlas.jobs.ledger import Ledger
 from actlas.jobs.progress import PlainProgress, display
 from actlas.jobs.signals import Stop
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def run_extraction(store: Store, run: RunOptions, make_worker: MakeWorker = open_worker) -> Outcome:
-    """Extract what is missing from a store.
+    """Extract what is missing from a store. Where there is nothing to do, nothing is written.
 
     Raises
     ------
@@ -50,6 +50,10 @@ def run_extraction(store: Store, run: RunOptions, make_worker: MakeWorker = open
         What stopped the run where no shard is to blame.
     """
     ledger = Ledger(store.objects, EXTRACT, run)
+    missing = store.missing()
+    kept_out = set() if run.retry_quarantined else set(ledger.quarantined())
+    if not set(missing) - kept_out:
+        return _outcome(store, ledger, _tally(store, missing), stopped=False)
     with lease.hold(store.objects, say=_say) as held:
         log = logs.start(store.path, "driver")
         try:
@@ -117,12 +121,13 @@ def _outcome(store: Store, ledger: Ledger, tally: Tally, *, stopped: bool) -> Ou
     if quarantined:
         line = (
             f"done but for shards in quarantine ({ranges(list(quarantined))}): "
-            f"{made} -> next: actlas status {store.path} says why; --retry-quarantined tries again"
+            f"{made} -> next: {command('status', store.path)} says why; --retry-quarantined tries "
+            "again"
         )
         return Outcome(EXIT_QUARANTINE, line, quarantined)
     if missing:
         raise AssertionError(f"{store.path}: the run ended with shards {missing} not done")
-    line = f"done: {made} -> next: actlas verify {store.path}"
+    line = f"done: {made} -> next: {command('verify', store.path)}"
     return Outcome(EXIT_DONE, line, quarantined)
 
 

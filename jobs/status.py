@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from actlas.jobs.flags import debug_option, json_option
+from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, duration, n_bytes, printable, ranges
 from actlas.jobs.ledger import Ledger
 from actlas.pipeline.options import RunOptions
@@ -102,12 +103,12 @@ def _lines(status: dict[str, Any]) -> Iterable[str]:
 def _next(status: dict[str, Any]) -> str:
     path, shards = status["store"], status["shards"]
     if status["complete"]:
-        return f"next: actlas verify {path}"
+        return f"next: {shell('verify', path)}"
     if status["running"]:
         return "next: wait for the driver; this command may be run at any time"
     if not shards["missing"]:
-        return f"next: actlas extract {path} --retry-quarantined"
-    return f"next: actlas extract {path}"
+        return f"next: {shell('extract', path, '--retry-quarantined')}"
+    return f"next: {shell('extract', path)}"
 
 
 @click.command("status", short_help="How far an extraction is.")

@@ -37,6 +37,7 @@ class Tally:
     n_bytes: int = 0
     n_nonfinite: int = 0
     n_tokens_fed: float = 0.0
+    makers: set[str] = field(default_factory=set)
     bare_tokens_per_s: dict[str, float] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
     quarantined: list[int] = field(default_factory=list)
@@ -65,6 +66,7 @@ class Tally:
         self.n_bytes += done.n_bytes
         self.n_nonfinite += done.n_nonfinite
         self.n_tokens_fed += done.run.get("n_tokens_fed", 0.0)
+        self.makers.add(done.worker)
         if done.bare_tokens_per_s is not None:
             self.bare_tokens_per_s[done.worker] = done.bare_tokens_per_s
         now = self.last_done = self.clock()
@@ -97,10 +99,12 @@ class Tally:
         """Return the run's tokens per second over those of its workers' bare forward passes.
 
         From the first shard begun to the last one done, so waiting and writing count. None where
-        nothing was measured.
+        a worker that made rows was not measured.
         """
         bare = sum(self.bare_tokens_per_s.values())
-        return self.n_tokens_fed / self.seconds_made() / bare if bare > 0 else None
+        if not bare or self.makers - set(self.bare_tokens_per_s):
+            return None
+        return self.n_tokens_fed / self.seconds_made() / bare
 
     def rate_now(self) -> float:
         """Return rows per second over the last half minute."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from actlas.jobs.flags import debug_option, json_option
+from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, duration, n_bytes, ranges
 from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE
 from actlas.store.store import open_store
 from actlas.store.verify import Report
 from actlas.store.verify import verify as check
+
+SAY_EVERY_S = 5.0
 
 
 def report_of(report: Report, path: str, seconds: float) -> dict[str, Any]:
@@ -54,11 +58,25 @@ def _lines(report: Report, path: str, seconds: float) -> list[str]:
             "output; the rows named are not to be trusted"
         )
     elif report.missing:
-        lines.append(f"whole so far: {checked} -> next: actlas extract {path}")
+        lines.append(f"whole so far: {checked} -> next: {shell('extract', path)}")
     else:
-        then = f"actlas show {path} --doc 0" if report.full else f"actlas verify {path} --full"
-        lines.append(f"whole: {checked} -> next: {then}")
+        then = ("show", path, "--doc", "0") if report.full else ("verify", path, "--full")
+        lines.append(f"whole: {checked} -> next: {shell(*then)}")
     return lines
+
+
+def _said_now_and_then() -> Callable[[int, int], None]:
+    """Return a progress that prints a plain line on stderr, every five seconds at most."""
+    said = time.monotonic()
+
+    def progress(n_done: int, n_all: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= SAY_EVERY_S:
+            said = now
+            click.echo(f"{count(n_done)} of {count(n_all)} objects checked", err=True)
+
+    return progress
 
 
 @click.command("verify", short_help="Prove a store against its receipts.")
@@ -78,7 +96,7 @@ def command(store: str, full: bool, as_json: bool) -> int:
     """
     opened = open_store(store)
     began = time.perf_counter()
-    report = check(opened, full=full)
+    report = check(opened, full=full, progress=_said_now_and_then())
     seconds = time.perf_counter() - began
     if as_json:
         click.echo(json.dumps(report_of(report, opened.path, seconds)))

@@ -10,6 +10,9 @@ from actlas.pipeline.options import RunOptions
 from actlas.store.schema import Receipt
 from actlas.store.store import open_store
 
+ENOUGH_S = 0.3
+"""A forward pass measured for less than this is no measure of the others."""
+
 
 class ShardWorker:
     """Extracts shards of one store with one model."""
@@ -28,9 +31,10 @@ class ShardWorker:
         logs.LOGGER.info("committed", extra={"shard": shard, "attempt": attempt, **computed.run})
         return receipt
 
-    def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.0) -> Rate:
-        """Measure the forward pass alone."""
-        return self._extractor.bare_forward_rate(shard, max_seconds=max_seconds)
+    def bare_forward_rate(self, shard: int = 0) -> Rate | None:
+        """Measure the forward pass alone; None below ``ENOUGH_S``, which would say nothing."""
+        rate = self._extractor.bare_forward_rate(shard)
+        return rate if rate.seconds >= ENOUGH_S else None
 
 
 def open_worker(store: str, run: RunOptions) -> ShardWorker:

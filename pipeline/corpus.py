@@ -19,7 +19,7 @@ import glob
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.readers import READERS, Position, read_records, suffix_of
@@ -78,12 +78,22 @@ def open_corpus(options: PlanOptions) -> Corpus:
         return HubCorpus(options, name)
     if kind == "builtin":
         return BuiltinCorpus(options, name)
-    files, root = find_files(options.corpus)
-    return FileCorpus(options, files, root)
+    return FileCorpus(options, find_files(options.corpus))
 
 
-def find_files(pattern: str) -> tuple[list[Path], Path]:
-    """Return the corpus files that a path, folder or glob means, sorted, and their common root.
+class Found(NamedTuple):
+    """Corpus files in the order in which they are read, and their common root.
+
+    ``n_notes`` files of text lie beside files of records and are left out.
+    """
+
+    files: list[Path]
+    root: Path
+    n_notes: int = 0
+
+
+def find_files(pattern: str) -> Found:
+    """Return the corpus files that a path, folder or glob means, sorted.
 
     Raises
     ------
@@ -100,14 +110,14 @@ def find_files(pattern: str) -> tuple[list[Path], Path]:
             raise CorpusError(
                 f"{pattern}: this folder has no corpus files in it. Expected {known}.", path=pattern
             )
-        return files, path
+        return Found(files, path, len(every) - len(files))
     if path.exists():
         if suffix_of(path) is None:
             raise CorpusError(
                 f"{pattern}: got a file with the suffix {path.suffix!r}, expected one of {known}.",
                 path=pattern,
             )
-        return [path], path.parent
+        return Found([path], path.parent)
     matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
     files = [file for file in matches if file.is_file() and suffix_of(file)]
     if not files:
@@ -119,7 +129,7 @@ def find_files(pattern: str) -> tuple[list[Path], Path]:
             "builtin:NAME.",
             path=pattern,
         )
-    return files, _fixed_part(path)
+    return Found(files, _fixed_part(path))
 
 
 def _hidden(file: Path, root: Path) -> bool:
@@ -140,23 +150,21 @@ class FileCorpus:
     Parameters
     ----------
     options : PlanOptions
-    files : list of Path
-        In the order in which they are read.
-    root : Path
-        The folder from which sources are named.
+    found : Found
+        The files, and the folder from which sources are named.
     """
 
     finite = True
 
-    def __init__(self, options: PlanOptions, files: list[Path], root: Path) -> None:
+    def __init__(self, options: PlanOptions, found: Found) -> None:
         self.uri = options.corpus
         self.labelled = options.label_field is not None
         self.tally = Tally()
         self._selection = Selection(options)
-        plain = all(suffix_of(file) == ".txt" for file in files)
+        self._files, self._root, self._n_notes = found
+        plain = all(suffix_of(file) == ".txt" for file in self._files)
         self.text_field = None if plain else self._selection.text.name
-        self._files, self._root = files, root
-        self._sizes = [file.stat().st_size for file in files]
+        self._sizes = [file.stat().st_size for file in self._files]
         self._place, self._position = 0, Position()
 
     def records(self) -> Iterator[Record]:
@@ -175,7 +183,8 @@ class FileCorpus:
         """Say what is read, and how many files there are of each kind."""
         kinds = Counter(str(suffix_of(file)) for file in self._files)
         files = " and ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
-        return f"{self.uri} ({files} to read)"
+        left_out = f"; {self._n_notes:,} .txt beside them left out" if self._n_notes else ""
+        return f"{self.uri} ({files} to read{left_out})"
 
     def fraction(self) -> float | None:
         """Return the share of all files' bytes that was read."""

@@ -75,8 +75,8 @@ class Extractor:
     store : Store
     run : RunOptions
     model : str, optional
-        Where to load the model from, if not from where the plan found it; its files must be the
-        same.
+        Where to load the model from, if not from ``run.model_path``, nor from where the plan found
+        it; its files must be the same.
 
     Raises
     ------
@@ -94,7 +94,7 @@ class Extractor:
         self.threads = run.threads or max(1, n_cpus() // run.workers)
         torch.set_num_threads(self.threads)
         spec = self.plan.model
-        folder = find_model(spec, model)
+        folder = find_model(spec, model or run.model_path)
         config = load_config(folder, trust_remote_code=spec.trust_remote_code)
         check_windows(config, spec.context_length, self.plan.windows.max_length)
         check_memory(project(self.plan, config, folder, run), run, self.device)

@@ -88,7 +88,8 @@ def listed(names: Iterable[str], limit: int = 20) -> str:
 
 
 def label_of(value: Any) -> str | None:
-    """Return a label as a string; None for none, and for what is no single value."""
+    """Return a label as a string; None for none, for a blank, and for what is no single value."""
     if value is MISSING or value is None or isinstance(value, Mapping | list):
         return None
-    return str(value)
+    text = str(value)
+    return text if text.strip() else None

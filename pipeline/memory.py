@@ -91,9 +91,12 @@ def project(plan: Plan, config: Any, folder: Path, run: RunOptions) -> Projectio
 
 
 def check_memory(projection: Projection, run: RunOptions, device: str) -> None:
-    """Refuse a run that needs more memory than it may use.
+    """Refuse a worker that needs more memory than it may use.
 
-    On an accelerator the weights and the batch must fit its free memory too.
+    A worker must fit what is free now: what its living peers hold is taken off that already. The
+    workers of one machine must also fit its memory together, however much is free when the first
+    of them starts; those of a cluster lie on several machines. On an accelerator the weights and
+    the batch must fit its free memory too.
 
     Raises
     ------
@@ -102,16 +105,18 @@ def check_memory(projection: Projection, run: RunOptions, device: str) -> None:
     """
     on_host = device == "cpu"
     needed = projection.total if on_host else projection.weights + projection.shards
-    free = free_host_bytes()
+    advice = "A smaller tokens_per_batch, fewer hookpoints or smaller shard_rows"
     if run.max_memory_bytes is not None:
-        allowed, source = run.max_memory_bytes, "max_memory_bytes"
-    elif free is not None:
-        allowed, source = free // run.workers, f"the free memory over {run.workers} worker(s)"
+        if needed > run.max_memory_bytes:
+            raise _over_budget(needed, run.max_memory_bytes, "max_memory_bytes", projection, advice)
     else:
-        return
-    advice = "Fewer workers, a smaller tokens_per_batch, fewer hookpoints or smaller shard_rows"
-    if needed > allowed:
-        raise _over_budget(needed, allowed, source, projection, advice)
+        free, there = free_host_bytes(), total_host_bytes()
+        if free is not None and needed > free:
+            raise _over_budget(needed, free, "the free memory", projection, advice)
+        if run.address is None and there is not None and needed * run.workers > there:
+            source = f"this machine's memory over {run.workers} workers"
+            advice = f"Fewer workers, {advice[0].lower()}{advice[1:]}"
+            raise _over_budget(needed, there // run.workers, source, projection, advice)
     device_free = _free_device_bytes(device)
     on_device = projection.weights + projection.batch
     if device_free is not None and on_device > device_free:
@@ -125,7 +130,7 @@ def _over_budget(
     needed: int, allowed: int, source: str, projection: Projection, advice: str
 ) -> MemoryBudgetError:
     return MemoryBudgetError(
-        f"This run needs {gib(needed)} ({needed} bytes: {projection}), and may use {gib(allowed)} "
+        f"A worker needs {gib(needed)} ({needed} bytes: {projection}), and may use {gib(allowed)} "
         f"({allowed} bytes: {source}). {advice} would need less.",
         needed_bytes=needed,
         allowed_bytes=allowed,
@@ -134,8 +139,17 @@ def _over_budget(
 
 def free_host_bytes() -> int | None:
     """Return the memory that a new process may take, under a container's limit; None if unknown."""
-    known = [n for n in (_available_bytes(), _container_bytes()) if n is not None]
-    return min(known, default=None)
+    limit, used = _container_bytes() or (None, 0)
+    left = None if limit is None else max(0, limit - used)
+    return min((n for n in (_available_bytes(), left) if n is not None), default=None)
+
+
+def total_host_bytes() -> int | None:
+    """Return all memory of this machine, or a container's limit; None if unknown."""
+    limit, _ = _container_bytes() or (None, 0)
+    known = "SC_PHYS_PAGES" in os.sysconf_names
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
+    return min((n for n in (there, limit) if n is not None), default=None)
 
 
 def _available_bytes() -> int | None:
@@ -151,18 +165,22 @@ def _available_bytes() -> int | None:
     return None
 
 
-def _container_bytes() -> int | None:
-    """Return what is left under the control group's limit, where there is one."""
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
+def _container_bytes(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None:
+    """Return the control group's limit and what is used under it, where there is one.
+
+    The kernel counts files that it keeps in memory as used, and gives them back when asked.
+    """
+    for folder, limit_name, used_name, prefix in (
+        (root, "memory.max", "memory.current", ""),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
-        limit, used = Path(limit_file), Path(used_file)
+        limit, used, stat = folder / limit_name, folder / used_name, folder / "memory.stat"
         if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-            return max(0, int(text) - int(used.read_text()))
+            lines = stat.read_text().splitlines() if stat.exists() else []
+            counts = {name: int(n) for name, n in (line.split() for line in lines)}
+            kept = ("active_file", "inactive_file")
+            n_kept = sum(counts.get(prefix + name, 0) for name in kept)
+            return int(text), max(0, int(used.read_text()) - n_kept)
     return None
 
 

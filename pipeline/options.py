@@ -68,6 +68,8 @@ class RunOptions(_Options):
     workers: int = Field(default=1, ge=1)
     address: str | None = None
     """Of a Ray cluster (``auto`` finds a running one). Default: a local one is started."""
+    model_path: str | None = None
+    """Where to load the plan's model from, if it moved: its files must be the same."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``. Default: the accelerator where there is one."""
     tokens_per_batch: int = Field(default=8192, ge=1)
@@ -78,7 +80,8 @@ class RunOptions(_Options):
     gpus_per_worker: float | None = Field(default=None, ge=0)
     """Default: 1 where the device is a GPU, else 0."""
     max_memory_bytes: int | None = Field(default=None, gt=0)
-    """Of one worker. Default: the free memory of the machine, divided by its workers."""
+    """Of one worker. Default: what is free on its machine as it starts; and the workers of one
+    machine must fit its memory together."""
     on_nonfinite: Literal["record", "refuse"] = "record"
     """NaN and infinity among the activations: counted and reported, or an error."""
     max_task_faults: int = Field(default=3, ge=1)

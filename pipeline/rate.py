@@ -15,6 +15,9 @@ from actlas.pipeline.capture import Capture
 from actlas.pipeline.device import synchronize, to_device
 from actlas.store.schema import HookpointSpec
 
+MIN_BATCHES = 3
+"""Batches differ in length and so in speed: one or two stand for none."""
+
 
 class Rate(NamedTuple):
     """Tokens that went through the model, padding not counted, and the seconds it took."""
@@ -46,8 +49,8 @@ def bare_forward_rate(
         Gives batches their tokens.
     device : str
     max_seconds : float
-        After this long no further batch is begun. The first batch runs once more before, since
-        the first pass of all is slow.
+        After this long no further batch is begun; nor after half of it, once there were three
+        batches. The first batch runs once more before, since the first pass of all is slow.
     """
     n_tokens, seconds = 0, 0.0
     chosen = [batches[i] for i in _spread(len(batches))]
@@ -59,7 +62,7 @@ def bare_forward_rate(
             if n > 0:
                 n_tokens += batch.n_fed
                 seconds += time.perf_counter() - began
-            if seconds >= max_seconds:
+            if seconds >= (max_seconds / 2 if n >= MIN_BATCHES else max_seconds):
                 break
     return Rate(n_tokens, seconds)
 

@@ -140,12 +140,17 @@ class Selection:
                 corpus=self.uri,
             )
         if n_documents == 0:
-            advice = (
-                f"Its fields are {listed(names)}: name the one with text with --text-field (a "
-                "range of columns as first:last)."
-                if names
-                else "Expected UTF-8 text, or records with a field of text."
-            )
+            advice = "Expected UTF-8 text, or records with a field of text."
+            if names:
+                advice = (
+                    f"Its fields are {listed(names)}: name the one with text with --text-field (a "
+                    "range of columns as first:last)."
+                )
+            if set(tally.skipped) == {TOO_LONG.reason}:
+                advice = (
+                    f"A document may have {MAX_DOCUMENT_BYTES >> 20} MiB. Expected shorter ones: "
+                    "cut them, into one file each or into records of a .jsonl."
+                )
             raise CorpusError(
                 f"{self.uri}: none of {tally.n_read:,} records has text. "
                 f"{'; '.join(tally.lines())}. {advice}",

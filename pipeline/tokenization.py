@@ -7,6 +7,7 @@ padding nor a warning of theirs gets between, and nobody else's tokenizer change
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from actlas.store import layout
 from actlas.store.errors import ConfigError, ModelError
-from actlas.store.schema import LongDocuments, TokenizerSpec, canonical_json
+from actlas.store.schema import LongDocuments, TokenizerSpec
 
 BATCH_BYTES = 1 << 20
 BATCH_TEXTS = 4096
@@ -81,7 +82,8 @@ class Cutter:
         special = {str(key): str(value) for key, value in tokenizer.special_tokens_map.items()}
         about = {"special": special, "prefix": prefix, "suffix": suffix}
         digest = hashlib.sha256(self._backend.to_str().encode())
-        digest.update(canonical_json(about))
+        encoded = json.dumps(about, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        digest.update(encoded.encode())
         return TokenizerSpec(
             id=identity,
             sha256=digest.hexdigest(),

@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,7 +189,14 @@ def _indexed_files(folder: Path) -> tuple[Path, ...]:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes, read in blocks."""
+    """Return the sha256 of a file's bytes, read once in a process while the file stays as it is."""
+    state = path.stat()
+    return _sha256(path.absolute(), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, _n_bytes: int, _changed_ns: int, _touched_ns: int) -> str:
+    """Return the sha256 of a file's bytes in this state, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while block := file.read(_HASH_BLOCK_BYTES):

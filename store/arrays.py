@@ -17,7 +17,6 @@ import numpy as np
 
 from actlas.store import layout
 from actlas.store.dtypes import fill_value, numpy_dtype
-from actlas.store.errors import FormatError
 
 COLUMN_COMPRESSION = "column"
 """For integers: Blosc zstd with byte shuffle. The other profiles are the plan's."""
@@ -158,28 +157,6 @@ def metadata_bytes(metadata: dict[str, Any]) -> bytes:
 def group_metadata(attributes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the ``zarr.json`` of a group."""
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes or {}}
-
-
-def check_metadata(spec: ArraySpec, data: bytes, where: str) -> None:
-    """Hold a stored ``zarr.json`` against the geometry that the plan gives.
-
-    Raises
-    ------
-    FormatError
-        They differ; names the first key that does.
-    """
-    try:
-        found = json.loads(data)
-    except ValueError as error:
-        raise FormatError(f"{where}: expected JSON, got {data[:40]!r}", path=where) from error
-    expected = json.loads(metadata_bytes(spec.metadata()))
-    for key, value in expected.items():
-        if key != "attributes" and found.get(key) != value:
-            raise FormatError(
-                f"{where}: {key} is {found.get(key)!r}, the plan gives {value!r}. The file was "
-                "changed, or belongs to another store.",
-                path=where,
-            )
 
 
 def column(path: str, n: int, dtype: str, shard_rows: int, dimension: str) -> ArraySpec:

@@ -11,9 +11,13 @@ import socket
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from actlas.store.arrays import ArraySpec
@@ -22,6 +26,7 @@ from actlas.store.errors import (
     CorruptDataError,
     HookpointError,
     NonFiniteError,
+    RunFaultError,
 )
 from actlas.store.moments import Moments
 from actlas.store.objects import Objects
@@ -30,8 +35,12 @@ from actlas.store.schema import FORMAT_VERSION, ObjectRecord, Receipt
 from actlas.store.shardfile import ShardReader, ShardWriter, crc32c
 from actlas.store.specs import STATISTICS
 from actlas.store.store import Store
+from actlas.store.version import VERSION
 
 READ_BYTES = 1 << 20
+ADOPT_TOLERANCE = {"float32": 1e-2, "float16": 1e-1, "bfloat16": 1e-1}
+"""How far a row that an earlier attempt left may be from ours, as a share of its norm: kernels
+round differently; another model, or damage, is much further away."""
 COMMIT_THREADS = 4
 """Arrays of a shard that are written at once: most of the time goes into waiting for the disk."""
 
@@ -67,31 +76,36 @@ def commit_shard(
     NonFiniteError
         There are some, and they are refused; nothing is written.
     ConflictError
-        What lies under a final name is not a row column of this plan, or is damaged.
+        What lies under a final name is not what this plan and model give, or is damaged; or the
+        plan at this path is another one by now.
     RunFaultError
         The disk is full or fails.
     """
     _check_shapes(store, shard, activations)
+    receipts = store.receipts()
+    if receipts.exists(shard):
+        return receipts.read(shard)
+    store.require_same_plan()
     with ThreadPoolExecutor(COMMIT_THREADS, thread_name_prefix="actlas-commit") as pool:
         moments = dict(zip(activations, pool.map(Moments.of, activations.values()), strict=True))
         if on_nonfinite == "refuse":
             _refuse_nonfinite(store, shard, moments, activations)
         writer = _Writer(store, shard, attempt)
-        columns = [
-            pool.submit(writer.column, name, rows)
-            for name, rows in store.shard_columns(shard).items()
-        ]
-        dense = [
-            pool.submit(writer.hookpoint, name, rows, moments[name])
-            for name, rows in activations.items()
-        ]
-        records = [future.result() for future in columns]
-        for name, future in zip(activations, dense, strict=True):
-            moments[name], written = future.result()
-            records += written
+        try:
+            # Columns first: who is wrong about which row is which writes nothing else.
+            columns = store.shard_columns(shard)
+            records = list(pool.map(writer.column, columns, columns.values()))
+            dense = pool.map(writer.hookpoint, activations, activations.values(), moments.values())
+            for name, (moment, written) in zip(activations, dense, strict=True):
+                moments[name] = moment
+                records += written
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     start, stop = store.shard_range(shard)
     receipt = Receipt(
         format_version=FORMAT_VERSION,
+        plan_sha256=store.plan_sha256,
         job=EXTRACT,
         shard=shard,
         start=start,
@@ -99,12 +113,23 @@ def commit_shard(
         attempt=attempt,
         host=socket.gethostname(),
         created_unix_s=time.time(),
-        versions={"python": platform.python_version(), "numpy": np.__version__},
+        versions=_versions(),
         objects=tuple(records),
         n_nonfinite={name: _n_nonfinite(m, stop - start) for name, m in moments.items()},
         run=dict(run or {}),
     )
-    return store.receipts().write(receipt)
+    store.require_same_plan()
+    return receipts.write(receipt)
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    """Return the versions of what may have had a hand in a row."""
+    found = {"python": platform.python_version(), "actlas": VERSION}
+    for name in ("numpy", "numcodecs", "torch", "transformers", "tokenizers"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 class _Writer:
@@ -115,6 +140,7 @@ class _Writer:
         self.arrays = store.arrays
         self.shard = shard
         self.attempt = attempt
+        self.tolerance = ADOPT_TOLERANCE[store.plan.model.compute_dtype]
 
     def column(self, name: str, rows: NDArray[Any]) -> ObjectRecord:
         """Write a row column; one that is there must be the same."""
@@ -134,6 +160,7 @@ class _Writer:
         """Write activations and the statistics of whatever then lies there."""
         stored, dense = self._write(self.arrays.activations[name], rows)
         if stored is not None:
+            self._check_alike(dense.key, stored, rows)
             moments = Moments.of(stored)
         table = np.stack([getattr(moments, s) for s in STATISTICS])[None]
         stored, statistics = self._write(self.arrays.statistics[name], table)
@@ -145,6 +172,19 @@ class _Writer:
             )
         return moments, [dense, statistics]
 
+    def _check_alike(self, key: str, stored: NDArray[Any], rows: NDArray[Any]) -> None:
+        """Refuse to adopt rows that are not what this model gives here, rounding apart."""
+        bad = first_unlike(stored, rows, self.tolerance)
+        if bad is not None:
+            raise ConflictError(
+                f"{self.objects.url}/{key}: lies there already without a receipt, and its row "
+                f"{bad} differs from what this model gives by more than {self.tolerance:g} of its "
+                "norm. It is damaged, or of another model. Remove that file, then run the same "
+                "command again.",
+                path=key,
+                row=bad,
+            )
+
     def _write(
         self, spec: ArraySpec, rows: NDArray[Any]
     ) -> tuple[NDArray[Any] | None, ObjectRecord]:
@@ -153,15 +193,16 @@ class _Writer:
         if self.objects.size(key) is None:
             writer = ShardWriter(spec, rows)
             if self.objects.create(key, writer.parts()):
-                n_bytes, crc = object_crc32c(self.objects, key)
-                if (n_bytes, crc) != (writer.n_bytes, writer.crc32c):
-                    raise CorruptDataError(
-                        f"{self.objects.url}/{key}: wrote {writer.n_bytes} bytes with crc32c "
-                        f"{writer.crc32c:08x}, read back {n_bytes} with {crc:08x}. The disk or "
-                        "the memory is at fault.",
+                if object_digest(self.objects, key) != (writer.n_bytes, writer.xxh3):
+                    self.objects.delete(key)
+                    raise RunFaultError(
+                        f"{self.objects.url}/{key}: the {writer.n_bytes} bytes that were written "
+                        "are not those that are read back. The disk or the memory is at fault; "
+                        "the file was removed.",
                         path=key,
                     )
-                return None, self._record(spec, n_bytes, crc, self.attempt, writer.chunk_crc32c)
+                digest = writer.n_bytes, writer.xxh3
+                return None, self._record(spec, digest, self.attempt, writer.chunk_crc32c)
         return self._adopt(spec, key)
 
     def _adopt(self, spec: ArraySpec, key: str) -> tuple[NDArray[Any], ObjectRecord]:
@@ -179,34 +220,57 @@ class _Writer:
         if not spec.checksummed_chunks:
             used = range(spec.n_chunks(self.shard))
             chunks = [crc32c(reader.read_chunk(c).reshape(-1).view(np.uint8).data) for c in used]
-        n_bytes, crc = object_crc32c(self.objects, key)
-        return rows, self._record(spec, n_bytes, crc, f"before {self.attempt}", chunks)
+        digest = object_digest(self.objects, key)
+        return rows, self._record(spec, digest, f"before {self.attempt}", chunks)
 
     def _record(
-        self, spec: ArraySpec, n_bytes: int, crc: int, attempt: str, chunks: list[int]
+        self, spec: ArraySpec, digest: tuple[int, str], attempt: str, chunks: list[int]
     ) -> ObjectRecord:
         return ObjectRecord(
             key=spec.key(self.shard),
-            n_bytes=n_bytes,
-            crc32c=crc,
+            n_bytes=digest[0],
+            xxh3=digest[1],
             attempt=attempt,
             chunk_crc32c=None if spec.checksummed_chunks else tuple(chunks),
         )
 
 
-def object_crc32c(objects: Objects, key: str) -> tuple[int, int]:
-    """Return the size and the crc32c of an object's bytes, read in pieces.
+def object_digest(objects: Objects, key: str) -> tuple[int, str]:
+    """Return the size and the XXH3 (128 bits, hexadecimal) of an object, read in pieces.
 
     Raises
     ------
     FileNotFoundError
         There is no such object.
     """
-    n_bytes, crc = 0, 0
+    n_bytes, digest = 0, xxhash.xxh3_128()
     while piece := objects.read(key, n_bytes, READ_BYTES):
-        crc = crc32c(piece, crc)
+        digest.update(piece)
         n_bytes += len(piece)
-    return n_bytes, crc
+    return n_bytes, digest.hexdigest()
+
+
+def first_unlike(stored: NDArray[Any], rows: NDArray[Any], tolerance: float) -> int | None:
+    """Return the first row whose difference exceeds ``tolerance`` of its norm, or None.
+
+    Rows with NaN or infinity are not compared.
+
+    Parameters
+    ----------
+    stored, rows : ndarray, shape [n, units]
+    tolerance : float
+        Of the row's L2 norm.
+    """
+    for start in range(0, len(rows), 1024):
+        a = stored[start : start + 1024].astype(np.float32)
+        b = rows[start : start + 1024].astype(np.float32)
+        finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            distance = np.linalg.norm(a - b, axis=1)
+            bad = finite & (distance > tolerance * np.linalg.norm(b, axis=1) + 1e-30)
+        if bad.any():
+            return start + int(np.argmax(bad))
+    return None
 
 
 def _check_shapes(store: Store, shard: int, activations: Mapping[str, NDArray[Any]]) -> None:

@@ -6,6 +6,7 @@ its plan or is not there.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -22,7 +23,7 @@ from typing_extensions import Buffer
 
 from actlas.store.arrays import ArraySpec, group_metadata, metadata_bytes
 from actlas.store.errors import StoreExistsError, run_fault
-from actlas.store.objects import LocalObjects, Objects
+from actlas.store.objects import LocalObjects, Objects, sync_folder
 from actlas.store.schema import FORMAT_VERSION, Plan, PlanFile, seal
 from actlas.store.shardfile import ShardWriter
 from actlas.store.specs import StoreArrays
@@ -97,6 +98,7 @@ def create(path: str | os.PathLike[str], plan: Plan, columns: DocumentColumns) -
         try:
             write(LocalObjects(staging), plan, columns)
             staging.rename(final)
+            sync_folder(final.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
@@ -132,7 +134,7 @@ def _here() -> str:
 def _sweep(final: Path) -> None:
     """Remove what a planner that was killed on this host left beside the store."""
     host = socket.gethostname()
-    for left in final.parent.glob(f".{final.name}.{host}-*.planning"):
+    for left in final.parent.glob(f".{glob.escape(final.name)}.{host}-*.planning"):
         pid = left.name.split(f"{host}-", 1)[1].split(".", 1)[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
             shutil.rmtree(left, ignore_errors=True)

@@ -125,7 +125,7 @@ def _acquire(
     if number and objects.size(_key(number, "released")) is None:
         who = _read(objects, number)
         if not _dead_here(objects, number, who):
-            if who.get("boot") == _boot() and who.get("host") == socket.gethostname():
+            if _beside_us(who):
                 raise _held(objects, who)
             _wait_for_standstill(objects, number, who, say, standstill_s)
     me = {**_me(), "nonce": uuid.uuid4().hex}
@@ -192,6 +192,7 @@ def _me() -> dict[str, Any]:
         "host": socket.gethostname(),
         "boot": _boot(),
         "pid": pid,
+        "pid_namespace": _pid_namespace(),
         "process_start": _process_start(pid),
         "since_unix_s": time.time(),
     }
@@ -203,6 +204,14 @@ def _boot() -> str | None:
     return path.read_text().strip() if path.exists() else None
 
 
+def _pid_namespace() -> str | None:
+    """Return which numbering of processes this one is in: containers have their own."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return None
+
+
 def _process_start(pid: int) -> str | None:
     """Return when a process began, in the kernel's ticks: pids are used again."""
     try:
@@ -212,9 +221,15 @@ def _process_start(pid: int) -> str | None:
     return stat.rpartition(")")[2].split()[19]
 
 
+def _beside_us(who: dict[str, Any]) -> bool:
+    """Whether the holder's process numbers are ours: whether it lives is then seen at once."""
+    same = {"host": socket.gethostname(), "boot": _boot(), "pid_namespace": _pid_namespace()}
+    return all(who.get(key) == value for key, value in same.items()) and _boot() is not None
+
+
 def _dead_here(objects: Objects, number: int, who: dict[str, Any]) -> bool:
     """Whether the holder was a process of this boot of this host and is gone, or done with it."""
-    if who.get("host") != socket.gethostname() or who.get("boot") != _boot() or _boot() is None:
+    if not _beside_us(who):
         return False
     pid = int(who.get("pid", 0))
     started = _process_start(pid)

@@ -53,6 +53,9 @@ class Objects(Protocol):
     def names(self, folder: str) -> Iterator[str]:
         """Yield the names directly under a folder, in no order; none where there is no folder."""
 
+    def walk(self) -> Iterator[str]:
+        """Yield every key there is, in no order."""
+
     def sweep(self) -> int:
         """Remove what killed writers left unfinished; return how many. Only under the lease."""
 
@@ -94,7 +97,7 @@ class LocalObjects:
                 created = _link(staged, final)
             finally:
                 staged.unlink(missing_ok=True)
-            _sync_folder(final.parent)
+            sync_folder(final.parent)
         return created
 
     def replace(self, key: str, data: bytes) -> None:
@@ -139,6 +142,13 @@ class LocalObjects:
         except (FileNotFoundError, NotADirectoryError):
             return
 
+    def walk(self) -> Iterator[str]:
+        """Walk the root folder."""
+        for folder, _, names in os.walk(self.root):
+            prefix = Path(folder).relative_to(self.root).as_posix()
+            for name in names:
+                yield name if prefix == "." else f"{prefix}/{name}"
+
     def sweep(self) -> int:
         """Empty the staging folder."""
         left = [f"{STAGING}/{name}" for name in self.names(STAGING)]
@@ -153,7 +163,7 @@ class LocalObjects:
         if folder != self.root:
             self._make_folder(folder.parent)
         folder.mkdir(parents=folder == self.root, exist_ok=True)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 def open_objects(url: str | os.PathLike[str]) -> LocalObjects:
@@ -219,7 +229,8 @@ def _link(staged: Path, final: Path) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

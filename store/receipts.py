@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from actlas.store.errors import FormatError
 from actlas.store.objects import Objects
 from actlas.store.schema import Receipt, seal, unseal
+
+_NAME = re.compile(r"[0-9]{8}\.json")
 
 EXTRACT = "extract"
 """The job that every store begins with."""
@@ -28,20 +31,23 @@ class Receipts:
         Such as ``extract``.
     n_shards : int
         How many shards the job has.
+    plan_sha256 : str
+        The seal of the store's plan.
     """
 
-    def __init__(self, objects: Objects, job: str, n_shards: int) -> None:
+    def __init__(self, objects: Objects, job: str, n_shards: int, plan_sha256: str) -> None:
         self.objects = objects
         self.job = job
         self.n_shards = n_shards
+        self.plan_sha256 = plan_sha256
 
     def done(self) -> frozenset[int]:
         """Return the shards that have a receipt, by a fresh listing."""
         return frozenset(self._listed())
 
-    def missing(self) -> list[int]:
-        """Return the shards that have none, in order."""
-        return sorted(set(range(self.n_shards)) - self.done())
+    def exists(self, shard: int) -> bool:
+        """Whether a shard is done."""
+        return self.objects.size(receipt_key(self.job, shard)) is not None
 
     def read(self, shard: int) -> Receipt:
         """Return a shard's receipt, checked.
@@ -61,6 +67,13 @@ class Receipts:
                 f"{receipt.shard}; the file was moved.",
                 path=key,
             )
+        if receipt.plan_sha256 != self.plan_sha256:
+            raise FormatError(
+                f"{self.objects.url}/{key}: this receipt was written for another plan "
+                f"({receipt.plan_sha256[:16]}…, this store's is {self.plan_sha256[:16]}…), by a "
+                "worker of an earlier store at this path: plan again at a new path.",
+                path=key,
+            )
         return receipt
 
     def write(self, receipt: Receipt) -> Receipt:
@@ -71,6 +84,5 @@ class Receipts:
 
     def _listed(self) -> Iterator[int]:
         for name in self.objects.names(f"ledger/receipts/{self.job}"):
-            stem, _, suffix = name.partition(".")
-            if suffix == "json" and stem.isdigit() and int(stem) < self.n_shards:
-                yield int(stem)
+            if _NAME.fullmatch(name) and int(name[:8]) < self.n_shards:
+                yield int(name[:8])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -133,22 +132,29 @@ class Plan(_Spec):
 
 
 class ObjectRecord(_Spec):
-    """One written object: its key, its size, the crc32c of its bytes, who wrote it.
+    """One written object: its key, its size, the XXH3 (128 bits) of its bytes, who wrote it.
 
-    ``chunk_crc32c`` is there for profile ``none``, whose chunks carry no checksum of their own.
+    A crc32c of the whole would not do: that of bytes which end with their own crc32c, as every
+    compressed chunk does, is a constant. ``chunk_crc32c`` is there for profile ``none``, whose
+    chunks carry no checksum of their own.
     """
 
     key: str
     n_bytes: int = Field(ge=0)
-    crc32c: int = Field(ge=0, lt=2**32)
+    xxh3: str = Field(pattern=r"^[0-9a-f]{32}$")
     attempt: str
     chunk_crc32c: tuple[int, ...] | None = None
 
 
 class Receipt(_Spec):
-    """Proof that a shard of a job is done. Written last, create-only."""
+    """Proof that a shard of a job is done. Written last, create-only.
+
+    ``plan_sha256`` is the seal of the plan that its rows were made by: a receipt of another plan,
+    left or written late at the same path, proves nothing.
+    """
 
     format_version: int
+    plan_sha256: str
     job: str
     shard: int = Field(ge=0)
     start: int = Field(ge=0)
@@ -174,19 +180,25 @@ class PlanFile(_Spec):
 SpecT = TypeVar("SpecT", bound=BaseModel)
 
 
-def canonical_json(value: Mapping[str, Any]) -> bytes:
-    """Encode as JSON with sorted keys and no spaces: the bytes that are hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+_HEAD = b'{"record":'
+_MIDDLE = b',"sha256":"'
+_TAIL = b'"}\n'
+_SEAL_BYTES = len(_MIDDLE) + 64 + len(_TAIL)
 
 
 def seal(spec: BaseModel) -> bytes:
-    """Encode a record as JSON that ends with its own sha256.
+    """Encode a record as one line of JSON that ends with its own sha256.
 
-    The hash is over the canonical JSON of the record without its ``sha256`` field.
+    ``{"record":<body>,"sha256":"<hex>"}`` and a line feed: the hash is over the very bytes of
+    ``<body>``, so that nobody has to write numbers the way that we do to check it.
     """
-    body = spec.model_dump(mode="json")
-    digest = hashlib.sha256(canonical_json(body)).hexdigest()
-    return json.dumps({**body, "sha256": digest}, indent=1, ensure_ascii=False).encode() + b"\n"
+    body = spec.model_dump_json().encode()
+    return b"".join((_HEAD, body, _MIDDLE, hashlib.sha256(body).hexdigest().encode(), _TAIL))
+
+
+def seal_of(data: bytes) -> str:
+    """Return the sha256 that a sealed record ends with, unchecked."""
+    return data[-64 - len(_TAIL) : -len(_TAIL)].decode("ascii", "replace")
 
 
 def unseal(data: bytes, cls: type[SpecT], where: str) -> SpecT:
@@ -195,33 +207,31 @@ def unseal(data: bytes, cls: type[SpecT], where: str) -> SpecT:
     Raises
     ------
     CorruptDataError
-        The bytes are not JSON, or not the ones that were hashed.
+        The bytes are not the ones that were sealed.
     FormatError
         They are, but not of this version's form.
     """
-    try:
-        body = json.loads(data)
-        recorded = body.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    body = data[len(_HEAD) : -_SEAL_BYTES]
+    computed = hashlib.sha256(body).hexdigest()
+    if data != b"".join((_HEAD, body, _MIDDLE, computed.encode(), _TAIL)):
         raise CorruptDataError(
-            f"{where}: expected a sealed JSON record, got {len(data)} bytes that are none "
-            f"({error}). Run `actlas verify --full` to see what else is damaged.",
-            path=where,
-        ) from error
-    version = body.get("format_version", body.get("plan", {}).get("format_version"))
-    if version is not None and version != FORMAT_VERSION:
-        raise version_error(where, version)
-    computed = hashlib.sha256(canonical_json(body)).hexdigest()
-    if computed != recorded:
-        raise CorruptDataError(
-            f"{where}: its sha256 is {computed[:16]}…, recorded is {str(recorded)[:16]}…: the "
-            "file was changed after it was written.",
+            f"{where}: expected a sealed record, got {len(data)} bytes whose sha256 is not the one "
+            "that they end with: the file was changed or cut after it was written. `actlas verify "
+            "--full` says what else is damaged.",
             path=where,
         )
     try:
-        return cls.model_validate(body)
+        record = json.loads(body)
+        version = record.get("format_version", record.get("plan", {}).get("format_version"))
+        if version != FORMAT_VERSION:
+            raise version_error(where, version)
+        return cls.model_validate(record)
     except ValidationError as error:
         raise FormatError(f"{where}: {summarize(error)}", path=where) from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{where}: no record of a store ({error})", path=where) from error
 
 
 def version_error(where: str, version: object) -> FormatError:

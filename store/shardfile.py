@@ -16,6 +16,7 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+import xxhash
 from numcodecs.blosc import Blosc
 from numpy.typing import NDArray
 from typing_extensions import Buffer
@@ -109,12 +110,17 @@ def decode_chunk(
         raise CorruptDataError(
             f"{where}: its crc32c is {computed:08x}, recorded is {recorded:08x}", path=where
         )
-    # Blosc's header says how much comes out: it must be what the array's shape says.
-    if len(body) < 16 or int.from_bytes(body[4:8], "little") != n_bytes:
+    # Blosc's header says how much goes in and comes out: it must be what is there and what the
+    # array's shape says.
+    sizes = int.from_bytes(body[4:8], "little"), int.from_bytes(body[12:16], "little")
+    if sizes != (n_bytes, len(body)):
         raise CorruptDataError(f"{where}: does not hold {n_bytes} bytes", path=where)
     if out is None:
         out = np.empty(shape, dtype=spec.numpy_dtype)
-    _codec(spec).decode(body, out=out.reshape(-1).view(np.uint8))
+    try:
+        _codec(spec).decode(body, out=out.reshape(-1).view(np.uint8))
+    except (RuntimeError, ValueError) as error:
+        raise CorruptDataError(f"{where}: cannot be decompressed ({error})", path=where) from error
     return out
 
 
@@ -130,7 +136,7 @@ class ShardWriter:
 
     Attributes
     ----------
-    n_bytes, crc32c : int
+    n_bytes : int
         Of all that was yielded: of the whole object, once :meth:`parts` is exhausted.
     chunk_crc32c : list of int
         Of each chunk, in profile ``none``.
@@ -145,8 +151,13 @@ class ShardWriter:
         self.spec = spec
         self.rows = rows
         self.n_bytes = 0
-        self.crc32c = 0
+        self._xxh3 = xxhash.xxh3_128()
         self.chunk_crc32c: list[int] = []
+
+    @property
+    def xxh3(self) -> str:
+        """The XXH3 (128 bits, hexadecimal) of all that was yielded."""
+        return self._xxh3.hexdigest()
 
     def parts(self) -> Iterator[Buffer]:
         """Yield the chunks in order, then the index. Encoding runs ahead in threads."""
@@ -162,7 +173,7 @@ class ShardWriter:
         yield self._pass(data + struct.pack("<I", crc32c(data)))
 
     def _pass(self, part: Buffer) -> Buffer:
-        self.crc32c = crc32c(part, self.crc32c)
+        self._xxh3.update(part)
         self.n_bytes += memoryview(part).nbytes
         return part
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
@@ -11,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store import display, layout
-from actlas.store.arrays import ArraySpec, check_metadata
+from actlas.store.arrays import ArraySpec
 from actlas.store.documents import Context, Document, Documents
 from actlas.store.errors import (
+    ConflictError,
+    CorruptDataError,
     FormatError,
     HookpointError,
     NotExtractedError,
@@ -23,7 +27,15 @@ from actlas.store.lazy import LazyArray
 from actlas.store.moments import Moments
 from actlas.store.objects import Objects, open_objects
 from actlas.store.receipts import EXTRACT, Receipts
-from actlas.store.schema import FORMAT_VERSION, Plan, PlanFile, Receipt, unseal, version_error
+from actlas.store.schema import (
+    FORMAT_VERSION,
+    Plan,
+    PlanFile,
+    Receipt,
+    seal_of,
+    unseal,
+    version_error,
+)
 from actlas.store.specs import STATISTICS, StoreArrays
 
 if TYPE_CHECKING:
@@ -137,8 +149,9 @@ class Store:
     (100, 256)
     """
 
-    def __init__(self, objects: Objects, plan_file: PlanFile) -> None:
+    def __init__(self, objects: Objects, plan_file: PlanFile, plan_sha256: str) -> None:
         self.objects = objects
+        self.plan_sha256 = plan_sha256
         self.path = objects.url
         self.plan: Plan = plan_file.plan
         self.plan_file = plan_file
@@ -176,7 +189,7 @@ class Store:
 
     def receipts(self, job: str = EXTRACT) -> Receipts:
         """Return the receipts of a job."""
-        return Receipts(self.objects, job, self.plan.n_shards)
+        return Receipts(self.objects, job, self.plan.n_shards, self.plan_sha256)
 
     def done(self, job: str = EXTRACT) -> frozenset[int]:
         """Return the shards of a job that have a receipt, by a fresh listing."""
@@ -248,18 +261,35 @@ class Store:
         """
         if hookpoint not in self.arrays.statistics:
             self.activations[hookpoint]  # raises, and says which there are
-        done = np.array(sorted(self.done()), dtype=np.int64)
-        if not len(done):
+        done = sorted(self.done())
+        if not done:
             raise NotExtractedError(f"{self.path}: nothing is extracted yet: `actlas extract`.")
-        stored = LazyArray(self.objects, self.arrays.statistics[hookpoint]).take(done)
-        parts = (Moments(**dict(zip(STATISTICS, shard, strict=True))) for shard in stored)
-        return Moments.combine(parts)
+        stored = LazyArray(self.objects, self.arrays.statistics[hookpoint])
+        tables = (stored.read(shard, shard + 1)[0] for shard in done)  # one shard in memory
+        return Moments.combine(Moments(**dict(zip(STATISTICS, t, strict=True))) for t in tables)
 
     def n_stored_bytes(self) -> int:
         """Return the bytes of all extracted shards as they lie on disk, from the receipts."""
         return sum(
             record.n_bytes for shard in self.done() for record in self.receipt(shard).objects
         )
+
+    def require_same_plan(self) -> None:
+        """Raise ``ConflictError`` where the plan at this path is no longer the one that was opened.
+
+        A worker that slept while its store was removed and another planned in its place must not
+        write there.
+        """
+        try:
+            now = seal_of(self.objects.read(PLAN_KEY))
+        except FileNotFoundError:
+            now = "none"
+        if now != self.plan_sha256:
+            raise ConflictError(
+                f"{self.path}: the plan here is {now[:16]}…, this worker's was "
+                f"{self.plan_sha256[:16]}…. The store was replaced; nothing more is written.",
+                path=self.path,
+            )
 
     def require(self, shards: NDArray[np.int64]) -> None:
         """Raise ``NotExtractedError`` where one of these shards has no receipt."""
@@ -296,6 +326,12 @@ class Store:
         return layout.shard_rows_of(self.plan.order, self.plan.seed, *self.shard_range(shard))
 
     def _attribute_names(self, key: str) -> list[str]:
+        digest, _ = self.plan_file.objects[key]
+        if hashlib.sha256(self.objects.read(key)).hexdigest() != digest:
+            raise CorruptDataError(
+                f"{self.path}/{key}: its sha256 is not the plan's: the names in it were changed.",
+                path=key,
+            )
         names = read_json(self.objects, key).get("attributes", {}).get("names", [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise FormatError(f"{self.path}/{key}: attribute `names` must list strings")
@@ -321,8 +357,6 @@ def read_json(objects: Objects, key: str) -> dict[str, Any]:
     FormatError
         It is none.
     """
-    import json
-
     try:
         value = json.loads(objects.read(key))
     except (ValueError, RecursionError) as error:
@@ -371,11 +405,5 @@ def open_store(path: str | os.PathLike[str]) -> Store:
             "folder and plan again.",
             path=objects.url,
         ) from error
-    return Store(objects, unseal(data, PlanFile, f"{objects.url}/{PLAN_KEY}"))
-
-
-def check_all_metadata(store: Store) -> None:
-    """Hold every array's ``zarr.json`` against the plan."""
-    for spec in store.arrays.all().values():
-        where = f"{store.path}/{spec.metadata_key}"
-        check_metadata(spec, store.objects.read(spec.metadata_key), where)
+    plan_file = unseal(data, PlanFile, f"{objects.url}/{PLAN_KEY}")
+    return Store(objects, plan_file, seal_of(data))

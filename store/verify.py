@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from actlas.store.arrays import ArraySpec
-from actlas.store.commit import READ_BYTES, object_crc32c
+from actlas.store.commit import READ_BYTES, object_digest
 from actlas.store.errors import ActlasError, CorruptDataError
 from actlas.store.receipts import EXTRACT, receipt_key
 from actlas.store.schema import ObjectRecord
 from actlas.store.shardfile import ShardReader
-from actlas.store.store import Store
+from actlas.store.store import PLAN_KEY, Store
+
+VOLATILE = ("ledger/staging/", "ledger/lease/", "ledger/logs/", "ledger/quarantine/")
+"""What belongs to runs, not to the store's content."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +80,28 @@ class Report:
         return not self.damages
 
 
-class _Checked:
-    """One object's outcome: its bytes, and what is wrong."""
+class _Checked(NamedTuple):
+    """One check's outcome: how much was read, and what is wrong."""
 
-    def __init__(self, key: str, n_bytes: int, damages: list[Damage]) -> None:
-        self.key = key
-        self.n_bytes = n_bytes
-        self.damages = damages
+    n_objects: int
+    n_bytes: int
+    damages: list[Damage]
+
+
+class _Check(NamedTuple):
+    """A check to do, and what is damaged if it cannot be done."""
+
+    run: Callable[[], _Checked]
+    key: str
+    start: int | None = None
+    stop: int | None = None
+
+    def __call__(self) -> _Checked:
+        try:
+            return self.run()
+        except (ActlasError, OSError, ValueError) as error:
+            what = f"cannot be checked: {error}"
+            return _Checked(0, 0, [Damage(self.key, what, self.start, self.stop)])
 
 
 def verify(
@@ -99,43 +119,54 @@ def verify(
         Called with (objects checked, objects in all).
     """
     done = sorted(store.done())
-    tasks: list[Callable[[], _Checked]] = [
-        partial(_check_planned, store, key, digest, n_bytes, full)
-        for key, (digest, n_bytes) in store.plan_file.objects.items()
-    ]
+    n_shard_objects = len(store.arrays.rows) + 2 * len(store.arrays.activations)
+    n_all = len(store.plan_file.objects) + len(done) * n_shard_objects
     damages: list[Damage] = []
-    for shard in done:
-        tasks += _receipt_tasks(store, shard, full, damages)
-    if full:
-        tasks += [partial(_check_columns, store, shard) for shard in done]
     n_objects, n_bytes = 0, 0
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for i, checked in enumerate(pool.map(lambda task: task(), tasks)):
-            damages += checked.damages
-            n_objects += bool(checked.n_bytes)
-            n_bytes += checked.n_bytes
-            if progress is not None:
-                progress(i + 1, len(tasks))
+    for checked in _in_threads(_checks(store, done, full)):
+        damages += checked.damages
+        n_objects += checked.n_objects
+        n_bytes += checked.n_bytes
+        if progress is not None:
+            progress(n_objects, n_all)
     strays, unclaimed = _strays(store, frozenset(done))
     missing = tuple(sorted(set(range(store.plan.n_shards)) - set(done)))
     unique = {(d.key, d.start, d.stop): d for d in reversed(damages + strays)}
-    return Report(
-        full, n_objects, n_bytes, missing, tuple(reversed(unique.values())), tuple(unclaimed)
-    )
+    return Report(full, n_objects, n_bytes, missing, tuple(reversed(unique.values())), unclaimed)
+
+
+def _in_threads(checks: Iterator[_Check]) -> Iterator[_Checked]:
+    """Run checks in threads, a bounded number ahead, and yield outcomes in order."""
+    n_threads = min(8, os.cpu_count() or 1)
+    running: deque[Future[_Checked]] = deque()
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="actlas-verify") as pool:
+        for check in checks:
+            running.append(pool.submit(check.__call__))
+            if len(running) > 16 * n_threads:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def _checks(store: Store, done: list[int], full: bool) -> Iterator[_Check]:
+    for key, (digest, n_bytes) in store.plan_file.objects.items():
+        yield _Check(partial(_check_planned, store, key, digest, n_bytes, full), key)
+    for shard in done:
+        yield from _shard_checks(store, shard, full)
 
 
 def _check_planned(store: Store, key: str, digest: str, n_bytes: int, full: bool) -> _Checked:
     size = store.objects.size(key)
     if size != n_bytes:
-        return _Checked(key, 0, [Damage(key, _size_words(size, n_bytes))])
+        return _Checked(1, 0, [Damage(key, _size_words(size, n_bytes))])
     if full or key.endswith("zarr.json"):
         sha256, offset = hashlib.sha256(), 0
         while piece := store.objects.read(key, offset, READ_BYTES):
             sha256.update(piece)
             offset += len(piece)
         if sha256.hexdigest() != digest:
-            return _Checked(key, n_bytes, [Damage(key, "its sha256 is not the plan's")])
-    return _Checked(key, n_bytes, [])
+            return _Checked(1, n_bytes, [Damage(key, "its sha256 is not the plan's")])
+    return _Checked(1, n_bytes, [])
 
 
 def _size_words(size: int | None, expected: int) -> str:
@@ -145,28 +176,34 @@ def _size_words(size: int | None, expected: int) -> str:
     return f"{word} ({size:,} bytes, {expected:,} expected)"
 
 
-def _receipt_tasks(
-    store: Store, shard: int, full: bool, damages: list[Damage]
-) -> Iterator[Callable[[], _Checked]]:
+def _shard_checks(store: Store, shard: int, full: bool) -> Iterator[_Check]:
+    """Yield the checks of one finished shard: its receipt, then all that the receipt names."""
     start, stop = store.shard_range(shard)
     key = receipt_key(EXTRACT, shard)
     try:
         receipt = store.receipts().read(shard)
     except (ActlasError, OSError) as error:
-        damages.append(Damage(key, f"unreadable receipt: {error}", start, stop))
+        damage = Damage(key, f"unreadable receipt: {error}", start, stop)
+        yield _Check(lambda: _Checked(0, 0, [damage]), key)
         return
-    specs = {
-        spec.key(shard): spec
-        for group in (store.arrays.rows, store.arrays.activations, store.arrays.statistics)
-        for spec in group.values()
-    }
+    specs = _shard_specs(store, shard)
     named = {record.key for record in receipt.objects}
     if named != set(specs) or (receipt.start, receipt.stop) != (start, stop):
-        absent = sorted(set(specs) - named) or sorted(named - set(specs))
-        damages.append(Damage(key, f"does not fit the plan ({absent})", start, stop))
+        odd = sorted(set(specs) ^ named)
+        unfit = Damage(key, f"does not fit the plan ({odd})", start, stop)
+        yield _Check(lambda: _Checked(0, 0, [unfit]), key)
     for record in receipt.objects:
         if record.key in specs:
-            yield partial(_check_record, store, shard, specs[record.key], record, full)
+            check = partial(_check_record, store, shard, specs[record.key], record, full)
+            yield _Check(check, record.key, start, stop)
+    if full:
+        columns = store.arrays.rows["doc_idx"].key(shard)
+        yield _Check(partial(_check_columns, store, shard), columns, start, stop)
+
+
+def _shard_specs(store: Store, shard: int) -> dict[str, ArraySpec]:
+    groups = (store.arrays.rows, store.arrays.activations, store.arrays.statistics)
+    return {spec.key(shard): spec for group in groups for spec in group.values()}
 
 
 def _check_record(
@@ -176,13 +213,11 @@ def _check_record(
     size = store.objects.size(record.key)
     if size != record.n_bytes:
         what = _size_words(size, record.n_bytes)
-        return _Checked(record.key, 0, [Damage(record.key, what, start, stop)])
-    if full:
-        _, crc = object_crc32c(store.objects, record.key)
-        if crc != record.crc32c:
-            what = f"its crc32c is {crc:08x}, the receipt says {record.crc32c:08x}"
-            return _Checked(record.key, size, _locate(store, shard, spec, record, what))
-    return _Checked(record.key, size, [])
+        return _Checked(1, 0, [Damage(record.key, what, start, stop)])
+    if full and object_digest(store.objects, record.key)[1] != record.xxh3:
+        what = "its bytes are not those that the receipt describes"
+        return _Checked(1, size, _locate(store, shard, spec, record, what))
+    return _Checked(1, size, [])
 
 
 def _locate(
@@ -201,7 +236,7 @@ def _locate(
     for chunk in range(spec.n_chunks(shard)):
         try:
             reader.read_chunk(chunk)
-        except (CorruptDataError, RuntimeError, OSError) as error:
+        except (CorruptDataError, OSError) as error:
             first = start + chunk * spec.chunk_rows
             last = min(first + spec.chunk_rows, stop)
             damages.append(Damage(record.key, f"{what}; {error}", first, last))
@@ -216,21 +251,25 @@ def _check_columns(store: Store, shard: int) -> _Checked:
         spec = store.arrays.rows[name]
         try:
             stored = ShardReader(store.objects, spec, shard).read_rows(0, stop - start)
-        except (CorruptDataError, RuntimeError, OSError):
+        except (ActlasError, OSError):
             continue  # _check_record names it
         if not np.array_equal(stored, expected):
             damages.append(Damage(spec.key(shard), "not the rows of this plan", start, stop))
-    return _Checked("", 0, damages)
+    return _Checked(0, 0, damages)
 
 
-def _strays(store: Store, done: frozenset[int]) -> tuple[list[Damage], list[str]]:
-    """Find what lies among the shards and is none, and shards that no receipt names."""
+def _strays(store: Store, done: frozenset[int]) -> tuple[list[Damage], tuple[str, ...]]:
+    """Find whatever lies in the store and belongs to nobody, and shards without a receipt."""
+    expected = {PLAN_KEY, *store.plan_file.objects}
+    shards: dict[str, int] = {}
+    for shard in range(store.plan.n_shards):
+        shards.update(dict.fromkeys(_shard_specs(store, shard), shard))
+        expected.add(receipt_key(EXTRACT, shard))
     strays, unclaimed = [], []
-    groups = (store.arrays.rows, store.arrays.activations, store.arrays.statistics)
-    for spec in (spec for group in groups for spec in group.values()):
-        for name in store.objects.names(f"{spec.path}/c"):
-            if not name.isdigit() or int(name) >= spec.n_shards or str(int(name)) != name:
-                strays.append(Damage(f"{spec.path}/c/{name}", "a stray file: no shard of the plan"))
-            elif int(name) not in done and store.objects.size(spec.key(int(name))) is not None:
-                unclaimed.append(spec.key(int(name)))
-    return strays, unclaimed
+    for key in store.objects.walk():
+        if key in shards:
+            if shards[key] not in done:
+                unclaimed.append(key)
+        elif key not in expected and not key.startswith(VOLATILE):
+            strays.append(Damage(key, "a stray file: nothing of this store has this name"))
+    return strays, tuple(sorted(unclaimed))

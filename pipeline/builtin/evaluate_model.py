@@ -45,7 +45,9 @@ class MinimalPairs(NamedTuple):
 def token_log_probabilities(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Log-probability in nats of each token after the first: (sequences, positions - 1)."""
     logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
-    return -F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    targets = tokens[:, 1:]
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return -losses.view(targets.shape)
 
 
 def bits_per_byte(

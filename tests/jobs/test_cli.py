@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from support.stores import fill
 from support.workers import fake_store, make_fake
 
 import actlas.jobs.run
+import actlas.jobs.status
+import actlas.jobs.verify
 from actlas.jobs.cli import VERBS, cli
 from actlas.jobs.run import run_extraction
 from actlas.pipeline.options import PlanOptions, RunOptions
@@ -108,6 +111,7 @@ def test_heavy_libraries_stay_out() -> None:
         (("show", "x.zarr"), EXIT_USAGE, "Missing option '--doc'"),
         (("show", "x.zarr", "--doc", "-1"), EXIT_USAGE, "-1 is not in the range"),
         (("status", "s3://bucket/x.zarr"), EXIT_USAGE, "s3:// URL"),
+        (("plan", "x.zarr", "--max-tokens", "1e400"), EXIT_USAGE, "expected a whole number"),
     ],
 )
 def test_bad_input(
@@ -134,6 +138,45 @@ def test_bad_input_in_a_process_of_its_own(full: Store) -> None:
         f"error: {full.path}: planned with seed = 7, now asked for 8 (--seed). A plan is frozen: "
         "leave seed out to go on with this store, or give another path for a new one.\n"
     )
+
+
+@pytest.mark.parametrize("verb", ["plan", "extract", "status"])
+def test_what_the_system_refuses_is_one_line(tmp_path: Path, verb: str) -> None:
+    (tmp_path / "file").write_text("")
+    request = ("--model", "builtin:actlas-6m", "--corpus", "builtin:python-docs")
+    for path in (tmp_path / "file/x.zarr", tmp_path / ("x" * 300)):
+        arguments = (verb, path, *(request if verb != "status" else ()))
+        result = run(*arguments)
+        assert result.exit_code in (EXIT_ERROR, EXIT_USAGE)
+        *said, last = result.stderr.splitlines()
+        assert said in ([], ["planning builtin:python-docs"])
+        assert last.startswith(f"error: {tmp_path}/")
+        assert result.stdout == ""
+        assert "Traceback" not in result.stderr
+        assert "Traceback" in run(*arguments, "--debug").stderr
+
+
+def test_a_plain_oserror_in_json(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object) -> None:
+        raise PermissionError(13, "Permission denied", "a/b")
+
+    monkeypatch.setattr(actlas.jobs.status, "open_store", refuse)
+    result = run("status", store.path, "--json")
+    assert result.exit_code == EXIT_ERROR
+    assert json.loads(result.stdout) == {
+        "error": {"kind": "error", "message": "a/b: Permission denied"}
+    }
+
+
+def test_commands_to_copy_are_quoted(tmp_path: Path) -> None:
+    store = fake_store(tmp_path / "my runs")
+    assert run("status", store.path).stdout.endswith(f"next: actlas extract '{store.path}'\n")
+    fill(store)
+    for verb, then in (("status", "verify"), ("extract", "verify"), ("plan", "extract")):
+        assert f"next: actlas {then} '{store.path}'\n" in run(verb, store.path).stdout
+    assert f"next: actlas verify '{store.path}' --full\n" in run("verify", store.path).stdout
+    full = run("verify", store.path, "--full").stdout
+    assert f"next: actlas show '{store.path}' --doc 0\n" in full
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
@@ -205,6 +248,16 @@ def test_verify(full: Store) -> None:
     assert body["ok"] is False
     assert body["damages"][0]["key"] == "activations/resid_post.0/c/4/0"
     assert (body["damages"][0]["start"], body["damages"][0]["stop"]) == (256, 320)
+
+
+def test_verify_says_how_far_it_is(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "checked" not in run("verify", full.path, "--full").stderr
+    monkeypatch.setattr(actlas.jobs.verify, "SAY_EVERY_S", 0.0)
+    result = run("verify", full.path, "--full")
+    assert result.exit_code == EXIT_DONE
+    lines = result.stderr.splitlines()
+    assert lines
+    assert all(re.fullmatch(r"\d+ of \d+ objects checked", line) for line in lines)
 
 
 def test_verify_of_a_part(store: Store) -> None:

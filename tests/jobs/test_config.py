@@ -34,7 +34,22 @@ def test_counts(text: str, number: int) -> None:
     assert parse_count(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "2.5", "-1", "2Q", "1e-3", "nan", "0x10", "__import__('os')"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "2.5",
+        "-1",
+        "2Q",
+        "1e-3",
+        "nan",
+        "0x10",
+        "__import__('os')",
+        "1e400",
+        "1e308T",
+        "9" * 5000,
+    ],
+)
 def test_what_is_no_count(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a whole number"):
         parse_count(text)

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from support.jobs import attempted, both, options, plant, wait_until
-from support.workers import attempts, check_whole, fake_store, make_fake
+from support.workers import FakeWorker, attempts, check_whole, fake_store, make_fake
 
+from actlas.jobs import ray_cluster
+from actlas.jobs.executors import Done, Hand
 from actlas.jobs.ledger import Ledger
+from actlas.jobs.logs import LOGGER
 from actlas.jobs.run import run_extraction
 from actlas.store import lease
 from actlas.store.errors import (
@@ -87,6 +90,76 @@ def test_a_run_fault_charges_no_shard(
     plant(tmp_path)
     assert run_extraction(store, options(executor), make_fake).exit_code == EXIT_DONE
     check_whole(store)
+
+
+def test_a_failed_measurement_charges_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bad(*_args: object, **_named: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(FakeWorker, "bare_forward_rate", bad)
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    hand = Hand(make_fake(store.path, options()), "worker 0", store.path)
+    for shard in (0, 1):
+        outcome = hand.attempt(shard)
+        assert isinstance(outcome, Done)
+        assert outcome.bare_tokens_per_s is None
+    assert [r.message for r in caplog.records] == ["the bare forward pass was not measured"]
+    outcome = run_extraction(store, options(), make_fake)
+    assert outcome.exit_code == EXIT_DONE
+    assert "bare forward pass" not in outcome.line
+
+
+def test_a_ray_that_fails_is_no_ones_fault(
+    ray_started: None, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.exceptions import RaySystemError
+
+    def lost(*_args: object, **_named: object) -> None:
+        raise RaySystemError("the head is gone")
+
+    monkeypatch.setattr(ray, "wait", lost)
+    with pytest.raises(RunFaultError, match=r"Ray itself failed.*the head is gone"):
+        run_extraction(store, options("ray"), make_fake)
+    assert quarantined(store) == {}
+    assert lease.holder(store.objects) is None
+
+
+def test_what_workers_are_told_of_ray(ray_started: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray_cluster.worker_options(options("ray")).address is None
+    assert ray_cluster.worker_options(options("ray", threads=3)).threads == 3
+    monkeypatch.setattr(ray_cluster, "alive_nodes", lambda: [{}, {}])
+    run = ray_cluster.worker_options(options("ray", cpus_per_worker=2))
+    assert (run.address, run.threads) == ("auto", 2)
+    monkeypatch.setenv("RAY_ADDRESS", "there:6379")
+    assert ray_cluster.worker_options(options("ray")).address == "there:6379"
+
+
+def test_names_that_are_no_record_are_left_alone(store: Store) -> None:
+    folder = Path(store.path, "ledger/quarantine/extract")
+    folder.mkdir(parents=True)
+    for name in ("1.json", "00000001.json.bak", "٠٠٠٠٠٠٠١.json", "000000001.json", "00000001.tmp"):
+        (folder / name).write_text("{}")
+    assert quarantined(store) == {}
+
+
+def test_nothing_to_do_takes_no_lease_and_writes_nothing(store: Store, tmp_path: Path) -> None:
+    plant(tmp_path, {3: ["raise"] * 3})
+    run_extraction(store, options(), make_fake)
+    before = sorted(tmp_path.rglob("*"))
+    with lease.hold(store.objects):
+        assert run_extraction(store, options(), make_fake).exit_code == EXIT_QUARANTINE
+    released = [path for path in tmp_path.rglob("*") if path not in before]
+    assert all("ledger/lease" in str(path) for path in released)
+    retried = run_extraction(store, options(retry_quarantined=True), make_fake)
+    assert retried.exit_code == EXIT_DONE
+    with lease.hold(store.objects):
+        again = run_extraction(store, options(retry_quarantined=True), make_fake)
+    assert again.exit_code == EXIT_DONE
+    assert "there already" in again.line
 
 
 @both

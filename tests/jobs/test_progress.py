@@ -68,6 +68,14 @@ def test_the_share_of_the_bare_forward_pass(tally: Tally, clock: Clock) -> None:
     assert tally.share_of_bare() == pytest.approx(2200 / 2 / 1300)
 
 
+def test_no_share_where_a_worker_was_not_measured(tally: Tally, clock: Clock) -> None:
+    tally.on_state("worker 0", "busy", 0)
+    clock.now += 2
+    tally.on_done(done(0, bare_tokens_per_s=500.0))
+    tally.on_done(done(1, worker="worker 1"))
+    assert tally.share_of_bare() is None
+
+
 def test_plain_lines(tally: Tally, clock: Clock) -> None:
     out = io.StringIO()
     progress = PlainProgress(tally, out)

@@ -17,7 +17,13 @@ import actlas
 from actlas.jobs.cli import cli
 from actlas.jobs.run import run_extraction
 from actlas.jobs.worker import open_worker
-from actlas.store.errors import EXIT_DONE, ActlasError, ConfigError, ModelError
+from actlas.store.errors import (
+    EXIT_DONE,
+    ActlasError,
+    ConfigError,
+    ModelError,
+    PlanMismatchError,
+)
 from actlas.store.store import Store
 from actlas.store.verify import verify
 
@@ -52,7 +58,7 @@ def test_ray_gives_what_inline_gives(
     ray = planned(tmp_path)
     outcome = run_extraction(ray, options("ray", workers=workers, tokens_per_batch=64), open_worker)
     assert outcome.exit_code == EXIT_DONE
-    assert "of the bare forward pass" in outcome.line
+    assert "of the bare forward pass" not in outcome.line, "too little was measured"
     for name in ("token_id", "doc_idx", "pos_idx"):
         for shard in range(inline.plan.n_shards):
             key = f"rows/{name}/c/{shard}"
@@ -82,6 +88,29 @@ def test_another_model_is_refused(
     with pytest.raises(ModelError, match=r"sha256|weights"):
         run_extraction(store, options(executor), open_worker)
     assert store.done() == frozenset()
+
+
+@pytest.mark.parametrize("executor", ["inline", "ray"])
+def test_a_model_that_moved(executor: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if executor == "ray":
+        request.getfixturevalue("ray_started")
+    path = planned(tmp_path).path
+    model, moved = tmp_path / "model", tmp_path / "elsewhere"
+    save("gpt2", tmp_path / "other")
+    model.rename(moved)
+    asked = {"executor": executor, "device": "cpu"}
+    with pytest.raises(ModelError, match="does not exist"):
+        actlas.extract(path, **asked)
+    with pytest.raises(PlanMismatchError, match="planned with model"):
+        actlas.extract(path, model=tmp_path / "other", **asked)
+    with pytest.raises(ModelError, match="is not the model that the plan names"):
+        actlas.extract(path, model_path=str(tmp_path / "other"), **asked)
+    store = actlas.extract(path, model=str(moved), **asked)
+    assert store.missing() == []
+    (tmp_path / "again").mkdir()
+    path = planned(tmp_path / "again").path
+    (tmp_path / "again/model").rename(tmp_path / "again/elsewhere")
+    actlas.extract(path, model_path=str(tmp_path / "again/elsewhere"), **asked)
 
 
 def test_from_python(tmp_path: Path) -> None:

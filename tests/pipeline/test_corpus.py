@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from actlas.pipeline import readers
 from actlas.pipeline.corpus import open_corpus
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.readers import READERS
@@ -305,3 +306,29 @@ def test_real_pile_and_c4(shared: Path) -> None:
 
 def test_known_suffixes_are_the_contracts() -> None:
     assert set(READERS) == {".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt", ".csv"}
+
+
+def test_notes_beside_records_are_told_of(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ["one"])
+    assert "left out" not in corpus_of(tmp_path).describe()
+    for name in ("README.txt", "LICENSE.txt"):
+        (tmp_path / name).write_text("notes")
+    assert (
+        corpus_of(tmp_path).describe().endswith("(1 .jsonl to read; 2 .txt beside them left out)")
+    )
+    assert texts_of(tmp_path) == ["one"]
+
+
+def test_an_empty_cell_is_no_label(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,kind\none,S\ntwo,\nthree, \n")
+    found = corpus_of(tmp_path / "a.csv", label_field="kind").records()
+    assert [record.label for record in found] == ["S", None, None]
+
+
+def test_a_text_that_is_too_long_names_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "MAX_DOCUMENT_BYTES", 10)
+    (tmp_path / "a.txt").write_text("x" * 11)
+    with pytest.raises(CorpusError, match=r"longer than 64 MiB.*A document may have 64 MiB"):
+        texts_of(tmp_path / "a.txt")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -24,9 +26,11 @@ from support.models import (
 from support.stores import Columns
 
 from actlas.pipeline import extract as extract_module
+from actlas.pipeline import memory
+from actlas.pipeline import rate as rate_module
 from actlas.pipeline.device import n_cpus, resolve_device, to_numpy
 from actlas.pipeline.extract import Extractor
-from actlas.pipeline.memory import batch_bytes, shard_bytes
+from actlas.pipeline.memory import Projection, batch_bytes, check_memory, shard_bytes
 from actlas.pipeline.model import load_model, load_tokenizer
 from actlas.pipeline.options import RunOptions
 from actlas.store import layout
@@ -355,6 +359,54 @@ def test_a_run_over_its_memory_is_refused_with_both_numbers(llama: Store) -> Non
     Extractor(llama, run_options(max_memory_bytes=details["needed_bytes"]))
 
 
+@pytest.mark.parametrize(
+    ("free", "there", "options", "refused"),
+    [
+        (100, 800, {"workers": 8}, None),  # seven peers live, and hold 700 of it
+        (99, 800, {"workers": 8}, r"may use .*\(99 bytes: the free memory"),
+        (
+            100,
+            799,
+            {"workers": 8},
+            r"may use .*\(99 bytes: this machine's memory over 8 workers\). Fewer workers, a",
+        ),
+        (100, 799, {"workers": 64, "address": "auto"}, None),  # of machines like this one
+        (99, 799, {"workers": 64, "address": "auto"}, "the free memory"),
+        (None, None, {"workers": 8}, None),
+        (10, 10, {"workers": 8, "max_memory_bytes": 100}, None),
+        (900, 900, {"workers": 8, "max_memory_bytes": 99}, "max_memory_bytes"),
+    ],
+)
+def test_a_worker_needs_what_is_free_and_all_of_them_what_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+    free: int | None,
+    there: int | None,
+    options: dict[str, Any],
+    refused: str | None,
+) -> None:
+    monkeypatch.setattr(memory, "free_host_bytes", lambda: free)
+    monkeypatch.setattr(memory, "total_host_bytes", lambda: there)
+    needed = Projection(weights=50, shards=30, batch=20)
+    if refused is None:
+        check_memory(needed, run_options(**options), "cpu")
+        return
+    with pytest.raises(MemoryBudgetError, match=refused):
+        check_memory(needed, run_options(**options), "cpu")
+
+
+def test_files_that_the_kernel_keeps_in_memory_are_free(tmp_path: Path) -> None:
+    read = memory._container_bytes
+    assert read(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("990\n")
+    assert read(tmp_path) == (1000, 990)
+    (tmp_path / "memory.stat").write_text("anon 300\nactive_file 90\ninactive_file 600\n")
+    assert read(tmp_path) == (1000, 300)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert read(tmp_path) is None
+    assert (memory.free_host_bytes() or 0) <= (memory.total_host_bytes() or 0)
+
+
 def test_larger_batches_need_more_memory(llama: Store) -> None:
     config = Extractor(llama, run_options()).model.config
     small, large = (batch_bytes(llama.plan, config, n) for n in (1024, 8192))
@@ -370,6 +422,20 @@ def test_the_bare_forward_pass_goes_as_deep_and_gathers_nothing(llama: Store) ->
     assert rate.n_tokens > 0
     assert rate.tokens_per_s == rate.n_tokens / rate.seconds
     assert set(depths) == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize(("pass_s", "n_passes"), [(3.0, 1), (1.1, 2), (0.5, 3), (0.2, 5)])
+def test_the_bare_forward_pass_is_measured_long_enough(
+    llama: Store, monkeypatch: pytest.MonkeyPatch, pass_s: float, n_passes: int
+) -> None:
+    extractor = Extractor(llama, run_options(tokens_per_batch=1))
+    passes: list[int] = []
+    extractor.model.model.layers[0].register_forward_hook(lambda *_args: passes.append(1))
+    clock = itertools.count(0.0, pass_s)
+    monkeypatch.setattr(rate_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    rate = extractor.bare_forward_rate(0)
+    assert rate.seconds == pytest.approx(n_passes * pass_s)
+    assert len(passes) == 1 + n_passes  # the first runs once more before
 
 
 def test_devices() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from actlas.pipeline.checks import check_causal, check_windows
 from actlas.pipeline.hookpoints import resolve
 from actlas.pipeline.model import ModelDescription, describe_model, find_model, load_model
 from actlas.pipeline.options import PlanOptions
-from actlas.pipeline.weights import weight_files, weights_sha256
+from actlas.pipeline.weights import file_sha256, weight_files, weights_sha256
 from actlas.store.errors import ModelError
 
 
@@ -273,3 +275,24 @@ def test_bert_loads_without_its_pooler(tmp_path: Path) -> None:
     assert len(kept) < len(tensors)
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     load_model(describe_without_tokenizer(folder))
+
+
+def test_a_file_is_hashed_once_and_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    first = file_sha256(file)
+    assert first == hashlib.sha256(b"one").hexdigest()
+    opened: list[Path] = []
+    real = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, *a, **k: (opened.append(self), real(self, *a, **k))[1]
+    )
+    assert file_sha256(file) == first
+    assert opened == []
+    state = file.stat()
+    time.sleep(0.02)  # the file system's clock is that coarse
+    file.write_bytes(b"two")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert file_sha256(file) == hashlib.sha256(b"two").hexdigest()

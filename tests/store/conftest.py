@@ -14,14 +14,14 @@ from actlas.store.store import Store
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Store]:
     def made(
-        seed: int = 0,
+        words_seed: int = 0,
         n_documents: int = 60,
         mean_tokens: int = 20,
         columns: Columns | None = None,
         name: str = "run.zarr",
         **changes: Any,
     ) -> Store:
-        documents = columns or words_columns(seed, n_documents, mean_tokens)
+        documents = columns or words_columns(words_seed, n_documents, mean_tokens)
         return create(tmp_path / name, plan_for(documents, **changes), documents)
 
     return made

@@ -32,6 +32,7 @@ from actlas.store.errors import (
     StoreExistsError,
 )
 from actlas.store.objects import LocalObjects
+from actlas.store.shardfile import ShardWriter
 from actlas.store.store import Store, open_store
 from actlas.store.verify import verify
 
@@ -68,6 +69,69 @@ def test_a_receipt_describes_what_lies_there_whoever_wrote_it(make: Make) -> Non
     assert report.ok, report.damages
     mean = open_store(store.path).statistics("mlp.1").mean
     np.testing.assert_allclose(mean, first["mlp.1"].astype("f8").mean(0), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("compression", ["none", "fast"])
+@pytest.mark.parametrize("damage", ["zeros", "noise", "one row"])
+def test_what_a_dead_attempt_left_is_adopted_only_if_it_is_right(
+    make: Make, compression: str, damage: str
+) -> None:
+    """A well-formed file under the final name, no receipt, and other rows in it than ours."""
+    store = make(compression=compression, dtype="float32")
+    right = part_of(store, 0)
+    wrong = right["mlp.1"].copy()
+    if damage == "zeros":
+        wrong[40:60] = 0
+    elif damage == "noise":
+        wrong[:] = np.random.default_rng(5).standard_normal(wrong.shape)
+    else:
+        wrong[7] = wrong[8]
+    spec = store.arrays.activations["mlp.1"]
+    assert store.objects.create(spec.key(0), ShardWriter(spec, wrong).parts())
+    with pytest.raises(ConflictError, match="Remove that file"):
+        commit_shard(store, 0, right, attempt="two")
+    assert store.done() == frozenset()
+    store.objects.delete(spec.key(0))
+    commit_shard(store, 0, right, attempt="three")
+    assert open_store(store.path).activations["mlp.1"][0:256].tobytes() == right["mlp.1"].tobytes()
+
+
+def test_a_worker_that_slept_while_its_store_was_replaced_writes_nothing(make: Make) -> None:
+    old = make(seed=1)
+    part = part_of(old, 0)
+    shutil.rmtree(old.path)
+    new = make(seed=1, dtype="float32")
+    with pytest.raises(ConflictError, match="was replaced"):
+        commit_shard(old, 0, part, attempt="zombie")
+    assert not new.done() and not list(Path(new.path).glob("activations/*/c/*"))
+
+
+def test_a_worker_of_another_plan_leaves_no_activations(make: Make, monkeypatch: Any) -> None:
+    """Columns are written and compared first, also where the change of plan went unseen."""
+    old = make(seed=1)
+    part = part_of(old, 0)
+    shutil.rmtree(old.path)
+    new = make(seed=2)
+    fill(new, shards=range(1))
+    (Path(new.path) / "ledger/receipts/extract/00000000.json").unlink()
+    for path in Path(new.path).glob("activations/*/c/0/0"):
+        path.unlink()
+    monkeypatch.setattr(Store, "require_same_plan", lambda self: None)
+    with pytest.raises(ConflictError, match="other rows than this plan gives"):
+        commit_shard(old, 0, part, attempt="zombie")
+    assert not list(Path(new.path).glob("activations/*/c/0/0"))
+
+
+def test_bytes_that_do_not_read_back_are_removed_and_stop_the_run(
+    make: Make, monkeypatch: Any
+) -> None:
+    from actlas.store import commit
+
+    store = make()
+    monkeypatch.setattr(commit, "object_digest", lambda objects, key: (1, "0" * 32))
+    with pytest.raises(RunFaultError, match="disk or the memory is at fault"):
+        commit_shard(store, 0, part_of(store, 0), attempt="one")
+    assert not list(Path(store.path).glob("activations/*/c/*/0")) and not store.done()
 
 
 def test_row_columns_of_another_plan_are_a_conflict(make: Make) -> None:
