@@ -102,7 +102,7 @@ def test_a_model_that_moved(executor: str, tmp_path: Path, request: pytest.Fixtu
     with pytest.raises(ModelError, match="does not exist"):
         actlas.extract(path, **asked)
     with pytest.raises(PlanMismatchError, match="planned with model"):
-        actlas.extract(path, model=tmp_path / "other", **asked)
+        actlas.extract(path, model=str(tmp_path / "other"), **asked)
     with pytest.raises(ModelError, match="is not the model that the plan names"):
         actlas.extract(path, model_path=str(tmp_path / "other"), **asked)
     store = actlas.extract(path, model=str(moved), **asked)

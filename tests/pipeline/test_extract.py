@@ -368,7 +368,7 @@ def test_a_run_over_its_memory_is_refused_with_both_numbers(llama: Store) -> Non
             100,
             799,
             {"workers": 8},
-            r"may use .*\(99 bytes: this machine's memory over 8 workers\). Fewer workers, a",
+            r"\(99 bytes: this machine's memory over 8 .*Fewer workers, a",
         ),
         (100, 799, {"workers": 64, "address": "auto"}, None),  # of machines like this one
         (99, 799, {"workers": 64, "address": "auto"}, "the free memory"),
@@ -424,7 +424,7 @@ def test_the_bare_forward_pass_goes_as_deep_and_gathers_nothing(llama: Store) ->
     assert set(depths) == {"0", "1", "2"}
 
 
-@pytest.mark.parametrize(("pass_s", "n_passes"), [(3.0, 1), (1.1, 2), (0.5, 3), (0.2, 5)])
+@pytest.mark.parametrize(("pass_s", "n_passes"), [(3.0, 1), (1.1, 2), (0.5, 3), (0.25, 4)])
 def test_the_bare_forward_pass_is_measured_long_enough(
     llama: Store, monkeypatch: pytest.MonkeyPatch, pass_s: float, n_passes: int
 ) -> None:

@@ -233,3 +233,34 @@ def test_a_plan_that_lies_about_sizes_cannot_exhaust_memory(make: Make) -> None:
     lying = open_store(store.path)
     with pytest.raises((CorruptDataError, FormatError, LookupError)):
         lying.activations["mlp.1"][10**14]
+
+
+def test_the_format_page_is_enough_to_check_a_seal_and_read_a_shard(make: Make) -> None:
+    """docs/store-format.md by the letter: struct, hashlib and Blosc, and nothing of ours."""
+    import hashlib
+    import struct
+
+    import google_crc32c
+    import xxhash
+    from numcodecs.blosc import Blosc
+
+    store = make(compression="fast", dtype="float32")
+    rows = fill(store)
+    root = Path(store.path)
+    for path in [root / "ledger/plan.json", *(root / "ledger/receipts/extract").iterdir()]:
+        data = path.read_bytes()
+        sealed = json.loads(data)
+        assert hashlib.sha256(data[10:-78]).hexdigest() == sealed["sha256"]
+    receipt = json.loads((root / "ledger/receipts/extract/00000001.json").read_bytes())["record"]
+    assert receipt["plan_sha256"] == json.loads((root / "ledger/plan.json").read_bytes())["sha256"]
+    for entry in receipt["objects"]:
+        data = (root / entry["key"]).read_bytes()
+        assert (len(data), xxhash.xxh3_128_hexdigest(data)) == (entry["n_bytes"], entry["xxh3"])
+    data = (root / "activations/mlp.1/c/1/0").read_bytes()
+    index = data[-20:]
+    assert google_crc32c.value(index[:16]) == struct.unpack("<I", index[16:])[0]
+    offset, n_bytes = struct.unpack("<QQ", index[:16])
+    chunk = data[offset : offset + n_bytes]
+    assert google_crc32c.value(chunk[:-4]) == struct.unpack("<I", chunk[-4:])[0]
+    body = np.frombuffer(Blosc().decode(chunk[:-4]), dtype="<f4").reshape(256, 40)
+    assert body.tobytes() == rows["mlp.1"][256:512].tobytes()
