@@ -10,6 +10,8 @@ NEWEST ?= $(shell for p in python3.14 python3.13 python3.12 $(wildcard $(foreach
 export PYTHONSAFEPATH := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := true
+# Waiting threads give way instead of spinning: on a shared machine they would eat the others' time.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test check lint types contracts pytest test-newest bench clean help
 
