@@ -150,11 +150,6 @@ class Hand:
         return None if rate is None else rate.tokens_per_s
 
 
-def n_cpus() -> int:
-    """Return the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def named(name: str) -> Executor:
     """Return the executor of a name; only then is its library loaded."""
     if name == "ray":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from actlas.jobs.executors import Done, Hand, Job, Watch, n_cpus
+from actlas.jobs.executors import Done, Hand, Job, Watch
 from actlas.jobs.ledger import Ledger
 from actlas.jobs.signals import Stop
+from actlas.pipeline.cpus import n_cpus
 
 NAME = "this process"
 

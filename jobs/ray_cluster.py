@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import actlas.jobs
-from actlas.jobs.executors import n_cpus
+from actlas.pipeline.cpus import n_cpus
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ConfigError, RunFaultError
 

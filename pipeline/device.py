@@ -1,8 +1,7 @@
-"""What a process computes on: its device, its CPUs, and the way from torch to numpy."""
+"""What a process computes on: its device, and the way from torch to numpy."""
 
 from __future__ import annotations
 
-import os
 import platform
 from typing import Any
 
@@ -43,13 +42,6 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({platform.processor() or platform.machine()})"
-
-
-def n_cpus() -> int:
-    """Return the CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def synchronize(device: str) -> None:

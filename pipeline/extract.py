@@ -21,9 +21,9 @@ from actlas.pipeline.architecture import quiet
 from actlas.pipeline.batching import Batch, Inputs, padding_share
 from actlas.pipeline.capture import Capture
 from actlas.pipeline.checks import check_causal, check_windows
+from actlas.pipeline.cpus import n_cpus
 from actlas.pipeline.device import (
     device_name,
-    n_cpus,
     resolve_device,
     synchronize,
     to_device,

@@ -28,7 +28,8 @@ from support.stores import Columns
 from actlas.pipeline import extract as extract_module
 from actlas.pipeline import memory
 from actlas.pipeline import rate as rate_module
-from actlas.pipeline.device import n_cpus, resolve_device, to_numpy
+from actlas.pipeline.cpus import n_cpus
+from actlas.pipeline.device import resolve_device, to_numpy
 from actlas.pipeline.extract import Extractor
 from actlas.pipeline.memory import Projection, batch_bytes, check_memory, shard_bytes
 from actlas.pipeline.model import load_model, load_tokenizer

@@ -1,0 +1,12 @@
+"""The CPUs of a process."""
+
+from __future__ import annotations
+
+import os
+
+
+def n_cpus() -> int:
+    """Return the CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
