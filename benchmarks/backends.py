@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import actlas  # noqa: F401 - makes bfloat16 known to zarr
 from actlas.store.arrays import ArraySpec, metadata_bytes
-from actlas.store.commit import object_crc32c
+from actlas.store.commit import object_digest
 from actlas.store.lazy import LazyArray
 from actlas.store.objects import LocalObjects
 from actlas.store.shardfile import ShardWriter
@@ -78,8 +78,8 @@ class Ours:
             writer = ShardWriter(spec, rows[start:stop])
             objects.create(spec.key(shard), writer.parts())
             if self.read_back:
-                found = object_crc32c(objects, spec.key(shard))
-                assert found == (writer.n_bytes, writer.crc32c)
+                found = object_digest(objects, spec.key(shard))
+                assert found == (writer.n_bytes, writer.xxh3)
             self._note(root, spec, shard, writer.chunk_crc32c)
 
     def _note(self, root: Path, spec: ArraySpec, shard: int, crcs: list[int]) -> None:

@@ -15,6 +15,9 @@ from actlas.pipeline.plan import make_plan
 from benchmarks import corpus
 from benchmarks.harness import ROOT
 
+THREADS = int(os.environ.get("BENCH_THREADS", "0")) or None
+"""Of torch; all cores by default. Where other work goes on they wait for each other: say 1."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -28,7 +31,7 @@ class Case:
     n_timed: int = 4
     max_length: int = 512
     rounds: int = 3
-    threads: int | None = None
+    threads: int | None = THREADS
     memory: bool = True
     """Whether to measure peaks of memory, with one shard and with all."""
 

@@ -19,7 +19,7 @@ from actlas.pipeline.options import RunOptions
 from actlas.store.schema import Receipt
 from actlas.store.store import open_store
 from benchmarks import corpus, harness
-from benchmarks.cases import Case, cases, plan_case
+from benchmarks.cases import THREADS, Case, cases, plan_case
 from benchmarks.harness import Contender, Report, Table, alternate, figure_name
 
 BARE, SERIAL, OVERLAPPED = "bare forward", "one after the other", "writing beside"
@@ -101,6 +101,8 @@ def _add_case(case: Case, report: Report, tables: list[Table], folder: Path) -> 
         },
         "serial.ratio": measured[SERIAL].ratio,
         "overlapped.ratio": measured[OVERLAPPED].ratio,
+        "serial.cpu_ratio": measured[SERIAL].cpu_ratio,
+        "overlapped.cpu_ratio": measured[OVERLAPPED].cpu_ratio,
         **{f"share.{name}": share for name, share in stages.items()},
         "padding_share": padding,
         "bytes_per_token": stored / timed.n_rows,
@@ -116,8 +118,8 @@ def _add_case(case: Case, report: Report, tables: list[Table], folder: Path) -> 
         report.figures[figure_name(case.name, name)] = float(value)
     cells = {k: f"{v:,.0f}" if v >= 100 else f"{v:.2f}" for k, v in values.items()}
     speed, shares = tables
-    rate = ("bare.rows_per_s", "serial.rows_per_s", "serial.ratio")
-    over = ("overlapped.rows_per_s", "overlapped.ratio")
+    rate = ("bare.rows_per_s", "serial.rows_per_s", "serial.ratio", "serial.cpu_ratio")
+    over = ("overlapped.rows_per_s", "overlapped.ratio", "overlapped.cpu_ratio")
     size = ("raw_bytes_per_token", "bytes_per_token", "extra_mb.one_shards", "extra_mb.all_shards")
     what = f"{plan.n_shards} x {plan.shard_rows:,}"
     speed.rows.append((case.name, *(cells[key] for key in (*rate, *over))))
@@ -149,16 +151,17 @@ def _stages(timed: Timed, seconds: tuple[float, ...]) -> dict[str, float]:
 
 def run(quick: bool) -> Report:
     """Extract activations, committed durably, beside the bare forward pass."""
-    report = Report("Extraction")
+    report = Report("Extraction", notes=[f"Threads of torch: {THREADS or 'as many as cores'}."])
     speed = Table(
         "Rows per second, and as a share of the bare forward pass",
-        ("model, resid_post", BARE, SERIAL, "share", OVERLAPPED, "share"),
+        ("model, resid_post", BARE, SERIAL, "share", "of CPU", OVERLAPPED, "share", "of CPU"),
         notes=(
             f"`{BARE}`: the same batches in the same process to the deepest hookpoint, nothing "
             f"kept. `{SERIAL}`: compute a shard, commit it, as the inline executor does. "
             f"`{OVERLAPPED}`: a shard is committed while the next is computed; the last one has "
             "nothing to be beside. Committed: statistics, compression `fast`, fsync, read back, "
-            "receipt. Rows are kept tokens; padding and tokens computed again do not count.",
+            "receipt. Rows are kept tokens; padding and tokens computed again do not count. "
+            "`of CPU`: the same share in seconds of the processors; other work disturbs it less.",
         ),
     )
     shares = Table(

@@ -53,6 +53,8 @@ class Measured(NamedTuple):
     seconds: tuple[float, ...]
     limit: tuple[float, ...]
     note: str
+    cpu_seconds: tuple[float, ...]
+    cpu_limit: tuple[float, ...]
 
     @property
     def median_s(self) -> float:
@@ -64,10 +66,17 @@ class Measured(NamedTuple):
         pairs = zip(self.limit, self.seconds, strict=True)
         return statistics.median(limit / own for limit, own in pairs)
 
+    @property
+    def cpu_ratio(self) -> float:
+        """The same in seconds of the processors, for machines that are not quiet; no disk in it."""
+        pairs = zip(self.cpu_limit, self.cpu_seconds, strict=True)
+        return statistics.median(limit / max(own, 1e-9) for limit, own in pairs)
+
 
 def alternate(contenders: Sequence[Contender], rounds: int, limit: str) -> list[Measured]:
     """Run all contenders in turn and set each beside the one named ``limit``."""
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    cpu: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     gc.collect()
     gc.freeze()  # What is alive now need not be looked through before every run.
     for contender in contenders:
@@ -77,12 +86,16 @@ def alternate(contenders: Sequence[Contender], rounds: int, limit: str) -> list[
         for contender in contenders if n % 2 == 0 else reversed(contenders):
             contender.before()
             gc.collect()
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             result = contender.run()
             seconds[contender.name].append(time.perf_counter() - began)
+            cpu[contender.name].append(time.process_time() - cpu_began)
             del result
-    bound = tuple(seconds[limit])
-    return [Measured(c.name, tuple(seconds[c.name]), bound, c.note) for c in contenders]
+    bound, cpu_bound = tuple(seconds[limit]), tuple(cpu[limit])
+    return [
+        Measured(c.name, tuple(seconds[c.name]), bound, c.note, tuple(cpu[c.name]), cpu_bound)
+        for c in contenders
+    ]
 
 
 @dataclass
@@ -142,12 +155,8 @@ def machine() -> str:
         model = named[0].partition(":")[2].strip() if named else model
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = []
-    for name in LIBRARIES:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"no {name}")
+    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+    found = [f"{name} {installed.get(name, 'absent')}" for name in LIBRARIES]
     now = datetime.datetime.now(datetime.UTC)
     load = os.getloadavg()[0]
     return (

@@ -62,7 +62,7 @@ def write_table(case: Case, report: Report, rows: Rows) -> None:
         f"GB/s of raw bytes (median of {case.rounds}), {case.n_rows:,} x {case.width} bfloat16 in "
         f"shards of {case.shard_rows:,} rows, durable: every file and its folder fsynced. The "
         "limit writes the raw bytes, one file a shard. `read back` also reads every file again and "
-        "compares its crc32c, as a commit does. Extra MB, in `fast`: peak above the "
+        "compares its digest, as a commit does. Extra MB, in `fast`: peak above the "
         "rows themselves.",
     )
     table = Table("Durable write", columns, notes=notes)

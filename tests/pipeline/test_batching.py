@@ -40,9 +40,31 @@ def test_every_sequence_once_within_the_budget_longest_first(
         assert batch.n_fed == sum(f.length for f in batch.fed)
     fed_lengths = [f.length for batch in batches for f in batch.fed]
     assert fed_lengths == sorted(fed_lengths, reverse=True)
-    # No two batches that follow each other would fit in one.
-    for first, _ in itertools.pairwise(batches):
-        assert (len(first.fed) + 1) * first.length > budget
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(1, 120))
+def test_no_way_of_cutting_them_costs_less(lengths: list[int], budget: int) -> None:
+    """Brute force over every cut of the sorted sequences, as the notes define the cost."""
+    ordered = sorted(lengths, reverse=True)
+    a_pass = max(1, budget // 16)
+
+    def cost(edges: list[int]) -> float:
+        total = 0.0
+        for start, stop in itertools.pairwise(edges):
+            tokens = (stop - start) * ordered[start]
+            total += a_pass + tokens if tokens <= budget or stop - start == 1 else float("inf")
+        return total
+
+    inner = range(1, len(ordered))
+    cuts = (c for r in range(len(ordered)) for c in itertools.combinations(inner, r))
+    best = min(cost([0, *cut, len(ordered)]) for cut in cuts)
+    assert sum(batch.n_padded + a_pass for batch in pack(made(lengths), budget)) == best
+
+
+def test_little_is_padding_at_the_lengths_of_the_pile() -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(1023, np.exp(np.log(500) + 1.6 * rng.standard_normal(120))).astype(int)
+    assert padding_share(pack(made([int(n) + 1 for n in lengths], 1), 8192)) < 0.06
 
 
 def test_the_order_of_the_sequences_does_not_matter() -> None:
