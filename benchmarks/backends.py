@@ -116,8 +116,12 @@ class ZarrPython:
     def _array(self, root: Path, spec: ArraySpec) -> Any:
         with self._config():
             array = zarr.open_array(store=str(root / spec.path), mode="r+")
-        # Else every chunk is compared with the fill value first.
-        return array.with_config({"write_empty_chunks": True})
+            # Else every chunk is compared with the fill value first.
+            array = array.with_config({"write_empty_chunks": True})
+        pipeline = type(array.async_array.codec_pipeline).__name__
+        if pipeline.startswith("Zarrs") != self.zarrs:
+            raise AssertionError(f"{self.name} runs on {pipeline}")
+        return array
 
     def write(self, root: Path, spec: ArraySpec, rows: Rows) -> None:
         with self._config():

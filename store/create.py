@@ -112,8 +112,15 @@ def create(path: str | os.PathLike[str], plan: Plan, columns: DocumentColumns) -
 
 def refuse_existing(path: Path) -> None:
     """Raise ``StoreExistsError`` where a new store would not be alone."""
+    above = next((parent for parent in path.parents if parent.exists()), path.parent)
+    if not above.is_dir():
+        raise StoreExistsError(
+            f"{path}: {above} is a file, expected a folder to put the store in.", path=str(path)
+        )
     if path.is_symlink() or path.is_file():
-        raise StoreExistsError(f"{path}: got a file, expected a path for a new folder.", path=path)
+        raise StoreExistsError(
+            f"{path}: got a file, expected a path for a new folder.", path=str(path)
+        )
     if (path / PLAN_KEY).exists():
         raise StoreExistsError(
             f"{path}: there is a store here already, and it is left as it is. `actlas extract "

@@ -205,7 +205,13 @@ def test_what_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     (tmp_path / "file").write_text("x")
     store = create(tmp_path / "run.zarr", plan_for(columns), columns)
-    for name, words in {"mine": "no store", "file": "a file", "run.zarr": "goes on"}.items():
+    taken = {
+        "mine": "no store",
+        "file": "a file",
+        "file/x.zarr": "is a file",
+        "run.zarr": "goes on",
+    }
+    for name, words in taken.items():
         with pytest.raises(StoreExistsError, match=words):
             create(tmp_path / name, plan_for(columns), columns)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
