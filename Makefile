@@ -67,7 +67,7 @@ else
 endif
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks
+	PYTHONSAFEPATH= $(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) $(VENV)-newest $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

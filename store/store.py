@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ from actlas.store.errors import (
     ConflictError,
     CorruptDataError,
     FormatError,
-    HookpointError,
     NotExtractedError,
     StoreNotFoundError,
 )
@@ -37,94 +35,9 @@ from actlas.store.schema import (
     version_error,
 )
 from actlas.store.specs import STATISTICS, StoreArrays
-
-if TYPE_CHECKING:
-    import pandas as pd
+from actlas.store.views import Activations, DocumentActivations, Rows
 
 PLAN_KEY = "ledger/plan.json"
-
-
-class Rows:
-    """The columns that say which row is which, in the order of the dense rows.
-
-    Attributes
-    ----------
-    token_id, doc_idx, pos_idx : LazyArray
-        The token's id, its document, its place in the document. ``special`` beside them in a store
-        that keeps special tokens.
-    """
-
-    def __init__(self, columns: dict[str, LazyArray]) -> None:
-        self.columns = columns
-        self.token_id = columns["token_id"]
-        self.doc_idx = columns["doc_idx"]
-        self.pos_idx = columns["pos_idx"]
-        self.special = columns.get("special")
-
-    def __len__(self) -> int:
-        return len(self.token_id)
-
-    def __getitem__(self, index: Any) -> dict[str, Any]:
-        """Return every column at ``index``."""
-        return {name: column[index] for name, column in self.columns.items()}
-
-    def __repr__(self) -> str:
-        return f"<{len(self):,} rows: {', '.join(self.columns)}>"
-
-    def to_pandas(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
-        """Return rows [start, stop) as a table."""
-        import pandas as pd
-
-        stop = len(self) if stop is None else min(stop, len(self))
-        columns = {name: column.read(start, stop) for name, column in self.columns.items()}
-        return pd.DataFrame(columns, index=pd.RangeIndex(start, stop, name="row"))
-
-
-class Activations(Mapping[str, LazyArray]):
-    """The hookpoints of a store, each with its lazy array of activations [row, unit]."""
-
-    def __init__(self, arrays: dict[str, LazyArray]) -> None:
-        self._arrays = arrays
-
-    def __getitem__(self, hookpoint: str) -> LazyArray:
-        if hookpoint not in self._arrays:
-            raise HookpointError(
-                f"hookpoint {hookpoint!r}: this store has {', '.join(self._arrays)}.",
-                hookpoint=hookpoint,
-            )
-        return self._arrays[hookpoint]
-
-    def __contains__(self, hookpoint: object) -> bool:
-        return hookpoint in self._arrays
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-    def __repr__(self) -> str:
-        return f"<activations: {', '.join(self._arrays)}>"
-
-
-class _DocumentActivations(Mapping[str, NDArray[Any]]):
-    """A document's activations, read by hookpoint when asked for."""
-
-    def __init__(self, arrays: Activations, rows: NDArray[np.int64]) -> None:
-        self._arrays = arrays
-        self._rows = rows
-
-    def __getitem__(self, hookpoint: str) -> NDArray[Any]:
-        return self._arrays[hookpoint].take(self._rows)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-    def __repr__(self) -> str:
-        return f"<activations of {len(self._rows)} tokens: {', '.join(self._arrays)}>"
 
 
 class Store:
@@ -243,7 +156,7 @@ class Store:
         self.documents.check(doc_idx)
         start, stop = self.documents.starts(doc_idx, doc_idx + 1).tolist()
         rows = self.row_of(np.arange(start, stop, dtype=np.int64))
-        return self.documents.document(doc_idx, _DocumentActivations(self.activations, rows))
+        return self.documents.document(doc_idx, DocumentActivations(self.activations, rows))
 
     def context(self, doc_idx: int, pos_idx: int, words: int = 20) -> Context:
         """Return a token with ``words`` words of its document on each side."""
