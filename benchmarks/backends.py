@@ -97,38 +97,42 @@ class Ours:
 
 
 class ZarrPython:
-    """zarr-python, with its own codecs or with those of zarrs, as its documentation advises."""
+    """zarr-python, with its own codecs or with those of zarrs, as its documentation advises.
+
+    zarrs 0.2 refuses numpy's bfloat16 and, unless told to be strict, hands it back to zarr-python
+    without a word. It is therefore given the same files as uint16, and told to be strict.
+    """
 
     def __init__(self, *, zarrs: bool = False) -> None:
-        self.name = "zarrs" if zarrs else "zarr"
+        self.name = "zarrs, as uint16" if zarrs else "zarr"
         self.zarrs = zarrs
 
     def checks(self, spec: ArraySpec) -> bool:
         return spec.checksummed_chunks
 
-    def _config(self) -> AbstractContextManager[Any]:
+    def _config(self, *, strict: bool = True) -> AbstractContextManager[Any]:
         if not self.zarrs:
             return nullcontext()
-        pipeline = "zarrs.ZarrsCodecPipeline"
-        config: AbstractContextManager[Any] = zarr.config.set({"codec_pipeline.path": pipeline})
+        options = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+        config: AbstractContextManager[Any] = zarr.config.set(
+            {**options, "codec_pipeline.strict": strict}
+        )
         return config
 
     def _array(self, root: Path, spec: ArraySpec) -> Any:
-        with self._config():
-            array = zarr.open_array(store=str(root / spec.path), mode="r+")
+        path = _as_uint16(root, spec) if self.zarrs else root / spec.path
+        with self._config(strict=False):
+            array = zarr.open_array(store=str(path), mode="r+")
             # Else every chunk is compared with the fill value first.
-            array = array.with_config({"write_empty_chunks": True})
-        pipeline = type(array.async_array.codec_pipeline).__name__
-        if pipeline.startswith("Zarrs") != self.zarrs:
-            raise AssertionError(f"{self.name} runs on {pipeline}")
-        return array
+            return array.with_config({"write_empty_chunks": True})
 
     def write(self, root: Path, spec: ArraySpec, rows: Rows) -> None:
+        array = self._array(root, spec)
+        values = rows.view(array.dtype)
         with self._config():
-            array = self._array(root, spec)
             for shard in range(spec.n_shards):
                 start, stop = spec.shard_range(shard)
-                array[start:stop] = rows[start:stop]
+                array[start:stop] = values[start:stop]
         sync(written(root, spec))
 
     def open(self, root: Path, spec: ArraySpec) -> Reader:
@@ -136,13 +140,25 @@ class ZarrPython:
 
         def read(start: int, stop: int) -> Rows:
             with self._config():
-                return np.asarray(array[start:stop])
+                return np.asarray(array[start:stop]).view(spec.numpy_dtype)
 
         def take(rows: NDArray[np.int64]) -> Rows:
-            with self._config():
-                return np.asarray(array.oindex[rows])
+            with self._config(strict=False):  # Not all of its indexing is its own.
+                return np.asarray(array.oindex[rows]).view(spec.numpy_dtype)
 
         return Reader(read, take)
+
+
+def _as_uint16(root: Path, spec: ArraySpec) -> Path:
+    """Describe the same files a second time, as unsigned integers."""
+    path, chunks = root / "uint16" / spec.path, root / spec.path / "c"
+    path.mkdir(parents=True, exist_ok=True)
+    chunks.mkdir(parents=True, exist_ok=True)
+    metadata = {**spec.metadata(), "data_type": "uint16", "fill_value": 0}
+    (path / "zarr.json").write_bytes(metadata_bytes(metadata))
+    if not (path / "c").exists():
+        (path / "c").symlink_to(chunks, target_is_directory=True)
+    return path
 
 
 class TensorStore:
