@@ -22,6 +22,10 @@ VERBS: Mapping[str, str] = {
     "verify": "Prove a store against its receipts.",
     "info": "What a store holds.",
     "show": "A document: its text, tokens and norms.",
+    "localize": "Which units prefer one condition: Welch's t-test, a mask, pictures.",
+    "ablate": "What the model is without a mask's units, and without random ones.",
+    "sae": "Train a sparse autoencoder, encode every token by it, index its features.",
+    "contexts": "The tokens where a feature or a unit fires most, in their context.",
 }
 
 

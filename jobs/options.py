@@ -133,6 +133,17 @@ def section_options(section: Section) -> Callable[[F], F]:
     return decorate
 
 
+def run_options(*names: str) -> Callable[[F], F]:
+    """Return a decorator that gives a command these options of the run section."""
+
+    def decorate(function: F) -> F:
+        for name in reversed(names):
+            function = _option("run", name, SECTIONS["run"])(function)
+        return function
+
+    return decorate
+
+
 def config_options(function: F) -> F:
     """Give a command ``--config`` and trailing dotted overrides."""
     function = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")(function)

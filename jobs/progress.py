@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TextIO
 
@@ -15,6 +16,20 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FIRST_LINES_S, LATER_LINES_S, FIRST_MINUTE_S = 5.0, 30.0, 60.0
+
+
+class NowAndThen:
+    """A plain line on stderr, every five seconds at most: for work without a display."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        """Say it, if it is time."""
+        now = time.monotonic()
+        if now - self._said >= FIRST_LINES_S:
+            self._said = now
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - what it is for
 
 
 class PlainProgress:

@@ -39,6 +39,47 @@ class Outcome:
     quarantined: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A job over a store's shards, as it is told to a person.
+
+    Attributes
+    ----------
+    job : str
+        The folder of its receipts.
+    doing : str
+        ``extracting``.
+    what : str
+        What is worked on: a model over a corpus.
+    per_row : str
+        What each row gets: ``6 hookpoints``.
+    after : str
+        The command to run next.
+    """
+
+    job: str
+    doing: str
+    what: str
+    per_row: str
+    after: str
+
+    def missing(self, store: Store) -> list[int]:
+        """Return the shards that can be done and are not, by a fresh listing."""
+        missing = store.missing(self.job)
+        if self.job != EXTRACT:
+            done = store.done()
+            missing = [shard for shard in missing if shard in done]
+        return missing
+
+
+def extraction(store: Store) -> Work:
+    """Return the main job."""
+    plan = store.plan
+    per_row = f"{len(plan.hookpoints)} hookpoints"
+    what = f"{plan.model.id} over {plan.corpus.uri}, {per_row}"
+    return Work(EXTRACT, "extracting", what, per_row, command("verify", store.path))
+
+
 def run_extraction(store: Store, run: RunOptions, make_worker: MakeWorker = open_worker) -> Outcome:
     """Extract what is missing from a store. Where there is nothing to do, nothing is written.
 
@@ -49,11 +90,24 @@ def run_extraction(store: Store, run: RunOptions, make_worker: MakeWorker = open
     ActlasError
         What stopped the run where no shard is to blame.
     """
-    ledger = Ledger(store.objects, EXTRACT, run)
-    missing = store.missing()
+    return run_work(store, extraction(store), run, make_worker)
+
+
+def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker) -> Outcome:
+    """Do what is missing of a job. Where there is nothing to do, nothing is written.
+
+    Raises
+    ------
+    LeaseHeldError
+        Another driver works on this store.
+    ActlasError
+        What stopped the run where no shard is to blame.
+    """
+    ledger = Ledger(store.objects, work.job, run)
+    missing = work.missing(store)
     kept_out = set() if run.retry_quarantined else set(ledger.quarantined())
     if not set(missing) - kept_out:
-        return _outcome(store, ledger, _tally(store, missing), stopped=False)
+        return _outcome(store, work, ledger, _tally(store, missing), stopped=False)
     with lease.hold(store.objects, say=_say) as held:
         log = logs.start(store.path, "driver")
         try:
@@ -62,14 +116,15 @@ def run_extraction(store: Store, run: RunOptions, make_worker: MakeWorker = open
                 logs.LOGGER.info("swept", extra={"n_files": n_swept})
             if run.retry_quarantined:
                 ledger.release(ledger.quarantined())
-            missing = store.missing()
+            missing = work.missing(store)
             shards = tuple(sorted(set(missing) - set(ledger.quarantined())))
             tally = _tally(store, missing)
             watch = display(tally)
-            logs.LOGGER.info("run", extra={"options": run.model_dump(), "n_shards": len(shards)})
+            options = {"options": run.model_dump(), "n_shards": len(shards), "job": work.job}
+            logs.LOGGER.info("run", extra=options)
             stop = Stop(watch.say, held.lost)
             if shards:
-                _introduce(store, run, watch, shards)
+                _introduce(store, work, run, watch, shards)
                 with watch.shown():
                     job = Job(store.path, run, shards, make_worker)
                     executors.named(run.executor)(job, ledger, watch, stop)
@@ -78,7 +133,7 @@ def run_extraction(store: Store, run: RunOptions, make_worker: MakeWorker = open
                     f"{store.path}: another driver took over the lease while this one stood "
                     "still. Nothing is lost: it goes on."
                 )
-            outcome = _outcome(store, ledger, tally, stopped=stop.signalled)
+            outcome = _outcome(store, work, ledger, tally, stopped=stop.signalled)
             logs.LOGGER.info("end", extra={"exit_code": outcome.exit_code, "line": outcome.line})
             return outcome
         finally:
@@ -99,21 +154,20 @@ def _tally(store: Store, missing: list[int]) -> Tally:
 
 
 def _introduce(
-    store: Store, run: RunOptions, watch: PlainProgress, shards: tuple[int, ...]
+    store: Store, work: Work, run: RunOptions, watch: PlainProgress, shards: tuple[int, ...]
 ) -> None:
-    plan = store.plan
     workers = f", {run.workers} workers" if run.executor == "ray" else ""
-    resumed = "" if len(shards) == plan.n_shards else f" of {plan.n_shards:,} (the rest is done)"
+    resumed = "" if len(shards) == store.plan.n_shards else f" of {store.plan.n_shards:,}"
+    rest = " (the rest is done)" if resumed else ""
     watch.say(
-        f"extracting {len(shards):,} shards{resumed}: {plan.model.id} over {plan.corpus.uri}, "
-        f"{len(plan.hookpoints)} hookpoints ({run.executor}{workers})"
+        f"{work.doing} {len(shards):,} shards{resumed}{rest}: {work.what} ({run.executor}{workers})"
     )
 
 
-def _outcome(store: Store, ledger: Ledger, tally: Tally, *, stopped: bool) -> Outcome:
-    missing = store.missing()
+def _outcome(store: Store, work: Work, ledger: Ledger, tally: Tally, *, stopped: bool) -> Outcome:
+    missing = work.missing(store)
     quarantined = tuple(sorted(set(ledger.quarantined()) & set(missing)))
-    made = _made(store, tally)
+    made = _made(work, tally)
     if stopped and set(missing) - set(quarantined):
         left = len(missing) - len(quarantined)
         line = f"stopped: {made}; {left:,} shards left -> next: run the same command again"
@@ -127,20 +181,18 @@ def _outcome(store: Store, ledger: Ledger, tally: Tally, *, stopped: bool) -> Ou
         return Outcome(EXIT_QUARANTINE, line, quarantined)
     if missing:
         raise AssertionError(f"{store.path}: the run ended with shards {missing} not done")
-    line = f"done: {made} -> next: {command('verify', store.path)}"
-    return Outcome(EXIT_DONE, line, quarantined)
+    return Outcome(EXIT_DONE, f"done: {made} -> next: {work.after}", quarantined)
 
 
-def _made(store: Store, tally: Tally) -> str:
+def _made(work: Work, tally: Tally) -> str:
     """Say what this run made."""
-    hookpoints = f"{len(store.plan.hookpoints)} hookpoints"
     if not tally.n_rows_done:
-        before = f"{count(tally.n_rows_before)} rows x {hookpoints} were there already"
+        before = f"{count(tally.n_rows_before)} rows x {work.per_row} were there already"
         return before if tally.n_rows_before else "nothing"
     share = tally.share_of_bare()
     bare = "" if share is None else f", {share:.2f} of the bare forward pass"
     text = (
-        f"{count(tally.n_rows_done)} rows x {hookpoints}, {n_bytes(tally.n_bytes)} in "
+        f"{count(tally.n_rows_done)} rows x {work.per_row}, {n_bytes(tally.n_bytes)} in "
         f"{duration(tally.seconds_made())} ({count(tally.mean_rate())} rows/s{bare})"
     )
     if tally.n_nonfinite:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -12,6 +11,7 @@ import click
 from actlas.jobs.flags import debug_option, json_option
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, duration, n_bytes, ranges
+from actlas.jobs.progress import NowAndThen
 from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE
 from actlas.store.store import open_store
 from actlas.store.verify import Report
@@ -65,20 +65,6 @@ def _lines(report: Report, path: str, seconds: float) -> list[str]:
     return lines
 
 
-def _said_now_and_then() -> Callable[[int, int], None]:
-    """Return a progress that prints a plain line on stderr, every five seconds at most."""
-    said = time.monotonic()
-
-    def progress(n_done: int, n_all: int) -> None:
-        nonlocal said
-        now = time.monotonic()
-        if now - said >= SAY_EVERY_S:
-            said = now
-            click.echo(f"{count(n_done)} of {count(n_all)} objects checked", err=True)
-
-    return progress
-
-
 @click.command("verify", short_help="Prove a store against its receipts.")
 @click.argument("store")
 @click.option(
@@ -96,7 +82,12 @@ def command(store: str, full: bool, as_json: bool) -> int:
     """
     opened = open_store(store)
     began = time.perf_counter()
-    report = check(opened, full=full, progress=_said_now_and_then())
+    say = NowAndThen()
+    report = check(
+        opened,
+        full=full,
+        progress=lambda done, of: say(f"{count(done)} of {count(of)} objects checked"),
+    )
     seconds = time.perf_counter() - began
     if as_json:
         click.echo(json.dumps(report_of(report, opened.path, seconds)))

@@ -113,7 +113,7 @@ def commit_shard(
         attempt=attempt,
         host=socket.gethostname(),
         created_unix_s=time.time(),
-        versions=_versions(),
+        versions=versions(),
         objects=tuple(records),
         n_nonfinite={name: _n_nonfinite(m, stop - start) for name, m in moments.items()},
         run=dict(run or {}),
@@ -123,7 +123,7 @@ def commit_shard(
 
 
 @lru_cache(maxsize=1)
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Return the versions of what may have had a hand in a row."""
     found = {"python": platform.python_version(), "actlas": VERSION}
     for name in ("numpy", "numcodecs", "torch", "transformers", "tokenizers"):

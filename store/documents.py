@@ -66,6 +66,36 @@ class Document:
         edges = [*self.char_start.tolist(), self.char_stop]
         return [self.text[a:b] for a, b in itertools.pairwise(edges)]
 
+    def context(self, pos_idx: int, words: int = 20) -> Context:
+        """Return one token with ``words`` words on each side.
+
+        A word is a run without white space. The words that the token itself lies in count for
+        neither side.
+
+        Raises
+        ------
+        IndexError
+            There is no such token in this document.
+        """
+        if not 0 <= pos_idx < len(self):
+            raise IndexError(
+                f"token {pos_idx}: document {self.doc_idx} has {len(self)} tokens, from 0"
+            )
+        starts = self.char_start
+        lo = int(starts[pos_idx])
+        hi = int(starts[pos_idx + 1]) if pos_idx + 1 < len(self) else self.char_stop
+        start, stop = words_around(self.text, lo, hi, words)
+        inside = np.searchsorted(starts, [start, stop])
+        return Context(
+            doc_idx=self.doc_idx,
+            pos_idx=pos_idx,
+            before=self.text[start:lo],
+            token=self.text[lo:hi],
+            after=self.text[hi:stop],
+            pos_start=min(int(inside[0]), pos_idx),
+            pos_stop=max(int(inside[1]), pos_idx + 1),
+        )
+
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per token: pos_idx, token_id, text, and each hookpoint's L2 norm."""
         import pandas as pd
@@ -209,38 +239,8 @@ class Documents:
         )
 
     def context(self, doc_idx: int, pos_idx: int, words: int = 20) -> Context:
-        """Return a token with ``words`` words of its document on each side.
-
-        A word is a run without white space. The words that the token itself lies in count for
-        neither side.
-
-        Raises
-        ------
-        IndexError
-            There is no such document, or no such token in it.
-        """
-        document = self.document(doc_idx, {})
-        if not 0 <= pos_idx < len(document):
-            raise IndexError(
-                f"token {pos_idx}: document {doc_idx} has {len(document)} tokens, from 0"
-            )
-        text, edges = document.text, [*document.char_start.tolist(), document.char_stop]
-        lo, hi = edges[pos_idx], edges[pos_idx + 1]
-        spans = [m.span() for m in _WORD.finditer(text)]
-        before = [a for a, b in spans if b <= lo]
-        after = [b for a, b in spans if a >= hi]
-        start = min(lo, before[-words:][0]) if before and words else _word_start(spans, lo)
-        stop = max(hi, after[:words][-1]) if after and words else _word_stop(spans, hi)
-        inside = np.searchsorted(document.char_start, [start, stop])
-        return Context(
-            doc_idx=doc_idx,
-            pos_idx=pos_idx,
-            before=text[start:lo],
-            token=text[lo:hi],
-            after=text[hi:stop],
-            pos_start=min(int(inside[0]), pos_idx),
-            pos_stop=max(int(inside[1]), pos_idx + 1),
-        )
+        """Return a token of a document among its words: :meth:`Document.context`."""
+        return self.document(doc_idx, {}).context(pos_idx, words)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per document: tokens, label, source, record."""
@@ -260,9 +260,46 @@ class Documents:
         return display.documents_html(self)
 
 
-def _word_start(spans: list[tuple[int, int]], at: int) -> int:
-    return next((a for a, b in spans if a <= at < b), at)
+def words_around(text: str, lo: int, hi: int, words: int) -> tuple[int, int]:
+    """Return where ``words`` whole words before ``text[lo:hi]`` begin and as many after it end.
+
+    A word that ``text[lo:hi]`` lies in is taken in whole and counts for neither side. Only the
+    neighbourhood is looked at, so that a book is no slower than a page.
+    """
+    return _back(text, lo, words), _forward(text, hi, words)
 
 
-def _word_stop(spans: list[tuple[int, int]], at: int) -> int:
-    return next((b for a, b in spans if a < at <= b), at)
+def _back(text: str, lo: int, words: int) -> int:
+    width = 32 * (words + 1)
+    while True:
+        first = max(0, lo - width)
+        starts = [m.start() for m in _WORD.finditer(text, first, lo)]
+        cut = lo
+        if starts and lo < len(text) and not text[lo - 1].isspace() and not text[lo].isspace():
+            cut = starts.pop()
+        if first and not text[first].isspace() and not text[first - 1].isspace():
+            if starts:
+                starts = starts[1:]  # where it begins is not seen
+            else:
+                cut = -1
+        if first == 0 or (cut >= 0 and len(starts) >= max(words, 1)):
+            return starts[-words:][0] if starts and words else cut
+        width *= 4
+
+
+def _forward(text: str, hi: int, words: int) -> int:
+    width = 32 * (words + 1)
+    while True:
+        last = min(len(text), hi + width)
+        stops = [m.end() for m in _WORD.finditer(text, hi, last)]
+        cut = hi
+        if stops and hi and not text[hi - 1].isspace() and not text[hi].isspace():
+            cut = stops.pop(0)
+        if last < len(text) and not text[last - 1].isspace() and not text[last].isspace():
+            if stops:
+                stops = stops[:-1]
+            else:
+                cut = -1
+        if last == len(text) or (cut >= 0 and len(stops) >= max(words, 1)):
+            return stops[:words][-1] if stops and words else cut
+        width *= 4

@@ -75,6 +75,27 @@ class HookpointError(ActlasError, LookupError):
     exit_code = EXIT_USAGE
 
 
+class MaskError(ActlasError, ValueError):
+    """A mask is damaged, or was made for another model. ``details['field']`` names where."""
+
+    kind = "mask"
+    exit_code = EXIT_USAGE
+
+
+class SaeError(ActlasError, ValueError):
+    """A sparse autoencoder cannot be loaded, or does not fit: another width or hookpoint."""
+
+    kind = "sae"
+    exit_code = EXIT_USAGE
+
+
+class FeatureError(ActlasError, LookupError):
+    """There is no such set of features, feature or unit, or it is not encoded or indexed yet."""
+
+    kind = "feature"
+    exit_code = EXIT_USAGE
+
+
 class StoreNotFoundError(ActlasError, FileNotFoundError):
     """There is no store at this path."""
 

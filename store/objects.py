@@ -56,6 +56,9 @@ class Objects(Protocol):
     def walk(self) -> Iterator[str]:
         """Yield every key there is, in no order."""
 
+    def prune(self, folder: str) -> None:
+        """Remove a folder's empty folders and itself, where folders are a thing of their own."""
+
     def sweep(self) -> int:
         """Remove what killed writers left unfinished; return how many. Only under the lease."""
 
@@ -148,6 +151,12 @@ class LocalObjects:
             prefix = Path(folder).relative_to(self.root).as_posix()
             for name in names:
                 yield name if prefix == "." else f"{prefix}/{name}"
+
+    def prune(self, folder: str) -> None:
+        """Remove empty folders, the deepest first; what holds a file stays."""
+        for where, _, _ in sorted(os.walk(self.path(folder)), reverse=True):
+            with contextlib.suppress(OSError):
+                Path(where).rmdir()
 
     def sweep(self) -> int:
         """Empty the staging folder."""

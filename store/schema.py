@@ -167,6 +167,26 @@ class Receipt(_Spec):
     n_nonfinite: dict[str, int]
     run: dict[str, Any] = Field(default_factory=dict)
     """How it was made: device, seconds of forward pass and of writing, token budget."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """Of derived data: the sealed records that it was made from, by key, with their seals."""
+
+
+class FeaturesSpec(_Spec):
+    """A set of features: which sparse autoencoder gave the codes, of which hookpoint.
+
+    ``sae_sha256`` is over its configuration and weights. Values are stored as float32 rounded to
+    bfloat16.
+    """
+
+    format_version: int
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=100)
+    plan_sha256: str
+    hookpoint: str
+    n_features: int = Field(gt=0)
+    sae_kind: str
+    sae_sha256: str
+    sae_path: str
+    created_unix_s: float
 
 
 class PlanFile(_Spec):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,10 @@ from actlas.store.schema import (
 )
 from actlas.store.specs import STATISTICS, StoreArrays
 from actlas.store.views import Activations, DocumentActivations, Rows
+
+if TYPE_CHECKING:
+    from actlas.store.features import Features
+    from actlas.store.units import Units
 
 PLAN_KEY = "ledger/plan.json"
 
@@ -161,6 +165,32 @@ class Store:
     def context(self, doc_idx: int, pos_idx: int, words: int = 20) -> Context:
         """Return a token with ``words`` words of its document on each side."""
         return self.documents.context(doc_idx, pos_idx, words)
+
+    def features(self, name: str) -> Features:
+        """Return a set of features: codes by token, and by feature where they are indexed.
+
+        Raises
+        ------
+        FeatureError
+            There is no such set. The message says which there are.
+        """
+        from actlas.store.features import open_features
+
+        return open_features(self, name)
+
+    def units(self, hookpoint: str) -> Units:
+        """Return the top and bottom tokens of every raw unit of a hookpoint.
+
+        Raises
+        ------
+        HookpointError
+            There is no such hookpoint.
+        FeatureError
+            They are not gathered yet.
+        """
+        from actlas.store.units import open_units
+
+        return open_units(self, hookpoint)
 
     def statistics(self, hookpoint: str) -> Moments:
         """Return n, mean, m2, min and max of every unit over all extracted rows.

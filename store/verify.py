@@ -20,6 +20,13 @@ from actlas.store.receipts import EXTRACT, receipt_key
 from actlas.store.schema import ObjectRecord
 from actlas.store.shardfile import ShardReader
 from actlas.store.store import PLAN_KEY, Store
+from actlas.store.verify_derived import (
+    DerivedCheck,
+    claimed,
+    derived_checks,
+    is_leftover,
+    size_words,
+)
 
 VOLATILE = ("ledger/staging/", "ledger/lease/", "ledger/logs/", "ledger/quarantine/")
 """What belongs to runs, not to the store's content."""
@@ -148,17 +155,24 @@ def _in_threads(checks: Iterator[_Check]) -> Iterator[_Checked]:
             yield running.popleft().result()
 
 
+def _derived(check: DerivedCheck) -> _Checked:
+    n_objects, n_bytes, findings = check.run()
+    return _Checked(n_objects, n_bytes, [Damage(*finding) for finding in findings])
+
+
 def _checks(store: Store, done: list[int], full: bool) -> Iterator[_Check]:
     for key, (digest, n_bytes) in store.plan_file.objects.items():
         yield _Check(partial(_check_planned, store, key, digest, n_bytes, full), key)
     for shard in done:
         yield from _shard_checks(store, shard, full)
+    for check in derived_checks(store, full):
+        yield _Check(partial(_derived, check), check.key)
 
 
 def _check_planned(store: Store, key: str, digest: str, n_bytes: int, full: bool) -> _Checked:
     size = store.objects.size(key)
     if size != n_bytes:
-        return _Checked(1, 0, [Damage(key, _size_words(size, n_bytes))])
+        return _Checked(1, 0, [Damage(key, size_words(size, n_bytes))])
     if full or key.endswith("zarr.json"):
         sha256, offset = hashlib.sha256(), 0
         while piece := store.objects.read(key, offset, READ_BYTES):
@@ -167,13 +181,6 @@ def _check_planned(store: Store, key: str, digest: str, n_bytes: int, full: bool
         if sha256.hexdigest() != digest:
             return _Checked(1, n_bytes, [Damage(key, "its sha256 is not the plan's")])
     return _Checked(1, n_bytes, [])
-
-
-def _size_words(size: int | None, expected: int) -> str:
-    if size is None:
-        return f"missing ({expected:,} bytes expected)"
-    word = "empty" if size == 0 else "truncated" if size < expected else "too long"
-    return f"{word} ({size:,} bytes, {expected:,} expected)"
 
 
 def _shard_checks(store: Store, shard: int, full: bool) -> Iterator[_Check]:
@@ -212,7 +219,7 @@ def _check_record(
     start, stop = store.shard_range(shard)
     size = store.objects.size(record.key)
     if size != record.n_bytes:
-        what = _size_words(size, record.n_bytes)
+        what = size_words(size, record.n_bytes)
         return _Checked(1, 0, [Damage(record.key, what, start, stop)])
     if full and object_digest(store.objects, record.key)[1] != record.xxh3:
         what = "its bytes are not those that the receipt describes"
@@ -260,7 +267,7 @@ def _check_columns(store: Store, shard: int) -> _Checked:
 
 def _strays(store: Store, done: frozenset[int]) -> tuple[list[Damage], tuple[str, ...]]:
     """Find whatever lies in the store and belongs to nobody, and shards without a receipt."""
-    expected = {PLAN_KEY, *store.plan_file.objects}
+    expected = {PLAN_KEY, *store.plan_file.objects, *claimed(store)}
     shards: dict[str, int] = {}
     for shard in range(store.plan.n_shards):
         shards.update(dict.fromkeys(_shard_specs(store, shard), shard))
@@ -270,6 +277,8 @@ def _strays(store: Store, done: frozenset[int]) -> tuple[list[Damage], tuple[str
         if key in shards:
             if shards[key] not in done:
                 unclaimed.append(key)
+        elif key not in expected and is_leftover(key):
+            unclaimed.append(key)
         elif key not in expected and not key.startswith(VOLATILE):
             strays.append(Damage(key, "a stray file: nothing of this store has this name"))
     return strays, tuple(sorted(unclaimed))

@@ -1,0 +1,263 @@
+"""The index by feature: from codes by token to each feature's tokens, falling by activation.
+
+A transposition out of core. The features are cut into blocks by their number of codes; as many
+blocks as fit the memory are filled in one pass over the codes by token, each code straight to its
+place, since the counts are known before. A feature's codes are then sorted by their sixteen bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store.derived import (
+    Unit,
+    commit,
+    group_of,
+    input_seal,
+    receipts_of,
+    sweep,
+)
+from actlas.store.features import Codes, Features, spec_key, token_dtype
+from actlas.store.receipts import receipt_key
+
+if TYPE_CHECKING:
+    from actlas.store.schema import Receipt
+    from actlas.store.store import Store
+
+BLOCK_CODES = 1 << 24
+"""Codes of a block of features; one feature alone may have more."""
+BYTES_PER_CODE = 48
+"""Of memory while a block is filled, sorted and written."""
+MEMORY_BYTES = 1 << 30
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done, of how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """What was made.
+
+    Attributes
+    ----------
+    n_codes, n_blocks, n_passes : int
+        Codes, blocks of features, passes over the codes by token.
+    n_bytes : int
+        Of the index on disk.
+    n_bytes_by_token : int
+        Of the codes by token.
+    """
+
+    n_codes: int
+    n_blocks: int
+    n_passes: int
+    n_bytes: int
+    n_bytes_by_token: int
+
+
+def index_features(
+    store: Store,
+    features: Features,
+    *,
+    attempt: str,
+    memory_bytes: int = MEMORY_BYTES,
+    block_codes: int = BLOCK_CODES,
+    progress: Progress = lambda _what, _done, _of: None,
+) -> Indexed:
+    """Write the index by feature of a set whose tokens are all encoded. Done blocks are kept.
+
+    Parameters
+    ----------
+    store : Store
+    features : Features
+    attempt : str
+        Names this try, for the receipts.
+    memory_bytes : int
+        About as much is used; less memory makes more passes.
+    block_codes : int
+        Codes of a block.
+    progress : callable
+
+    Raises
+    ------
+    FeatureError
+        Not every token is encoded.
+    """
+    source = receipt_key(f"encoded.{features.name}", 0)
+    features.codes(0, 0)  # raises where not every token is encoded
+    inputs = {spec_key(features.name): features.seal, source: input_seal(store.objects, source)}
+    counts, sums, largest = _totals(store, features, progress)
+    edges = cut_blocks(counts, block_codes)
+    job, n_blocks = f"index.{features.name}", len(edges) - 1
+    receipts = receipts_of(store, job, n_blocks)
+    done = receipts.done()
+    n_passes = 0
+    for first, last in _passes(counts, edges, done, memory_bytes // BYTES_PER_CODE):
+        n_passes += 1
+        lo, hi = int(edges[first]), int(edges[last])
+        what = f"pass {n_passes}: features [{lo}, {hi})"
+        t, value = _transpose(store, features, counts, lo, hi, what, progress)
+        starts = np.concatenate([[0], np.cumsum(counts[lo:hi])]).astype(np.int64)
+        for block in range(first, last):
+            a, b = int(edges[block]) - lo, int(edges[block + 1]) - lo
+            pointers = starts[a : b + 1]
+            part = slice(int(pointers[0]), int(pointers[-1]))
+            indptr = pointers - pointers[0]
+            sort_falling(indptr, t[part], value[part])
+            unit = Unit(
+                job, block, n_blocks, f"features/{features.name}/index/{block:08d}", a + lo, b + lo
+            )
+            attributes = {
+                "encoding-type": "csc_matrix",
+                "encoding-version": "0.1.0",
+                "shape": [store.plan.n_tokens, b - a],
+                "actlas": {"feature_start": a + lo},
+            }
+            arrays = {"indptr": indptr, "indices": t[part], "data": value[part]}
+            commit(store, unit, attributes, arrays, attempt=attempt, inputs=inputs)
+    table = _finish(store, features, edges, (counts, sums, largest), attempt)
+    by_token = receipts_of(store, f"encode.{features.name}", store.plan.n_shards)
+    return Indexed(
+        n_codes=int(counts.sum()),
+        n_blocks=n_blocks,
+        n_passes=n_passes,
+        n_bytes=_n_bytes(receipts.read(b) for b in range(n_blocks)) + _n_bytes([table]),
+        n_bytes_by_token=_n_bytes(by_token.read(s) for s in range(store.plan.n_shards)),
+    )
+
+
+def cut_blocks(counts: NDArray[np.int64], block_codes: int) -> NDArray[np.int64]:
+    """Return the first feature of every block, and at the end the number of features.
+
+    A block takes features until one more would exceed ``block_codes``; a larger one is alone.
+
+    >>> cut_blocks(np.array([3, 3, 9, 1, 1]), 6).tolist()
+    [0, 2, 3, 5]
+    """
+    edges, held = [0], 0
+    for feature, count in enumerate(counts.tolist()):
+        if held + count > block_codes and feature > edges[-1]:
+            edges.append(feature)
+            held = 0
+        held += count
+    return np.array([*edges, len(counts)], np.int64)
+
+
+def sort_falling(indptr: NDArray[np.int64], t: NDArray[Any], value: NDArray[np.float32]) -> None:
+    """Sort each column by falling value, in place; equal values keep their order.
+
+    Values are bfloat16 in float32: their upper sixteen bits order them, and numpy sorts sixteen
+    bits by radix.
+    """
+    key = ~(value.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    for a, b in zip(indptr[:-1].tolist(), indptr[1:].tolist(), strict=True):
+        if b - a > 1:
+            order = np.argsort(key[a:b], kind="stable")
+            t[a:b], value[a:b] = t[a:b][order], value[a:b][order]
+
+
+def _passes(
+    counts: NDArray[np.int64], edges: NDArray[np.int64], done: frozenset[int], n_codes: int
+) -> Iterator[tuple[int, int]]:
+    """Yield ranges of blocks that are not done and fit the memory together, at least one each."""
+    sizes = np.add.reduceat(counts, edges[:-1]) if len(counts) else np.zeros(0, np.int64)
+    first, held = 0, 0
+    for block in range(len(edges) - 1):
+        if block in done or (block > first and held + sizes[block] > n_codes):
+            if block > first:
+                yield first, block
+            first, held = block, 0
+        if block in done:
+            first = block + 1
+        else:
+            held += int(sizes[block])
+    if first < len(edges) - 1:
+        yield first, len(edges) - 1
+
+
+def _shards(store: Store, features: Features, what: str, progress: Progress) -> Iterator[Codes]:
+    n_shards = store.plan.n_shards
+    for shard in range(n_shards):
+        yield features.codes(*store.shard_range(shard))
+        progress(what, shard + 1, n_shards)
+
+
+def _totals(
+    store: Store, features: Features, progress: Progress
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
+    """Return each feature's number of codes, their sum and the largest."""
+    n = features.n_features
+    counts, sums = np.zeros(n, np.int64), np.zeros(n, np.float64)
+    largest = np.zeros(n, np.float32)
+    for codes in _shards(store, features, "counting", progress):
+        counts += np.bincount(codes.indices, minlength=n)
+        sums += np.bincount(codes.indices, weights=codes.data, minlength=n)
+        np.maximum.at(largest, codes.indices, codes.data)
+    return counts, sums, largest
+
+
+def _transpose(
+    store: Store,
+    features: Features,
+    counts: NDArray[np.int64],
+    lo: int,
+    hi: int,
+    what: str,
+    progress: Progress,
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Return the codes of features [lo, hi), feature by feature, tokens ascending in each."""
+    cursor = np.cumsum(counts[lo:hi]) - counts[lo:hi]
+    n = int(counts[lo:hi].sum())
+    t = np.empty(n, token_dtype(store.plan.n_tokens))
+    value = np.empty(n, np.float32)
+    for codes in _shards(store, features, what, progress):
+        token = np.repeat(
+            np.arange(codes.start, codes.start + len(codes.indptr) - 1), np.diff(codes.indptr)
+        )
+        inside = (codes.indices >= lo) & (codes.indices < hi)
+        feature = codes.indices[inside].astype(np.int64) - lo
+        order = np.argsort(feature.astype(codes.indices.dtype), kind="stable")
+        here = np.bincount(feature, minlength=hi - lo)
+        first = np.cumsum(here) - here
+        to = np.repeat(cursor - first, here) + np.arange(len(feature))
+        t[to] = token[inside][order]
+        value[to] = codes.data[inside][order]
+        cursor += here
+    return t, value
+
+
+def _finish(
+    store: Store,
+    features: Features,
+    edges: NDArray[np.int64],
+    totals: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]],
+    attempt: str,
+) -> Receipt:
+    name, n_blocks = features.name, len(edges) - 1
+    receipts = receipts_of(store, f"index.{name}", n_blocks)
+    groups, inputs = [], {}
+    for block in range(n_blocks):
+        key = receipt_key(receipts.job, block)
+        inputs[key] = input_seal(store.objects, key)
+        groups.append(group_of(receipts.read(block)))
+    counts, sums, largest = totals
+    done = commit(
+        store,
+        Unit(f"indexed.{name}", 0, 1, f"features/{name}/indexed", 0, features.n_features),
+        {"groups": [group.rsplit("/", 1)[1] for group in groups]},
+        {"block_start": edges, "count": counts, "sum": sums, "max": largest},
+        attempt=attempt,
+        inputs=inputs,
+        run={"groups": groups},
+    )
+    sweep(store, receipts, f"features/{name}/index")
+    return done
+
+
+def _n_bytes(receipts: Any) -> int:
+    return sum(record.n_bytes for receipt in receipts for record in receipt.objects)

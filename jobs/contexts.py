@@ -1,0 +1,152 @@
+"""``actlas contexts``: the tokens on which a feature or a unit fires most, among their words."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from actlas.jobs.flags import debug_option, json_option
+from actlas.jobs.formatting import printable
+from actlas.jobs.output import write_whole
+from actlas.jobs.progress import NowAndThen
+from actlas.store import lease
+from actlas.store.contexts import ActivationContext, Contexts
+from actlas.store.errors import ConfigError, FeatureError
+from actlas.store.store import Store, open_store
+from actlas.store.units import Units
+
+_UP, _DOWN = (255, 150, 40), (90, 160, 255)
+_PEAK = ("\u27e6", "\u27e7")
+"""White square brackets around the token itself, where there is no colour."""
+
+
+def units_of(store: Store, hookpoint: str, k: int) -> Units:
+    """Return a hookpoint's units; where they are not gathered yet, gather them all in one pass."""
+    try:
+        return store.units(hookpoint)
+    except FeatureError:
+        from actlas.analysis.extremes import KEEP, gather_extremes
+
+        click.echo(
+            f"gathering the top and bottom tokens of all units of {hookpoint}: one pass over the "
+            "store, the first time only",
+            err=True,
+        )
+        say = NowAndThen()
+        with lease.hold(store.objects, say=lambda text: click.echo(text, err=True)):
+            return gather_extremes(
+                store,
+                hookpoint,
+                attempt=socket.gethostname(),
+                k=max(KEEP, k),
+                progress=lambda done, of: say(f"{done:,} of {of:,} shards"),
+            )
+
+
+def lines(contexts: Contexts, *, colour: bool) -> Iterator[str]:
+    """Yield contexts as a terminal shows them: shaded where it has colours, else in brackets."""
+    yield contexts.title + ": " + ", ".join(f"{n} {v}" for n, v in contexts.facts.items())
+    if not len(contexts):
+        yield "it fires on no token"
+    for entry in contexts:
+        where = f"{entry.value:>9.4g}  {entry.doc_idx}:{entry.pos_idx}"
+        if entry.label is not None:
+            where += f" {printable(entry.label)}"
+        yield ""
+        yield click.style(where, dim=True) if colour else where
+        yield "  " + (_shaded(entry, contexts.scale) if colour else _marked(entry))
+
+
+def _marked(entry: ActivationContext) -> str:
+    left, right = _PEAK
+    return _line(entry.before) + left + _line(entry.token) + right + _line(entry.after)
+
+
+def _line(text: str) -> str:
+    """Return text on one line, line breaks as arrows."""
+    return printable(text.replace("\n", "\u21b5"))
+
+
+def _shaded(entry: ActivationContext, scale: float) -> str:
+    pieces = []
+    for i, (token, value) in enumerate(zip(entry.tokens, entry.activations, strict=True)):
+        share = min(1.0, abs(value) / scale) if scale > 0 else 0.0
+        here = i == entry.peak
+        text = _PEAK[0] + _line(token) + _PEAK[1] if here else _line(token)
+        if share >= 0.05:
+            deep = _UP if value > 0 else _DOWN
+            red, green, blue = (int(255 - share * (255 - c)) for c in deep)
+            text = click.style(text, bg=(red, green, blue), fg=(0, 0, 0), bold=here)
+        elif here:
+            text = click.style(text, bold=True)
+        pieces.append(text)
+    return "".join(pieces)
+
+
+def _contexts(store: Store, asked: dict[str, Any]) -> Contexts:
+    sae, feature = asked["sae"], asked["feature"]
+    hookpoint, unit = asked["hookpoint"], asked["unit"]
+    options = {name: asked[name] for name in ("bottom", "words", "distinct")}
+    if sae is not None and feature is not None and hookpoint is None and unit is None:
+        return store.features(sae).contexts(feature, asked["k"], **options)
+    if hookpoint is not None and unit is not None and sae is None and feature is None:
+        width = store.activations[hookpoint].shape[1]
+        if not 0 <= unit < width:
+            raise FeatureError(f"unit {unit}: {hookpoint} has units 0 to {width - 1}.", unit=unit)
+        return units_of(store, hookpoint, asked["k"]).contexts(unit, asked["k"], **options)
+    raise ConfigError(
+        "give either --sae NAME and --feature F, or --hookpoint H and --unit U; got "
+        + (", ".join(f"--{n} {v}" for n, v in asked.items() if n in _WHICH and v is not None))
+        + "."
+    )
+
+
+_WHICH = ("sae", "feature", "hookpoint", "unit")
+
+
+@click.command("contexts", short_help="Where a feature or a unit fires most.")
+@click.argument("store")
+@click.option("--sae", metavar="NAME", help="A set of features: see `actlas sae`.")
+@click.option("--feature", type=int, help="Of that set.")
+@click.option("--hookpoint", help="Of the store, for a raw unit.")
+@click.option("--unit", type=int, help="Of that hookpoint.")
+@click.option(
+    "-k", type=click.IntRange(1), default=20, show_default=True, help="How many contexts."
+)
+@click.option(
+    "--bottom",
+    is_flag=True,
+    help="A feature's smallest activations above zero; a unit's smallest.  [default: no]",
+)
+@click.option(
+    "--words", type=click.IntRange(0), default=20, show_default=True, help="On each side."
+)
+@click.option(
+    "--distinct", is_flag=True, help="At most one context of each document.  [default: no]"
+)
+@click.option("--html", type=click.Path(), metavar="FILE", help="Write a page instead.")
+@json_option
+@debug_option
+def command(store: str, html: str | None, as_json: bool, **asked: Any) -> None:
+    """Show the tokens of STORE on which a feature, or a raw unit, is largest.
+
+    The token itself stands in brackets; the others are shaded by their activation. The first look
+    at a raw unit gathers the extremes of all units of its hookpoint in one pass.
+    """
+    if as_json and html is not None:
+        raise ConfigError("--json prints, --html writes a page: give one of them.")
+    found = _contexts(open_store(store), asked)
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+    elif html is not None:
+        write_whole(html, found.to_html())
+        click.echo(f"done: {len(found)} contexts of {found.title} -> {Path(html)}")
+    else:
+        colour = sys.stdout.isatty()
+        click.echo("\n".join(lines(found, colour=colour)))

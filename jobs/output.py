@@ -1,0 +1,113 @@
+"""A folder of results that appears whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from actlas.store.errors import ConfigError, StoreExistsError, run_fault
+
+
+@contextmanager
+def output_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a folder to write in, and give it its final name once all is written.
+
+    Parameters
+    ----------
+    path : path
+        Where the results shall lie. It must not exist, or be an empty folder.
+    overwrite : bool
+        Replace what lies there.
+
+    Raises
+    ------
+    StoreExistsError
+        There is something at ``path``; it is left as it is.
+    RunFaultError
+        The disk is full or fails. Nothing is left behind.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "results"
+    >>> with output_folder(folder) as staged:
+    ...     _ = (staged / "a.txt").write_text("whole")
+    >>> (folder / "a.txt").read_text()
+    'whole'
+    """
+    final = Path(path).expanduser().absolute()
+    check_free(final, overwrite=overwrite)
+    staged = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        try:
+            staged.mkdir(parents=True)
+            yield staged
+            _put(staged, final, overwrite=overwrite)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    except OSError as error:
+        fault = run_fault(error, str(final))
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file at once, over what was there: it is the old one or the new one, never half.
+
+    Raises
+    ------
+    RunFaultError
+        The disk is full or fails.
+    ConfigError
+        There is no such folder, or a folder lies there.
+    """
+    final = Path(path).expanduser().absolute()
+    if final.is_dir() or not final.parent.is_dir():
+        raise ConfigError(f"{final}: expected the name of a file in a folder that exists.")
+    staged = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        try:
+            staged.write_text(text, encoding="utf-8")
+            staged.replace(final)
+        finally:
+            staged.unlink(missing_ok=True)
+    except OSError as error:
+        fault = run_fault(error, str(final))
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def check_free(path: Path, *, overwrite: bool = False) -> None:
+    """Raise ``StoreExistsError`` where something lies that may not be replaced.
+
+    Called before long work too: what cannot be written should be said first.
+    """
+    if path.is_dir() and not path.is_symlink():
+        if overwrite and not (path / "zarr.json").exists():
+            return
+        if not any(path.iterdir()):
+            return
+    elif not path.exists() and not path.is_symlink():
+        return
+    raise StoreExistsError(
+        f"{path}: there is something here already, and it is left as it is. Give another --out"
+        + (", or --overwrite." if path.is_dir() and not overwrite else "."),
+        path=str(path),
+    )
+
+
+def _put(staged: Path, final: Path, *, overwrite: bool) -> None:
+    check_free(final, overwrite=overwrite)
+    if not final.exists():
+        staged.rename(final)
+        return
+    old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+    final.rename(old)
+    staged.rename(final)
+    shutil.rmtree(old, ignore_errors=True)

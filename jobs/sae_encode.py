@@ -1,0 +1,118 @@
+"""``actlas sae encode``: every token's codes, by the write protocol."""
+
+from __future__ import annotations
+
+import functools
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from actlas.jobs import logs
+from actlas.jobs.flags import debug_option
+from actlas.jobs.formatting import command as shell
+from actlas.jobs.options import asked_for, run_options
+from actlas.jobs.run import Outcome, Work, run_work
+from actlas.pipeline.options import RunOptions
+from actlas.store import lease
+from actlas.store.errors import EXIT_DONE
+from actlas.store.store import Store, open_store
+
+if TYPE_CHECKING:
+    from actlas.analysis.encoding import Encoder
+
+
+def encode(
+    store: Store, sae: str, name: str | None, hookpoint: str | None, run: RunOptions
+) -> Outcome:
+    """Encode what is missing of a set of features, and finish it where nothing is.
+
+    Parameters
+    ----------
+    store : Store
+    sae : str
+        The folder of a sparse autoencoder, or the name of a set that was begun.
+    name : str, optional
+        Of the set; by default the folder's.
+    hookpoint : str, optional
+        By default the one that the sparse autoencoder was trained on.
+    run : RunOptions
+        Executor, workers, device.
+
+    Raises
+    ------
+    SaeError
+        It cannot be loaded, or does not fit this store.
+    """
+    from actlas.analysis.encoding import create_features, finish
+    from actlas.analysis.sae.checkpoint import load_sae
+    from actlas.store.features import names
+
+    folder = Path(sae).expanduser()
+    if not folder.is_dir() and sae in names(store):
+        name, folder = sae, Path(store.features(sae).spec.sae_path)
+    folder = folder.absolute()
+    loaded = load_sae(folder)
+    features = create_features(store, loaded, name or folder.name, str(folder), hookpoint)
+    work = Work(
+        job=f"encode.{features.name}",
+        doing="encoding",
+        what=f"{features.name}, {features.n_features:,} features of {features.hookpoint}",
+        per_row=f"{features.n_features:,} features",
+        after=shell("sae", "index", store.path, "--sae", features.name),
+    )
+    make_worker = functools.partial(open_encoder, sae=str(folder), name=features.name)
+    outcome = run_work(store, work, run, make_worker)
+    if outcome.exit_code == EXIT_DONE and not features.encoded:
+        if store.missing(work.job):
+            left = len(store.missing(work.job))
+            line = (
+                f"{outcome.line}; {left:,} shards are not extracted yet -> next: "
+                f"{shell('extract', store.path)}, then the same command again"
+            )
+            return Outcome(outcome.exit_code, line, outcome.quarantined)
+        with lease.hold(store.objects, say=lambda text: click.echo(text, err=True)):
+            finish(store, features, socket.gethostname())
+    return outcome
+
+
+def open_encoder(store: str, run: RunOptions, *, sae: str, name: str) -> Encoder:
+    """Open a store and load a sparse autoencoder, in the worker's own process."""
+    import torch
+
+    from actlas.analysis.encoding import Encoder
+    from actlas.analysis.sae.checkpoint import load_sae
+    from actlas.pipeline.cpus import n_cpus
+    from actlas.pipeline.device import resolve_device
+
+    if run.executor == "ray":
+        logs.start(store, "worker")
+    torch.set_num_threads(run.threads or max(1, n_cpus() // run.workers))
+    opened = open_store(store)
+    return Encoder(opened, opened.features(name), load_sae(sae), resolve_device(run.device))
+
+
+@click.command("encode", short_help="Every token's codes.")
+@click.argument("store")
+@click.option(
+    "--sae",
+    required=True,
+    metavar="DIR|NAME",
+    help="Its folder (SAELens's format: cfg.json and sae_weights.safetensors), or the name of a "
+    "set that was begun.",
+)
+@click.option("--name", help="Of the set of features.  [default: the folder's]")
+@click.option(
+    "--hookpoint", help="To encode.  [default: the one that the autoencoder was trained on]"
+)
+@run_options("executor", "workers", "address", "device", "threads", "retry_quarantined")
+@debug_option
+def command(store: str, sae: str, name: str | None, hookpoint: str | None, **run: Any) -> int:
+    """Write the codes of every token of STORE under one sparse autoencoder.
+
+    The same command again goes on where it was stopped.
+    """
+    outcome = encode(open_store(store), sae, name, hookpoint, asked_for(run).run)
+    click.echo(outcome.line)
+    return outcome.exit_code

@@ -1,0 +1,241 @@
+"""Derived data: groups of arrays made from a store's rows, committed as shards are.
+
+Two attempts at one unit may differ in the last bits, and a group is several objects, so the first
+writer of each object cannot win alone: every attempt writes a group of its own, and the receipt,
+create-only, says which one counts::
+
+    features/sae/tokens/00000003-1f0c…/{data,indices,indptr}      written first
+    ledger/receipts/encode.sae/00000003.json                       last: names that group
+
+A group that no receipt names is a killed or beaten worker's. It is never read, and may be removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from actlas.store.arrays import COLUMN_COMPRESSION, ArraySpec, group_metadata, metadata_bytes
+from actlas.store.commit import object_digest, versions
+from actlas.store.errors import ConflictError, RunFaultError
+from actlas.store.layout import ceil_div
+from actlas.store.objects import Objects
+from actlas.store.receipts import Receipts, receipt_key
+from actlas.store.schema import FORMAT_VERSION, ObjectRecord, Receipt, seal_of
+from actlas.store.shardfile import ShardWriter
+from actlas.store.store import Store
+
+FLAT_CHUNK = 65_536
+"""Elements of an inner chunk of a flat array."""
+
+
+class Unit(NamedTuple):
+    """One unit of a derived job.
+
+    Attributes
+    ----------
+    job : str
+        Such as ``encode.sae``: the folder of its receipts.
+    number, n : int
+        Which of how many.
+    folder : str
+        Where its group lies, without the attempt's suffix: ``features/sae/tokens/00000003``.
+    start, stop : int
+        What it covers: tokens, features, units.
+    """
+
+    job: str
+    number: int
+    n: int
+    folder: str
+    start: int
+    stop: int
+
+
+def flat(path: str, n: int, dtype: str, dimension: str) -> ArraySpec:
+    """Return the spec of a one-dimensional array that is one object."""
+    return ArraySpec(
+        path=path,
+        shape=(n,),
+        dtype=dtype,
+        shard_rows=max(1, ceil_div(n, FLAT_CHUNK)) * FLAT_CHUNK,
+        chunk_rows=FLAT_CHUNK,
+        compression=COLUMN_COMPRESSION,
+        dimensions=(dimension,),
+    )
+
+
+def receipts_of(store: Store, job: str, n: int) -> Receipts:
+    """Return the receipts of a derived job of ``n`` units."""
+    return Receipts(store.objects, job, n, store.plan_sha256)
+
+
+def group_of(receipt: Receipt) -> str:
+    """Return the folder of the group that a receipt names."""
+    return receipt.objects[0].key.rsplit("/", 1)[0]
+
+
+def commit(
+    store: Store,
+    unit: Unit,
+    attributes: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    *,
+    attempt: str,
+    inputs: Mapping[str, str],
+    specs: Mapping[str, ArraySpec] | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> Receipt:
+    """Write one unit's group and return the receipt that stands: the first writer's.
+
+    Parameters
+    ----------
+    store : Store
+    unit : Unit
+    attributes : mapping
+        Of the group's ``zarr.json``.
+    arrays : mapping of str to ndarray
+        One-dimensional, unless ``specs`` says how they lie.
+    attempt : str
+        Names this try, for the receipt and the folder.
+    inputs : mapping of str to str
+        Keys and seals of what it was made from.
+    specs : mapping of str to ArraySpec, optional
+        Of arrays that are not flat; with paths relative to the group.
+
+    Raises
+    ------
+    ConflictError
+        The plan at this path is another one by now.
+    RunFaultError
+        The disk is full or fails.
+    """
+    receipts = receipts_of(store, unit.job, unit.n)
+    if receipts.exists(unit.number):
+        return receipts.read(unit.number)
+    store.require_same_plan()
+    mark = hashlib.sha256(f"{attempt} {time.time_ns()}".encode()).hexdigest()[:12]
+    folder = f"{unit.folder}-{mark}"
+    try:
+        records = [_put(store.objects, f"{folder}/zarr.json", group_metadata(dict(attributes)))]
+        for name, values in arrays.items():
+            spec = (specs or {}).get(name) or flat(name, len(values), str(values.dtype), name)
+            records += _put_array(store.objects, folder, spec, values)
+    except BaseException:
+        remove(store.objects, folder)
+        raise
+    receipt = receipts.write(
+        Receipt(
+            format_version=FORMAT_VERSION,
+            plan_sha256=store.plan_sha256,
+            job=unit.job,
+            shard=unit.number,
+            start=unit.start,
+            stop=unit.stop,
+            attempt=attempt,
+            host=socket.gethostname(),
+            created_unix_s=time.time(),
+            versions=versions(),
+            objects=tuple(r.model_copy(update={"attempt": attempt}) for r in records),
+            n_nonfinite={},
+            run=dict(run or {}),
+            inputs=dict(inputs),
+        )
+    )
+    if group_of(receipt) != folder:
+        remove(store.objects, folder)
+    return receipt
+
+
+def input_seal(objects: Objects, key: str) -> str:
+    """Return the seal of a record as it lies there now.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such record.
+    """
+    return seal_of(objects.read(key))
+
+
+def extract_inputs(store: Store, shards: range) -> dict[str, str]:
+    """Return the extract receipts of some shards as inputs."""
+    keys = [receipt_key("extract", shard) for shard in shards]
+    return {key: input_seal(store.objects, key) for key in keys}
+
+
+def remove(objects: Objects, folder: str) -> None:
+    """Remove a group that no receipt names."""
+    for name in sorted(objects.names(folder)):
+        if name == "zarr.json":
+            continue
+        for part in ("c/0/0", "c/0", "zarr.json"):
+            objects.delete(f"{folder}/{name}/{part}")
+    objects.delete(f"{folder}/zarr.json")
+    objects.prune(folder)
+
+
+def sweep(store: Store, receipts: Receipts, folder: str) -> int:
+    """Remove the groups under a folder that receipts have decided against; return how many.
+
+    Only groups of units that have a receipt: one without may still be about to get its own.
+    """
+    named = {unit: group_of(receipts.read(unit)).rsplit("/", 1)[1] for unit in receipts.done()}
+    n_removed = 0
+    for name in list(store.objects.names(folder)):
+        match = re.fullmatch(r"([0-9]{8})-[0-9a-f]{12}", name)
+        if match is not None and named.get(int(match[1]), name) != name:
+            remove(store.objects, f"{folder}/{name}")
+            n_removed += 1
+    return n_removed
+
+
+def _put(objects: Objects, key: str, metadata: dict[str, Any]) -> ObjectRecord:
+    data = metadata_bytes(metadata)
+    objects.create(key, [data])
+    return _recorded(objects, key, len(data), xxhash.xxh3_128(data).hexdigest())
+
+
+def _put_array(
+    objects: Objects, folder: str, spec: ArraySpec, values: NDArray[Any]
+) -> list[ObjectRecord]:
+    if spec.n_shards > 1:
+        raise ValueError(f"{spec.path}: a derived array is one object, got {spec.n_shards} shards")
+    records = [_put(objects, f"{folder}/{spec.metadata_key}", spec.metadata())]
+    if len(values):
+        writer = ShardWriter(spec, np.ascontiguousarray(values))
+        objects.create(key := f"{folder}/{spec.key(0)}", writer.parts())
+        records.append(_recorded(objects, key, writer.n_bytes, writer.xxh3))
+    return records
+
+
+def _recorded(objects: Objects, key: str, n_bytes: int, xxh3: str) -> ObjectRecord:
+    """Record an object from the bytes at its final name."""
+    if object_digest(objects, key) != (n_bytes, xxh3):
+        raise RunFaultError(
+            f"{objects.url}/{key}: the {n_bytes} bytes that were written are not those that are "
+            "read back. The disk or the memory is at fault; run the same command again.",
+            path=key,
+        )
+    return ObjectRecord(key=key, n_bytes=n_bytes, xxh3=xxh3, attempt="")
+
+
+def ensure_groups(objects: Objects, *folders: str) -> None:
+    """Create the plain groups that lie above derived ones."""
+    for folder in folders:
+        data = metadata_bytes(group_metadata())
+        key = f"{folder}/zarr.json"
+        if not objects.create(key, [data]) and objects.read(key) != data:
+            raise ConflictError(
+                f"{objects.url}/{key}: expected a plain group's metadata. Remove that file if "
+                "nothing else keeps its data there.",
+                path=key,
+            )

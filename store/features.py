@@ -1,0 +1,412 @@
+"""Sets of features: every token's codes, by token and by feature. Needs numpy alone.
+
+``features/<name>/tokens`` holds the codes by token, a CSR group per shard, tokens in document
+order; ``features/<name>/index`` holds them by feature, each feature's values falling, so that the
+top, the bottom, a quantile, the count and the maximum are slices whatever the number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store.contexts import Contexts, Peak, contexts_of, one_per_document
+from actlas.store.derived import flat, group_of, receipts_of
+from actlas.store.errors import FeatureError
+from actlas.store.lazy import LazyArray
+from actlas.store.schema import FeaturesSpec, seal_of, unseal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from actlas.store.schema import Receipt
+    from actlas.store.store import Store
+
+FOLDER = "ledger/features"
+
+
+def spec_key(name: str) -> str:
+    """Return the key of a set's sealed description."""
+    return f"{FOLDER}/{name}.json"
+
+
+def names(store: Store) -> list[str]:
+    """Return the names of a store's sets of features."""
+    return sorted(n.removesuffix(".json") for n in store.objects.names(FOLDER) if n[-5:] == ".json")
+
+
+def index_dtype(n_features: int) -> str:
+    """Return the dtype of CSR indices: uint16 up to 65,536 features, else uint32."""
+    return "uint16" if n_features <= 1 << 16 else "uint32"
+
+
+def token_dtype(n_tokens: int) -> str:
+    """Return the dtype of tokens in the index: int32 where they fit, else int64."""
+    return "int32" if n_tokens < 1 << 31 else "int64"
+
+
+def round_values(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round float32 to the nearest bfloat16, ties to even; the result is float32 again.
+
+    >>> round_values(np.array([1.001, 3.14159], np.float32)).tolist()
+    [1.0, 3.140625]
+    """
+    words = values.view(np.uint32)
+    rounded = words + np.uint32(0x7FFF) + ((words >> np.uint32(16)) & np.uint32(1))
+    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+class Codes(NamedTuple):
+    """The codes of consecutive tokens: compressed sparse rows.
+
+    Token ``start + i`` has ``data[indptr[i]:indptr[i + 1]]`` at the features
+    ``indices[indptr[i]:indptr[i + 1]]``, ascending. ``scipy.sparse.csr_array((data, indices,
+    indptr))`` takes it as it is.
+    """
+
+    start: int
+    indptr: NDArray[np.int64]
+    indices: NDArray[Any]
+    data: NDArray[np.float32]
+
+    def dense(self, feature: int) -> NDArray[np.float32]:
+        """Return one feature's activation of each token; shape [tokens]."""
+        hit = np.flatnonzero(self.indices == feature)
+        values = np.zeros(len(self.indptr) - 1, np.float32)
+        values[np.searchsorted(self.indptr, hit, side="right") - 1] = self.data[hit]
+        return values
+
+
+class _Index(NamedTuple):
+    edges: NDArray[np.int64]
+    groups: list[str]
+    n_active: NDArray[np.int64]
+    sum: NDArray[np.float64]
+    max: NDArray[np.float32]
+
+
+class Features:
+    """One set of features of a store. Get it with ``store.features(name)``.
+
+    Attributes
+    ----------
+    name, hookpoint : str
+    n_features : int
+    spec : FeaturesSpec
+        Which sparse autoencoder made it.
+
+    Examples
+    --------
+    >>> features = store.features("sae")                     # doctest: +SKIP
+    >>> features.top(17, k=5).t                              # doctest: +SKIP
+    >>> features.contexts(17, k=5)                           # doctest: +SKIP
+    """
+
+    def __init__(self, store: Store, spec: FeaturesSpec, seal: str) -> None:
+        self.store, self.spec, self.seal = store, spec, seal
+        self.name, self.hookpoint, self.n_features = spec.name, spec.hookpoint, spec.n_features
+        self._group_arrays = lru_cache(maxsize=64)(self._open_group)
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        """The jobs that have receipts for this set, and how many units each has."""
+        n_blocks = len(self._index.groups) if self.indexed else 1 << 20
+        return {
+            f"encode.{self.name}": self.store.plan.n_shards,
+            f"encoded.{self.name}": 1,
+            f"index.{self.name}": n_blocks,
+            f"indexed.{self.name}": 1,
+        }
+
+    @property
+    def encoded(self) -> bool:
+        """Whether every token is encoded."""
+        return receipts_of(self.store, f"encoded.{self.name}", 1).exists(0)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the index by feature is there."""
+        return receipts_of(self.store, f"indexed.{self.name}", 1).exists(0)
+
+    def __len__(self) -> int:
+        return self.n_features
+
+    def __repr__(self) -> str:
+        state = "indexed" if self.indexed else "encoded" if self.encoded else "not encoded whole"
+        return (
+            f"<{self.n_features:,} features {self.name!r} of {self.hookpoint} "
+            f"({self.spec.sae_kind}), {state}>"
+        )
+
+    # By token
+
+    def codes(self, start: int, stop: int) -> Codes:
+        """Return the codes of tokens [start, stop) of the corpus, in document order.
+
+        Raises
+        ------
+        FeatureError
+            Not every token is encoded.
+        IndexError
+            Tokens out of range.
+        """
+        plan = self.store.plan
+        if not 0 <= start <= stop <= plan.n_tokens:
+            raise IndexError(f"tokens [{start}, {stop}): this store has [0, {plan.n_tokens})")
+        edges, groups = self._tokens
+        parts: list[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]] = []
+        for shard in range(start // plan.shard_rows, -(-stop // plan.shard_rows)):
+            first, last = self.store.shard_range(shard)
+            lo, hi = max(start, first) - first, min(stop, last) - first
+            nnz = int(edges[shard + 1] - edges[shard])
+            arrays = self._group_arrays(groups[shard], last - first + 1, nnz, "tokens")
+            indptr = arrays["indptr"].read(lo, hi + 1)
+            a, b = int(indptr[0]), int(indptr[-1])
+            parts.append((indptr - a, arrays["indices"].read(a, b), arrays["data"].read(a, b)))
+        if not parts:
+            empty = np.zeros(0, index_dtype(self.n_features))
+            return Codes(start, np.zeros(1, np.int64), empty, np.zeros(0, np.float32))
+        offsets = np.cumsum([0, *(len(p[2]) for p in parts)])
+        pointers = [p[0][:-1] + o for p, o in zip(parts, offsets, strict=False)]
+        indptr = np.concatenate([*pointers, offsets[-1:]]).astype(np.int64)
+        indices, data = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
+        return Codes(start, indptr, indices, data)
+
+    def activations(self, feature: int, start: int, stop: int) -> NDArray[np.float32]:
+        """Return one feature's activation of tokens [start, stop); shape [stop - start]."""
+        self.check(feature)
+        return self.codes(start, stop).dense(feature)
+
+    # By feature
+
+    @property
+    def count(self) -> NDArray[np.int64]:
+        """The tokens on which each feature is above zero; shape [features]."""
+        return self._index.n_active
+
+    @property
+    def density(self) -> NDArray[np.float64]:
+        """Each feature's share of tokens on which it is above zero; shape [features]."""
+        density: NDArray[np.float64] = self._index.n_active / self.store.plan.n_tokens
+        return density
+
+    @property
+    def max(self) -> NDArray[np.float32]:
+        """Each feature's largest activation, 0 where it never fires; shape [features]."""
+        return self._index.max
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Each feature's mean activation over the tokens on which it fires, NaN where on none."""
+        count = self._index.n_active
+        mean = np.full(len(count), np.nan)
+        np.divide(self._index.sum, count, out=mean, where=count > 0)
+        return mean
+
+    def top(self, feature: int, k: int = 20) -> Peak:
+        """Return the tokens with the largest activations, falling; ties: the lower token first."""
+        n = self._count(feature)
+        return self.ranked(feature, 0, min(k, n))
+
+    def bottom(self, feature: int, k: int = 20) -> Peak:
+        """Return the smallest activations above zero, rising; ties: the lower token first."""
+        n = self._count(feature)
+        k = min(k, n)
+        if k == 0:
+            return self.ranked(feature, 0, 0)
+        # Equal values lie with their lower tokens first: where the cut falls among equals, the
+        # whole run of them has to be looked at.
+        lo = n - k
+        edge = self.ranked(feature, lo, lo + 1).value[0]
+        while lo > 0 and self.ranked(feature, lo - 1, lo).value[0] == edge:
+            step = min(lo, max(1, n - lo))
+            lo -= step
+        t, value = self.ranked(feature, lo, n)
+        order = np.lexsort((t, value))[:k]
+        return Peak(t[order], value[order])
+
+    def ranked(self, feature: int, start: int, stop: int) -> Peak:
+        """Return ranks [start, stop) of a feature's tokens by falling activation."""
+        n = self._count(feature)
+        if not 0 <= start <= stop <= n:
+            raise IndexError(f"ranks [{start}, {stop}): feature {feature} has {n} tokens")
+        index = self._index
+        block = int(np.searchsorted(index.edges, feature, side="right")) - 1
+        first, last = int(index.edges[block]), int(index.edges[block + 1])
+        nnz = int(index.n_active[first:last].sum())
+        arrays = self._group_arrays(index.groups[block], last - first + 1, nnz, "index")
+        at = int(arrays["indptr"].read(feature - first, feature - first + 1)[0])
+        t = arrays["indices"].read(at + start, at + stop).astype(np.int64)
+        return Peak(t, arrays["data"].read(at + start, at + stop))
+
+    def quantile(self, feature: int, q: float) -> float:
+        """Return the quantile of a feature's activations above zero: the value at rank ``q``.
+
+        The smallest stored value with at least a share ``q`` of the values at or below it
+        (numpy's ``method="inverted_cdf"``).
+        """
+        n = self._count(feature)
+        if not 0 <= q <= 1 or n == 0:
+            raise FeatureError(
+                f"quantile {q} of feature {feature}: expected a share of 0 to 1, and a feature "
+                f"that fires; it fires on {n} tokens.",
+                feature=feature,
+            )
+        rank = n - max(1, int(np.ceil(q * n)))
+        return float(self.ranked(feature, rank, rank + 1).value[0])
+
+    def contexts(
+        self,
+        feature: int,
+        k: int = 20,
+        *,
+        bottom: bool = False,
+        words: int = 20,
+        distinct: bool = False,
+    ) -> Contexts:
+        """Return the tokens where a feature fires most (or least), each among its words.
+
+        Parameters
+        ----------
+        feature : int
+        k : int
+            How many.
+        bottom : bool
+            The smallest activations above zero instead.
+        words : int
+            On each side.
+        distinct : bool
+            At most one token of each document.
+
+        Raises
+        ------
+        FeatureError
+            There is no such feature, or the set is not indexed.
+        """
+        find = self.bottom if bottom else self.top
+        peaks = self._distinct(find, feature, k) if distinct else find(feature, k)
+        count = self._count(feature)
+        return contexts_of(
+            self.store,
+            peaks,
+            words,
+            title=f"{self.name}, feature {feature}",
+            facts={
+                "hookpoint": self.hookpoint,
+                "tokens active": f"{count:,} of {self.store.plan.n_tokens:,}",
+                "density": f"{count / self.store.plan.n_tokens:.3g}",
+                "max": f"{self.max[feature]:.4g}",
+                "shown": "smallest above zero" if bottom else "largest",
+            },
+            scale=float(self.max[feature]),
+            shade=lambda start, stop: self.activations(feature, start, stop),
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per feature: count, density, mean, max."""
+        import pandas as pd
+
+        columns = {name: getattr(self, name) for name in ("count", "density", "mean", "max")}
+        return pd.DataFrame(columns, index=pd.RangeIndex(self.n_features, name="feature"))
+
+    def check(self, feature: int) -> None:
+        """Raise ``FeatureError`` where there is no such feature."""
+        if not 0 <= feature < self.n_features:
+            raise FeatureError(
+                f"feature {feature}: {self.name!r} has features 0 to {self.n_features - 1}.",
+                feature=feature,
+            )
+
+    def _distinct(self, find: Callable[[int, int], Peak], feature: int, k: int) -> Peak:
+        n, wanted = self._count(feature), 4 * k
+        while True:
+            peaks = one_per_document(self.store, find(feature, wanted), k)
+            if len(peaks.t) == k or wanted >= n:
+                return peaks
+            wanted *= 4
+
+    # Where it all lies
+
+    def _count(self, feature: int) -> int:
+        self.check(feature)
+        return int(self._index.n_active[feature])
+
+    @cached_property
+    def _tokens(self) -> tuple[NDArray[np.int64], list[str]]:
+        receipt = self._table("encoded", f"actlas sae encode {self.store.path} --sae {self.name}")
+        groups: list[str] = receipt.run["groups"]
+        spec = flat("nnz_start", len(groups) + 1, "int64", "edge")
+        return self._read(receipt, spec), groups
+
+    @cached_property
+    def _index(self) -> _Index:
+        receipt = self._table("indexed", f"actlas sae index {self.store.path} --sae {self.name}")
+        groups: list[str] = receipt.run["groups"]
+        n = self.n_features
+        return _Index(
+            self._read(receipt, flat("block_start", len(groups) + 1, "int64", "edge")),
+            groups,
+            self._read(receipt, flat("count", n, "int64", "feature")),
+            self._read(receipt, flat("sum", n, "float64", "feature")),
+            self._read(receipt, flat("max", n, "float32", "feature")),
+        )
+
+    def _table(self, kind: str, command: str) -> Receipt:
+        receipts = receipts_of(self.store, f"{kind}.{self.name}", 1)
+        try:
+            return receipts.read(0)
+        except FileNotFoundError as error:
+            raise FeatureError(
+                f"{self.store.path}: features {self.name!r} are not {kind} yet: `{command}`.",
+                name=self.name,
+            ) from error
+
+    def _read(self, receipt: Receipt, spec: Any) -> NDArray[Any]:
+        folder = group_of(receipt)
+        return self._lazy(folder, spec.path, spec.shape[0], spec.dtype).read(0, spec.shape[0])
+
+    def _open_group(
+        self, folder: str, n_pointers: int, nnz: int, kind: str
+    ) -> dict[str, LazyArray]:
+        index = index_dtype(self.n_features)
+        dtype = index if kind == "tokens" else token_dtype(self.store.plan.n_tokens)
+        return {
+            "indptr": self._lazy(folder, "indptr", n_pointers, "int64"),
+            "indices": self._lazy(folder, "indices", nnz, dtype),
+            "data": self._lazy(folder, "data", nnz, "float32"),
+        }
+
+    def _lazy(self, folder: str, name: str, n: int, dtype: str) -> LazyArray:
+        return LazyArray(self.store.objects, flat(f"{folder}/{name}", n, dtype, name))
+
+
+def open_features(store: Store, name: str) -> Features:
+    """Open a set of features.
+
+    Raises
+    ------
+    FeatureError
+        There is no such set. The message says which there are.
+    """
+    try:
+        data = store.objects.read(spec_key(name))
+    except (FileNotFoundError, ValueError) as error:
+        have = names(store)
+        there = f"it has {', '.join(have)}" if have else "it has none"
+        raise FeatureError(
+            f"{store.path}: no features {name!r}; {there}. `actlas sae encode {store.path} --sae "
+            "DIR` makes some.",
+            name=name,
+        ) from error
+    spec = unseal(data, FeaturesSpec, f"{store.objects.url}/{spec_key(name)}")
+    if spec.plan_sha256 != store.plan_sha256:
+        raise FeatureError(
+            f"{store.path}: features {name!r} were made for another plan "
+            f"({spec.plan_sha256[:16]}…, this store's is {store.plan_sha256[:16]}…).",
+            name=name,
+        )
+    return Features(store, spec, seal_of(data))

@@ -1,0 +1,142 @@
+"""Proving derived data: every receipt against its bytes, and against what it was made from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from actlas.store.arrays import group_metadata, metadata_bytes
+from actlas.store.commit import object_digest
+from actlas.store.errors import ActlasError
+from actlas.store.features import FOLDER, names, open_features, spec_key
+from actlas.store.receipts import EXTRACT, Receipts, receipt_key
+from actlas.store.schema import Receipt, seal_of
+
+if TYPE_CHECKING:
+    from actlas.store.store import Store
+
+_MARKED = re.compile(r"(features|extremes)/.*-[0-9a-f]{12}/")
+"""A key inside a group that one attempt wrote."""
+
+
+class Finding(NamedTuple):
+    """One object that is wrong, and the tokens that it takes with it, where it holds tokens."""
+
+    key: str
+    what: str
+    start: int | None = None
+    stop: int | None = None
+
+
+class DerivedCheck(NamedTuple):
+    """The check of one derived receipt, or of one set's description."""
+
+    run: Callable[[], tuple[int, int, list[Finding]]]
+    key: str
+
+
+def derived_jobs(store: Store) -> dict[str, list[int]]:
+    """Return the derived jobs that have receipts, with the units that have one."""
+    found = {}
+    for job in sorted(store.objects.names("ledger/receipts")):
+        if job != EXTRACT:
+            done = Receipts(store.objects, job, 10**8, store.plan_sha256).done()
+            found[job] = sorted(done)
+    return found
+
+
+def derived_checks(store: Store, full: bool) -> Iterator[DerivedCheck]:
+    """Yield the checks of all derived data of a store."""
+    for name in names(store):
+        key = spec_key(name)
+        yield DerivedCheck(lambda name=name: _check_spec(store, name), key)  # type: ignore[misc]
+    for key in _plain_groups(store):
+        yield DerivedCheck(lambda key=key: _check_plain(store, key), key)  # type: ignore[misc]
+    for job, units in derived_jobs(store).items():
+        for unit in units:
+            yield DerivedCheck(
+                lambda job=job, unit=unit: _check_receipt(store, job, unit, full),  # type: ignore[misc]
+                receipt_key(job, unit),
+            )
+
+
+def claimed(store: Store) -> frozenset[str]:
+    """Return every key that derived data stands for."""
+    keys = {spec_key(name) for name in names(store)} | set(_plain_groups(store))
+    for job, units in derived_jobs(store).items():
+        for unit in units:
+            keys.add(receipt_key(job, unit))
+            receipt = _receipt(store, job, unit)
+            if receipt is not None:
+                keys.update(record.key for record in receipt.objects)
+    return frozenset(keys)
+
+
+def is_leftover(key: str) -> bool:
+    """Whether a key that nothing stands for lies in a killed or beaten attempt's group."""
+    return _MARKED.match(key) is not None
+
+
+def _plain_groups(store: Store) -> list[str]:
+    """Return the metadata keys of the plain groups above derived data that are there."""
+    folders = ["features", "extremes"]
+    for name in names(store):
+        folders += [f"features/{name}", f"features/{name}/tokens", f"features/{name}/index"]
+    keys = [f"{folder}/zarr.json" for folder in folders]
+    return [key for key in keys if store.objects.size(key) is not None]
+
+
+def _receipt(store: Store, job: str, unit: int) -> Receipt | None:
+    try:
+        return Receipts(store.objects, job, 10**8, store.plan_sha256).read(unit)
+    except (ActlasError, OSError):
+        return None  # its own check says why
+
+
+def _check_spec(store: Store, name: str) -> tuple[int, int, list[Finding]]:
+    open_features(store, name)
+    return 1, store.objects.size(spec_key(name)) or 0, []
+
+
+def _check_plain(store: Store, key: str) -> tuple[int, int, list[Finding]]:
+    data, expected = store.objects.read(key), metadata_bytes(group_metadata())
+    wrong = [] if data == expected else [Finding(key, "is not a plain group's metadata")]
+    return 1, len(data), wrong
+
+
+def _check_receipt(store: Store, job: str, unit: int, full: bool) -> tuple[int, int, list[Finding]]:
+    receipt = Receipts(store.objects, job, 10**8, store.plan_sha256).read(unit)
+    tokens = (receipt.start, receipt.stop) if job.startswith("encode.") else (None, None)
+    findings = [
+        Finding(receipt_key(job, unit), f"was made from another {key} than lies there now", *tokens)
+        for key, seal in receipt.inputs.items()
+        if _seal_there(store, key) != seal
+    ]
+    n_bytes = 0
+    for record in receipt.objects:
+        size = store.objects.size(record.key)
+        n_bytes += size or 0
+        if size != record.n_bytes:
+            findings.append(Finding(record.key, size_words(size, record.n_bytes), *tokens))
+        elif full and object_digest(store.objects, record.key)[1] != record.xxh3:
+            what = "its bytes are not those that the receipt describes"
+            findings.append(Finding(record.key, what, *tokens))
+    return 1 + len(receipt.objects), n_bytes, findings
+
+
+def _seal_there(store: Store, key: str) -> str | None:
+    if not key.startswith(("ledger/receipts/", FOLDER)):
+        return None
+    try:
+        return seal_of(store.objects.read(key))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def size_words(size: int | None, expected: int) -> str:
+    """Say how an object's size differs from the recorded one."""
+    if size is None:
+        return f"missing ({expected:,} bytes expected)"
+    word = "empty" if size == 0 else "truncated" if size < expected else "too long"
+    return f"{word} ({size:,} bytes, {expected:,} expected)"
