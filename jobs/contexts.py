@@ -112,25 +112,26 @@ _WHICH = ("sae", "feature", "hookpoint", "unit")
 
 @click.command("contexts", short_help="Where a feature or a unit fires most.")
 @click.argument("store")
-@click.option("--sae", metavar="NAME", help="A set of features: see `actlas sae`.")
-@click.option("--feature", type=int, help="Of that set.")
-@click.option("--hookpoint", help="Of the store, for a raw unit.")
-@click.option("--unit", type=int, help="Of that hookpoint.")
-@click.option(
-    "-k", type=click.IntRange(1), default=20, show_default=True, help="How many contexts."
-)
+@click.option("--sae", metavar="NAME", help="A set of features: see `actlas sae`.  [default: none]")
+@click.option("--feature", type=int, help="Of that set.  [default: none]")
+@click.option("--hookpoint", help="Of the store, for a raw unit.  [default: none]")
+@click.option("--unit", type=int, help="Of that hookpoint.  [default: none]")
+@click.option("-k", type=click.IntRange(1), default=20, help="How many contexts.  [default: 20]")
 @click.option(
     "--bottom",
     is_flag=True,
     help="A feature's smallest activations above zero; a unit's smallest.  [default: no]",
 )
-@click.option(
-    "--words", type=click.IntRange(0), default=20, show_default=True, help="On each side."
-)
+@click.option("--words", type=click.IntRange(0), default=20, help="On each side.  [default: 20]")
 @click.option(
     "--distinct", is_flag=True, help="At most one context of each document.  [default: no]"
 )
-@click.option("--html", type=click.Path(), metavar="FILE", help="Write a page instead.")
+@click.option(
+    "--html",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write a page.  [default: print to the terminal]",
+)
 @json_option
 @debug_option
 def command(store: str, html: str | None, as_json: bool, **asked: Any) -> None:

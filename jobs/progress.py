@@ -19,7 +19,9 @@ FIRST_LINES_S, LATER_LINES_S, FIRST_MINUTE_S = 5.0, 30.0, 60.0
 
 
 class NowAndThen:
-    """A plain line on stderr, every five seconds at most: for work without a display."""
+    """A plain line on stderr, every ``EVERY_S`` at most: for work without a display."""
+
+    EVERY_S = 5.0
 
     def __init__(self) -> None:
         self._said = time.monotonic()
@@ -27,7 +29,7 @@ class NowAndThen:
     def __call__(self, text: str) -> None:
         """Say it, if it is time."""
         now = time.monotonic()
-        if now - self._said >= FIRST_LINES_S:
+        if now - self._said >= self.EVERY_S:
             self._said = now
             print(text, file=sys.stderr, flush=True)  # noqa: T201 - what it is for
 

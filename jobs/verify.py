@@ -17,8 +17,6 @@ from actlas.store.store import open_store
 from actlas.store.verify import Report
 from actlas.store.verify import verify as check
 
-SAY_EVERY_S = 5.0
-
 
 def report_of(report: Report, path: str, seconds: float) -> dict[str, Any]:
     """Return a report as plain values."""

@@ -19,8 +19,9 @@ from support.workers import fake_store, make_fake
 
 import actlas.jobs.run
 import actlas.jobs.status
-import actlas.jobs.verify
+from actlas.jobs import sae
 from actlas.jobs.cli import VERBS, cli
+from actlas.jobs.progress import NowAndThen
 from actlas.jobs.run import run_extraction
 from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.store import lease
@@ -58,12 +59,14 @@ def test_help_is_fast() -> None:
     assert all(verb in out for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *(f"sae {verb}" for verb in sae.VERBS)])
 def test_help_states_every_default(verb: str) -> None:
-    result = run(verb, "--help")
+    result = run(*verb.split(), "--help")
     assert result.exit_code == EXIT_DONE
-    context = click.Context(cli)
-    command = cli.get_command(context, verb)
+    command: click.Command | None = cli
+    for word in verb.split():
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), word)
     assert command is not None
     for parameter in command.params:
         if isinstance(parameter, click.Option) and not parameter.required:
@@ -83,7 +86,9 @@ def test_version() -> None:
 def test_heavy_libraries_stay_out() -> None:
     code = (
         "import sys; from actlas.jobs.cli import cli; import click\n"
-        "for verb in cli.list_commands(None): cli.get_command(None, verb)\n"
+        "from actlas.jobs.sae import command as sae\n"
+        "for group in (cli, sae):\n"
+        "    for verb in group.list_commands(None): group.get_command(None, verb)\n"
         "heavy = {'torch', 'transformers', 'ray', 'datasets', 'pandas', 'dask', 'zarr', 'scipy'}\n"
         "print(heavy & set(sys.modules))"
     )
@@ -252,7 +257,7 @@ def test_verify(full: Store) -> None:
 
 def test_verify_says_how_far_it_is(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "checked" not in run("verify", full.path, "--full").stderr
-    monkeypatch.setattr(actlas.jobs.verify, "SAY_EVERY_S", 0.0)
+    monkeypatch.setattr(NowAndThen, "EVERY_S", 0.0)
     result = run("verify", full.path, "--full")
     assert result.exit_code == EXIT_DONE
     lines = result.stderr.splitlines()
