@@ -11,6 +11,7 @@ import numpy as np
 
 from actlas.jobs.flags import debug_option, json_option
 from actlas.jobs.formatting import count, n_bytes, printable
+from actlas.store.features import names
 from actlas.store.store import Store, open_store
 
 
@@ -24,8 +25,16 @@ def info_of(store: Store) -> dict[str, Any]:
         "n_shards": plan.n_shards,
         "n_shards_done": len(done),
         "n_stored_bytes": store.n_stored_bytes(),
+        "features": [_features(store, name) for name in names(store)],
         "statistics": {h.name: _summary(store, h.name) for h in plan.hookpoints} if done else {},
     }
+
+
+def _features(store: Store, name: str) -> dict[str, Any]:
+    """Return what is said of a set of features, and how far it is."""
+    features = store.features(name)
+    state = "indexed" if features.indexed else "encoded" if features.encoded else "begun"
+    return {**features.spec.model_dump(mode="json"), "state": state}
 
 
 def _summary(store: Store, hookpoint: str) -> dict[str, float]:
@@ -75,6 +84,11 @@ def _lines(info: dict[str, Any]) -> Iterable[str]:
         f"{count(plan['shard_rows'])} rows each, compression {plan['compression']}"
     )
     yield f"stored      {n_bytes(info['n_stored_bytes'])}"
+    for each in info["features"]:
+        yield (
+            f"features    {each['name']}: {count(each['n_features'])} of {each['hookpoint']} "
+            f"({each['sae_kind']}), {each['state']}"
+        )
     yield ""
     header = ("hookpoint", "width", "rms norm", "|mean|", "mean std", "min", "max")
     yield f"{header[0]:<24}" + "".join(f"{name:>11}" for name in header[1:])
