@@ -1,13 +1,14 @@
 """The top and bottom tokens of every raw unit of a hookpoint, in one pass over its rows.
 
 Each block of rows is compared with every unit's k-th best so far; what passes is merged. After the
-first blocks almost nothing passes, so the pass costs about as much as reading.
+first blocks almost nothing passes, and the comparison is what the pass costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from actlas.store.errors import NotExtractedError
 from actlas.store.units import Units, extreme_specs, job_of, open_units
 
 if TYPE_CHECKING:
+    from actlas.store.lazy import LazyArray
     from actlas.store.store import Store
 
 KEEP = 64
@@ -42,56 +44,61 @@ class Best:
     """
 
     def __init__(self, n_units: int, k: int) -> None:
-        self.k = k
+        self.k, self.n_units = k, n_units
         self.value = np.full((n_units, k), -np.inf, np.float32)
         self.t = np.full((n_units, k), -1, np.int64)
-        self._empty = True
+        self._n_seen = 0
 
     def add(self, t: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
-        """Take in rows [n, units] of the tokens ``t`` [n]; NaN is left out."""
-        few = 4 * self.k
-        if self._empty and len(rows) > few:  # a few rows first: most of the rest then fails
-            self._empty = False
-            self.add(t[:few], rows[:few])
-            t, rows = t[few:], rows[few:]
-        self._empty = False
-        if len(rows) > self.k:
-            worst = self.value[:, -1]
-            passing = rows > worst
-            equal = np.argwhere(rows == worst)
-            if len(equal):
-                lower = t[equal[:, 0]] < self.t[equal[:, 1], -1]
-                passing[tuple(equal[lower].T)] = True
-        else:
-            passing = ~np.isnan(rows)
-        counts = passing.sum(axis=0)
-        for few in (counts <= 4 * self.k, counts > 4 * self.k):
-            units = np.flatnonzero(few & (counts > 0))
-            if len(units):
-                self._merge(units, passing[:, units], t, rows[:, units])
+        """Take in rows [n, units] of the tokens ``t`` [n]; NaN and -infinity are left out.
+
+        In steps as long as all that was seen before: the more was seen, the less passes.
+        """
+        start = 0
+        while start < len(rows):
+            step = max(2 * self.k, self._n_seen)
+            self._step(t[start : start + step], rows[start : start + step])
+            self._n_seen += step
+            start += step
+
+    def _step(self, t: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+        worst, last = np.ascontiguousarray(self.value[:, -1]), self.t[:, -1]
+        at = np.flatnonzero(rows >= worst)  # False where it is NaN
+        row, unit = np.divmod(at, self.n_units)
+        value, token = rows.reshape(-1)[at], t[row]
+        better = (value > worst[unit]) | ((token < last[unit]) & (value > -np.inf))
+        unit, value, token = unit[better], value[better], token[better]
+        if not len(unit):
+            return
+        order = np.lexsort((token, -value, unit))
+        unit, value, token = unit[order], value[order], token[order]
+        units, first, count = np.unique(unit, return_index=True, return_counts=True)
+        rank = np.arange(len(unit)) - np.repeat(first, count)
+        place = np.repeat(np.arange(len(units)), count)
+        few = rank < self.k
+        self._merge(units, place[few], rank[few], value[few], token[few])
 
     def _merge(
         self,
         units: NDArray[np.int64],
-        passing: NDArray[np.bool_],
-        t: NDArray[np.int64],
-        rows: NDArray[np.float32],
+        place: NDArray[np.int64],
+        rank: NDArray[np.int64],
+        value: NDArray[np.float32],
+        token: NDArray[np.int64],
     ) -> None:
-        unit, row = np.nonzero(passing.T)
-        n = len(units)
-        width = int(np.bincount(unit, minlength=n).max())
-        value = np.full((n, self.k + width), -np.inf, np.float32)
-        token = np.full((n, self.k + width), np.iinfo(np.int64).max, np.int64)
-        value[:, : self.k] = self.value[units]
-        token[:, : self.k] = np.where(self.t[units] < 0, np.iinfo(np.int64).max, self.t[units])
-        first = np.searchsorted(unit, np.arange(n))
-        at = self.k + np.arange(len(unit)) - first[unit]
-        value[unit, at] = rows[row, unit]
-        token[unit, at] = t[row]
-        order = np.lexsort((token, -value), axis=-1)[:, : self.k]
-        self.value[units] = np.take_along_axis(value, order, axis=1)
-        kept = np.take_along_axis(token, order, axis=1)
-        self.t[units] = np.where(kept == np.iinfo(np.int64).max, -1, kept)
+        """Merge at most ``k`` new tokens of each of some units with those that were kept."""
+        none = np.iinfo(np.int64).max
+        width = int(rank.max()) + 1
+        values = np.full((len(units), self.k + width), -np.inf, np.float32)
+        tokens = np.full((len(units), self.k + width), none, np.int64)
+        values[:, : self.k] = self.value[units]
+        tokens[:, : self.k] = np.where(self.t[units] < 0, none, self.t[units])
+        values[place, self.k + rank] = value
+        tokens[place, self.k + rank] = token
+        order = np.lexsort((tokens, -values), axis=-1)[:, : self.k]
+        self.value[units] = np.take_along_axis(values, order, axis=1)
+        kept = np.take_along_axis(tokens, order, axis=1)
+        self.t[units] = np.where(kept == none, -1, kept)
 
 
 def gather_extremes(
@@ -134,10 +141,11 @@ def gather_extremes(
         )
     n_units = array.shape[1]
     top, bottom = Best(n_units, k), Best(n_units, k)
-    block = max(1, BLOCK_VALUES // n_units)
-    for shard in range(store.plan.n_shards):
-        _add_shard(store, shard, array.reader(shard), block, (top, bottom))
-        progress(shard + 1, store.plan.n_shards)
+    with ThreadPoolExecutor(1, thread_name_prefix="actlas-extremes") as other:
+        for t, rows in _blocks(store, array, n_units, progress):
+            below = other.submit(bottom.add, t, -rows)
+            top.add(t, rows)
+            below.result()
     folder = f"extremes/{hookpoint}"
     ensure_groups(store.objects, "extremes")
     commit(
@@ -158,17 +166,23 @@ def gather_extremes(
     return open_units(store, hookpoint)
 
 
-def _add_shard(store: Store, shard: int, reader: Any, block: int, ends: tuple[Best, Best]) -> None:
+def _blocks(
+    store: Store, array: LazyArray, n_units: int, progress: Progress
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Yield tokens and rows, special tokens left out, infinities made NaN."""
     plan = store.plan
-    start, stop = store.shard_range(shard)
-    t = layout.shard_tokens(plan.order, plan.seed, start, stop)
-    special = store.documents.special(start, stop)[t - start]
-    for first in range(0, stop - start, block):
-        last = min(first + block, stop - start)
-        rows = reader.read_rows(first, last).astype(np.float32)
-        kept = ~special[first:last]
-        tokens, rows = t[first:last][kept], rows[kept]
-        rows[~np.isfinite(rows)] = np.nan
-        top, bottom = ends
-        top.add(tokens, rows)
-        bottom.add(tokens, np.negative(rows, out=rows))
+    n_rows = max(1, BLOCK_VALUES // n_units)
+    for shard in range(plan.n_shards):
+        start, stop = store.shard_range(shard)
+        reader = array.reader(shard)
+        t = layout.shard_tokens(plan.order, plan.seed, start, stop)
+        kept = ~store.documents.special(start, stop)[t - start]
+        for first in range(0, stop - start, n_rows):
+            last = min(first + n_rows, stop - start)
+            rows = reader.read_rows(first, last).astype(np.float32)
+            if not kept[first:last].all():
+                rows = rows[kept[first:last]]
+            if not np.isfinite(rows).all():
+                rows[np.isinf(rows)] = np.nan
+            yield t[first:last][kept[first:last]], rows
+        progress(shard + 1, plan.n_shards)
