@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,17 +11,57 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from actlas.jobs import logs
+from actlas.jobs.config import resolve
 from actlas.jobs.flags import debug_option
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.options import asked_for, run_options
 from actlas.jobs.run import Outcome, Work, run_work
 from actlas.pipeline.options import RunOptions
 from actlas.store import lease
-from actlas.store.errors import EXIT_DONE
+from actlas.store.errors import EXIT_DONE, ActlasError, InterruptedRunError
 from actlas.store.store import Store, open_store
 
 if TYPE_CHECKING:
     from actlas.analysis.encoding import Encoder
+    from actlas.store.features import Features
+
+
+def encode_sae(
+    store: Store | str | os.PathLike[str],
+    sae: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    hookpoint: str | None = None,
+    **run: Any,
+) -> Features:
+    """Encode every token of a store, as ``actlas sae encode`` does, and return the features.
+
+    Parameters
+    ----------
+    store : Store or path
+    sae : path or str
+        The folder of a sparse autoencoder, or the name of a set that was begun.
+    name, hookpoint : str, optional
+        See :func:`encode`.
+    **run
+        Fields of :class:`~actlas.pipeline.options.RunOptions`: ``executor``, ``workers``,
+        ``device``.
+
+    Raises
+    ------
+    SaeError
+        It cannot be loaded, or does not fit this store.
+    ActlasError
+        Shards are left in quarantine, or the run was stopped.
+    """
+    opened = store if isinstance(store, Store) else open_store(store)
+    asked = resolve({"plan": {}, "run": run}).run
+    outcome = encode(opened, os.fspath(sae), name, hookpoint, asked)
+    if outcome.quarantined:
+        raise ActlasError(outcome.line, shards=list(outcome.quarantined))
+    if outcome.exit_code != EXIT_DONE:
+        raise InterruptedRunError(outcome.line)
+    return opened.features(name or Path(sae).name)
 
 
 def encode(
@@ -45,8 +86,9 @@ def encode(
     SaeError
         It cannot be loaded, or does not fit this store.
     """
-    from actlas.analysis.encoding import create_features, finish
     from actlas.analysis.sae.checkpoint import load_sae
+
+    from actlas.analysis.encoding import create_features, finish
     from actlas.store.features import names
 
     folder = Path(sae).expanduser()
@@ -80,9 +122,9 @@ def encode(
 def open_encoder(store: str, run: RunOptions, *, sae: str, name: str) -> Encoder:
     """Open a store and load a sparse autoencoder, in the worker's own process."""
     import torch
+    from actlas.analysis.sae.checkpoint import load_sae
 
     from actlas.analysis.encoding import Encoder
-    from actlas.analysis.sae.checkpoint import load_sae
     from actlas.pipeline.cpus import n_cpus
     from actlas.pipeline.device import resolve_device
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,22 @@ from actlas.jobs.progress import NowAndThen
 from actlas.store import lease
 from actlas.store.errors import ConfigError
 from actlas.store.store import Store, open_store
+
+if TYPE_CHECKING:
+    from actlas.store.features import Features
+
+
+def index_sae(store: Store | str | os.PathLike[str], name: str) -> Features:
+    """Index a set of features, as ``actlas sae index`` does, and return it.
+
+    Raises
+    ------
+    FeatureError
+        There is no such set, or not every token is encoded.
+    """
+    opened = store if isinstance(store, Store) else open_store(store)
+    index(opened, name)
+    return opened.features(name)
 
 
 def index(store: Store, name: str, memory_bytes: int | None = None) -> dict[str, Any]:

@@ -11,8 +11,15 @@ from actlas.store.version import VERSION as __version__  # noqa: N811 - the name
 from actlas.store.zarr_hook import register_with_zarr
 
 if TYPE_CHECKING:
+    from actlas.analysis.batches import batches as batches
     from actlas.analysis.lazy import dask_array as dask_array
+    from actlas.analysis.localizer.localize import localize as localize
+    from actlas.analysis.sae.checkpoint import load_sae as load_sae
+    from actlas.analysis.sae.training import train_sae as train_sae
+    from actlas.jobs.ablate import ablate as ablate
     from actlas.jobs.extract import extract as extract
+    from actlas.jobs.sae_encode import encode_sae as encode_sae
+    from actlas.jobs.sae_index import index_sae as index_sae
     from actlas.store.errors import ActlasError as ActlasError
     from actlas.store.store import Store as Store
     from actlas.store.store import open_store as open  # noqa: A004 - as gzip.open is: actlas.open
@@ -22,12 +29,33 @@ register_with_zarr()
 _LAZY = {
     "ActlasError": ("actlas.store.errors", "ActlasError"),
     "Store": ("actlas.store.store", "Store"),
+    "ablate": ("actlas.jobs.ablate", "ablate"),
+    "batches": ("actlas.analysis.batches", "batches"),
     "dask_array": ("actlas.analysis.lazy", "dask_array"),
+    "encode_sae": ("actlas.jobs.sae_encode", "encode_sae"),
     "extract": ("actlas.jobs.extract", "extract"),
+    "index_sae": ("actlas.jobs.sae_index", "index_sae"),
+    "load_sae": ("actlas.analysis.sae.checkpoint", "load_sae"),
+    "localize": ("actlas.analysis.localizer.localize", "localize"),
     "open": ("actlas.store.store", "open_store"),
+    "train_sae": ("actlas.analysis.sae.training", "train_sae"),
 }
 
-__all__ = ["ActlasError", "Store", "__version__", "dask_array", "extract", "open"]
+__all__ = [
+    "ActlasError",
+    "Store",
+    "__version__",
+    "ablate",
+    "batches",
+    "dask_array",
+    "encode_sae",
+    "extract",
+    "index_sae",
+    "load_sae",
+    "localize",
+    "open",
+    "train_sae",
+]
 
 
 def __getattr__(name: str) -> Any:
