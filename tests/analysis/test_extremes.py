@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_best_is_brute_force_in_any_order_and_blocks(
     t = rng.permutation(n).astype(np.int64)
     found = Best(units, k)
     edges = sorted({0, n, *(c for c in cuts if c < n)})
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
+    for a, b in itertools.pairwise(edges):
         found.add(t[a:b], rows[a:b])
     by_t = np.empty_like(rows)
     by_t[t] = rows
@@ -93,7 +94,6 @@ def test_what_is_not_finite_or_special_is_left_out(tmp_path: Path) -> None:
     store = create(tmp_path / "run.zarr", plan_for(columns, keep_special=True), columns)
     hostile = np.zeros((store.plan.n_tokens, 24), np.float32)
     for shard in range(store.plan.n_shards):
-        start, stop = store.shard_range(shard)
         t = store.shard_columns(shard)
         at = store.documents.start[t["doc_idx"]] + t["pos_idx"]
         part = (at % 50).astype(np.float32)[:, None].repeat(24, 1)

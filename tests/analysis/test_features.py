@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ def test_rounding_is_bfloat16s() -> None:
 def test_blocks_are_whole_and_bounded(counts: list[int], block_codes: int) -> None:
     edges = cut_blocks(np.array(counts), block_codes)
     assert edges[0] == 0 and edges[-1] == len(counts) and (np.diff(edges) > 0).all()
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
+    for a, b in itertools.pairwise(edges):
         assert sum(counts[a:b]) <= block_codes or b - a == 1
 
 
