@@ -49,7 +49,7 @@ def store_of(path: Path, rows: NDArray[Any], compression: str, shard_rows: int) 
     """Write a store of one hookpoint that holds ``rows``, bfloat16 [n, width]."""
     n_rows, width = rows.shape
     columns = MadeUpDocuments(np.diff(np.append(np.arange(0, n_rows, 512), n_rows)))
-    plan = _plan(columns, width, compression, shard_rows)
+    plan = plan_of(columns, width, compression, shard_rows)
     store = create(path, plan, columns)
     for shard in range(plan.n_shards):
         start, stop = store.shard_range(shard)
@@ -57,7 +57,7 @@ def store_of(path: Path, rows: NDArray[Any], compression: str, shard_rows: int) 
     return store
 
 
-def _plan(columns: MadeUpDocuments, width: int, compression: str, shard_rows: int) -> Plan:
+def plan_of(columns: MadeUpDocuments, width: int, compression: str, shard_rows: int) -> Plan:
     return Plan.model_validate(
         {
             "format_version": 1,

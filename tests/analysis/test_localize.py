@@ -261,8 +261,8 @@ def test_constant_units_and_ties(tmp_path: Path) -> None:
 
 
 def test_not_a_number(tmp_path: Path) -> None:
-    columns = labelled([3, 40, 5, 8], [0, 1, 0, 1])
-    values = np.random.default_rng(0).standard_normal((56, 24)).astype(np.float32)
+    columns = labelled([3, 40, 5, 8, 6, 9], [0, 1, 0, 1, 0, 1])
+    values = np.random.default_rng(0).standard_normal((71, 24)).astype(np.float32)
     values[2, 6], values[20, 7], values[55, 8] = np.nan, np.inf, -np.inf
     values[10, 9] = np.nan  # not a last token's
     store, by_t = stored(tmp_path / "s.zarr", columns, {"resid_post.0": values}, shard_rows=16)
@@ -277,6 +277,7 @@ def test_not_a_number(tmp_path: Path) -> None:
     assert np.flatnonzero(np.isnan(found.test.t)).tolist() == [6, 8]
     assert (found.n_nonfinite_units, found.n_selected) == (2, 62)
     assert found.table["q"].isna().sum() == 2
+    assert found.table["n_pos"][6] == 2, "enough for a test, but of other documents than the rest"
     rest = np.setdiff1d(np.arange(64), [6, 8])
     a, b = by_hand(store, by_t, "S"), by_hand(store, by_t, "N")
     expected = stats.ttest_ind(a[:, rest], b[:, rest], equal_var=False)

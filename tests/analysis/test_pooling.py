@@ -55,7 +55,7 @@ def check(store: Store, by_t: dict[str, Any], pool: Any, signed: bool, **more: A
             np.testing.assert_allclose(ours.t, t, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(
         st.sampled_from([0, 1, 1, 2, 3, 5, 8, 13, 17, 40]), min_size=1, max_size=16

@@ -1,0 +1,214 @@
+"""The localizer: which units answer more to one condition than to another."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.analysis.localizer.contrast import sides_of
+from actlas.analysis.localizer.localization import Localization
+from actlas.analysis.localizer.masks import Mask, MaskKey, Pool
+from actlas.analysis.localizer.pooling import pooled_moments
+from actlas.analysis.localizer.pooling_parts import ByGroup
+from actlas.analysis.localizer.welch import benjamini_hochberg, count_of, select, welch
+from actlas.store.commit import versions
+from actlas.store.errors import ConfigError, HookpointError, NonFiniteError, NotExtractedError
+from actlas.store.moments import Moments
+from actlas.store.schema import HookpointSpec
+from actlas.store.store import Store, open_store
+
+OnNonfinite = Literal["refuse", "omit"]
+
+
+def localize(
+    store: Store | str | os.PathLike[str],
+    contrast: str | tuple[str, str],
+    *,
+    pool: Pool = "last",
+    signed: bool = False,
+    top: str | int = "1%",
+    hookpoints: str | Sequence[str] | None = None,
+    on_nonfinite: OnNonfinite = "refuse",
+    scheduler: str | None = None,
+) -> Localization:
+    """Test every unit for a difference between two conditions, and select the largest t.
+
+    Every document with tokens is one sample: its last kept token's activation, or the mean over
+    its kept tokens, then (unless ``signed``) the absolute value. Welch's t-test, two-sided, on
+    samples of the two conditions; the selected units are those with the largest t over all
+    hookpoints together, so of positive selectivity.
+
+    Parameters
+    ----------
+    store : Store or path
+        Every shard extracted, with labels. It may be larger than memory.
+    contrast : str or tuple of str
+        ``"S:N"`` or ``("S", "N")``: labels of the positive and of the negative condition. Documents
+        with another label, or none, are left out.
+    pool : {"last", "mean"}
+    signed : bool
+    top : str or int
+        ``"1%"`` of all tested units, or a count.
+    hookpoints : str or sequence of str, optional
+        Names or globs of the store's hookpoints, ``"resid_post.*"``; ``*`` stays between two dots,
+        ``**`` does not. Default: all.
+    on_nonfinite : {"refuse", "omit"}
+        Where a unit's pooled samples hold NaN or infinity: refuse to go on, or leave that unit
+        untested (NaN in everything).
+    scheduler : str, optional
+        Of Dask. Default: the one that Dask is configured with, else threads.
+
+    Raises
+    ------
+    ConfigError
+        A label that does not exist, a store without labels, a condition with fewer than two
+        documents that have tokens, a ``top`` that is no share or count.
+    HookpointError
+        No hookpoint matches.
+    NotExtractedError
+        Shards are missing.
+    NonFiniteError
+        Pooled samples hold NaN or infinity.
+
+    References
+    ----------
+    AlKhamissi, Tuckute, Bosselut and Schrimpf, "The LLM Language Network", NAACL 2025
+    (arXiv 2411.02280).
+
+    Examples
+    --------
+    >>> found = actlas.localize("language.zarr", "S:N")            # doctest: +SKIP
+    >>> found.table.nlargest(5, "t")                               # doctest: +SKIP
+    >>> found.mask.save("mask.json")                               # doctest: +SKIP
+    """
+    store = store if isinstance(store, Store) else open_store(store)
+    _one_of("pool", pool, ("last", "mean"))
+    _one_of("on_nonfinite", on_nonfinite, ("refuse", "omit"))
+    specs = _hookpoints(store, hookpoints)
+    k = count_of(top, sum(spec.width for spec in specs))
+    sides = sides_of(store, contrast)
+    missing = store.missing()
+    if missing:
+        raise NotExtractedError(
+            f"{store.path}: {len(missing)} of {store.plan.n_shards} shards are missing, and a test "
+            "needs them all: `actlas extract` the rest first.",
+            missing=len(missing),
+        )
+    names = [spec.name for spec in specs]
+    pooled = pooled_moments(
+        store, names, sides.group, pool=pool, signed=signed, scheduler=scheduler
+    )
+    positive, negative = (_joined(pooled, names, group) for group in (0, 1))
+    counts = [float(condition.n_documents) for condition in sides.conditions]
+    finite = (positive.n == counts[0]) & (negative.n == counts[1])
+    if on_nonfinite == "refuse":
+        _refuse_nonfinite(store, specs, finite)
+    test = welch(positive, negative)
+    # A unit with one value that is no number was not measured on the same documents as the others.
+    test = type(test)(*(np.where(finite, x, np.nan) for x in test))
+    key = MaskKey.of(
+        store.plan,
+        store.plan_sha256,
+        hookpoints=specs,
+        positive=sides.conditions[0].label,
+        negative=sides.conditions[1].label,
+        pool=pool,
+        signed=signed,
+        top=str(top).strip(),
+        versions=_versions(store),
+    )
+    chosen = select(test.t, k)
+    return Localization(
+        store_path=store.path,
+        mask=Mask.from_flat(key, chosen),
+        k=k,
+        t_threshold=float(test.t[chosen[-1]]) if len(chosen) else float("nan"),
+        conditions=sides.conditions,
+        n_ignored=sides.n_ignored,
+        n_nonfinite_units=int((~finite).sum()),
+        test=test,
+        q=benjamini_hochberg(test.p),
+        positive=positive,
+        negative=negative,
+    )
+
+
+def _hookpoints(store: Store, asked: str | Sequence[str] | None) -> tuple[HookpointSpec, ...]:
+    specs = store.plan.hookpoints
+    if asked is None:
+        return specs
+    parts = asked.split(",") if isinstance(asked, str) else list(asked)
+    patterns = [part.strip() for part in parts if part.strip()]
+    found: set[str] = set()
+    for pattern in patterns or [""]:
+        regex = glob_regex(pattern)
+        matching = {spec.name for spec in specs if regex.fullmatch(spec.name)}
+        if not matching:
+            names = ", ".join(spec.name for spec in specs)
+            raise HookpointError(
+                f"hookpoint {pattern!r}: this store has {names}.", hookpoint=pattern
+            )
+        found |= matching
+    return tuple(spec for spec in specs if spec.name in found)
+
+
+def glob_regex(pattern: str) -> re.Pattern[str]:
+    """Return a glob as it is for planning: ``*`` and ``?`` stay between two dots, ``**`` does not.
+
+    >>> [bool(glob_regex("resid_*.3").fullmatch(n)) for n in ("resid_post.3", "resid_a.b.3")]
+    [True, False]
+    """
+    meaning = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
+    pieces = re.split(r"(\*\*|\*|\?)", pattern)
+    return re.compile("".join(meaning.get(piece, re.escape(piece)) for piece in pieces))
+
+
+def _joined(pooled: Mapping[str, ByGroup], names: Sequence[str], group: int) -> Moments:
+    """Return one condition's moments of all hookpoints, side by side."""
+    parts = [moments for name in names if (moments := pooled[name][group]) is not None]
+    fields = ("n", "mean", "m2", "min", "max")
+    return Moments(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
+
+
+def _refuse_nonfinite(
+    store: Store, specs: Sequence[HookpointSpec], finite: NDArray[np.bool_]
+) -> None:
+    if finite.all():
+        return
+    edges = np.cumsum([0, *(spec.width for spec in specs)])
+    counts = [int((~finite[a:b]).sum()) for a, b in pairwise(edges)]
+    told = [
+        f"{spec.name} ({count} of {spec.width} units)"
+        for spec, count in zip(specs, counts, strict=True)
+        if count
+    ]
+    raise NonFiniteError(
+        f"{store.path}: NaN or infinity in the pooled samples of {', '.join(told[:8])}"
+        f"{f' and {len(told) - 8} more hookpoints' if len(told) > 8 else ''}. Extract in a dtype "
+        "that holds them (float16 ends at 65,504), leave those hookpoints out, or leave those "
+        "units untested: --on-nonfinite omit.",
+        units={spec.name: n for spec, n in zip(specs, counts, strict=True) if n},
+    )
+
+
+def _versions(store: Store) -> dict[str, str]:
+    """Return the versions of what made the activations, and of what tested them."""
+    found = {name: version(name) for name in ("dask", "scipy")}
+    found |= {name: versions()[name] for name in ("actlas", "numpy", "python")}
+    receipts = [store.receipt(shard).versions for shard in range(store.plan.n_shards)]
+    for name in sorted({name for receipt in receipts for name in receipt}):
+        used = sorted({receipt.get(name, "-") for receipt in receipts})
+        found[f"extract.{name}"] = ", ".join(used)
+    return dict(sorted(found.items()))
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name}: got {value!r}, expected {' or '.join(known)}", key=name)

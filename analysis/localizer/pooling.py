@@ -1,0 +1,126 @@
+"""One sample per document from rows that lie shuffled in their shards, and the samples' moments.
+
+Each task reads one shard of one hookpoint, chunk by chunk, and keeps a float64 sum per document.
+Documents that lie wholly in the shard become samples, and the samples moments; of the at most two
+that cross its borders, the sums go on. Neighbours are then merged in a tree of fixed shape::
+
+    documents     |--- 0 ---|-- 1 --|--------- 2 ---------|- 3 -|
+    shards        |-------- 0 -------|--- 1 ---|-------- 2 ------|
+    of shard 0    moments of 0, 1; the beginning of 2
+    of 0 and 1    moments of 0, 1; still the beginning of 2
+    of all        moments of 0, 1, 2, 3
+
+so no part ever holds more than two unfinished documents, however long the store is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.analysis.localizer.mask_key import Pool
+from actlas.analysis.localizer.pooling_parts import ByGroup, Part, merge, pool_shard, shard_samples
+from actlas.store.store import Store
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
+
+MAX_TASKS = 8
+"""Tasks at once, by default: each reads its chunks in threads of its own."""
+FAN_IN = 16
+
+
+def pooled_moments(
+    store: Store,
+    hookpoints: Sequence[str],
+    group: NDArray[np.int8],
+    *,
+    n_groups: int = 2,
+    pool: Pool = "last",
+    signed: bool = False,
+    scheduler: str | None = None,
+) -> dict[str, ByGroup]:
+    """Return the moments, by condition, of every hookpoint's pooled documents.
+
+    One pass over the shards that hold a document of a condition. At a time, at most
+    :data:`MAX_TASKS` shards are in work; each task holds its sums (256 MiB at most) and
+    a few chunks.
+
+    Parameters
+    ----------
+    store : Store
+        With a receipt for every shard.
+    hookpoints : sequence of str
+    group : ndarray of int8, shape [documents]
+        The condition of each document, in [0, n_groups), or -1. Documents without tokens are left
+        out, whatever their condition.
+    pool : {"last", "mean"}
+        A document's sample: the row of its last kept token, or the mean over its kept tokens, in
+        float64.
+    signed : bool
+        Leave the sign of the pooled sample. Otherwise its absolute value is taken, after pooling.
+    scheduler : str, optional
+        Of Dask. Default: the one that Dask is configured with, else threads. The result does not
+        depend on it.
+
+    Raises
+    ------
+    NotExtractedError, CorruptDataError
+        A shard has no receipt; its bytes are not the ones that were written.
+    """
+    import dask.base
+    import dask.config
+
+    start = store.documents.start
+    roots = _tree_of(store, hookpoints, group, start, n_groups, pool, signed)
+    options: dict[str, Any] = {"scheduler": scheduler} if scheduler is not None else {}
+    if scheduler in (None, "threads") and not dask.config.get("num_workers", None):
+        options["num_workers"] = min(MAX_TASKS, _n_cpus())
+    parts: tuple[Part, ...] = dask.base.compute(  # type: ignore[no-untyped-call]
+        *roots, optimize_graph=False, **options
+    )
+    if left := [doc for part in parts for doc in part.borders]:
+        raise AssertionError(f"documents {left[:5]} were not finished: the tree lost a shard")
+    return {name: part.moments for name, part in zip(hookpoints, parts, strict=True)}
+
+
+def _tree_of(
+    store: Store,
+    hookpoints: Sequence[str],
+    group: NDArray[np.int8],
+    start: NDArray[np.int64],
+    n_groups: int,
+    pool: Pool,
+    signed: bool,
+) -> list[Delayed]:
+    """Return a lazy :class:`Part` of the whole store for each hookpoint."""
+    from dask.delayed import delayed
+
+    samples_of, part_of = delayed(shard_samples, pure=False), delayed(pool_shard, pure=False)
+    merged = delayed(merge, pure=False)
+    level: dict[str, list[Any]] = {name: [] for name in hookpoints}
+    for shard in range(store.plan.n_shards):
+        first, last = store.shard_range(shard)
+        lo = int(np.searchsorted(start, first, side="right")) - 1
+        hi = int(np.searchsorted(start, last, side="left"))
+        if not (group[lo:hi] >= 0).any():
+            continue
+        seed = store.plan.seed, store.plan.order
+        samples = samples_of(
+            first, last, lo, start[lo : hi + 1], group[lo:hi], *seed, pool, n_groups
+        )
+        for name, parts in level.items():
+            parts.append(part_of(store.activations[name], shard, samples, signed))
+    for name, parts in level.items():
+        while len(parts) > 1:
+            parts = [merged(parts[i : i + FAN_IN], signed) for i in range(0, len(parts), FAN_IN)]
+        level[name] = parts or [delayed(Part)(0, 0, (None,) * n_groups, {})]
+    return [parts[0] for parts in level.values()]
+
+
+def _n_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

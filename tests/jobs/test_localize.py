@@ -1,0 +1,184 @@
+"""``actlas localize``: what it prints and writes, and one clear line for each bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from support.jobs import ROOT
+from support.localizer import labelled, stored
+from support.stores import fill, plan_for
+
+from actlas.analysis.localizer.masks import Mask
+from actlas.jobs.cli import cli
+from actlas.store.create import create
+from actlas.store.store import Store
+
+pytest.importorskip("scipy", reason="scipy is not installed")
+pytest.importorskip("dask", reason="dask is not installed")
+
+FILES = [
+    "brain_map.png",
+    "layers.png",
+    "mask.json",
+    "summary.json",
+    "t_histogram.png",
+    "units.csv",
+]
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    columns = labelled([5, 0, 40, 3, 9, 12, 1, 100], [0, 1, 1, 0, 1, 0, 2, 1])
+    values = np.random.default_rng(0).standard_normal((columns.n_tokens, 24)).astype(np.float32)
+    document = np.repeat(np.arange(8), np.diff(columns.start))
+    values[:, 7] += np.where(np.isin(document, [0, 3, 5]), 500, 0)
+    folder = tmp_path_factory.mktemp("localize")
+    return stored(folder / "my run.zarr", columns, {"resid_post.0": values}, shard_rows=64)[0]
+
+
+def test_it_prints_and_writes(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "new/lang"
+    done = call("localize", store.path, "--contrast", "S:N", "--top", "1", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert [path.name for path in out.parent.iterdir()] == ["lang"]
+    mask = Mask.load(out)
+    assert mask.units == {"resid_post.0": (7,)}
+    lines = done.stdout.splitlines()
+    assert lines[0] == "contrast    S (3 documents) against N (3)"
+    assert lines[1].endswith("1 of their documents without tokens, 1 documents of neither label")
+    assert re.match(
+        r"selected    1 of 64 units \(top 1\), t >= [0-9.]+, median cohen_d [0-9.]+$", lines[3]
+    )
+    assert "cohen_d" in lines[4]
+    assert re.search(r"^resid_post\.0 +24 +1 +\d+$", done.stdout, re.MULTILINE)
+    assert lines[-1] == f"-> next: actlas ablate made-up --mask {out}/mask.json --corpus CORPUS"
+    for picture in ("brain_map", "layers", "t_histogram"):
+        assert (out / f"{picture}.png").stat().st_size > 5000
+
+
+def test_json(store: Store, tmp_path: Path) -> None:
+    options = ("--pool", "mean", "--signed", "--top", "10%", "--hookpoints", "mlp.*", "--json")
+    done = call("localize", store.path, "--contrast", "N:S", *options, "--out", tmp_path / "o")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert (said["k"], said["n_selected"], said["n_units"]) == (4, 4, 40)
+    assert said["key"]["pool"] == "mean" and said["key"]["signed"] is True
+    assert said["hookpoints"][0]["hookpoint"] == "mlp.1"
+    assert json.loads((tmp_path / "o/summary.json").read_text()).items() <= said.items()
+
+
+def test_what_is_there_is_left_unless_told(store: Store, tmp_path: Path) -> None:
+    arguments = ("localize", store.path, "--contrast", "S:N", "--out", tmp_path / "o")
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o/mine.txt").write_text("mine")
+    refused = call(*arguments)
+    assert refused.exit_code == 2 and "left as it is" in refused.stderr
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["mine.txt"]
+    assert call(*arguments, "--overwrite").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == FILES
+
+
+def test_the_same_command_writes_the_same_mask(store: Store, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        done = call("localize", store.path, "--contrast", "S:N", "--out", tmp_path / name)
+        assert done.exit_code == 0
+    for name in ("mask.json", "units.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--contrast", "S:Q"], "no label 'Q'. This store's labels are: S, N, other."),
+        (["--contrast", "S"], "POSITIVE:NEGATIVE"),
+        (["--contrast", "S:other"], "condition 'other' has 1 documents with tokens"),
+        (["--contrast", "S:N", "--top", "0"], "expected a share such as 1%"),
+        (["--contrast", "S:N", "--top", "65"], "1 to the 64 units"),
+        (["--contrast", "S:N", "--hookpoints", "x"], "this store has resid_post.0, mlp.1"),
+    ],
+)
+def test_bad_input_is_one_line(
+    store: Store, tmp_path: Path, options: list[str], words: str
+) -> None:
+    done = call("localize", store.path, *options, "--out", tmp_path / "o")
+    assert done.exit_code == 2
+    assert words in done.stderr and done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.output
+    assert list(tmp_path.iterdir()) == [], "nothing half-written is left"
+
+
+def test_an_unfinished_store_and_no_labels(tmp_path: Path) -> None:
+    columns = labelled([400, 400, 400, 400], [0, 1, 0, 1])
+    unfinished = create(tmp_path / "u.zarr", plan_for(columns), columns)
+    fill(unfinished, shards=range(1))
+    done = call("localize", unfinished.path, "--contrast", "S:N", "--out", tmp_path / "o")
+    assert done.exit_code == 1 and "6 of 7 shards are missing" in done.stderr
+    columns.label, columns.label_names = None, ()
+    bare, _ = stored(tmp_path / "b.zarr", columns)
+    done = call("localize", bare.path, "--contrast", "S:N", "--out", tmp_path / "o")
+    assert done.exit_code == 2 and "--label-field" in done.stderr
+
+
+def test_not_a_number(tmp_path: Path) -> None:
+    columns = labelled([3, 4, 5, 6], [0, 1, 0, 1])
+    values = np.random.default_rng(0).standard_normal((18, 24)).astype(np.float32)
+    values[2, 5] = np.inf
+    broken, _ = stored(tmp_path / "s.zarr", columns, {"resid_post.0": values})
+    arguments = ("localize", broken.path, "--contrast", "S:N", "--out", tmp_path / "o")
+    refused = call(*arguments)
+    assert refused.exit_code == 1
+    assert "resid_post.0 (1 of 24 units)" in refused.stderr
+    assert "--on-nonfinite omit" in refused.stderr
+    done = call(*arguments, "--on-nonfinite", "omit")
+    assert done.exit_code == 0, done.output
+    assert "untested    1 units" in done.stdout
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from actlas.jobs.cli import cli; "
+        "r = CliRunner().invoke(cli, ['localize', '--help']); assert r.exit_code == 0, r.output; "
+        "assert '--contrast POSITIVE:NEGATIVE' in r.output; "
+        "heavy = {'scipy', 'dask', 'torch', 'matplotlib', 'pandas', 'ray'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_progress_on_a_terminal(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bar counts the tasks that read, and nothing of it is left in what is printed."""
+    from rich.progress import Progress
+
+    import actlas.jobs.localize as verb
+
+    seen: dict[str, float] = {}
+    update, advance = Progress.update, Progress.advance
+
+    def updated(self: Progress, task: int, **more: float) -> None:
+        seen.update(more)
+        update(self, task, **more)  # type: ignore[arg-type]
+
+    def advanced(self: Progress, task: int, n: float = 1) -> None:
+        seen["done"] = seen.get("done", 0) + n
+        advance(self, task, n)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Progress, "update", updated)
+    monkeypatch.setattr(Progress, "advance", advanced)
+    monkeypatch.setattr(verb, "_on_a_terminal", lambda: True)
+    done = call("localize", store.path, "--contrast", "S:N", "--out", tmp_path / "o")
+    assert done.exit_code == 0, done.output
+    assert seen["total"] == seen["done"] == 2 * store.plan.n_shards
