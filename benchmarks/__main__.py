@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import extraction, harness, storage
+from benchmarks import batches, extraction, harness, lookup, storage, welch
 from benchmarks.harness import Report
 
 
 def run(quick: bool) -> Report:
     """Run every benchmark."""
     whole = Report("Benchmarks")
-    for name, part in (("storage", storage.run(quick)), ("extraction", extraction.run(quick))):
+    for module in (storage, extraction, batches, welch, lookup):
+        name, part = module.__name__.rpartition(".")[2], module.run(quick)
         whole.notes += part.notes
         whole.tables += part.tables
         whole.figures |= {f"{name}.{key}": value for key, value in part.figures.items()}

@@ -18,6 +18,7 @@ from actlas.jobs.progress import NowAndThen
 from actlas.store import lease
 from actlas.store.contexts import ActivationContext, Contexts
 from actlas.store.errors import ConfigError, FeatureError
+from actlas.store.shading import contexts_page
 from actlas.store.store import Store, open_store
 from actlas.store.units import Units
 
@@ -89,31 +90,41 @@ def _shaded(entry: ActivationContext, scale: float) -> str:
     return "".join(pieces)
 
 
-def _contexts(store: Store, asked: dict[str, Any]) -> Contexts:
-    sae, feature = asked["sae"], asked["feature"]
-    hookpoint, unit = asked["hookpoint"], asked["unit"]
+def _contexts(store: Store, asked: dict[str, Any]) -> list[Contexts]:
+    """Return what was asked for: one feature, some, or one raw unit."""
+    given = {name for name in _WHICH if asked[name] is not None}
     options = {name: asked[name] for name in ("bottom", "words", "distinct")}
-    if sae is not None and feature is not None and hookpoint is None and unit is None:
-        return store.features(sae).contexts(feature, asked["k"], **options)
-    if hookpoint is not None and unit is not None and sae is None and feature is None:
+    k = asked["k"]
+    if given in ({"sae", "feature"}, {"sae", "some"}):
+        features = store.features(asked["sae"])
+        wanted = features.some(asked["some"]) if "some" in given else [asked["feature"]]
+        return [features.contexts(feature, k, **options) for feature in wanted]
+    if given == {"hookpoint", "unit"}:
+        hookpoint, unit = asked["hookpoint"], asked["unit"]
         width = store.activations[hookpoint].shape[1]
         if not 0 <= unit < width:
             raise FeatureError(f"unit {unit}: {hookpoint} has units 0 to {width - 1}.", unit=unit)
-        return units_of(store, hookpoint, asked["k"]).contexts(unit, asked["k"], **options)
+        return [units_of(store, hookpoint, k).contexts(unit, k, **options)]
+    got = ", ".join(f"--{name} {asked[name]}" for name in _WHICH if name in given) or "none of them"
     raise ConfigError(
-        "give either --sae NAME and --feature F, or --hookpoint H and --unit U; got "
-        + (", ".join(f"--{n} {v}" for n, v in asked.items() if n in _WHICH and v is not None))
-        + "."
+        f"give --sae NAME and --feature F (or --some N), or --hookpoint H and --unit U; got {got}."
     )
 
 
-_WHICH = ("sae", "feature", "hookpoint", "unit")
+_WHICH = ("sae", "feature", "some", "hookpoint", "unit")
 
 
 @click.command("contexts", short_help="Where a feature or a unit fires most.")
 @click.argument("store")
 @click.option("--sae", metavar="NAME", help="A set of features: see `actlas sae`.  [default: none]")
 @click.option("--feature", type=int, help="Of that set.  [default: none]")
+@click.option(
+    "--some",
+    type=click.IntRange(1),
+    metavar="N",
+    help="That many features of it, drawn from those that fire on 0.1 % to 5 % of the tokens.  "
+    "[default: none]",
+)
 @click.option("--hookpoint", help="Of the store, for a raw unit.  [default: none]")
 @click.option("--unit", type=int, help="Of that hookpoint.  [default: none]")
 @click.option("-k", type=click.IntRange(1), default=20, help="How many contexts.  [default: 20]")
@@ -144,10 +155,13 @@ def command(store: str, html: str | None, as_json: bool, **asked: Any) -> None:
         raise ConfigError("--json prints, --html writes a page: give one of them.")
     found = _contexts(open_store(store), asked)
     if as_json:
-        click.echo(json.dumps(found.to_json()))
+        bodies = [contexts.to_json() for contexts in found]
+        click.echo(json.dumps(bodies if asked["some"] is not None else bodies[0]))
     elif html is not None:
-        write_whole(html, found.to_html())
-        click.echo(f"done: {len(found)} contexts of {found.title} -> {Path(html)}")
+        write_whole(html, contexts_page(found))
+        n, titles = sum(map(len, found)), "; ".join(contexts.title for contexts in found)
+        click.echo(f"done: {n} contexts of {titles} -> {Path(html)}")
     else:
         colour = sys.stdout.isatty()
-        click.echo("\n".join(lines(found, colour=colour)))
+        blocks = ["\n".join(lines(contexts, colour=colour)) for contexts in found]
+        click.echo("\n\n".join(blocks))

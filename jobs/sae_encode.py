@@ -86,9 +86,8 @@ def encode(
     SaeError
         It cannot be loaded, or does not fit this store.
     """
-    from actlas.analysis.sae.checkpoint import load_sae
-
     from actlas.analysis.encoding import create_features, finish
+    from actlas.analysis.sae.checkpoint import load_sae
     from actlas.store.features import names
 
     folder = Path(sae).expanduser()
@@ -122,9 +121,9 @@ def encode(
 def open_encoder(store: str, run: RunOptions, *, sae: str, name: str) -> Encoder:
     """Open a store and load a sparse autoencoder, in the worker's own process."""
     import torch
-    from actlas.analysis.sae.checkpoint import load_sae
 
     from actlas.analysis.encoding import Encoder
+    from actlas.analysis.sae.checkpoint import load_sae
     from actlas.pipeline.cpus import n_cpus
     from actlas.pipeline.device import resolve_device
 

@@ -131,7 +131,7 @@ class Contexts(Sequence[ActivationContext]):
 
     def to_html(self) -> str:
         """Return a whole page that needs nothing else."""
-        return shading.contexts_page(self)
+        return shading.contexts_page([self])
 
     def _repr_html_(self) -> str:
         return shading.contexts_html(self)

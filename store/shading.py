@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,8 @@ def _entry_html(entry: ActivationContext, scale: float) -> str:
     )
 
 
-def contexts_page(contexts: Contexts) -> str:
+def contexts_page(several: Sequence[Contexts]) -> str:
     """Return a whole page that needs no other file."""
-    return _PAGE.format(title=escape(contexts.title), body=contexts_html(contexts))
+    title = "; ".join(contexts.title for contexts in several)
+    body = "<hr>".join(contexts_html(contexts) for contexts in several)
+    return _PAGE.format(title=escape(title), body=body)

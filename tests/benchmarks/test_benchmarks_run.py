@@ -15,6 +15,16 @@ ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {
     "storage": ["write.fast.actlas.gbps", "read.slices.none.tensorstore.ratio"],
     "extraction": ["embedded_all.serial.ratio", "embedded_all.bytes_per_token"],
+    "batches": ["cold.none.actlas_float32.ratio", "mixing.long.in_order"],
+    "welch": ["stimuli.warm.mean.actlas_localize.gbps"],
+    "lookup": ["top.actlas_top_20.warm.ms", "build.index_by_feature.bytes_per_code"],
+}
+LIBRARIES = {
+    "storage": ("tensorstore", "zarrs"),
+    "extraction": ("torch", "transformers"),
+    "batches": ("torch",),
+    "welch": ("dask", "scipy"),
+    "lookup": ("torch", "transformers"),
 }
 
 
@@ -32,10 +42,9 @@ def figures(name: str, *more: str) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("name", ["storage", "extraction"])
+@pytest.mark.parametrize("name", EXPECTED)
 def test_figures_are_finite_and_positive(name: str, tmp_path: Path) -> None:
-    libraries = {"storage": ("tensorstore", "zarrs"), "extraction": ("torch", "transformers")}
-    for library in libraries[name]:
+    for library in LIBRARIES[name]:
         pytest.importorskip(library)
     table = tmp_path / "table.md"
     found = figures(f"benchmarks.{name}", "--out", str(table))

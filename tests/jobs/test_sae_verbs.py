@@ -119,6 +119,13 @@ def test_from_rows_to_contexts(tmp_path: Path, sae: Path) -> None:
     result = call("contexts", store.path, "--sae", "my-sae", "--feature", feature, "--html", page)
     assert str(page) in result.stdout
     assert page.read_text().startswith("<!doctype html>") and "<b>" not in page.read_text()
+    some = ("contexts", store.path, "--sae", "my-sae", "--some", 3, "-k", 2)
+    drawn = json.loads(call(*some, "--json").stdout)
+    assert len({each["title"] for each in drawn}) == 3
+    assert all(len(each["contexts"]) == 2 for each in drawn)
+    assert call(*some).stdout.count("\u27e6") == 6 and call(*some).stdout == call(*some).stdout
+    call(*some, "--html", page)
+    assert page.read_text().count("<h3>") == 3
     dead = call("contexts", store.path, "--sae", "my-sae", "--feature", 0)
     assert dead.exit_code == EXIT_DONE and "fires on no token" in dead.stdout
     assert "my-sae: 50 of resid_post.0 (relu), indexed" in call("info", store.path).stdout
@@ -209,9 +216,9 @@ def test_bad_input_gets_one_line(tmp_path: Path, sae: Path) -> None:
         (("sae", "index", path, "--sae", "other"), "it has my-sae"),
         (("contexts", path, "--sae", "my-sae", "--feature", 50), "features 0 to 49"),
         (("contexts", path, "--sae", "my-sae", "--feature", -1), "features 0 to 49"),
-        (("contexts", path, "--sae", "my-sae"), "give either --sae NAME and --feature F"),
+        (("contexts", path, "--sae", "my-sae"), "give --sae NAME and --feature F (or --some N)"),
         (("contexts", path, "--sae", "my-sae", "--unit", 1), "got --sae my-sae, --unit 1"),
-        (("contexts", path), "give either --sae NAME and --feature F"),
+        (("contexts", path), "give --sae NAME and --feature F (or --some N)"),
         (("contexts", path, "--hookpoint", "mlp.1", "--unit", 40), "units 0 to 39"),
         (("contexts", path, "--hookpoint", "mlp.7", "--unit", 0), "this store has resid_post.0"),
     ]
