@@ -97,6 +97,7 @@ def save_sae(
         save_file(tensors, to / WEIGHTS_FILE)
         data = (json.dumps(config, indent=1) + "\n").encode()
         (to / CONFIG_FILE).write_bytes(data)
+        (to / WEIGHTS_FILE).chmod((to / CONFIG_FILE).stat().st_mode)  # safetensors: owner only
         (to / OWN_FILE).write_text(json.dumps({**own, **metadata}, indent=1) + "\n")
     except OSError as error:
         fault = run_fault(error, str(to))
@@ -143,14 +144,18 @@ def _hook_name(hookpoint: str | None) -> str | None:
 
 
 def _hookpoint(hook_name: object) -> str | None:
-    """Return our name of a hook, where it is one that stores have.
+    """Return our name of a hook, None where it is TransformerLens's and stores have no such one.
 
-    >>> _hookpoint("blocks.3.hook_resid_post"), _hookpoint("model.layers.3"), _hookpoint(None)
-    ('resid_post.3', 'model.layers.3', None)
+    >>> _hookpoint("blocks.3.hook_resid_post"), _hookpoint("model.layers.3")
+    ('resid_post.3', 'model.layers.3')
+    >>> _hookpoint("blocks.3.attn.hook_z"), _hookpoint(None)
+    (None, None)
     """
     if not isinstance(hook_name, str) or not hook_name:
         return None
     match = _HOOK.fullmatch(hook_name)
+    if match is None and hook_name.startswith(("blocks.", "hook_")):
+        return None
     return f"{match[2]}.{match[1]}" if match else hook_name
 
 
@@ -220,6 +225,12 @@ def _kind(config: dict[str, Any], folder: Path) -> Kind:
             f"{folder / CONFIG_FILE}: architecture {what!r}; this version encodes with "
             f"{', '.join(_KINDS)} (SAELens saves batchtopk as jumprelu).",
             field="architecture",
+        )
+    if config.get("reshape_activations", "none") not in ("none", "hook_z"):
+        raise SaeError(
+            f"{folder / CONFIG_FILE}: reshape_activations is "
+            f"{config['reshape_activations']!r}, expected none or hook_z (rows are flat here).",
+            field="reshape_activations",
         )
     if config.get("finetuning_scaling_factor"):
         raise SaeError(

@@ -54,7 +54,7 @@ def draw(path: Path, points: Sequence[Point], title: str, final_ev: float | None
         Explained variance on the evaluated set, as a line.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, PercentFormatter
+    from matplotlib.ticker import EngFormatter, FormatStrFormatter, PercentFormatter
 
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True).flat
@@ -74,6 +74,8 @@ def draw(path: Path, points: Sequence[Point], title: str, final_ev: float | None
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         if field == "loss" and min(values) > 0:
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axis.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
         if field == "explained_variance":
             axis.set_ylim(min(0.0, *values) if min(values) > -1 else -1, 1)
             if final_ev is not None:

@@ -109,7 +109,8 @@ def evaluate(sae: SparseAutoencoder, batches: Iterable[torch.Tensor]) -> Metrics
     for batch in batches:
         x = batch.to(device).float()
         codes = sae.encode(x)
-        wide, rebuilt = x.double(), sae(x).double()
+        rebuilt = (sae.decode(codes) if sae.normalize == "none" else sae(x)).double()
+        wide = x.double()
         squared += float((wide - rebuilt).square().sum())
         l1 += float(codes.double().sum())
         norms = wide.norm(dim=-1) * rebuilt.norm(dim=-1)

@@ -124,7 +124,7 @@ class Trainer:
             loss = squared + l1 * (codes.sum(dim=0) / len(x)) @ norms
         else:
             loss = (squared + AUX_COEFFICIENT * self._of_the_dead(a, residual)) / self.variance
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._update()
         with torch.no_grad():
             fired = (codes > 0).sum(dim=0)
@@ -154,7 +154,9 @@ class Trainer:
         wanted = max(1, self.sae.d_in // 2)
         k = min(wanted, len(dead))
         top = torch.topk(a[:, dead], k, dim=-1, sorted=False)
-        codes = a.new_zeros(len(a), len(dead)).scatter(-1, top.indices, top.values.relu())
+        # No ReLU here, as in SAELens and sparsify: below zero it would pass no gradient, and what
+        # is below zero on every row would stay dead for ever.
+        codes = a.new_zeros(len(a), len(dead)).scatter(-1, top.indices, top.values)
         missed = residual.detach() - codes @ self.sae.W_dec[dead]
         # Few dead features cannot rebuild much: they weigh less, as in SAELens and sparsify.
         return (k / wanted) * missed.square().sum() / len(a)
@@ -169,7 +171,7 @@ class Trainer:
         self.optimizer.step()
         with torch.no_grad():
             if unit:
-                w_dec /= w_dec.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+                w_dec.div_(w_dec.norm(dim=-1, keepdim=True).clamp(min=1e-8))
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return all tensors that the next step depends on."""
@@ -229,7 +231,7 @@ def fold(sae: SparseAutoencoder, scale: float) -> None:
     units of the activations. ReLU and TopK rebuild the same, since both are homogeneous.
     """
     norms = sae.W_dec.norm(dim=-1).clamp(min=1e-8)
-    sae.W_dec /= norms[:, None]
-    sae.W_enc *= norms
-    sae.b_enc *= norms / scale
-    sae.b_dec /= scale
+    sae.W_dec.div_(norms[:, None])
+    sae.W_enc.mul_(norms)
+    sae.b_enc.mul_(norms / scale)
+    sae.b_dec.div_(scale)
