@@ -1,0 +1,229 @@
+"""Ablation against hooks, loops and losses written by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.masks import mask_for
+from support.models import VOCABULARY, build, save
+
+from actlas.analysis.localizer.ablation import Losses, Window, ablated, generate, losses
+from actlas.analysis.localizer.ablation_result import Ablation, condition_of
+from actlas.store.errors import MaskError, ModelError
+
+UNITS: dict[str, dict[str, tuple[int, ...]]] = {
+    "llama": {"resid_post.0": (1, 5), "resid_post.2": (0, 31), "model.layers.1.mlp": (7,)},
+    "gpt2": {"resid_post.0": (3,), "resid_post.1": (0, 30, 31), "transformer.h.2.mlp": (2, 9)},
+}
+BLOCKS = {"llama": "model.layers", "gpt2": "transformer.h"}
+
+
+def ids(n: int = 12, rows: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(3, VOCABULARY, (rows, n)))
+
+
+def by_hand(model: Any, places: dict[str, list[int]], tokens: torch.Tensor) -> torch.Tensor:
+    """The logits with some units of some modules' outputs multiplied by zero."""
+    handles = []
+    for path, units in places.items():
+        keep = torch.ones(32, dtype=next(model.parameters()).dtype)
+        keep[units] = 0
+
+        def hook(_module: Any, _args: Any, output: Any, keep: torch.Tensor = keep) -> Any:
+            if isinstance(output, tuple):
+                return (output[0] * keep, *output[1:])
+            return output * keep
+
+        handles.append(model.get_submodule(path).register_forward_hook(hook))
+    try:
+        with torch.no_grad():
+            logits: torch.Tensor = model(tokens).logits
+            return logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_a_hook_written_by_hand(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    mask = mask_for(save(name, tmp_path / "model"), UNITS[name])
+    model = build(name).to(dtype)
+    places = {
+        hookpoint.replace("resid_post", BLOCKS[name]): list(units)
+        for hookpoint, units in UNITS[name].items()
+    }
+    intact = by_hand(model, {}, ids())
+    expected = by_hand(model, places, ids())
+    with ablated(model, mask), torch.no_grad():
+        found = model(ids()).logits
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, intact)
+    with torch.no_grad():
+        assert torch.equal(model(ids()).logits, intact), "every hook is off again"
+
+
+def test_the_input_of_a_block(tmp_path: Path) -> None:
+    mask = mask_for(save("llama", tmp_path / "model"), {"resid_pre.1": (4, 9)})
+    model = build("llama")
+    expected = by_hand(model, {"model.layers.0": [4, 9]}, ids())
+    with ablated(model, mask), torch.no_grad():
+        assert torch.equal(model(ids()).logits, expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_empty_mask_changes_no_bit(tmp_path: Path, name: str) -> None:
+    mask = mask_for(save(name, tmp_path / "model"), UNITS[name]).empty()
+    model = build(name)
+    with torch.no_grad():
+        intact = model(ids()).logits
+        with ablated(model, mask):
+            assert torch.equal(model(ids()).logits, intact)
+
+
+def test_masks_nest_and_hooks_come_off_after_an_exception(tmp_path: Path) -> None:
+    folder = save("llama", tmp_path / "model")
+    one, two = (mask_for(folder, {"resid_post.1": units}) for units in ((1,), (2, 3)))
+    both = mask_for(folder, {"resid_post.1": (1, 2, 3)})
+    model = build("llama")
+    with torch.no_grad():
+        intact = model(ids()).logits
+        with ablated(model, both):
+            expected = model(ids()).logits
+        with ablated(model, one), ablated(model, two):
+            assert torch.equal(model(ids()).logits, expected)
+        with pytest.raises(KeyError), ablated(model, one):
+            raise KeyError
+        assert torch.equal(model(ids()).logits, intact)
+
+
+def test_a_mask_that_does_not_fit_names_where(tmp_path: Path) -> None:
+    mask = mask_for(save("llama", tmp_path / "model"), {"resid_post.1": (31,)})
+    other = build("gpt2")
+    with pytest.raises(MaskError, match=r"module model\.layers\.1.*no such module"), ablated(other, mask):
+        pass
+    wide = build("llama", hidden_size=64, head_dim=8)
+    with pytest.raises(MaskError, match="64 units wide, the mask says 32"), ablated(wide, mask):
+        wide(ids())
+    with torch.no_grad():
+        wide(ids())  # hooks are off: no error
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_greedy_generation_is_a_loop_without_a_cache(tmp_path: Path, name: str) -> None:
+    mask = mask_for(save(name, tmp_path / "model"), UNITS[name])
+    model = build(name)
+    prompt = ids(7, 1)[0].tolist()
+    for each in (mask, mask.empty()):
+        expected = list(prompt)
+        with ablated(model, each), torch.no_grad():
+            for _ in range(12):
+                expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
+            found = generate(model, prompt, 12)
+        assert found == expected[7:]
+    stopped = generate(model, prompt, 12, stop_ids=[found[3]])
+    assert stopped == found[: found.index(found[3])]
+
+
+def test_drawn_generation_is_seeded_and_leaves_the_global_generator_alone() -> None:
+    model = build("llama")
+    state = torch.random.get_rng_state()
+    drawn = [generate(model, [1, 5, 9], 20, temperature=1.0, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("tokens_per_batch", [1, 40, 4096])
+def test_losses_are_transformers_own_on_single_windows(name: str, tokens_per_batch: int) -> None:
+    model = build(name)
+    rng = np.random.default_rng(1)
+    windows = [
+        Window(document, rng.integers(3, VOCABULARY, n), 1, n)
+        for document, n in enumerate([2, 9, 17, 5, 40, 3, 64])
+        for _ in range(1 + document % 2)
+    ]
+    found = losses(model, windows, tokens_per_batch=tokens_per_batch)
+    total, n_tokens = np.zeros(7), np.zeros(7, int)
+    for window in windows:
+        row = torch.from_numpy(window.ids)[None]
+        with torch.no_grad():
+            loss = float(model(row, labels=row).loss)
+        total[window.document] += loss * (len(window.ids) - 1)
+        n_tokens[window.document] += len(window.ids) - 1
+    assert found.n_tokens.tolist() == n_tokens.tolist()
+    np.testing.assert_allclose(found.total, total, rtol=1e-5)
+    assert found.mean == pytest.approx(total.sum() / n_tokens.sum(), rel=1e-5)
+
+
+def test_only_the_wanted_positions_count() -> None:
+    model = build("llama")
+    row = ids(10, 1)
+    whole = Window(0, row[0].numpy(), 1, 10)
+    with torch.no_grad():
+        logits = model(row).logits.double().log_softmax(-1)
+    expected = -float(logits[0, torch.arange(3, 8), row[0, 4:9]].sum())
+    found = losses(model, [whole._replace(start=4, stop=9)])
+    assert found.n_tokens.tolist() == [5]
+    assert float(found.total[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_model_without_a_head_is_refused() -> None:
+    headless = build("llama").model
+    with pytest.raises(ModelError, match="no logits over a vocabulary"):
+        losses(headless, [Window(0, ids(5, 1)[0].numpy(), 1, 5)])
+
+
+def test_standard_errors_are_those_of_a_paired_ratio() -> None:
+    rng = np.random.default_rng(0)
+    n = rng.integers(1, 50, 200)
+    intact, other = rng.random(200) * n, rng.random(200) * n + 0.1 * n
+    found = condition_of("top", None, 3, Losses(other, n), Losses(intact, n))
+    assert found.loss_delta == pytest.approx((other.sum() - intact.sum()) / n.sum())
+    draws = []
+    for _ in range(4000):
+        pick = rng.integers(0, 200, 200)
+        draws.append((other[pick] - intact[pick]).sum() / n[pick].sum())
+    assert found.se == pytest.approx(np.std(draws), rel=0.1)
+    alone = condition_of("top", None, 3, Losses(other[:1], n[:1]), Losses(intact[:1], n[:1]))
+    assert math.isnan(alone.se)
+
+
+def conditions(top: float, random: list[float], se: float = 0.01) -> Ablation:
+    n = np.array([100])
+    base = condition_of("intact", None, 0, Losses(np.array([300.0]), n), Losses(n * 3.0, n))
+    made = [base]
+    for name, seed, delta in [
+        ("top", None, top),
+        *(("random", i, d) for i, d in enumerate(random)),
+    ]:
+        one = condition_of(
+            name, seed, 5, Losses(np.array([300.0 + 100 * delta]), n), Losses(n * 3.0, n)
+        )
+        made.append(dataclasses.replace(one, se=se))
+    return Ablation(tuple(made), (), {"model": "<m>", "corpus": "c"})
+
+
+@pytest.mark.parametrize(
+    ("top", "random", "said"),
+    [
+        (0.5, [0.1, 0.05], "6.7 times the average, and clearly more than the largest"),
+        (0.5, [-0.1, 0.05], ": clearly more than the largest"),
+        (0.12, [0.1, 0.05], "no clear difference from random ones"),
+        (0.1, [0.1, 0.05], "the top units do no more than random ones"),
+        (0.02, [0.1, 0.05], "the top units do no more than random ones"),
+        (-0.2, [-0.1], "the top units do no more than random ones"),
+        (0.5, [], "nothing to compare it with"),
+    ],
+)
+def test_the_sentence_is_plain(top: float, random: list[float], said: str) -> None:
+    found = conditions(top, random)
+    assert said in found.sentence()
+    assert f"{top:+.4f}" in found.sentence()
+    assert "&lt;" not in found.sentence() and "<table" in found._repr_html_()
