@@ -26,9 +26,9 @@ run actlas localize "$language" --contrast S:N --out "$folder/localizer"
 
 say "5. Ablate: what is the model without them, and without as many random ones?"
 run actlas ablate builtin:actlas-6m --mask "$folder/localizer/mask.json" \
-  --corpus builtin:language --max-tokens 8000 --out "$folder/ablation"
+  --corpus builtin:language --out "$folder/ablation"
 run actlas ablate builtin:actlas-6m --mask "$folder/localizer/mask.json" \
-  --corpus builtin:python-docs --max-tokens 8000 --new-tokens 0 --out "$folder/ablation-docs"
+  --corpus builtin:python-docs --max-tokens 10000 --new-tokens 20 --out "$folder/ablation-docs"
 
 say "6. Train a sparse autoencoder on shuffled batches of the store"
 run actlas sae train "$store" --hookpoint resid_post.3 --out "$folder/docs-sae" --steps 900

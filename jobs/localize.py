@@ -35,8 +35,8 @@ POOL_TASK = "pool_shard-"
     "--pool",
     type=click.Choice(["last", "mean"]),
     default="last",
-    show_default=True,
-    help="A document's sample: its last kept token, or the mean over its kept tokens.",
+    help="A document's sample: its last kept token, or the mean over its kept tokens.  "
+    "[default: last]",
 )
 @click.option(
     "--signed",
@@ -46,16 +46,15 @@ POOL_TASK = "pool_shard-"
 @click.option(
     "--top",
     default="1%",
-    show_default=True,
-    help="Units to select, over all hookpoints together: a share, or a count.",
+    help="Units to select, over all hookpoints together: a share, or a count.  [default: 1%]",
 )
 @click.option("--hookpoints", help="Names or globs of the store's, with commas.  [default: all]")
 @click.option(
     "--on-nonfinite",
     type=click.Choice(["refuse", "omit"]),
     default="refuse",
-    show_default=True,
-    help="Where a unit's samples hold NaN or infinity: stop, or leave that unit untested.",
+    help="Where a unit's samples hold NaN or infinity: stop, or leave that unit untested.  "
+    "[default: refuse]",
 )
 @click.option(
     "--out",

@@ -49,6 +49,11 @@ class Condition:
     n_tokens: int
 
     @property
+    def title(self) -> str:
+        """What it is called in tables and pictures."""
+        return title(self.name, self.seed)
+
+    @property
     def perplexity(self) -> float:
         """The exponential of the loss."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
@@ -119,35 +124,52 @@ class Ablation:
     def sentence(self) -> str:
         """Say in one sentence whether the mask's units do more than random ones.
 
-        "Clearly more" is more than the most costly draw by two standard errors of the difference,
-        over documents. Few draws say little of how random units vary: their number is named.
+        "Clearly" is more than the most costly draw by two standard errors of the difference, over
+        documents. Few draws say little of how random units vary: their number is named.
         """
-        top, deltas = self.top, [c.loss_delta for c in self.random]
-        cost = (
-            f"Without the {top.n_units:,} top units the loss changes by {top.loss_delta:+.4f} nats"
-        )
-        if not deltas:
-            return f"{cost}; there is nothing to compare it with (--random 0)."
-        mean, largest = float(np.mean(deltas)), max(deltas)
-        beside = (
-            f"without as many random units by {mean:+.4f} on average and {largest:+.4f} at most "
-            f"({len(deltas)} {'draw' if len(deltas) == 1 else 'draws'})"
-        )
-        if top.loss_delta <= largest:
-            return f"{cost}, {beside}: the top units do no more than random ones."
-        most = max(self.random, key=lambda c: c.loss_delta)
-        error = math.hypot(top.se, most.se)
-        if not top.loss_delta - largest > 2 * error:  # also where an error is not known
+        top, random = self.top, self.random
+        units, delta = f"{top.n_units:,}", top.loss_delta
+        if not random:
             return (
-                f"{cost}, {beside}: more than the largest by less than two standard errors, so no "
-                "clear difference from random ones."
+                f"Without the {units} top units the loss changes by {delta:+.4f} nats per token; "
+                "there are no random units to compare with (--random 0)."
             )
-        times = f"{top.loss_delta / mean:.1f} times the average, and " if mean > 0 else ""
-        return f"{cost}, {beside}: {times}clearly more than the largest."
+        most = max(random, key=lambda c: c.loss_delta)
+        mean, largest = float(np.mean([c.loss_delta for c in random])), most.loss_delta
+        draws = f"{len(random)} random {'draw' if len(random) == 1 else 'draws'}"
+        told = (
+            f"{delta:+.4f} nats per token, against {mean:+.4f} on average and {largest:+.4f} at "
+            f"most over {draws}"
+        )
+        if not math.isfinite(delta + mean):
+            return f"The loss is no finite number in some condition, so nothing is said: {told}."
+        if delta <= largest:
+            return f"The {units} top units do no more than {units} random ones: {told}."
+        losing, others = f"losing the {units} top units", f"losing {units} random ones"
+        if delta <= 0:
+            return f"Neither {losing} nor {others} costs any loss: {told}."
+        # The root of the sum of squares forgets that the documents are the same: a safe bound.
+        clearly = delta - largest > 2 * math.hypot(top.se, most.se)  # False where one is unknown
+        if mean > 0:
+            costs = f"{delta / mean:.3g} times as much loss as {others} on average"
+            beside = f"and {delta / largest:.3g} times as much as the costliest"
+            if not clearly:
+                beside = f"but not clearly more than the costliest of {draws}"
+        else:
+            costs, beside = "loss", f"and {others} costs none"
+            if not clearly or largest > 0:
+                sure = "clearly more" if clearly else "but not clearly more"
+                beside = f"{sure} than the costliest of {draws}, which cost none on average"
+        return f"Losing the {units} top units costs {costs}, {beside}: {told}."
+
+    def summary(self) -> dict[str, Any]:
+        """Return all of it but the samples as plain values, as summary.json has it."""
+        rows = [{k: _plain(v) for k, v in c.row().items()} for c in self.conditions]
+        return {**self.about, "sentence": self.sentence(), "conditions": rows}
 
     def save(self, folder: Path) -> None:
         """Write ablation.csv, samples.txt, summary.json and ablation.png into a folder."""
-        from actlas.analysis.localizer.ablation_plot import draw
+        from actlas.analysis.localizer.ablation_plot import write
 
         rows = [condition.row() for condition in self.conditions]
         with (folder / "ablation.csv").open("w", newline="", encoding="utf-8") as file:
@@ -155,21 +177,16 @@ class Ablation:
             writer.writeheader()
             writer.writerows(rows)
         (folder / "samples.txt").write_text(self.samples_text(), encoding="utf-8")
-        summary = {
-            **self.about,
-            "sentence": self.sentence(),
-            "conditions": [{k: _plain(v) for k, v in row.items()} for row in rows],
-        }
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        draw(self, folder / "ablation.png")
+        (folder / "summary.json").write_text(json.dumps(self.summary(), indent=1) + "\n")
+        write(self, folder / "ablation.png")
 
     def samples_text(self) -> str:
-        """Return every prompt with its continuations."""
+        """Return every prompt with its continuations, control characters escaped."""
         blocks = []
         for number, sample in enumerate(self.samples, 1):
-            lines = [f"=== prompt {number}: {sample.prompt}", ""]
+            lines = [f"=== prompt {number}: {_shown(sample.prompt)}", ""]
             for name, text in sample.texts:
-                lines += [f"--- {name}", text, ""]
+                lines += [f"--- {name}", _shown(text), ""]
             blocks.append("\n".join(lines))
         return "\n".join(blocks)
 
@@ -179,6 +196,11 @@ class Ablation:
     def _repr_html_(self) -> str:
         html: str = self.table.to_html(index=False)
         return f"<p>{escape(self.sentence())}</p>{html}"
+
+
+def title(name: str, seed: int | None) -> str:
+    """Return a condition's name, with the seed of random units."""
+    return name if seed is None else f"{name}, seed {seed}"
 
 
 def condition_of(
@@ -201,3 +223,10 @@ def condition_of(
 def _plain(value: Any) -> Any:
     """Return a value that JSON has: no NaN, no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _shown(text: str) -> str:
+    """Return text that cannot steer a terminal; its lines stay lines."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )

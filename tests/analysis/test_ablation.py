@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.masks import mask_for
 from support.models import VOCABULARY, build, save
 
 from actlas.analysis.localizer.ablation import Losses, Window, ablated, generate, losses
+from actlas.analysis.localizer.ablation_plot import draw, write
 from actlas.analysis.localizer.ablation_result import Ablation, condition_of
+from actlas.analysis.localizer.masks import Mask
 from actlas.store.errors import MaskError, ModelError
+from actlas.store.schema import HookpointSpec
 
 UNITS: dict[str, dict[str, tuple[int, ...]]] = {
     "llama": {"resid_post.0": (1, 5), "resid_post.2": (0, 31), "model.layers.1.mlp": (7,)},
     "gpt2": {"resid_post.0": (3,), "resid_post.1": (0, 30, 31), "transformer.h.2.mlp": (2, 9)},
 }
 BLOCKS = {"llama": "model.layers", "gpt2": "transformer.h"}
+
+
+def _model_and_mask(name: str) -> tuple[Any, Mask]:
+    with tempfile.TemporaryDirectory() as folder:
+        return build(name), mask_for(save(name, Path(folder)), {})
+
+
+MODELS = {name: _model_and_mask(name) for name in BLOCKS}
 
 
 def ids(n: int = 12, rows: int = 3, seed: int = 0) -> torch.Tensor:
@@ -106,7 +121,7 @@ def test_masks_nest_and_hooks_come_off_after_an_exception(tmp_path: Path) -> Non
 def test_a_mask_that_does_not_fit_names_where(tmp_path: Path) -> None:
     mask = mask_for(save("llama", tmp_path / "model"), {"resid_post.1": (31,)})
     other = build("gpt2")
-    with pytest.raises(MaskError, match=r"module model\.layers\.1.*no such module"), ablated(other, mask):
+    with pytest.raises(MaskError, match=r"model\.layers\.1.*no such module"), ablated(other, mask):
         pass
     wide = build("llama", hidden_size=64, head_dim=8)
     with pytest.raises(MaskError, match="64 units wide, the mask says 32"), ablated(wide, mask):
@@ -213,17 +228,143 @@ def conditions(top: float, random: list[float], se: float = 0.01) -> Ablation:
 @pytest.mark.parametrize(
     ("top", "random", "said"),
     [
-        (0.5, [0.1, 0.05], "6.7 times the average, and clearly more than the largest"),
-        (0.5, [-0.1, 0.05], ": clearly more than the largest"),
-        (0.12, [0.1, 0.05], "no clear difference from random ones"),
-        (0.1, [0.1, 0.05], "the top units do no more than random ones"),
-        (0.02, [0.1, 0.05], "the top units do no more than random ones"),
-        (-0.2, [-0.1], "the top units do no more than random ones"),
-        (0.5, [], "nothing to compare it with"),
+        (0.5, [0.1, 0.05], "6.67 times as much loss as losing 5 random ones on average, and 5 tim"),
+        (0.5, [-0.01, 0.03], "50 times as much loss as losing 5 random ones on average, and 16.7"),
+        (
+            0.5,
+            [-0.1, 0.05],
+            "loss, clearly more than the costliest of 2 random draws, which cost none on average:",
+        ),
+        (
+            0.5,
+            [-0.1, -0.05],
+            "Losing the 5 top units costs loss, and losing 5 random ones costs none:",
+        ),
+        (0.12, [0.1, 0.05], "but not clearly more than the costliest of 2 random draws:"),
+        (0.07, [-0.1, 0.05], "loss, but not clearly more than the costliest of 2 random draws, w"),
+        (0.1, [0.1, 0.05], "The 5 top units do no more than 5 random ones"),
+        (0.02, [0.1, 0.05], "The 5 top units do no more than 5 random ones"),
+        (-0.2, [-0.1], "at most over 1 random draw."),
+        (-0.1, [-0.2], "Neither losing the 5 top units nor losing 5 random ones costs any loss"),
+        (math.nan, [0.1], "no finite number"),
+        (0.5, [math.inf], "no finite number"),
+        (0.5, [], "no random units to compare with"),
     ],
 )
 def test_the_sentence_is_plain(top: float, random: list[float], said: str) -> None:
     found = conditions(top, random)
     assert said in found.sentence()
     assert f"{top:+.4f}" in found.sentence()
-    assert "&lt;" not in found.sentence() and "<table" in found._repr_html_()
+    assert "<table" in found._repr_html_() and "&lt;" not in found._repr_html_()
+    json.dumps(found.summary(), allow_nan=False)
+
+
+def test_pictures_of_every_shape(tmp_path: Path) -> None:
+    for number, random in enumerate(([], [0.1], [math.nan, 0.2], [-0.1] * 60)):
+        found = conditions(0.5, random)
+        ax = draw(found).axes[0]
+        names = [label.get_text() for label in ax.get_yticklabels()]
+        assert names == ["top units", *(f"random, seed {i}" for i in range(len(random)))]
+        widths = [bar.get_width() for bar in ax.patches if bar.get_height() < 1]
+        expected = [0.5, *random]
+        np.testing.assert_allclose(widths[-len(expected) :], expected, atol=1e-12)
+        write(found, tmp_path / f"{number}.png")
+        assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_units_equal_a_product_with_zeros(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(["llama", "gpt2"]))
+    chosen = data.draw(
+        st.dictionaries(st.integers(0, 2), st.sets(st.integers(0, 31), min_size=1), max_size=3)
+    )
+    model, mask = MODELS[name]
+    units = {f"resid_post.{layer}": tuple(sorted(each)) for layer, each in chosen.items()}
+    places = {f"{BLOCKS[name]}.{layer}": sorted(each) for layer, each in chosen.items()}
+    expected = by_hand(model, places, ids())
+    with ablated(model, Mask(mask.key, units)), torch.no_grad():
+        assert torch.equal(model(ids()).logits, expected)
+
+
+def test_nan_and_infinity_become_zero_and_nothing_else_is_touched() -> None:
+    model, mask = MODELS["llama"]
+    block = model.model.layers[1]
+    seen: list[torch.Tensor] = []
+
+    def spoil(_module: Any, _args: Any, output: Any) -> Any:
+        tensor = (output[0] if isinstance(output, tuple) else output).clone()
+        tensor[..., 4], tensor[..., 9] = math.nan, math.inf
+        return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
+
+    def look(_module: Any, args: Any, kwargs: Any) -> None:
+        seen.append((args[0] if args else kwargs["hidden_states"]).clone())
+
+    handles = [block.register_forward_hook(spoil)]
+    handles += [model.model.layers[2].register_forward_pre_hook(look, with_kwargs=True)]
+    try:
+        with torch.no_grad():
+            model(ids())
+            with ablated(model, Mask(mask.key, {"resid_post.1": (4, 9)})):
+                model(ids())
+    finally:
+        for handle in handles:
+            handle.remove()
+    before, after = seen
+    assert torch.equal(after[..., [4, 9]], torch.zeros_like(after[..., [4, 9]]))
+    rest = [i for i in range(32) if i not in (4, 9)]
+    assert torch.equal(after[..., rest], before[..., rest])
+
+
+class Parts(NamedTuple):
+    first: torch.Tensor
+    second: int
+
+
+@pytest.mark.parametrize("kind", [tuple, list, Parts._make])
+def test_the_first_of_a_tuple_and_nothing_else(kind: Any) -> None:
+    class Inner(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return kind([x, 7])
+
+    class Outer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.inner(x)
+
+    key = MODELS["llama"][1].key
+    spec = HookpointSpec(name="inner", module="inner", side="output", width=4)
+    mask = Mask(key.model_copy(update={"hookpoints": (spec,)}), {"inner": (1, 3)})
+    given_x = torch.ones(2, 3, 4)
+    with ablated(Outer(), mask):
+        found = Outer()(given_x)  # another model: no hook there
+        assert torch.equal(found[0], given_x)
+    model = Outer()
+    with ablated(model, mask):
+        found = model(given_x)
+    assert type(found) is type(kind([0, 0])) and found[1] == 7
+    assert torch.equal(found[0], torch.tensor([1.0, 0, 1, 0]).expand(2, 3, 4))
+    assert torch.equal(given_x, torch.ones(2, 3, 4)), "what came in is as it was"
+
+
+def test_hooks_come_off_when_one_cannot_be_installed() -> None:
+    model, mask = MODELS["llama"]
+    good, bad = mask.key.hookpoints[0], mask.key.hookpoints[1]
+    bad = bad.model_copy(update={"module": "model.nowhere"})
+    key = mask.key.model_copy(update={"hookpoints": (good, bad)})
+    units = {good.name: (0,), bad.name: (0,)}
+    with pytest.raises(MaskError, match=r"model\.nowhere"), ablated(model, Mask(key, units)):
+        pass
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@given(st.integers(0, 2**32), st.sets(st.integers(0, 95), min_size=1, max_size=48))
+def test_random_controls_are_disjoint_seeded_and_as_many(seed: int, flat: set[int]) -> None:
+    mask = Mask.from_flat(MODELS["llama"][1].key, np.array(sorted(flat)))
+    drawn = mask.random(seed)
+    assert drawn.n_units == len(flat) and drawn.units == mask.random(seed).units
+    for name, units in drawn.units.items():
+        assert not set(units) & set(mask.units.get(name, ()))

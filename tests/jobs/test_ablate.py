@@ -5,19 +5,23 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from support.masks import mask_for
-from support.models import save
+from support.models import build, save
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import actlas
 from actlas.analysis.localizer.masks import Mask
+from actlas.jobs.ablation import _threads, read_windows
 from actlas.jobs.cli import cli
 from actlas.pipeline.builtin import builtin_model_path
-from actlas.store.errors import EXIT_DONE, EXIT_USAGE
+from actlas.pipeline.options import PlanOptions
+from actlas.pipeline.settings import resolve_settings
+from actlas.store.errors import EXIT_DONE, EXIT_USAGE, StoreExistsError
 
 UNITS = {"resid_post.1": (3, 77), "resid_post.4": (0, 1, 255)}
 
@@ -73,8 +77,6 @@ def test_from_a_mask_to_a_table_and_a_picture(mask: Path, text: Path, tmp_path: 
 
 
 def test_the_intact_loss_is_transformers_own(mask: Path, text: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder = str(builtin_model_path("actlas-6m"))
     found = actlas.ablate(
         folder, mask, str(text), random=1, new_tokens=2, device="cpu", threads=1, max_length=8
@@ -102,7 +104,7 @@ def test_an_empty_mask_costs_nothing(text: Path) -> None:
         str(folder), mask_for(folder, {}), str(text), random=1, new_tokens=0, device="cpu"
     )
     assert [c.loss_delta for c in found.conditions] == [0.0, 0.0, 0.0]
-    assert "no more than random" in found.sentence()
+    assert "do no more than 0 random ones" in found.sentence()
 
 
 def test_prompts_are_the_users(mask: Path, text: Path, tmp_path: Path) -> None:
@@ -116,7 +118,10 @@ def test_prompts_are_the_users(mask: Path, text: Path, tmp_path: Path) -> None:
     assert "\x1b" not in result.stdout
     samples = (out / "samples.txt").read_text()
     assert "=== prompt 1: The return value is" in samples
-    assert "--- random, seed 4" in samples and "--- random, seed 5" in samples
+    assert "=== prompt 2: <b>\\x1b[31m\n" in samples and "\x1b" not in samples
+    # One random draw is there to read, the others are in the table.
+    assert "--- random, seed 4" in samples and "--- random, seed 5" not in samples
+    assert "random, seed 5" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -127,9 +132,12 @@ def test_prompts_are_the_users(mask: Path, text: Path, tmp_path: Path) -> None:
         ({"--corpus": "{empty}"}, "no document of it has a token to predict"),
         ({"--max-length": 1}, "leaves no room"),
         ({"--max-length": 5000}, "are longer than the 512"),
-        ({"--temperature": -1}, "must be 0 or more"),
-        ({"--prompt": ""}, "expected room for at least one token"),
-        ({"--new-tokens": 512}, "expected room for at least one token"),
+        ({"--temperature": -1}, "--temperature -1.0: expected 0 or more"),
+        ({"--temperature": "nan"}, "--temperature nan: expected 0 or more"),
+        ({"--max-tokens": 0}, "--max-tokens 0: expected 1 or more"),
+        ({"--prompt": ""}, "has 0 tokens, expected 1 to 471"),
+        ({"--prompt": "word " * 600}, "expected 1 to 471: builtin:actlas-6m has a context of 512"),
+        ({"--new-tokens": 512}, "has a context of 512 tokens, and a prompt needs room"),
         ({"--device": "cuda:99"}, "cuda"),
         ({"--text-field": "other"}, "other"),
     ],
@@ -150,8 +158,6 @@ def test_bad_input_gets_one_line(
 
 def test_a_mask_of_another_model_is_refused(mask: Path, text: Path, tmp_path: Path) -> None:
     other = save("llama", tmp_path / "other")
-    from transformers import AutoTokenizer
-
     AutoTokenizer.from_pretrained(str(builtin_model_path("actlas-6m"))).save_pretrained(other)
     out = tmp_path / "out"
     result = call("ablate", other, "--mask", mask, "--corpus", text, "--out", out)
@@ -161,3 +167,57 @@ def test_a_mask_of_another_model_is_refused(mask: Path, text: Path, tmp_path: Pa
     assert json.loads(body)["error"]["kind"] == "mask"
     assert not out.exists()
     assert Mask.load(mask).n_units == 5
+
+
+def test_a_model_without_a_head_is_refused_before_its_weights_are_read(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_args: Any, **_kwargs: Any) -> None:
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr("actlas.jobs.ablation.load_model", never)
+    build("llama").model.save_pretrained(tmp_path / "headless")
+    for name, folder in (("llama", tmp_path / "headless"), ("bert", tmp_path / "bert")):
+        if name == "bert":
+            save(name, folder)
+        AutoTokenizer.from_pretrained(str(builtin_model_path("actlas-6m"))).save_pretrained(folder)
+        mask_for(folder, {"resid_post.1": (3,)}).save(tmp_path / "mask.json")
+        result = call(
+            *("ablate", folder, "--mask", tmp_path / "mask.json", "--corpus", text),
+            *("--out", tmp_path / "out"),
+        )
+        assert result.exit_code == EXIT_USAGE and len(result.stderr.splitlines()) == 1
+        assert "predicts no next token" in result.stderr, result.stderr
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 5, 13, 14, 1000])
+@pytest.mark.parametrize("long", ["window", "truncate"])
+def test_windows_are_the_first_tokens_in_pieces(
+    text: Path, max_tokens: int, long: Literal["window", "truncate"]
+) -> None:
+    asked = PlanOptions(model="builtin:actlas-6m", corpus=str(text), max_length=8, long=long)
+    windows, texts = read_windows(resolve_settings(asked), max_tokens)
+    tokenizer = AutoTokenizer.from_pretrained(str(builtin_model_path("actlas-6m")))
+    expected: list[tuple[int, list[int]]] = []
+    left = max_tokens
+    for document, line in enumerate(text.read_text().splitlines()):
+        ids = tokenizer(json.loads(line)["text"], add_special_tokens=False)["input_ids"]
+        ids = (ids if long == "window" else ids[:7])[:left]
+        left -= len(ids)
+        expected += [
+            (document, [tokenizer.bos_token_id, *ids[at : at + 7]]) for at in range(0, len(ids), 7)
+        ]
+    assert [(window.document, window.ids.tolist()) for window in windows] == expected
+    assert {(window.start, window.stop - len(window.ids)) for window in windows} == {(1, 0)}
+    assert len(texts) > windows[-1].document
+
+
+def test_threads_are_given_back(mask: Path, text: Path) -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(StoreExistsError):
+        actlas.ablate("builtin:actlas-6m", mask, str(text), out=text.parent, threads=3)
+    seen: list[int] = []
+    with _threads(before + 1):
+        seen.append(torch.get_num_threads())
+    assert seen == [before + 1] and torch.get_num_threads() == before
