@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,9 @@ from actlas.store.schema import FORMAT_VERSION, FeaturesSpec, Receipt, seal
 
 if TYPE_CHECKING:
     from actlas.analysis.sae.autoencoder import SparseAutoencoder
-
     from actlas.store.store import Store
 
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}"
 DENSE_BYTES = 64 << 20
 """Of dense codes at once: what is zero is dropped at once."""
 
@@ -63,6 +64,12 @@ def create_features(
     SaeError
         It does not fit the hookpoint, or the name is another one's.
     """
+    if not re.fullmatch(NAME, name):
+        raise SaeError(
+            f"features {name!r}: a name has letters, digits, dots, dashes and underlines, 100 at "
+            "most. Give one with --name.",
+            field="name",
+        )
     hookpoint = _fitting_hookpoint(store, sae, hookpoint)
     spec = FeaturesSpec(
         format_version=FORMAT_VERSION,
@@ -92,22 +99,23 @@ def create_features(
 
 def _fitting_hookpoint(store: Store, sae: SparseAutoencoder, hookpoint: str | None) -> str:
     """Return the hookpoint to encode, which must be there and as wide as the dictionary's input."""
-    named = hookpoint or sae.hookpoint
-    if named is None:
+    if hookpoint is None and sae.hookpoint is None:
         raise SaeError(
             "this sparse autoencoder does not say which hookpoint it was trained on: give "
             f"--hookpoint, one of {', '.join(store.activations)}.",
             field="hookpoint",
         )
-    if hookpoint is not None and sae.hookpoint not in (None, hookpoint):
+    if hookpoint and sae.hookpoint and hookpoint not in same_place(sae.hookpoint):
         raise SaeError(
             f"this sparse autoencoder was trained on {sae.hookpoint}, asked for is {hookpoint}.",
             field="hookpoint",
         )
-    if named not in store.activations:
+    wanted = [hookpoint] if hookpoint else same_place(sae.hookpoint or "")
+    named = next((name for name in wanted if name in store.activations), None)
+    if named is None:
         raise SaeError(
-            f"this sparse autoencoder was trained on {named}; {store.path} has "
-            f"{', '.join(store.activations)}.",
+            f"{'asked for is' if hookpoint else 'this sparse autoencoder was trained on'} "
+            f"{wanted[0]}; {store.path} has {', '.join(store.activations)}.",
             field="hookpoint",
         )
     width = store.activations[named].shape[1]
@@ -118,6 +126,20 @@ def _fitting_hookpoint(store: Store, sae: SparseAutoencoder, hookpoint: str | No
             field="d_in",
         )
     return named
+
+
+def same_place(hookpoint: str) -> list[str]:
+    """Return the names of the same tensor: a block's input is the output of the one before.
+
+    >>> same_place("resid_pre.3"), same_place("resid_post.0"), same_place("resid_pre.0")
+    (['resid_pre.3', 'resid_post.2'], ['resid_post.0', 'resid_pre.1'], ['resid_pre.0'])
+    """
+    side, _, layer = hookpoint.partition(".")
+    if side == "resid_pre" and layer.isdecimal() and int(layer) > 0:
+        return [hookpoint, f"resid_post.{int(layer) - 1}"]
+    if side == "resid_post" and layer.isdecimal():
+        return [hookpoint, f"resid_pre.{int(layer) + 1}"]
+    return [hookpoint]
 
 
 class Encoder:

@@ -7,8 +7,9 @@ place, since the counts are known before. A feature's codes are then sorted by t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,31 +93,29 @@ def index_features(
     features.codes(0, 0)  # raises where not every token is encoded
     inputs = {spec_key(features.name): features.seal, source: input_seal(store.objects, source)}
     counts, sums, largest = _totals(store, features, progress)
-    edges = cut_blocks(counts, block_codes)
-    job, n_blocks = f"index.{features.name}", len(edges) - 1
-    receipts = receipts_of(store, job, n_blocks)
-    done = receipts.done()
+    job, n = f"index.{features.name}", features.n_features
+    receipts = receipts_of(store, job, n)
+    done = {unit: receipts.read(unit).stop for unit in receipts.done()}
+    edges = cut_blocks(counts, block_codes, done)
     n_passes = 0
-    for first, last in _passes(counts, edges, done, memory_bytes // BYTES_PER_CODE):
+    for first, last in _passes(counts, edges, frozenset(done), memory_bytes // BYTES_PER_CODE):
         n_passes += 1
         lo, hi = int(edges[first]), int(edges[last])
         what = f"pass {n_passes}: features [{lo}, {hi})"
         t, value = _transpose(store, features, counts, lo, hi, what, progress)
         starts = np.concatenate([[0], np.cumsum(counts[lo:hi])]).astype(np.int64)
         for block in range(first, last):
-            a, b = int(edges[block]) - lo, int(edges[block + 1]) - lo
-            pointers = starts[a : b + 1]
+            a, b = int(edges[block]), int(edges[block + 1])
+            pointers = starts[a - lo : b - lo + 1]
             part = slice(int(pointers[0]), int(pointers[-1]))
             indptr = pointers - pointers[0]
             sort_falling(indptr, t[part], value[part])
-            unit = Unit(
-                job, block, n_blocks, f"features/{features.name}/index/{block:08d}", a + lo, b + lo
-            )
+            unit = Unit(job, a, n, f"features/{features.name}/index/{a:08d}", a, b)
             attributes = {
                 "encoding-type": "csc_matrix",
                 "encoding-version": "0.1.0",
                 "shape": [store.plan.n_tokens, b - a],
-                "actlas": {"feature_start": a + lo},
+                "actlas": {"feature_start": a},
             }
             arrays = {"indptr": indptr, "indices": t[part], "data": value[part]}
             commit(store, unit, attributes, arrays, attempt=attempt, inputs=inputs)
@@ -124,26 +123,42 @@ def index_features(
     by_token = receipts_of(store, f"encode.{features.name}", store.plan.n_shards)
     return Indexed(
         n_codes=int(counts.sum()),
-        n_blocks=n_blocks,
+        n_blocks=len(edges) - 1,
         n_passes=n_passes,
-        n_bytes=_n_bytes(receipts.read(b) for b in range(n_blocks)) + _n_bytes([table]),
+        n_bytes=_n_bytes(receipts.read(int(a)) for a in edges[:-1]) + _n_bytes([table]),
         n_bytes_by_token=_n_bytes(by_token.read(s) for s in range(store.plan.n_shards)),
     )
 
 
-def cut_blocks(counts: NDArray[np.int64], block_codes: int) -> NDArray[np.int64]:
+def cut_blocks(
+    counts: NDArray[np.int64], block_codes: int, done: Mapping[int, int] | None = None
+) -> NDArray[np.int64]:
     """Return the first feature of every block, and at the end the number of features.
 
     A block takes features until one more would exceed ``block_codes``; a larger one is alone.
+    Blocks that are there already keep their borders, whatever they were cut by.
+
+    Parameters
+    ----------
+    counts : ndarray of int64, shape [features]
+    block_codes : int
+    done : mapping of int to int, optional
+        The features [start, stop) of the blocks that are there.
 
     >>> cut_blocks(np.array([3, 3, 9, 1, 1]), 6).tolist()
     [0, 2, 3, 5]
+    >>> cut_blocks(np.array([3, 3, 9, 1, 1]), 6, {1: 3}).tolist()
+    [0, 1, 3, 5]
     """
+    there = dict(done or {})
     edges, held = [0], 0
     for feature, count in enumerate(counts.tolist()):
-        if held + count > block_codes and feature > edges[-1]:
-            edges.append(feature)
-            held = 0
+        inside = feature < there.get(edges[-1], 0)
+        if feature > edges[-1] and not inside:
+            full = held + count > block_codes
+            if full or feature in there or edges[-1] in there:
+                edges.append(feature)
+                held = 0
         held += count
     return np.array([*edges, len(counts)], np.int64)
 
@@ -164,15 +179,19 @@ def sort_falling(indptr: NDArray[np.int64], t: NDArray[Any], value: NDArray[np.f
 def _passes(
     counts: NDArray[np.int64], edges: NDArray[np.int64], done: frozenset[int], n_codes: int
 ) -> Iterator[tuple[int, int]]:
-    """Yield ranges of blocks that are not done and fit the memory together, at least one each."""
+    """Yield ranges of blocks that are not done and fit the memory together, at least one each.
+
+    ``done`` holds the first features of the blocks that are.
+    """
     sizes = np.add.reduceat(counts, edges[:-1]) if len(counts) else np.zeros(0, np.int64)
     first, held = 0, 0
     for block in range(len(edges) - 1):
-        if block in done or (block > first and held + sizes[block] > n_codes):
+        there = int(edges[block]) in done
+        if there or (block > first and held + sizes[block] > n_codes):
             if block > first:
                 yield first, block
             first, held = block, 0
-        if block in done:
+        if there:
             first = block + 1
         else:
             held += int(sizes[block])
@@ -238,13 +257,16 @@ def _finish(
     totals: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]],
     attempt: str,
 ) -> Receipt:
-    name, n_blocks = features.name, len(edges) - 1
-    receipts = receipts_of(store, f"index.{name}", n_blocks)
+    name = features.name
+    receipts = receipts_of(store, f"index.{name}", features.n_features)
     groups, inputs = [], {}
-    for block in range(n_blocks):
-        key = receipt_key(receipts.job, block)
+    for first, last in pairwise(edges.tolist()):
+        receipt = receipts.read(first)
+        if (receipt.start, receipt.stop) != (first, last):
+            raise AssertionError(f"block {first} holds [{receipt.start}, {receipt.stop}): {edges}")
+        key = receipt_key(receipts.job, first)
         inputs[key] = input_seal(store.objects, key)
-        groups.append(group_of(receipts.read(block)))
+        groups.append(group_of(receipt))
     counts, sums, largest = totals
     done = commit(
         store,

@@ -175,13 +175,19 @@ def _outcome(store: Store, work: Work, ledger: Ledger, tally: Tally, *, stopped:
     if quarantined:
         line = (
             f"done but for shards in quarantine ({ranges(list(quarantined))}): "
-            f"{made} -> next: {command('status', store.path)} says why; --retry-quarantined tries "
-            "again"
+            f"{made} -> next: {_why(store, work)} says why; --retry-quarantined tries again"
         )
         return Outcome(EXIT_QUARANTINE, line, quarantined)
     if missing:
         raise AssertionError(f"{store.path}: the run ended with shards {missing} not done")
     return Outcome(EXIT_DONE, f"done: {made} -> next: {work.after}", quarantined)
+
+
+def _why(store: Store, work: Work) -> str:
+    """Return where the tracebacks of a job's quarantine are found."""
+    if work.job == EXTRACT:
+        return command("status", store.path)
+    return f"{store.path}/ledger/quarantine/{work.job}"
 
 
 def _made(work: Work, tally: Tally) -> str:

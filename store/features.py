@@ -116,11 +116,10 @@ class Features:
     @property
     def jobs(self) -> dict[str, int]:
         """The jobs that have receipts for this set, and how many units each has."""
-        n_blocks = len(self._index.groups) if self.indexed else 1 << 20
         return {
             f"encode.{self.name}": self.store.plan.n_shards,
             f"encoded.{self.name}": 1,
-            f"index.{self.name}": n_blocks,
+            f"index.{self.name}": self.n_features,
             f"indexed.{self.name}": 1,
         }
 

@@ -111,9 +111,9 @@ def test_groups_open_with_anndata_and_scipy(made: Any) -> None:
     ]
     assert len(columns) > 3
     assert (np.concatenate(columns, axis=1) == truth).all()
-    assert [n.rsplit("-", 1)[0] for n in sorted(groups["index"].group_keys())] == [
-        f"{i:08d}" for i in range(len(columns))
-    ]
+    first = np.cumsum([0, *(column.shape[1] for column in columns)])[:-1]
+    names = [n.rsplit("-", 1)[0] for n in sorted(groups["index"].group_keys())]
+    assert names == [f"{feature:08d}" for feature in first]
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -164,12 +164,23 @@ def test_rounding_is_bfloat16s() -> None:
     assert (round_values(values) == values.astype(ml_dtypes.bfloat16).astype(np.float32)).all()
 
 
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=60), st.integers(1, 80))
-def test_blocks_are_whole_and_bounded(counts: list[int], block_codes: int) -> None:
-    edges = cut_blocks(np.array(counts), block_codes)
+@given(
+    st.lists(st.integers(0, 50), min_size=1, max_size=60),
+    st.integers(1, 80),
+    st.integers(1, 80),
+    st.sets(st.integers(0, 59)),
+)
+def test_blocks_are_whole_and_bounded_and_old_ones_keep_their_borders(
+    counts: list[int], before: int, now: int, kept: set[int]
+) -> None:
+    old = cut_blocks(np.array(counts), before).tolist()
+    done = {a: b for i, (a, b) in enumerate(itertools.pairwise(old)) if i in kept}
+    edges = cut_blocks(np.array(counts), now, done).tolist()
     assert edges[0] == 0 and edges[-1] == len(counts) and (np.diff(edges) > 0).all()
-    for a, b in itertools.pairwise(edges):
-        assert sum(counts[a:b]) <= block_codes or b - a == 1
+    blocks = list(itertools.pairwise(edges))
+    assert set(done.items()) <= set(blocks)
+    for a, b in blocks:
+        assert sum(counts[a:b]) <= now or b - a == 1 or a in done
 
 
 def test_two_attempts_leave_one_and_a_killed_ones_group_is_swept(tmp_path: Path) -> None:
@@ -195,7 +206,10 @@ def test_two_attempts_leave_one_and_a_killed_ones_group_is_swept(tmp_path: Path)
     assert report.ok and not report.unclaimed
 
 
-def test_an_index_that_was_stopped_keeps_its_blocks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other_blocks", [None, 37, 1 << 24])
+def test_an_index_that_was_stopped_keeps_its_blocks(
+    tmp_path: Path, other_blocks: int | None
+) -> None:
     store = made_store(tmp_path / "run.zarr")
     sae = Relu(24, 40, HOOKPOINT)
     features = encode(store, sae)
@@ -215,9 +229,10 @@ def test_an_index_that_was_stopped_keeps_its_blocks(tmp_path: Path) -> None:
     kept = receipts_of(store, "index.made", 10**6)
     before = {unit: kept.read(unit) for unit in kept.done()}
     assert before
+    options["block_codes"] = other_blocks or 500
     made = index_features(store, features, attempt="two", **options)
     assert {unit: kept.read(unit) for unit in before} == before
-    assert made.n_passes < made.n_blocks
+    assert other_blocks or made.n_passes < made.n_blocks
     truth = true_codes(store, sae, HOOKPOINT)
     assert (store.features("made").count == (truth > 0).sum(axis=0)).all()
     for feature in range(40):
@@ -269,9 +284,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, made: Any) -> None:
         (Relu(24, 8, "resid_post.7"), "hookpoint"),
         (Relu(24, 8, None), "hookpoint"),
         (Relu(24, 60, HOOKPOINT, seed=1), "sae_sha256"),
+        (Relu(24, 60, HOOKPOINT), "name"),
     ):
+        name = "made" if field != "name" else "../made it"
         with pytest.raises(SaeError) as error:
-            create_features(store, sae, "made", "x")  # type: ignore[arg-type]
+            create_features(store, sae, name, "x")  # type: ignore[arg-type]
         assert error.value.details["field"] == field
     with pytest.raises(FeatureError, match="features 0 to 59"):
         features.top(60)
@@ -283,6 +300,18 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, made: Any) -> None:
         store.features("../../etc")
     with pytest.raises(IndexError, match="tokens"):
         features.codes(-1, 3)
+
+
+def test_a_blocks_input_is_the_output_of_the_one_before(tmp_path: Path) -> None:
+    store = made_store(tmp_path / "run.zarr")
+    for number, (trained, asked) in enumerate(
+        [("resid_pre.1", None), ("resid_pre.1", HOOKPOINT), (None, HOOKPOINT)]
+    ):
+        sae = Relu(24, 16, trained)
+        features = create_features(store, sae, f"set{number}", "x", asked)  # type: ignore[arg-type]
+        assert features.hookpoint == HOOKPOINT
+    with pytest.raises(SaeError, match=r"trained on resid_pre\.1, asked for is mlp\.1"):
+        create_features(store, Relu(24, 16, "resid_pre.1"), "x", "x", "mlp.1")  # type: ignore[arg-type]
 
 
 def test_codes_that_are_not_finite_are_refused(tmp_path: Path) -> None:
