@@ -139,7 +139,8 @@ class Pool(Generic[Tag]):
             It goes on in a forked process, where its threads are not.
         """
         buffers = [self._buffer() for _ in range(1 + self.ahead)]
-        process = os.getpid()
+        getpid = os.getpid  # bound here: at the interpreter's end modules are emptied first
+        process = getpid()
         executor = ThreadPoolExecutor(self.threads, thread_name_prefix="actlas-batches")
         try:
             begun = self._begin(executor, next(requests, None), buffers[0])
@@ -149,7 +150,7 @@ class Pool(Generic[Tag]):
                 if self.ahead:
                     begun = self._begin(executor, next(requests, None), buffers[0])
                 yield tag, block
-                if os.getpid() != process:
+                if getpid() != process:
                     raise RuntimeError(
                         "batches were begun before this process was forked, and their threads "
                         "stayed behind: begin to iterate in the process that uses them."
@@ -157,7 +158,7 @@ class Pool(Generic[Tag]):
                 if not self.ahead:
                     begun = self._begin(executor, next(requests, None), buffers[0])
         finally:
-            executor.shutdown(wait=os.getpid() == process, cancel_futures=True)
+            executor.shutdown(wait=getpid() == process, cancel_futures=True)
 
     def _buffer(self) -> NDArray[Any]:
         spec = self.array.spec

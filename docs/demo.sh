@@ -31,7 +31,8 @@ run actlas ablate builtin:actlas-6m --mask "$folder/localizer/mask.json" \
   --corpus builtin:python-docs --max-tokens 10000 --new-tokens 20 --out "$folder/ablation-docs"
 
 say "6. Train a sparse autoencoder on shuffled batches of the store"
-run actlas sae train "$store" --hookpoint resid_post.3 --out "$folder/docs-sae" --steps 900
+run actlas sae train "$store" --hookpoint resid_post.3 --out "$folder/docs-sae" \
+  --batch-size 1024 --steps 2400
 
 say "7. Encode every token by it, and index its features"
 run actlas sae encode "$store" --sae "$folder/docs-sae"

@@ -41,7 +41,9 @@ def write_csv(path: Path, points: Sequence[Point]) -> None:
         writer.writerows(points)
 
 
-def draw(path: Path, points: Sequence[Point], title: str, final_ev: float | None = None) -> None:
+def draw(
+    path: Path, points: Sequence[Point], title: str, final: tuple[float, str] | None = None
+) -> None:
     """Draw loss, explained variance, L0 and dead share against tokens seen.
 
     Parameters
@@ -50,11 +52,17 @@ def draw(path: Path, points: Sequence[Point], title: str, final_ev: float | None
         Of a PNG.
     points : sequence of Point
     title : str
-    final_ev : float, optional
-        Explained variance on the evaluated set, as a line.
+    final : tuple of float and str, optional
+        Explained variance at the end, as a line, and of which rows it is.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, FormatStrFormatter, PercentFormatter
+    from matplotlib.ticker import (
+        EngFormatter,
+        FormatStrFormatter,
+        LogLocator,
+        NullFormatter,
+        PercentFormatter,
+    )
 
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True).flat
@@ -67,20 +75,23 @@ def draw(path: Path, points: Sequence[Point], title: str, final_ev: float | None
     }
     for axis, (field, label) in zip(axes, panels.items(), strict=True):
         values = [getattr(point, field) for point in points]
-        axis.plot(tokens, values, color=BLUE, linewidth=1.4, marker="o", markersize=2)
+        axis.plot(
+            tokens, values, color=BLUE, linewidth=1.4, marker="o", markersize=2, clip_on=False
+        )
         axis.set_title(label, fontsize=11, loc="left")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        if field == "loss" and min(values) > 0:
+        if field == "loss" and 0 < 5 * min(values) < max(values):
             axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-            axis.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
         if field == "explained_variance":
             axis.set_ylim(min(0.0, *values) if min(values) > -1 else -1, 1)
-            if final_ev is not None:
-                label = f"evaluated set: {final_ev:.3f}"
-                axis.axhline(final_ev, color="#D55E00", linestyle="--", linewidth=1.2, label=label)
+            if final is not None:
+                label = f"{final[1]} rows, at the end: {final[0]:.3f}"
+                axis.axhline(final[0], color="#D55E00", linestyle="--", linewidth=1.2, label=label)
                 axis.legend(loc="lower right", frameon=False)
         if field == "l0":
             axis.set_ylim(0, max(1.0, *values) * 1.15)

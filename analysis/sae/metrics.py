@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,15 @@ class Metrics:
                 "note": "the first bin holds all below it, dead features are in none",
             },
         }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any], density: NDArray[np.float64]) -> Metrics:
+        """Return what :meth:`as_dict` made plain, with the density that it leaves out."""
+        names = [name for name in cls.__dataclass_fields__ if name != "density"]
+        values = {name: plain[name] for name in names}
+        if values["explained_variance"] is None:
+            values["explained_variance"] = float("nan")
+        return cls(**values, density=density)
 
 
 @torch.inference_mode()

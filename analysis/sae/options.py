@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from actlas.store.errors import ConfigError
 
-LEARNING_RATES = {"topk": 2e-3, "relu": 1e-3}
-"""Tried on a small store and short runs; long runs of wide dictionaries want less."""
-LEAST_ROWS = 2_000_000
-"""Rows to train on by default where the store has fewer: several epochs then."""
+LEARNING_RATES = {"topk": 4e-3, "relu": 1e-3}
+"""Up to 2,048 features, tried on a small store; above it they fall with the square root of the
+width (as the best ones do in Gao et al. 2024, arXiv 2406.04093)."""
+LEARNING_RATES_WIDTH = 2048
+LEAST_STEPS = 1000
+"""By default: several epochs where one has fewer."""
 
 
 class TrainOptions(BaseModel):
@@ -27,10 +29,11 @@ class TrainOptions(BaseModel):
     l1: float = Field(5.0, ge=0)
     fraction: float = Field(0.9, gt=0, le=1)
     steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(1024, ge=1)
+    batch_size: int = Field(4096, ge=1)
     lr: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0, lt=1 << 63)
     device: str = "cpu"
+    threads: int | None = Field(None, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
 
     @classmethod
@@ -60,11 +63,13 @@ class TrainOptions(BaseModel):
 
     @property
     def peak_lr(self) -> float:
-        """The largest learning rate."""
-        return LEARNING_RATES[self.kind] if self.lr is None else self.lr
+        """The largest learning rate: as asked, else by kind and width."""
+        if self.lr is not None:
+            return self.lr
+        return LEARNING_RATES[self.kind] * math.sqrt(min(1.0, LEARNING_RATES_WIDTH / self.width))
 
-    def n_steps(self, n_rows: int, batches_per_epoch: int) -> int:
-        """Return the steps: as asked, else whole epochs, one or enough for 2,000,000 rows."""
+    def n_steps(self, batches_per_epoch: int) -> int:
+        """Return the steps: as asked, else whole epochs, one or enough for 1,000 steps."""
         if self.steps is not None:
             return self.steps
-        return batches_per_epoch * max(1, math.ceil(LEAST_ROWS / n_rows))
+        return batches_per_epoch * math.ceil(LEAST_STEPS / batches_per_epoch)

@@ -13,7 +13,7 @@ from actlas.store.errors import ConfigError, CorruptDataError, run_fault
 
 STATE_FILE = "checkpoint.safetensors"
 FORMAT = "actlas.sae.training.1"
-FREE = frozenset({"checkpoint_every", "device"})
+FREE = frozenset({"checkpoint_every", "device", "threads"})
 """Options that may differ when a training goes on."""
 
 
@@ -91,13 +91,15 @@ def read_state(folder: Path) -> Saved | None:
     return Saved(tensors, state)
 
 
-def require_same(folder: Path, got: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Raise ``ConfigError`` where a training would go on with other options than it began with."""
+def require_same(
+    folder: Path, got: dict[str, Any], saved: dict[str, Any], what: str = "an unfinished"
+) -> None:
+    """Raise ``ConfigError`` where a folder's training has other options than those asked for."""
     for field in sorted((got.keys() | saved.keys()) - FREE):
         if got.get(field) != saved.get(field):
             raise ConfigError(
-                f"{folder} holds an unfinished training with {field} {saved.get(field)!r}, asked "
-                f"for is {got.get(field)!r}. Give the same options to go on, or another --out.",
+                f"{folder} holds {what} training with {field} {saved.get(field)!r}, asked for is "
+                f"{got.get(field)!r}. Give the same options, or another --out.",
                 field=field,
                 got=got.get(field),
                 expected=saved.get(field),

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from actlas.analysis.sae import train_topk
 from actlas.analysis.sae.autoencoder import SparseAutoencoder
 
 AUX_COEFFICIENT = 1 / 32
@@ -100,8 +101,10 @@ class Trainer:
     def __init__(self, sae: SparseAutoencoder, recipe: Recipe, variance: float) -> None:
         self.sae, self.recipe, self.variance = sae, recipe, variance
         self.step_number = 0
-        self.optimizer = torch.optim.Adam(sae.parameters(), lr=recipe.lr)
+        fused = sae.W_dec.device.type in ("cpu", "cuda", "mps")
+        self.optimizer = torch.optim.Adam(sae.parameters(), lr=recipe.lr, fused=fused)
         self.silent_rows = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        self.sparse = recipe.kind == "topk" and train_topk.is_worth_it(sae)
 
     @property
     def dead(self) -> torch.Tensor:
@@ -114,20 +117,18 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.lr_at(self.step_number)
         self.optimizer.zero_grad(set_to_none=True)
-        a = sae.pre_activations(x)
-        codes = self._codes(a)
-        residual = x - sae.decode(codes)
+        codes, rebuilt, fired = self._rebuild(x)
+        residual = x - rebuilt
         squared = residual.square().sum() / len(x)
         if recipe.kind == "relu":
             norms = sae.W_dec.norm(dim=-1)
             l1 = recipe.l1_at(self.step_number)
             loss = squared + l1 * (codes.sum(dim=0) / len(x)) @ norms
         else:
-            loss = (squared + AUX_COEFFICIENT * self._of_the_dead(a, residual)) / self.variance
+            loss = (squared + AUX_COEFFICIENT * self._of_the_dead(x, residual)) / self.variance
         loss.backward()
         self._update()
         with torch.no_grad():
-            fired = (codes > 0).sum(dim=0)
             self.silent_rows += len(x)
             self.silent_rows[fired > 0] = 0
         self.step_number += 1
@@ -140,24 +141,35 @@ class Trainer:
             dead_share=self.dead.float().mean().item(),
         )
 
-    def _codes(self, a: torch.Tensor) -> torch.Tensor:
+    def _rebuild(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return codes, rebuilt rows, and on how many rows each feature fired."""
+        sae, k = self.sae, self.recipe.k
+        if self.sparse:
+            values, features = train_topk.top_codes(sae, x)
+            fired = torch.bincount(features[values > 0], minlength=sae.d_sae)
+            return values, train_topk.rebuild(sae, values, features), fired
+        a = sae.pre_activations(x)
         if self.recipe.kind == "relu":
-            return a.relu()
-        top = torch.topk(a, self.recipe.k, dim=-1, sorted=False)
-        return torch.zeros_like(a).scatter(-1, top.indices, top.values.relu())
+            codes = a.relu()
+        else:
+            top = torch.topk(a, k, dim=-1, sorted=False)
+            codes = torch.zeros_like(a).scatter(-1, top.indices, top.values.relu())
+        return codes, sae.decode(codes), (codes > 0).sum(dim=0)
 
-    def _of_the_dead(self, a: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def _of_the_dead(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Return how badly the dead features that would fire most rebuild the residual."""
+        sae = self.sae
         dead = self.dead.nonzero().squeeze(1)
         if len(dead) == 0:
-            return a.new_zeros(())
-        wanted = max(1, self.sae.d_in // 2)
+            return x.new_zeros(())
+        a = torch.addmm(sae.b_enc[dead], x - sae.b_dec, sae.W_enc[:, dead])
+        wanted = max(1, sae.d_in // 2)
         k = min(wanted, len(dead))
-        top = torch.topk(a[:, dead], k, dim=-1, sorted=False)
+        top = torch.topk(a, k, dim=-1, sorted=False)
         # No ReLU here, as in SAELens and sparsify: below zero it would pass no gradient, and what
         # is below zero on every row would stay dead for ever.
         codes = a.new_zeros(len(a), len(dead)).scatter(-1, top.indices, top.values)
-        missed = residual.detach() - codes @ self.sae.W_dec[dead]
+        missed = residual.detach() - codes @ sae.W_dec[dead]
         # Few dead features cannot rebuild much: they weigh less, as in SAELens and sparsify.
         return (k / wanted) * missed.square().sum() / len(a)
 
@@ -192,7 +204,7 @@ class Trainer:
             for name, parameter in self.sae.named_parameters():
                 parameter.copy_(state[f"weights.{name}"])
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step_number)),
+                    "step": torch.tensor(float(step_number), device=device),
                     "exp_avg": state[f"exp_avg.{name}"].to(device),
                     "exp_avg_sq": state[f"exp_avg_sq.{name}"].to(device),
                 }

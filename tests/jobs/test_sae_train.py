@@ -48,7 +48,13 @@ def test_it_says_what_was_made_and_what_is_next(store: Store, tmp_path: Path) ->
     assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert len((out / "curve.csv").read_text().splitlines()) == 31
     again = CliRunner().invoke(cli, arguments(store, out, "--steps", 30))
-    assert again.exit_code == EXIT_USAGE and "left as it is" in again.stderr
+    assert again.exit_code == EXIT_DONE
+    said = again.stdout.splitlines()[-1]
+    assert said == last.replace("trained", "trained before, nothing to do:", 1)
+    other = CliRunner().invoke(cli, arguments(store, out, "--steps", 31))
+    assert other.exit_code == EXIT_USAGE and "with steps 30, asked for is 31" in other.stderr
+    as_json = CliRunner().invoke(cli, arguments(store, out, "--steps", 30, "--json"))
+    assert json.loads(as_json.stdout)["explained_variance"] == metrics["explained_variance"]
 
 
 @pytest.mark.parametrize(
