@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -139,7 +140,8 @@ class Pool(Generic[Tag]):
             It goes on in a forked process, where its threads are not.
         """
         buffers = [self._buffer() for _ in range(1 + self.ahead)]
-        getpid = os.getpid  # bound here: at the interpreter's end modules are emptied first
+        # Bound here: when a generator is left open to the interpreter's end, modules are empty.
+        getpid, ending = os.getpid, sys.is_finalizing
         process = getpid()
         executor = ThreadPoolExecutor(self.threads, thread_name_prefix="actlas-batches")
         try:
@@ -158,7 +160,8 @@ class Pool(Generic[Tag]):
                 if not self.ahead:
                     begun = self._begin(executor, next(requests, None), buffers[0])
         finally:
-            executor.shutdown(wait=getpid() == process, cancel_futures=True)
+            if not ending():  # then its threads have been joined already
+                executor.shutdown(wait=getpid() == process, cancel_futures=True)
 
     def _buffer(self) -> NDArray[Any]:
         spec = self.array.spec

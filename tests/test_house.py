@@ -75,12 +75,11 @@ def test_links_in_the_pages_lead_somewhere() -> None:
 def test_the_readme_names_no_option_that_is_not_there() -> None:
     from click.testing import CliRunner
 
-    from actlas.jobs.cli import cli
+    from actlas.jobs import sae
+    from actlas.jobs.cli import VERBS, cli
 
-    helps = "".join(
-        CliRunner().invoke(cli, [verb, "--help"]).output
-        for verb in ("plan", "extract", "status", "verify", "info", "show")
-    )
+    verbs = [[verb] for verb in VERBS] + [["sae", verb] for verb in sae.VERBS]
+    helps = "".join(CliRunner().invoke(cli, [*verb, "--help"]).output for verb in verbs)
     text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "demo.sh").read_text()
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     assert used <= set(re.findall(r"--[a-z][a-z-]+", helps)), used

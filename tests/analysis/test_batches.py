@@ -531,3 +531,16 @@ def test_batches_mix_documents_nearly_as_independent_rows_do(tmp_path: Path) -> 
     ordered = in_order[: n * 64].reshape(n, 64).mean(axis=1).var() / (effect.var() / 64)
     assert ordered > 10
     assert 0.85 < inflation < 1.3, inflation
+
+
+def test_a_stream_that_is_left_open_ends_quietly_with_its_process(store: Store) -> None:
+    code = (
+        "import sys, actlas\n"
+        f"stream = iter(actlas.batches(actlas.open(sys.argv[1]), {HOOKPOINT!r}, batch_size=50))\n"
+        "next(stream)\n"
+    )
+    patched = f"import actlas.store.layout as layout; layout.chunk_rows = lambda *_: 16\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-c", patched, store.path], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -190,8 +190,9 @@ def test_two_attempts_leave_one_and_a_killed_ones_group_is_swept(tmp_path: Path)
     encoder = Encoder(store, features, sae)  # type: ignore[arg-type]
     first = encoder.extract(0, attempt="first")
     killed = Path(store.path) / "features/made/tokens/00000000-0123456789ab"
-    killed.mkdir()
-    (killed / "zarr.json").write_text("{}")
+    for name in ("zarr.json", "indptr/zarr.json", "indptr/c/0", "indices/zarr.json"):
+        (killed / name).parent.mkdir(parents=True, exist_ok=True)
+        (killed / name).write_text("{}")
     assert encoder.extract(0, attempt="second") == first
     assert "features/made/tokens/00000000-0123456789ab/zarr.json" in verify(store).unclaimed
     with pytest.raises(FeatureError, match="not encoded yet"):
