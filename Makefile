@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY := PASSIVE
 .PHONY: demo test check lint types contracts pytest test-newest bench clean help
 
 help:
-	@echo "make demo    extract the embedded model's activations, verify them, look at a document"
+	@echo "make demo    all of it on the embedded model: extract, verify, localize, ablate, train, look"
 	@echo "make test    lint, types, import contracts, all tests"
 	@echo "make bench   every benchmark, each a table"
 	@echo "make clean   remove the environments and what the demo made"
@@ -54,16 +54,18 @@ pytest: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
 # The store's own tests need no torch: they run on the newest Python at hand, with the newest zarr.
-test-newest:
 ifeq ($(NEWEST),)
+test-newest:
 	@echo "no Python 3.12 or later is at hand: the store's tests ran on $(PYTHON) alone"
 else
-	@test -f $(VENV)-newest/.installed || { \
-	  $(NEWEST) -m venv $(VENV)-newest && \
-	  $(VENV)-newest/bin/python -m pip install --quiet 'zarr>=3.4' -e . \
-	    hypothesis pytest pytest-timeout pandas xarray tensorstore 'dask[array]' && \
-	  touch $(VENV)-newest/.installed; }
-	$(VENV)-newest/bin/python -m pytest tests/store tests/analysis
+$(VENV)-newest/.installed: pyproject.toml
+	$(NEWEST) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet 'zarr>=3.4' -e . \
+	  hypothesis pytest pytest-timeout pandas xarray tensorstore 'dask[array]'
+	@touch $@
+
+test-newest: $(VENV)-newest/.installed
+	$(VENV)-newest/bin/python -m pytest tests/store tests/analysis/test_lazy.py
 endif
 
 bench: $(VENV)/.installed
