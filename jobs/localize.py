@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from actlas.jobs.flags import debug_option, json_option
 from actlas.jobs.formatting import command as command_line
 from actlas.jobs.formatting import count, printable
 from actlas.jobs.output import check_free, output_folder
+from actlas.jobs.progress import NowAndThen
 from actlas.store.store import open_store
 
 if TYPE_CHECKING:
@@ -106,11 +107,30 @@ def command(
 
 @contextmanager
 def _progress() -> Iterator[None]:
-    """Show, on a terminal, how many shards are read of how many."""
-    if not _on_a_terminal():
-        yield
-        return
+    """Tell how many shards are read of how many: a bar on a terminal, else a line now and then."""
     from dask.callbacks import Callback
+
+    n_done, n_all = 0, 0
+    tell: Callable[[int, int], None]
+    with ExitStack() as stack:
+        tell = stack.enter_context(_bar()) if _on_a_terminal() else _lines_now_and_then()
+
+        def begin(graph: Any) -> None:
+            nonlocal n_all
+            n_all = sum(str(key).startswith(POOL_TASK) for key in graph)
+
+        def done(key: Any, *_rest: Any) -> None:
+            nonlocal n_done
+            if str(key).startswith(POOL_TASK):
+                n_done += 1
+                tell(n_done, n_all)
+
+        stack.enter_context(Callback(start=begin, posttask=done))  # type: ignore[no-untyped-call]
+        yield
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -123,16 +143,13 @@ def _progress() -> Iterator[None]:
     columns = (TextColumn("pooling"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
     shown = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
     bar = shown.add_task("pooling", total=None)
+    with shown:
+        yield lambda n_done, n_all: shown.update(bar, completed=n_done, total=n_all)
 
-    def begin(graph: Any) -> None:
-        shown.update(bar, total=sum(str(key).startswith(POOL_TASK) for key in graph))
 
-    def done(key: Any, *_rest: Any) -> None:
-        if str(key).startswith(POOL_TASK):
-            shown.advance(bar)
-
-    with shown, Callback(start=begin, posttask=done):  # type: ignore[no-untyped-call]
-        yield
+def _lines_now_and_then() -> Callable[[int, int], None]:
+    say = NowAndThen()
+    return lambda n_done, n_all: say(f"pooled {n_done:,} of {n_all:,} shards")
 
 
 def _on_a_terminal() -> bool:

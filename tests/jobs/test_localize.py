@@ -166,19 +166,25 @@ def test_progress_on_a_terminal(
     import actlas.jobs.localize as verb
 
     seen: dict[str, float] = {}
-    update, advance = Progress.update, Progress.advance
+    update = Progress.update
 
     def updated(self: Progress, task: int, **more: float) -> None:
         seen.update(more)
         update(self, task, **more)  # type: ignore[arg-type]
 
-    def advanced(self: Progress, task: int, n: float = 1) -> None:
-        seen["done"] = seen.get("done", 0) + n
-        advance(self, task, n)  # type: ignore[arg-type]
-
     monkeypatch.setattr(Progress, "update", updated)
-    monkeypatch.setattr(Progress, "advance", advanced)
     monkeypatch.setattr(verb, "_on_a_terminal", lambda: True)
     done = call("localize", store.path, "--contrast", "S:N", "--out", tmp_path / "o")
     assert done.exit_code == 0, done.output
-    assert seen["total"] == seen["done"] == 2 * store.plan.n_shards
+    assert seen["total"] == seen["completed"] == 2 * store.plan.n_shards
+
+
+def test_progress_in_plain_lines(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from actlas.jobs.progress import NowAndThen
+
+    monkeypatch.setattr(NowAndThen, "EVERY_S", 0.0)
+    done = call("localize", store.path, "--contrast", "S:N", "--out", tmp_path / "o")
+    n = 2 * store.plan.n_shards
+    assert done.stderr.splitlines() == [f"pooled {i:,} of {n:,} shards" for i in range(1, n + 1)]
