@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from actlas.store import layout
+from actlas.store.codes import Codes, index_dtype, round_values, spec_key
 from actlas.store.derived import (
     Unit,
     commit,
@@ -23,14 +24,7 @@ from actlas.store.derived import (
     sweep,
 )
 from actlas.store.errors import NonFiniteError, SaeError
-from actlas.store.features import (
-    Codes,
-    Features,
-    index_dtype,
-    open_features,
-    round_values,
-    spec_key,
-)
+from actlas.store.features import Features, open_features
 from actlas.store.receipts import receipt_key
 from actlas.store.schema import FORMAT_VERSION, FeaturesSpec, Receipt, seal
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.store.codes import Codes, spec_key, token_dtype
 from actlas.store.derived import (
     Unit,
     commit,
@@ -23,7 +24,7 @@ from actlas.store.derived import (
     receipts_of,
     sweep,
 )
-from actlas.store.features import Codes, Features, spec_key, token_dtype
+from actlas.store.features import Features
 from actlas.store.receipts import receipt_key
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 
 from actlas.jobs.flags import debug_option, json_option
 from actlas.jobs.formatting import count, n_bytes, printable
-from actlas.store.features import names
+from actlas.store.codes import names
 from actlas.store.store import Store, open_store
 
 

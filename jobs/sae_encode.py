@@ -88,7 +88,7 @@ def encode(
     """
     from actlas.analysis.encoding import create_features, finish
     from actlas.analysis.sae.checkpoint import load_sae
-    from actlas.store.features import names
+    from actlas.store.codes import names
 
     folder = Path(sae).expanduser()
     if not folder.is_dir() and sae in names(store):

@@ -8,87 +8,24 @@ top, the bottom, a quantile, the count and the maximum are slices whatever the n
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store import layout
+from actlas.store.codes import Codes, index_dtype, names, spec_key
 from actlas.store.contexts import Contexts, Peak, contexts_of, one_per_document
-from actlas.store.derived import flat, group_of, receipts_of
 from actlas.store.errors import FeatureError
-from actlas.store.lazy import LazyArray
+from actlas.store.feature_tables import FeatureTables
 from actlas.store.schema import FeaturesSpec, seal_of, unseal
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from actlas.store.schema import Receipt
     from actlas.store.store import Store
 
-FOLDER = "ledger/features"
 STREAM_FEATURES = 7
-
-
-def spec_key(name: str) -> str:
-    """Return the key of a set's sealed description."""
-    return f"{FOLDER}/{name}.json"
-
-
-def names(store: Store) -> list[str]:
-    """Return the names of a store's sets of features."""
-    return sorted(n.removesuffix(".json") for n in store.objects.names(FOLDER) if n[-5:] == ".json")
-
-
-def index_dtype(n_features: int) -> str:
-    """Return the dtype of CSR indices: uint16 up to 65,536 features, else uint32."""
-    return "uint16" if n_features <= 1 << 16 else "uint32"
-
-
-def token_dtype(n_tokens: int) -> str:
-    """Return the dtype of tokens in the index: int32 where they fit, else int64."""
-    return "int32" if n_tokens < 1 << 31 else "int64"
-
-
-def round_values(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Round float32 to the nearest bfloat16, ties to even; the result is float32 again.
-
-    >>> round_values(np.array([1.001, 3.14159], np.float32)).tolist()
-    [1.0, 3.140625]
-    """
-    words = values.view(np.uint32)
-    rounded = words + np.uint32(0x7FFF) + ((words >> np.uint32(16)) & np.uint32(1))
-    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
-
-
-class Codes(NamedTuple):
-    """The codes of consecutive tokens: compressed sparse rows.
-
-    Token ``start + i`` has ``data[indptr[i]:indptr[i + 1]]`` at the features
-    ``indices[indptr[i]:indptr[i + 1]]``, ascending. ``scipy.sparse.csr_array((data, indices,
-    indptr))`` takes it as it is.
-    """
-
-    start: int
-    indptr: NDArray[np.int64]
-    indices: NDArray[Any]
-    data: NDArray[np.float32]
-
-    def dense(self, feature: int) -> NDArray[np.float32]:
-        """Return one feature's activation of each token; shape [tokens]."""
-        hit = np.flatnonzero(self.indices == feature)
-        values = np.zeros(len(self.indptr) - 1, np.float32)
-        values[np.searchsorted(self.indptr, hit, side="right") - 1] = self.data[hit]
-        return values
-
-
-class _Index(NamedTuple):
-    edges: NDArray[np.int64]
-    groups: list[str]
-    n_active: NDArray[np.int64]
-    sum: NDArray[np.float64]
-    max: NDArray[np.float32]
 
 
 class Features:
@@ -111,27 +48,17 @@ class Features:
     def __init__(self, store: Store, spec: FeaturesSpec, seal: str) -> None:
         self.store, self.spec, self.seal = store, spec, seal
         self.name, self.hookpoint, self.n_features = spec.name, spec.hookpoint, spec.n_features
-        self._group_arrays = lru_cache(maxsize=64)(self._open_group)
-
-    @property
-    def jobs(self) -> dict[str, int]:
-        """The jobs that have receipts for this set, and how many units each has."""
-        return {
-            f"encode.{self.name}": self.store.plan.n_shards,
-            f"encoded.{self.name}": 1,
-            f"index.{self.name}": self.n_features,
-            f"indexed.{self.name}": 1,
-        }
+        self._tables = FeatureTables(store, spec.name, spec.n_features)
 
     @property
     def encoded(self) -> bool:
         """Whether every token is encoded."""
-        return receipts_of(self.store, f"encoded.{self.name}", 1).exists(0)
+        return self._tables.written("encoded")
 
     @property
     def indexed(self) -> bool:
         """Whether the index by feature is there."""
-        return receipts_of(self.store, f"indexed.{self.name}", 1).exists(0)
+        return self._tables.written("indexed")
 
     def __len__(self) -> int:
         return self.n_features
@@ -158,16 +85,15 @@ class Features:
         plan = self.store.plan
         if not 0 <= start <= stop <= plan.n_tokens:
             raise IndexError(f"tokens [{start}, {stop}): this store has [0, {plan.n_tokens})")
-        edges, groups = self._tokens
+        self._tables.tokens  # noqa: B018 - raises where not every token is encoded
         parts: list[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]] = []
         for shard in range(start // plan.shard_rows, -(-stop // plan.shard_rows)):
             first, last = self.store.shard_range(shard)
             lo, hi = max(start, first) - first, min(stop, last) - first
-            nnz = int(edges[shard + 1] - edges[shard])
-            arrays = self._group_arrays(groups[shard], last - first + 1, nnz, "tokens")
-            indptr = arrays["indptr"].read(lo, hi + 1)
+            group = self._tables.shard(shard)
+            indptr = group.indptr.read(lo, hi + 1)
             a, b = int(indptr[0]), int(indptr[-1])
-            parts.append((indptr - a, arrays["indices"].read(a, b), arrays["data"].read(a, b)))
+            parts.append((indptr - a, group.indices.read(a, b), group.data.read(a, b)))
         if not parts:
             empty = np.zeros(0, index_dtype(self.n_features))
             return Codes(start, np.zeros(1, np.int64), empty, np.zeros(0, np.float32))
@@ -187,25 +113,25 @@ class Features:
     @property
     def count(self) -> NDArray[np.int64]:
         """The tokens on which each feature is above zero; shape [features]."""
-        return self._index.n_active
+        return self._tables.features.n_active
 
     @property
     def density(self) -> NDArray[np.float64]:
         """Each feature's share of tokens on which it is above zero; shape [features]."""
-        density: NDArray[np.float64] = self._index.n_active / self.store.plan.n_tokens
+        density: NDArray[np.float64] = self._tables.features.n_active / self.store.plan.n_tokens
         return density
 
     @property
     def max(self) -> NDArray[np.float32]:
         """Each feature's largest activation, 0 where it never fires; shape [features]."""
-        return self._index.max
+        return self._tables.features.max
 
     @property
     def mean(self) -> NDArray[np.float64]:
         """Each feature's mean activation over the tokens on which it fires, NaN where on none."""
-        count = self._index.n_active
+        count = self._tables.features.n_active
         mean = np.full(len(count), np.nan)
-        np.divide(self._index.sum, count, out=mean, where=count > 0)
+        np.divide(self._tables.features.sum, count, out=mean, where=count > 0)
         return mean
 
     def top(self, feature: int, k: int = 20) -> Peak:
@@ -235,14 +161,12 @@ class Features:
         n = self._count(feature)
         if not 0 <= start <= stop <= n:
             raise IndexError(f"ranks [{start}, {stop}): feature {feature} has {n} tokens")
-        index = self._index
-        block = int(np.searchsorted(index.edges, feature, side="right")) - 1
-        first, last = int(index.edges[block]), int(index.edges[block + 1])
-        nnz = int(index.n_active[first:last].sum())
-        arrays = self._group_arrays(index.groups[block], last - first + 1, nnz, "index")
-        at = int(arrays["indptr"].read(feature - first, feature - first + 1)[0])
-        t = arrays["indices"].read(at + start, at + stop).astype(np.int64)
-        return Peak(t, arrays["data"].read(at + start, at + stop))
+        edges = self._tables.features.block_start
+        block = int(np.searchsorted(edges, feature, side="right")) - 1
+        group, place = self._tables.block(block), feature - int(edges[block])
+        at = int(group.indptr.read(place, place + 1)[0])
+        t = group.indices.read(at + start, at + stop).astype(np.int64)
+        return Peak(t, group.data.read(at + start, at + stop))
 
     def quantile(self, feature: int, q: float) -> float:
         """Return the quantile of a feature's activations above zero: the value at rank ``q``.
@@ -342,59 +266,9 @@ class Features:
                 return peaks
             wanted *= 4
 
-    # Where it all lies
-
     def _count(self, feature: int) -> int:
         self.check(feature)
-        return int(self._index.n_active[feature])
-
-    @cached_property
-    def _tokens(self) -> tuple[NDArray[np.int64], list[str]]:
-        receipt = self._table("encoded", f"actlas sae encode {self.store.path} --sae {self.name}")
-        groups: list[str] = receipt.run["groups"]
-        spec = flat("nnz_start", len(groups) + 1, "int64", "edge")
-        return self._read(receipt, spec), groups
-
-    @cached_property
-    def _index(self) -> _Index:
-        receipt = self._table("indexed", f"actlas sae index {self.store.path} --sae {self.name}")
-        groups: list[str] = receipt.run["groups"]
-        n = self.n_features
-        return _Index(
-            self._read(receipt, flat("block_start", len(groups) + 1, "int64", "edge")),
-            groups,
-            self._read(receipt, flat("count", n, "int64", "feature")),
-            self._read(receipt, flat("sum", n, "float64", "feature")),
-            self._read(receipt, flat("max", n, "float32", "feature")),
-        )
-
-    def _table(self, kind: str, command: str) -> Receipt:
-        receipts = receipts_of(self.store, f"{kind}.{self.name}", 1)
-        try:
-            return receipts.read(0)
-        except FileNotFoundError as error:
-            raise FeatureError(
-                f"{self.store.path}: features {self.name!r} are not {kind} yet: `{command}`.",
-                name=self.name,
-            ) from error
-
-    def _read(self, receipt: Receipt, spec: Any) -> NDArray[Any]:
-        folder = group_of(receipt)
-        return self._lazy(folder, spec.path, spec.shape[0], spec.dtype).read(0, spec.shape[0])
-
-    def _open_group(
-        self, folder: str, n_pointers: int, nnz: int, kind: str
-    ) -> dict[str, LazyArray]:
-        index = index_dtype(self.n_features)
-        dtype = index if kind == "tokens" else token_dtype(self.store.plan.n_tokens)
-        return {
-            "indptr": self._lazy(folder, "indptr", n_pointers, "int64"),
-            "indices": self._lazy(folder, "indices", nnz, dtype),
-            "data": self._lazy(folder, "data", nnz, "float32"),
-        }
-
-    def _lazy(self, folder: str, name: str, n: int, dtype: str) -> LazyArray:
-        return LazyArray(self.store.objects, flat(f"{folder}/{name}", n, dtype, name))
+        return int(self._tables.features.n_active[feature])
 
 
 def open_features(store: Store, name: str) -> Features:

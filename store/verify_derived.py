@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from actlas.store.arrays import group_metadata, metadata_bytes
+from actlas.store.codes import FOLDER, names, spec_key
 from actlas.store.commit import object_digest
 from actlas.store.errors import ActlasError
-from actlas.store.features import FOLDER, names, open_features, spec_key
+from actlas.store.features import open_features
 from actlas.store.receipts import EXTRACT, Receipts, receipt_key
 from actlas.store.schema import Receipt, seal_of
 

@@ -19,9 +19,10 @@ from support.features import Relu, best, made_store, true_codes
 import actlas
 from actlas.analysis.encoding import Encoder, create_features, finish
 from actlas.analysis.index import cut_blocks, index_features
+from actlas.store.codes import round_values
 from actlas.store.derived import group_of, receipts_of
 from actlas.store.errors import CorruptDataError, FeatureError, NonFiniteError, SaeError
-from actlas.store.features import Features, round_values
+from actlas.store.features import Features
 from actlas.store.store import Store
 from actlas.store.verify import verify
 
