@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from actlas.store import layout
-from actlas.store.codes import Codes, index_dtype, round_values, spec_key
+from actlas.store.codes import NAME, Codes, index_dtype, round_values, spec_key
 from actlas.store.derived import (
     Unit,
     commit,
@@ -22,6 +23,7 @@ from actlas.store.derived import (
     input_seal,
     receipts_of,
     sweep,
+    sweep_unit,
 )
 from actlas.store.errors import NonFiniteError, SaeError
 from actlas.store.features import Features, open_features
@@ -30,9 +32,9 @@ from actlas.store.schema import FORMAT_VERSION, FeaturesSpec, Receipt, seal
 
 if TYPE_CHECKING:
     from actlas.analysis.sae.autoencoder import SparseAutoencoder
+    from actlas.store.shardfile import ShardReader
     from actlas.store.store import Store
 
-NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}"
 DENSE_BYTES = 64 << 20
 """Of dense codes at once: what is zero is dropped at once."""
 
@@ -176,8 +178,7 @@ class Encoder:
         reader = self.store.activations[self.features.hookpoint].reader(shard)
         n_active, columns, values = [], [], []
         with torch.inference_mode():
-            for first in range(0, stop - start, self._n_rows):
-                rows = reader.read_rows(first, min(first + self._n_rows, stop - start))
+            for first, rows in self._batches(reader, stop - start):
                 count, column, value = self._encode_rows(rows, start + first)
                 n_active.append(count)
                 columns.append(column)
@@ -187,6 +188,15 @@ class Encoder:
         return in_document_order(
             start, token, np.concatenate(n_active), np.concatenate(columns), np.concatenate(values)
         )
+
+    def _batches(self, reader: ShardReader, n_rows: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield rows, few enough for the dense codes, each chunk decoded once."""
+        chunk_rows = reader.spec.chunk_rows
+        step = max(1, self._n_rows // chunk_rows) * chunk_rows
+        for first in range(0, n_rows, step):
+            rows = reader.read_rows(first, min(first + step, n_rows))
+            for at in range(0, len(rows), self._n_rows):
+                yield first + at, rows[at : at + self._n_rows]
 
     def extract(self, shard: int, *, attempt: str) -> Receipt:
         """Encode a shard and write its codes."""
@@ -226,9 +236,11 @@ class Encoder:
         x = torch.from_numpy(rows.astype(np.float32)).to(self.device)
         codes = self.sae.encode(x)
         row, column = codes.nonzero(as_tuple=True)
-        value = round_values(codes[row, column].float().cpu().numpy())
-        if not np.isfinite(value).all():
-            bad = int(row[int(np.argmin(np.isfinite(value)))])
+        exact = codes[row, column].float().cpu().numpy()
+        value = round_values(exact)
+        finite = np.isfinite(exact) & np.isfinite(value)
+        if not finite.all():
+            bad = int(row[int(np.argmin(finite))])
             raise NonFiniteError(
                 f"{self.features.hookpoint}: the codes of row {first + bad} are NaN or infinite. "
                 "Look at the row: its activations are, or the sparse autoencoder is damaged.",
@@ -296,4 +308,5 @@ def finish(store: Store, features: Features, attempt: str) -> Receipt:
         run={"groups": groups},
     )
     sweep(store, receipts, f"features/{features.name}/tokens")
+    sweep_unit(store, done)
     return done

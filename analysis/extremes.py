@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store import layout
-from actlas.store.derived import Unit, commit, ensure_groups, extract_inputs
-from actlas.store.errors import NotExtractedError
+from actlas.store.derived import Unit, commit, ensure_groups, extract_inputs, sweep_unit
+from actlas.store.errors import ConfigError, NotExtractedError
 from actlas.store.units import Units, extreme_specs, job_of, open_units
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from actlas.store.store import Store
 
 KEEP = 64
+KEEP_MAX = 1024
 BLOCK_VALUES = 1 << 22
 
 Progress = Callable[[int, int], None]
@@ -132,6 +133,8 @@ def gather_extremes(
         Not every shard is extracted.
     """
     array = store.activations[hookpoint]
+    if not 1 <= k <= KEEP_MAX:
+        raise ConfigError(f"{k} tokens of each end: expected 1 to {KEEP_MAX}.", k=k)
     missing = store.missing()
     if missing:
         raise NotExtractedError(
@@ -148,7 +151,7 @@ def gather_extremes(
             below.result()
     folder = f"extremes/{hookpoint}"
     ensure_groups(store.objects, "extremes")
-    commit(
+    done = commit(
         store,
         Unit(job_of(hookpoint), 0, 1, folder, 0, n_units),
         {"hookpoint": hookpoint},
@@ -163,6 +166,7 @@ def gather_extremes(
         specs=extreme_specs(n_units, k),
         run={"k": k},
     )
+    sweep_unit(store, done)
     return open_units(store, hookpoint)
 
 

@@ -22,7 +22,9 @@ from actlas.store.derived import (
     group_of,
     input_seal,
     receipts_of,
+    same_inputs,
     sweep,
+    sweep_unit,
 )
 from actlas.store.features import Features
 from actlas.store.receipts import receipt_key
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
     from actlas.store.schema import Receipt
     from actlas.store.store import Store
 
-BLOCK_CODES = 1 << 24
+BLOCK_CODES = 1 << 22
 """Codes of a block of features; one feature alone may have more."""
-BYTES_PER_CODE = 48
-"""Of memory while a block is filled, sorted and written."""
+BLOCK_BYTES_PER_CODE = 40
+"""Of memory beside the codes themselves, while a block is sorted and written."""
+SHARD_BYTES_PER_CODE = 56
+"""Of memory while a shard's codes are put in their places."""
 MEMORY_BYTES = 1 << 30
 
 Progress = Callable[[str, int, int], None]
@@ -96,10 +100,11 @@ def index_features(
     counts, sums, largest = _totals(store, features, progress)
     job, n = f"index.{features.name}", features.n_features
     receipts = receipts_of(store, job, n)
-    done = {unit: receipts.read(unit).stop for unit in receipts.done()}
+    done = {unit: same_inputs(store, receipts.read(unit), inputs).stop for unit in receipts.done()}
     edges = cut_blocks(counts, block_codes, done)
+    room = codes_that_fit(store, features, counts, edges, memory_bytes)
     n_passes = 0
-    for first, last in _passes(counts, edges, frozenset(done), memory_bytes // BYTES_PER_CODE):
+    for first, last in _passes(counts, edges, frozenset(done), room):
         n_passes += 1
         lo, hi = int(edges[first]), int(edges[last])
         what = f"pass {n_passes}: features [{lo}, {hi})"
@@ -175,6 +180,22 @@ def sort_falling(indptr: NDArray[np.int64], t: NDArray[Any], value: NDArray[np.f
         if b - a > 1:
             order = np.argsort(key[a:b], kind="stable")
             t[a:b], value[a:b] = t[a:b][order], value[a:b][order]
+
+
+def codes_that_fit(
+    store: Store,
+    features: Features,
+    counts: NDArray[np.int64],
+    edges: NDArray[np.int64],
+    memory_bytes: int,
+) -> int:
+    """Return how many codes a pass may hold: what is left beside a shard's and a block's work."""
+    largest_block = max((int(counts[a:b].sum()) for a, b in pairwise(edges)), default=0)
+    largest_shard = features.largest_shard()
+    left = (
+        memory_bytes - BLOCK_BYTES_PER_CODE * largest_block - SHARD_BYTES_PER_CODE * largest_shard
+    )
+    return max(0, left) // (np.dtype(token_dtype(store.plan.n_tokens)).itemsize + 4)
 
 
 def _passes(
@@ -279,6 +300,7 @@ def _finish(
         run={"groups": groups},
     )
     sweep(store, receipts, f"features/{name}/index")
+    sweep_unit(store, done)
     return done
 
 

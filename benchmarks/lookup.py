@@ -196,7 +196,8 @@ def index_memory(path: str) -> int:
     def work() -> None:
         counts, _, _ = index._totals(store, features, lambda *_: None)
         edges = index.cut_blocks(counts, index.BLOCK_CODES)
-        for first, last in index._passes(counts, edges, frozenset(), 10**9 // 48):
+        room = index.codes_that_fit(store, features, counts, edges, index.MEMORY_BYTES)
+        for first, last in index._passes(counts, edges, frozenset(), room):
             lo, hi = int(edges[first]), int(edges[last])
             t, value = index._transpose(store, features, counts, lo, hi, "", lambda *_: None)
             starts = np.concatenate([[0], np.cumsum(counts[lo:hi])]).astype(np.int64)

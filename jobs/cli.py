@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from actlas.jobs.flags import debug_option
+from actlas.jobs.formatting import printable
 from actlas.store.errors import EXIT_DONE, EXIT_ERROR, EXIT_RESUME, ActlasError
 
 VERBS: Mapping[str, str] = {
@@ -76,11 +77,12 @@ def _plain(error: OSError) -> ActlasError:
 def _tell(error: ActlasError, meta: Mapping[str, Any], cause: Exception | None = None) -> None:
     if meta.get("actlas.debug"):
         traceback.print_exception(cause or error)
+    line = printable(str(error))  # it may hold names that came from a stranger's file
     if meta.get("actlas.json"):
         click.echo(json.dumps({"error": {"kind": error.kind, "message": error.message}}))
-        click.echo(f"error ({error.kind}): {error}", err=True)
+        click.echo(f"error ({error.kind}): {line}", err=True)
     else:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {line}", err=True)
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

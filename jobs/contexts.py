@@ -18,7 +18,7 @@ from actlas.jobs.progress import NowAndThen
 from actlas.store import lease
 from actlas.store.contexts import ActivationContext, Contexts
 from actlas.store.errors import ConfigError, FeatureError
-from actlas.store.shading import contexts_page
+from actlas.store.shading import contexts_page, share_of
 from actlas.store.store import Store, open_store
 from actlas.store.units import Units
 
@@ -27,12 +27,12 @@ _PEAK = ("\u27e6", "\u27e7")
 """White square brackets around the token itself, where there is no colour."""
 
 
-def units_of(store: Store, hookpoint: str, k: int) -> Units:
+def units_of(store: Store, hookpoint: str) -> Units:
     """Return a hookpoint's units; where they are not gathered yet, gather them all in one pass."""
     try:
         return store.units(hookpoint)
     except FeatureError:
-        from actlas.analysis.extremes import KEEP, gather_extremes
+        from actlas.analysis.extremes import gather_extremes
 
         click.echo(
             f"gathering the top and bottom tokens of all units of {hookpoint}: one pass over the "
@@ -45,7 +45,6 @@ def units_of(store: Store, hookpoint: str, k: int) -> Units:
                 store,
                 hookpoint,
                 attempt=socket.gethostname(),
-                k=max(KEEP, k),
                 progress=lambda done, of: say(f"{done:,} of {of:,} shards"),
             )
 
@@ -77,7 +76,7 @@ def _line(text: str) -> str:
 def _shaded(entry: ActivationContext, scale: float) -> str:
     pieces = []
     for i, (token, value) in enumerate(zip(entry.tokens, entry.activations, strict=True)):
-        share = min(1.0, abs(value) / scale) if scale > 0 else 0.0
+        share = share_of(value, scale)
         here = i == entry.peak
         text = _PEAK[0] + _line(token) + _PEAK[1] if here else _line(token)
         if share >= 0.05:
@@ -104,7 +103,7 @@ def _contexts(store: Store, asked: dict[str, Any]) -> list[Contexts]:
         width = store.activations[hookpoint].shape[1]
         if not 0 <= unit < width:
             raise FeatureError(f"unit {unit}: {hookpoint} has units 0 to {width - 1}.", unit=unit)
-        return [units_of(store, hookpoint, k).contexts(unit, k, **options)]
+        return [units_of(store, hookpoint).contexts(unit, k, **options)]
     got = ", ".join(f"--{name} {asked[name]}" for name in _WHICH if name in given) or "none of them"
     raise ConfigError(
         f"give --sae NAME and --feature F (or --some N), or --hookpoint H and --unit U; got {got}."

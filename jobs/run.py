@@ -63,13 +63,13 @@ class Work:
     per_row: str
     after: str
 
+    def all(self, store: Store) -> list[int]:
+        """Return the shards that can be done: of what is made from rows, those that have some."""
+        return list(range(store.plan.n_shards)) if self.job == EXTRACT else sorted(store.done())
+
     def missing(self, store: Store) -> list[int]:
         """Return the shards that can be done and are not, by a fresh listing."""
-        missing = store.missing(self.job)
-        if self.job != EXTRACT:
-            done = store.done()
-            missing = [shard for shard in missing if shard in done]
-        return missing
+        return sorted(set(self.all(store)) - store.done(self.job))
 
 
 def extraction(store: Store) -> Work:
@@ -107,7 +107,7 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
     missing = work.missing(store)
     kept_out = set() if run.retry_quarantined else set(ledger.quarantined())
     if not set(missing) - kept_out:
-        return _outcome(store, work, ledger, _tally(store, missing), stopped=False)
+        return _outcome(store, work, ledger, _tally(store, work, missing), stopped=False)
     with lease.hold(store.objects, say=_say) as held:
         log = logs.start(store.path, "driver")
         try:
@@ -118,7 +118,7 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
                 ledger.release(ledger.quarantined())
             missing = work.missing(store)
             shards = tuple(sorted(set(missing) - set(ledger.quarantined())))
-            tally = _tally(store, missing)
+            tally = _tally(store, work, missing)
             watch = display(tally)
             options = {"options": run.model_dump(), "n_shards": len(shards), "job": work.job}
             logs.LOGGER.info("run", extra=options)
@@ -146,11 +146,12 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - before there is a display
 
 
-def _tally(store: Store, missing: list[int]) -> Tally:
-    spans = [store.shard_range(shard) for shard in missing]
-    left = sum(stop - start for start, stop in spans)
-    n_rows = store.plan.n_tokens
-    return Tally(n_rows=n_rows, n_rows_before=n_rows - left, n_shards=len(missing))
+def _tally(store: Store, work: Work, missing: list[int]) -> Tally:
+    def n_rows(shards: list[int]) -> int:
+        return sum(stop - start for start, stop in map(store.shard_range, shards))
+
+    total = n_rows(work.all(store))
+    return Tally(n_rows=max(1, total), n_rows_before=total - n_rows(missing), n_shards=len(missing))
 
 
 def _introduce(

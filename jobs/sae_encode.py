@@ -18,7 +18,13 @@ from actlas.jobs.options import asked_for, run_options
 from actlas.jobs.run import Outcome, Work, run_work
 from actlas.pipeline.options import RunOptions
 from actlas.store import lease
-from actlas.store.errors import EXIT_DONE, ActlasError, InterruptedRunError
+from actlas.store.errors import (
+    EXIT_DONE,
+    EXIT_RESUME,
+    ActlasError,
+    ConfigError,
+    InterruptedRunError,
+)
 from actlas.store.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -56,17 +62,17 @@ def encode_sae(
     """
     opened = store if isinstance(store, Store) else open_store(store)
     asked = resolve({"plan": {}, "run": run}).run
-    outcome = encode(opened, os.fspath(sae), name, hookpoint, asked)
+    outcome, made = encode(opened, os.fspath(sae), name, hookpoint, asked)
     if outcome.quarantined:
         raise ActlasError(outcome.line, shards=list(outcome.quarantined))
     if outcome.exit_code != EXIT_DONE:
         raise InterruptedRunError(outcome.line)
-    return opened.features(name or Path(sae).name)
+    return opened.features(made)
 
 
 def encode(
     store: Store, sae: str, name: str | None, hookpoint: str | None, run: RunOptions
-) -> Outcome:
+) -> tuple[Outcome, str]:
     """Encode what is missing of a set of features, and finish it where nothing is.
 
     Parameters
@@ -85,6 +91,13 @@ def encode(
     ------
     SaeError
         It cannot be loaded, or does not fit this store.
+    ConfigError
+        A set that was begun is asked for under another name.
+
+    Returns
+    -------
+    Outcome, str
+        How it ended, and the name of the set.
     """
     from actlas.analysis.encoding import create_features, finish
     from actlas.analysis.sae.checkpoint import load_sae
@@ -92,6 +105,12 @@ def encode(
 
     folder = Path(sae).expanduser()
     if not folder.is_dir() and sae in names(store):
+        if name not in (None, sae):
+            raise ConfigError(
+                f"--sae {sae} is a set of features that was begun; --name {name} is another. Give "
+                "the autoencoder's folder to begin one, or no --name.",
+                field="name",
+            )
         name, folder = sae, Path(store.features(sae).spec.sae_path)
     folder = folder.absolute()
     loaded = load_sae(folder)
@@ -105,17 +124,19 @@ def encode(
     )
     make_worker = functools.partial(open_encoder, sae=str(folder), name=features.name)
     outcome = run_work(store, work, run, make_worker)
-    if outcome.exit_code == EXIT_DONE and not features.encoded:
-        if store.missing(work.job):
-            left = len(store.missing(work.job))
-            line = (
-                f"{outcome.line}; {left:,} shards are not extracted yet -> next: "
-                f"{shell('extract', store.path)}, then the same command again"
-            )
-            return Outcome(outcome.exit_code, line, outcome.quarantined)
-        with lease.hold(store.objects, say=lambda text: click.echo(text, err=True)):
-            finish(store, features, socket.gethostname())
-    return outcome
+    if outcome.exit_code != EXIT_DONE:
+        return outcome, features.name
+    left = len(store.missing(work.job))
+    if left:
+        made = outcome.line.partition(" -> next: ")[0].removeprefix("done: ")
+        line = (
+            f"not whole yet: {made}; {left:,} shards are not extracted -> next: "
+            f"{shell('extract', store.path)}, then the same command again"
+        )
+        return Outcome(EXIT_RESUME, line, outcome.quarantined), features.name
+    with lease.hold(store.objects, say=lambda text: click.echo(text, err=True)):
+        finish(store, features, socket.gethostname())
+    return outcome, features.name
 
 
 def open_encoder(store: str, run: RunOptions, *, sae: str, name: str) -> Encoder:
@@ -154,6 +175,6 @@ def command(store: str, sae: str, name: str | None, hookpoint: str | None, **run
 
     The same command again goes on where it was stopped.
     """
-    outcome = encode(open_store(store), sae, name, hookpoint, asked_for(run).run)
+    outcome, _ = encode(open_store(store), sae, name, hookpoint, asked_for(run).run)
     click.echo(outcome.line)
     return outcome.exit_code

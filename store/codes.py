@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from actlas.store.store import Store
 
 FOLDER = "ledger/features"
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}"
+"""What a set of features may be called."""
 
 
 def spec_key(name: str) -> str:
@@ -41,7 +43,9 @@ def round_values(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     words = values.view(np.uint32)
     rounded = words + np.uint32(0x7FFF) + ((words >> np.uint32(16)) & np.uint32(1))
-    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+    found = (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+    found[np.isnan(values)] = np.nan  # the sum above overflows for some of its bit patterns
+    return found
 
 
 class Codes(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -124,7 +125,7 @@ class Contexts(Sequence[ActivationContext]):
             "facts": self.facts,
             "scale": self.scale,
             "contexts": [
-                {**vars(e), "tokens": list(e.tokens), "activations": list(e.activations)}
+                {**vars(e), "tokens": list(e.tokens), "activations": _numbers(e.activations)}
                 for e in self.entries
             ],
         }
@@ -135,6 +136,11 @@ class Contexts(Sequence[ActivationContext]):
 
     def _repr_html_(self) -> str:
         return shading.contexts_html(self)
+
+
+def _numbers(values: Sequence[float]) -> list[float | None]:
+    """Return what JSON has: None where a value is no number."""
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def contexts_of(

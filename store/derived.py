@@ -35,6 +35,8 @@ from actlas.store.store import Store
 
 FLAT_CHUNK = 65_536
 """Elements of an inner chunk of a flat array."""
+MARK_DIGITS = 12
+"""Of the mark that ends the name of an attempt's group."""
 
 
 class Unit(NamedTuple):
@@ -114,15 +116,15 @@ def commit(
     Raises
     ------
     ConflictError
-        The plan at this path is another one by now.
+        The plan at this path is another one by now; or the unit is done, from other inputs.
     RunFaultError
         The disk is full or fails.
     """
     receipts = receipts_of(store, unit.job, unit.n)
     if receipts.exists(unit.number):
-        return receipts.read(unit.number)
+        return same_inputs(store, receipts.read(unit.number), inputs)
     store.require_same_plan()
-    mark = hashlib.sha256(f"{attempt} {time.time_ns()}".encode()).hexdigest()[:12]
+    mark = hashlib.sha256(f"{attempt} {time.time_ns()}".encode()).hexdigest()[:MARK_DIGITS]
     folder = f"{unit.folder}-{mark}"
     try:
         records = [_put(store.objects, f"{folder}/zarr.json", group_metadata(dict(attributes)))]
@@ -152,6 +154,26 @@ def commit(
     )
     if group_of(receipt) != folder:
         remove(store.objects, folder)
+    return receipt
+
+
+def same_inputs(store: Store, receipt: Receipt, inputs: Mapping[str, str]) -> Receipt:
+    """Return a receipt that was written for these inputs.
+
+    Raises
+    ------
+    ConflictError
+        What it was made from is there no longer.
+    """
+    if receipt.inputs != inputs:
+        differ = sorted(set(receipt.inputs.items()) ^ set(inputs.items()))
+        key = receipt_key(receipt.job, receipt.shard)
+        raise ConflictError(
+            f"{store.path}/{key}: what it stands for was made from another {differ[0][0]} than "
+            "lies there now. `actlas verify` names all that is stale: remove those receipts, then "
+            "run the same command again.",
+            path=key,
+        )
     return receipt
 
 
@@ -194,6 +216,19 @@ def sweep(store: Store, receipts: Receipts, folder: str) -> int:
         match = re.fullmatch(r"([0-9]{8})-[0-9a-f]{12}", name)
         if match is not None and named.get(int(match[1]), name) != name:
             remove(store.objects, f"{folder}/{name}")
+            n_removed += 1
+    return n_removed
+
+
+def sweep_unit(store: Store, receipt: Receipt) -> int:
+    """Remove the groups of a job of one unit that its receipt has decided against."""
+    group = group_of(receipt)
+    parent, _, name = group.rpartition("/")
+    stem = name[: -MARK_DIGITS - 1]
+    n_removed = 0
+    for other in list(store.objects.names(parent)):
+        if other != name and re.fullmatch(re.escape(stem) + "-[0-9a-f]{12}", other):
+            remove(store.objects, f"{parent}/{other}")
             n_removed += 1
     return n_removed
 

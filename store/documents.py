@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _WORD = re.compile(r"\S+")
+WORD_CHARACTERS = 64
+"""A context has at most so many characters for each word asked for, and for one more."""
 
 
 class Source(NamedTuple):
@@ -85,15 +87,15 @@ class Document:
         lo = int(starts[pos_idx])
         hi = int(starts[pos_idx + 1]) if pos_idx + 1 < len(self) else self.char_stop
         start, stop = words_around(self.text, lo, hi, words)
-        inside = np.searchsorted(starts, [start, stop])
+        first = int(np.searchsorted(starts, start, side="right")) - 1  # a token may begin before
         return Context(
             doc_idx=self.doc_idx,
             pos_idx=pos_idx,
             before=self.text[start:lo],
             token=self.text[lo:hi],
             after=self.text[hi:stop],
-            pos_start=min(int(inside[0]), pos_idx),
-            pos_stop=max(int(inside[1]), pos_idx + 1),
+            pos_start=min(max(first, 0), pos_idx),
+            pos_stop=max(int(np.searchsorted(starts, stop)), pos_idx + 1),
         )
 
     def to_pandas(self) -> pd.DataFrame:
@@ -264,13 +266,15 @@ def words_around(text: str, lo: int, hi: int, words: int) -> tuple[int, int]:
     """Return where ``words`` whole words before ``text[lo:hi]`` begin and as many after it end.
 
     A word that ``text[lo:hi]`` lies in is taken in whole and counts for neither side. Only the
-    neighbourhood is looked at, so that a book is no slower than a page.
+    neighbourhood is looked at, so that a book is no slower than a page; and on each side there are
+    at most ``64 * (words + 1)`` characters, since not every text has white space.
     """
-    return _back(text, lo, words), _forward(text, hi, words)
+    limit = WORD_CHARACTERS * (words + 1)
+    return _back(text, lo, words, limit), _forward(text, hi, words, limit)
 
 
-def _back(text: str, lo: int, words: int) -> int:
-    width = 32 * (words + 1)
+def _back(text: str, lo: int, words: int, limit: int) -> int:
+    width = limit // 2
     while True:
         first = max(0, lo - width)
         starts = [m.start() for m in _WORD.finditer(text, first, lo)]
@@ -284,11 +288,13 @@ def _back(text: str, lo: int, words: int) -> int:
                 cut = -1
         if first == 0 or (cut >= 0 and len(starts) >= max(words, 1)):
             return starts[-words:][0] if starts and words else cut
-        width *= 4
+        if width == limit:
+            return first if words or cut < 0 else cut
+        width = limit
 
 
-def _forward(text: str, hi: int, words: int) -> int:
-    width = 32 * (words + 1)
+def _forward(text: str, hi: int, words: int, limit: int) -> int:
+    width = limit // 2
     while True:
         last = min(len(text), hi + width)
         stops = [m.end() for m in _WORD.finditer(text, hi, last)]
@@ -302,4 +308,6 @@ def _forward(text: str, hi: int, words: int) -> int:
                 cut = -1
         if last == len(text) or (cut >= 0 and len(stops) >= max(words, 1)):
             return stops[:words][-1] if stops and words else cut
-        width *= 4
+        if width == limit:
+            return last if words or cut < 0 else cut
+        width = limit

@@ -7,6 +7,8 @@ top, the bottom, a quantile, the count and the maximum are slices whatever the n
 
 from __future__ import annotations
 
+import bisect
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store import layout
-from actlas.store.codes import Codes, index_dtype, names, spec_key
+from actlas.store.codes import NAME, Codes, index_dtype, names, spec_key
 from actlas.store.contexts import Contexts, Peak, contexts_of, one_per_document
 from actlas.store.errors import FeatureError
 from actlas.store.feature_tables import FeatureTables
@@ -103,6 +105,10 @@ class Features:
         indices, data = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
         return Codes(start, indptr, indices, data)
 
+    def largest_shard(self) -> int:
+        """Return the codes of the shard that has most."""
+        return int(np.diff(self._tables.tokens.nnz_start).max(initial=0))
+
     def activations(self, feature: int, start: int, stop: int) -> NDArray[np.float32]:
         """Return one feature's activation of tokens [start, stop); shape [stop - start]."""
         self.check(feature)
@@ -145,16 +151,21 @@ class Features:
         k = min(k, n)
         if k == 0:
             return self.ranked(feature, 0, 0)
-        # Equal values lie with their lower tokens first: where the cut falls among equals, the
-        # whole run of them has to be looked at.
-        lo = n - k
-        edge = self.ranked(feature, lo, lo + 1).value[0]
-        while lo > 0 and self.ranked(feature, lo - 1, lo).value[0] == edge:
-            step = min(lo, max(1, n - lo))
-            lo -= step
-        t, value = self.ranked(feature, lo, n)
-        order = np.lexsort((t, value))[:k]
-        return Peak(t[order], value[order])
+        # Equal values lie with their lower tokens first: of the run of them at the cut, the first
+        # are wanted, and all that is smaller.
+        edge = self._value(feature, n - k)
+        run = bisect.bisect_left(range(n), -edge, key=lambda rank: -self._value(feature, rank))
+        below = bisect.bisect_right(range(n), -edge, key=lambda rank: -self._value(feature, rank))
+        smaller = self.ranked(feature, below, n)
+        equal = self.ranked(feature, run, run + k - len(smaller.t))
+        order = np.lexsort((smaller.t, smaller.value))
+        return Peak(
+            np.concatenate([smaller.t[order], equal.t]),
+            np.concatenate([smaller.value[order], equal.value]),
+        )
+
+    def _value(self, feature: int, rank: int) -> float:
+        return float(self.ranked(feature, rank, rank + 1).value[0])
 
     def ranked(self, feature: int, start: int, stop: int) -> Peak:
         """Return ranks [start, stop) of a feature's tokens by falling activation."""
@@ -280,8 +291,10 @@ def open_features(store: Store, name: str) -> Features:
         There is no such set. The message says which there are.
     """
     try:
+        if not re.fullmatch(NAME, name):
+            raise FileNotFoundError(name)
         data = store.objects.read(spec_key(name))
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
         have = names(store)
         there = f"it has {', '.join(have)}" if have else "it has none"
         raise FeatureError(

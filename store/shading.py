@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def shaded_html(entry: ActivationContext, scale: float) -> str:
     """Return one context: a token's colour is as deep as its activation is near ``scale``."""
     pieces = []
     for i, (token, value) in enumerate(zip(entry.tokens, entry.activations, strict=True)):
-        share = min(1.0, abs(value) / scale) if scale > 0 else 0.0
+        share = share_of(value, scale)
         style = ""
         if share >= 0.01:
             colour = _UP if value > 0 else _DOWN
@@ -48,6 +49,11 @@ def shaded_html(entry: ActivationContext, scale: float) -> str:
         else:
             pieces.append(text)
     return f'<div style="{_TEXT}">{"".join(pieces)}</div>'
+
+
+def share_of(value: float, scale: float) -> float:
+    """Return how deep a value is shaded, 0 to 1; what is no number is not."""
+    return min(1.0, abs(value) / scale) if scale > 0 and math.isfinite(value) else 0.0
 
 
 def contexts_html(contexts: Contexts) -> str:

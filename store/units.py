@@ -117,8 +117,12 @@ class Units:
             peaks = one_per_document(self.store, self._end(end, unit, self.k), k)
         else:
             peaks = self._end(end, unit, k)
+        kept = [*self._end("top", unit, 1).value, *self._end("bottom", unit, 1).value]
         moments = self.store.statistics(self.hookpoint)
-        lowest, highest = float(moments.min[unit]), float(moments.max[unit])
+        rows = "special tokens too" if self.store.plan.keep_special else "all tokens"
+        shown = "smallest" if bottom else "largest"
+        if distinct and len(peaks.t) < k:
+            shown += f": {len(peaks.t)} of {k}, since {self.k} tokens of each end are kept"
         return contexts_of(
             self.store,
             peaks,
@@ -127,11 +131,11 @@ class Units:
             facts={
                 "mean": f"{moments.mean[unit]:.4g}",
                 "std": f"{moments.std[unit]:.4g}",
-                "min": f"{lowest:.4g}",
-                "max": f"{highest:.4g}",
-                "shown": "smallest" if bottom else "largest",
+                "min": f"{moments.min[unit]:.4g}",
+                "max": f"{moments.max[unit]:.4g} ({rows})",
+                "shown": shown,
             },
-            scale=max(abs(lowest), abs(highest)),
+            scale=max((abs(float(value)) for value in kept), default=0.0),
             shade=lambda start, stop: self.activations(unit, start, stop),
         )
 

@@ -267,7 +267,8 @@ def _check_columns(store: Store, shard: int) -> _Checked:
 
 def _strays(store: Store, done: frozenset[int]) -> tuple[list[Damage], tuple[str, ...]]:
     """Find whatever lies in the store and belongs to nobody, and shards without a receipt."""
-    expected = {PLAN_KEY, *store.plan_file.objects, *claimed(store)}
+    standing = claimed(store)
+    expected = {PLAN_KEY, *store.plan_file.objects, *standing}
     shards: dict[str, int] = {}
     for shard in range(store.plan.n_shards):
         shards.update(dict.fromkeys(_shard_specs(store, shard), shard))
@@ -277,7 +278,7 @@ def _strays(store: Store, done: frozenset[int]) -> tuple[list[Damage], tuple[str
         if key in shards:
             if shards[key] not in done:
                 unclaimed.append(key)
-        elif key not in expected and is_leftover(key):
+        elif key not in expected and is_leftover(key, standing):
             unclaimed.append(key)
         elif key not in expected and not key.startswith(VOLATILE):
             strays.append(Damage(key, "a stray file: nothing of this store has this name"))

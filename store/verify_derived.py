@@ -17,7 +17,7 @@ from actlas.store.schema import Receipt, seal_of
 if TYPE_CHECKING:
     from actlas.store.store import Store
 
-_MARKED = re.compile(r"(features|extremes)/.*-[0-9a-f]{12}/")
+_MARKED = re.compile(r"((features|extremes)/[^ ]*-[0-9a-f]{12})/")
 """A key inside a group that one attempt wrote."""
 
 
@@ -74,9 +74,13 @@ def claimed(store: Store) -> frozenset[str]:
     return frozenset(keys)
 
 
-def is_leftover(key: str) -> bool:
-    """Whether a key that nothing stands for lies in a killed or beaten attempt's group."""
-    return _MARKED.match(key) is not None
+def is_leftover(key: str, standing: frozenset[str]) -> bool:
+    """Whether a key that nothing stands for lies in a killed or beaten attempt's group.
+
+    ``standing`` are the keys that something stands for: a group with one of them is no leftover.
+    """
+    match = _MARKED.match(key)
+    return match is not None and f"{match[1]}/zarr.json" not in standing
 
 
 def _plain_groups(store: Store) -> list[str]:

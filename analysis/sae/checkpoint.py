@@ -187,6 +187,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], bytes]:
 
 def _build(config: dict[str, Any], folder: Path) -> SparseAutoencoder:
     """Make the module that a configuration describes; older forms of it are read too."""
+    _check_types(config, folder)
     kind = _kind(config, folder)
     metadata = config.get("metadata")
     known = metadata if isinstance(metadata, dict) else config
@@ -212,6 +213,26 @@ def _build(config: dict[str, Any], folder: Path) -> SparseAutoencoder:
         hookpoint=_hookpoint(known.get("hook_name", known.get("hook_point"))),
         model_id=known.get("model_name"),
     )
+
+
+def _check_types(config: dict[str, Any], folder: Path) -> None:
+    """Refuse a word where a choice is expected: ``"false"`` would count as true."""
+    kinds: dict[str, tuple[type, ...]] = {
+        "architecture": (str,),
+        "activation_fn": (str, type(None)),
+        "activation_fn_str": (str, type(None)),
+        "activation_fn_kwargs": (dict, type(None)),
+        "apply_b_dec_to_input": (bool,),
+        "rescale_acts_by_decoder_norm": (bool,),
+        "normalize_activations": (str, bool, type(None)),
+        "reshape_activations": (str,),
+    }
+    for name, expected in kinds.items():
+        if name in config and not isinstance(config[name], expected):
+            words = " or ".join(kind.__name__ for kind in expected)
+            raise SaeError(
+                f"{folder / CONFIG_FILE}: {name} is {config[name]!r}, expected {words}.", field=name
+            )
 
 
 def _kind(config: dict[str, Any], folder: Path) -> Kind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import actlas
 from actlas.analysis.extremes import Best, gather_extremes
 from actlas.store.commit import commit_shard
 from actlas.store.create import create
-from actlas.store.errors import FeatureError, HookpointError, NotExtractedError
+from actlas.store.errors import ConfigError, FeatureError, HookpointError, NotExtractedError
 from actlas.store.store import Store
 from actlas.store.verify import verify
 
@@ -114,6 +115,15 @@ def test_what_is_not_finite_or_special_is_left_out(tmp_path: Path) -> None:
     column[store.documents.special(0, store.plan.n_tokens)] = -1
     assert column.max() == 47
     assert units.top(0, 10).t.tolist() == best(column, 10, largest=True).tolist()
+    contexts = units.contexts(0, 10)
+    assert contexts.scale == 47, "not of special tokens"
+    assert "(special tokens too)" in contexts.facts["max"]
+    few = units.contexts(0, 10, distinct=True)
+    assert len(few) < 10 and f"{len(few)} of 10, since 10 tokens" in few.facts["shown"]
+    json.dumps(contexts.to_json(), allow_nan=False)
+    assert "rgba" in contexts.to_html()
+    with pytest.raises(ConfigError, match="expected 1 to 1024"):
+        gather_extremes(store, "mlp.1", attempt="test", k=10**11)
     constant = gather_extremes(store, "mlp.1", attempt="test", k=4)
     kept = np.flatnonzero(~store.documents.special(0, store.plan.n_tokens))
     assert constant.top(5, 4).t.tolist() == constant.bottom(5, 4).t.tolist() == kept[:4].tolist()

@@ -15,13 +15,21 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.features import Relu, best, made_store, true_codes
+from support.stores import Columns, fill, plan_for
 
 import actlas
 from actlas.analysis.encoding import Encoder, create_features, finish
 from actlas.analysis.index import cut_blocks, index_features
 from actlas.store.codes import round_values
+from actlas.store.create import create
 from actlas.store.derived import group_of, receipts_of
-from actlas.store.errors import CorruptDataError, FeatureError, NonFiniteError, SaeError
+from actlas.store.errors import (
+    ConflictError,
+    CorruptDataError,
+    FeatureError,
+    NonFiniteError,
+    SaeError,
+)
 from actlas.store.features import Features
 from actlas.store.store import Store
 from actlas.store.verify import verify
@@ -316,16 +324,78 @@ def test_a_blocks_input_is_the_output_of_the_one_before(tmp_path: Path) -> None:
         create_features(store, Relu(24, 16, "resid_pre.1"), "x", "x", "mlp.1")  # type: ignore[arg-type]
 
 
-def test_codes_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [0x7F800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFF8000])
+def test_codes_that_are_not_finite_are_refused(tmp_path: Path, bits: int) -> None:
     store = made_store(tmp_path / "run.zarr")
     sae = Relu(24, 16, HOOKPOINT)
-    sae.bias[3] = np.nan
+    bad = np.array([bits], np.uint32).view(np.float32)[0]
+    assert not np.isfinite(round_values(np.array([bad, 1], np.float32))[0])
     features = create_features(store, sae, "made", "nowhere")  # type: ignore[arg-type]
     sae.codes = lambda x: np.where(  # type: ignore[method-assign]
-        np.arange(len(x))[:, None] == 5, np.float32(np.inf), np.ones((len(x), 16), np.float32)
+        np.arange(len(x))[:, None] == 5, bad, np.ones((len(x), 16), np.float32)
     )
     with pytest.raises(NonFiniteError, match="row 5 "):
         Encoder(store, features, sae).extract(0, attempt="test")  # type: ignore[arg-type]
+
+
+def test_what_was_made_from_other_codes_is_refused(tmp_path: Path) -> None:
+    store = made_store(tmp_path / "run.zarr")
+    features = encode(store, Relu(24, 40, HOOKPOINT))
+
+    def stop(what: str, done: int, of: int) -> None:
+        if what.startswith("pass 3"):
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"block_codes": 500, "memory_bytes": 1}
+    with pytest.raises(KeyboardInterrupt):
+        index_features(store, features, attempt="one", progress=stop, **options)
+    ledger = Path(store.path) / "ledger/receipts"
+    (ledger / "encode.made/00000002.json").unlink()
+    (ledger / "encoded.made/00000000.json").unlink()
+    again = actlas.open(store.path)
+    other = encode(again, Relu(24, 40, HOOKPOINT))
+    with pytest.raises(ConflictError, match=r"made from another ledger/receipts/encoded\.made"):
+        index_features(again, other, attempt="two", **options)
+    assert not again.features("made").indexed
+
+
+def test_a_stray_in_a_standing_group_is_a_stray(tmp_path: Path) -> None:
+    store = made_store(tmp_path / "run.zarr")
+    encode(store, Relu(24, 16, HOOKPOINT))
+    receipt = receipts_of(store, "encode.made", store.plan.n_shards).read(1)
+    (Path(store.path) / group_of(receipt) / "data/c/1").write_bytes(b"junk")
+    report = verify(store)
+    assert not report.unclaimed
+    assert ["stray" in damage.what for damage in report.damages] == [True]
+
+
+def test_tokens_that_begin_with_their_space_keep_their_own_shade(tmp_path: Path) -> None:
+    texts = [f"one two three four five six d{i}" for i in range(40)]
+    tokens = [[(7, at) for at in (0, 3, 7, 13, 18, 23, 27)] for _ in texts]
+    columns = Columns(texts, tokens)  # "one", " two", " three", ...
+    store = create(tmp_path / "run.zarr", plan_for(columns), columns)
+    fill(store)
+    features = encode(store, Relu(24, 16, HOOKPOINT))
+    index_features(store, features, attempt="test")
+    n_cut = 0
+    for feature in range(1, 16):
+        for c in store.features("made").contexts(feature, k=20, words=2):
+            whole = store.document(c.doc_idx).tokens
+            first = c.pos_idx - c.peak
+            for i, piece in enumerate(c.tokens):
+                assert piece and piece in whole[first + i]
+            n_cut += c.tokens[0] != whole[first]
+    assert n_cut > 20, "contexts that begin inside a token are what this is about"
+
+
+def test_text_without_white_space_is_cut(tmp_path: Path) -> None:
+    columns = Columns(["字" * 5000], [[(7, i) for i in range(5000)]])
+    store = create(tmp_path / "run.zarr", plan_for(columns), columns)
+    context = store.context(0, 2500, words=20)
+    assert len(context.before) == len(context.after) == 64 * 21
+    assert context.token == "字"
+    short = store.context(0, 10, words=0)
+    assert (len(short.before), len(short.after)) == (10, 64)
 
 
 def test_contexts_are_slices_of_their_documents_shaded_by_the_codes(made: Any) -> None:

@@ -192,6 +192,11 @@ def changed(folder: Path, **changes: Any) -> None:
         ({"d_in": -1}, "expected a whole number above 0"),
         ({"k": "absent"}, "k is None"),
         ({"k": 97}, "expected 1 to 96"),
+        ({"activation_fn_kwargs": [1]}, "activation_fn_kwargs is"),
+        ({"architecture": ["x"]}, "architecture is"),
+        ({"normalize_activations": [1]}, "normalize_activations is"),
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input is 'false', expected bool"),
+        ({"reshape_activations": "hook_q"}, "expected none or hook_z"),
         ({"finetuning_scaling_factor": True}, "fold it into the decoder"),
     ],
 )

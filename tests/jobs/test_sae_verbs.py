@@ -20,7 +20,15 @@ from support.stores import fill
 
 import actlas
 from actlas.jobs.cli import cli
-from actlas.store.errors import EXIT_DONE, EXIT_USAGE, FeatureError, SaeError
+from actlas.store.errors import (
+    EXIT_DONE,
+    EXIT_RESUME,
+    EXIT_USAGE,
+    ConfigError,
+    FeatureError,
+    InterruptedRunError,
+    SaeError,
+)
 from actlas.store.store import Store
 from actlas.store.verify import verify
 
@@ -188,8 +196,15 @@ def test_a_store_that_is_not_whole_yet(tmp_path: Path, sae: Path) -> None:
     store = create(tmp_path / "run.zarr", plan_for(columns, shard_rows=128), columns)
     fill(store, range(2))
     result = call("sae", "encode", store.path, "--sae", sae, "--device", "cpu")
-    assert result.exit_code == EXIT_DONE
-    assert "not extracted yet -> next: actlas extract" in result.stdout
+    assert result.exit_code == EXIT_RESUME
+    line = result.stdout.splitlines()[-1]
+    assert line.startswith("not whole yet: 256 rows x 50 features")
+    assert "7 shards are not extracted -> next: actlas extract" in line and "sae index" not in line
+    again = call("sae", "encode", store.path, "--sae", "my-sae", "--device", "cpu")
+    assert again.exit_code == EXIT_RESUME
+    assert "256 rows x 50 features were there already; 7 shards" in again.stdout
+    with pytest.raises(InterruptedRunError, match="7 shards are not extracted"):
+        actlas.encode_sae(store, sae, device="cpu")
     index = call("sae", "index", store.path, "--sae", "my-sae")
     assert index.exit_code == EXIT_USAGE and "are not encoded yet" in index.stderr
     fill(store)
@@ -214,6 +229,11 @@ def test_bad_input_gets_one_line(tmp_path: Path, sae: Path) -> None:
         (("sae", "encode", path, "--sae", tmp_path / "none"), "none"),
         (("sae", "encode", path, "--sae", sae, "--hookpoint", "mlp.1"), "asked for is mlp.1"),
         (("sae", "index", path, "--sae", "other"), "it has my-sae"),
+        (("sae", "encode", path, "--sae", "my-sae", "--name", "x"), "--name x is another"),
+        (("contexts", path, "--sae", "my-sae/x", "--feature", 0), "it has my-sae"),
+        (("contexts", path, "--sae", "m" * 300, "--feature", 0), "it has my-sae"),
+        (("contexts", path, "--hookpoint", "mlp.1", "--unit", 0, "-k", 65), "Ask for at most 64"),
+        (("contexts", path, "--hookpoint", "mlp.1", "--unit", 0, "-k", 10**11), "at most 64"),
         (("contexts", path, "--sae", "my-sae", "--feature", 50), "features 0 to 49"),
         (("contexts", path, "--sae", "my-sae", "--feature", -1), "features 0 to 49"),
         (("contexts", path, "--sae", "my-sae"), "give --sae NAME and --feature F (or --some N)"),
@@ -226,7 +246,37 @@ def test_bad_input_gets_one_line(tmp_path: Path, sae: Path) -> None:
         result = call(*arguments)
         assert result.exit_code == EXIT_USAGE, (arguments, result.output)
         assert message in result.stderr, (arguments, result.stderr)
-        assert len(result.stderr.splitlines()) == 1, result.stderr
+        errors = [line for line in result.stderr.splitlines() if "gathering" not in line]
+        assert len(errors) == 1, result.stderr
     assert verify(store, full=True).ok
     with pytest.raises(SaeError):
         actlas.encode_sae(store, tmp_path / "wide")
+
+
+def test_a_strangers_names_steer_no_terminal(tmp_path: Path) -> None:
+    store = made_store(tmp_path / "run.zarr")
+    write_sae(tmp_path / "odd", metadata={"hook_name": "a\x1b[31mb\nc"})
+    result = call("sae", "encode", store.path, "--sae", tmp_path / "odd")
+    assert result.exit_code == EXIT_USAGE and "\x1b" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_from_python_by_the_name_of_a_set(tmp_path: Path, sae: Path) -> None:
+    store = made_store(tmp_path / "run.zarr")
+    assert actlas.encode_sae(store, sae, name="other", device="cpu").name == "other"
+    assert actlas.encode_sae(store, "other", device="cpu").name == "other"
+    with pytest.raises(ConfigError, match="--name third is another"):
+        actlas.encode_sae(store, "other", name="third", device="cpu")
+
+
+def test_what_a_killed_finish_left_is_swept_by_the_next(tmp_path: Path, sae: Path) -> None:
+    store = made_store(tmp_path / "run.zarr")
+    assert call("sae", "encode", store.path, "--sae", sae).exit_code == EXIT_DONE
+    for name in ("encoded-0123456789ab", "tokens/00000001-0123456789ab"):
+        folder = Path(store.path) / "features/my-sae" / name / "data/c"
+        folder.mkdir(parents=True)
+        (folder / "0").write_bytes(b"left")
+    assert len(verify(store).unclaimed) == 2
+    assert call("sae", "encode", store.path, "--sae", "my-sae").exit_code == EXIT_DONE
+    report = verify(store)
+    assert report.ok and not report.unclaimed
