@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +338,48 @@ def test_codes_that_are_not_finite_are_refused(tmp_path: Path, bits: int) -> Non
     )
     with pytest.raises(NonFiniteError, match="row 5 "):
         Encoder(store, features, sae).extract(0, attempt="test")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("n_features", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
+def test_as_many_features_as_sixteen_bits_hold_and_one_more(
+    tmp_path: Path, n_features: int, dtype: str
+) -> None:
+    store = made_store(tmp_path / "run.zarr", n_documents=8)
+    sae = Relu(24, n_features, HOOKPOINT)
+    features = encode(store, sae)
+    made = index_features(store, features, attempt="test", block_codes=100_000)
+    truth = true_codes(store, sae, HOOKPOINT)
+    assert features.codes(0, 5).indices.dtype == dtype
+    assert (features.count == (truth > 0).sum(axis=0)).all() and made.n_blocks > 2
+    for feature in (1, 255, 256, 32_768, n_features - 2, n_features - 1):
+        fired = np.flatnonzero(truth[:, feature])
+        expected = fired[best(truth[fired, feature], 5, largest=True)] if len(fired) else fired
+        assert features.top(feature, 5).t.tolist() == expected.tolist()
+
+
+def test_many_workers_at_the_same_shards_leave_one_of_each(tmp_path: Path) -> None:
+    """As a worker that was given up and wakes: all write, one receipt counts."""
+    store = made_store(tmp_path / "run.zarr")
+    sae = Relu(24, 40, HOOKPOINT)
+    features = create_features(store, sae, "made", "nowhere")  # type: ignore[arg-type]
+    start = threading.Barrier(4)
+
+    def work(number: int) -> list[str]:
+        own = Encoder(actlas.open(store.path), features, sae)  # type: ignore[arg-type]
+        start.wait()
+        shards = range(store.plan.n_shards)
+        return [own.extract(shard, attempt=f"w{number}").attempt for shard in shards]
+
+    with ThreadPoolExecutor(4) as pool:
+        stood = list(pool.map(work, range(4)))
+    assert all(attempts == stood[0] for attempts in stood), "all were told the same"
+    finish(store, features, "test")
+    codes = store.features("made").codes(0, store.plan.n_tokens)
+    shape = (store.plan.n_tokens, 40)
+    dense = scipy.sparse.csr_array((codes.data, codes.indices, codes.indptr), shape).toarray()
+    assert (dense == true_codes(store, sae, HOOKPOINT)).all()
+    report = verify(store, full=True)
+    assert report.ok and not report.unclaimed
 
 
 def test_what_was_made_from_other_codes_is_refused(tmp_path: Path) -> None:
