@@ -65,6 +65,10 @@ class FeatureTables:
         """Whether the table ``encoded`` or ``indexed`` is there."""
         return receipts_of(self.store, f"{kind}.{self.name}", 1).exists(0)
 
+    def require_encoded(self) -> None:
+        """Raise ``FeatureError`` where not every token is encoded."""
+        _ = self.tokens
+
     @cached_property
     def tokens(self) -> TokenTable:
         """Where each shard's codes lie.

@@ -87,7 +87,7 @@ class Features:
         plan = self.store.plan
         if not 0 <= start <= stop <= plan.n_tokens:
             raise IndexError(f"tokens [{start}, {stop}): this store has [0, {plan.n_tokens})")
-        self._tables.tokens  # noqa: B018 - raises where not every token is encoded
+        self._tables.require_encoded()
         parts: list[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]] = []
         for shard in range(start // plan.shard_rows, -(-stop // plan.shard_rows)):
             first, last = self.store.shard_range(shard)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from actlas.store.arrays import group_metadata, metadata_bytes
@@ -50,16 +51,13 @@ def derived_jobs(store: Store) -> dict[str, list[int]]:
 def derived_checks(store: Store, full: bool) -> Iterator[DerivedCheck]:
     """Yield the checks of all derived data of a store."""
     for name in names(store):
-        key = spec_key(name)
-        yield DerivedCheck(lambda name=name: _check_spec(store, name), key)  # type: ignore[misc]
+        yield DerivedCheck(partial(_check_spec, store, name), spec_key(name))
     for key in _plain_groups(store):
-        yield DerivedCheck(lambda key=key: _check_plain(store, key), key)  # type: ignore[misc]
+        yield DerivedCheck(partial(_check_plain, store, key), key)
     for job, units in derived_jobs(store).items():
         for unit in units:
-            yield DerivedCheck(
-                lambda job=job, unit=unit: _check_receipt(store, job, unit, full),  # type: ignore[misc]
-                receipt_key(job, unit),
-            )
+            check = partial(_check_receipt, store, job, unit, full)
+            yield DerivedCheck(check, receipt_key(job, unit))
 
 
 def claimed(store: Store) -> frozenset[str]:
