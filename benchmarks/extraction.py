@@ -49,7 +49,8 @@ class Timed:
             for shard in self.shards:
                 batches = own.batches(shard)
                 for _batch, inputs in batch_inputs(own.store, batches, pad_id=own.pad_id):
-                    capture(*to_device(inputs, own.device), read=lambda _name, _tensor: None)
+                    given = to_device(inputs.arrays, own.device)
+                    capture(**given, shape=inputs.shape, read=lambda _name, _tensor: None)
 
     def serial(self) -> None:
         receipts = [self.extractor.extract(shard, attempt="benchmark") for shard in self.shards]

@@ -24,6 +24,8 @@ from actlas.store.schema import summarize
 
 Section = Literal["plan", "run"]
 SECTIONS: Mapping[str, type[BaseModel]] = {"plan": PlanOptions, "run": RunOptions}
+LISTS = frozenset({"hookpoints", "pool", "span_fields"})
+"""Fields of the plan that hold names, comma separated on a command line."""
 _REMOTE = ("hf:", "builtin:")
 
 
@@ -187,7 +189,7 @@ def _read_value(model: type[BaseModel], key: str, value: Any, source: str) -> An
             return parse_count(value)
         except ConfigError as error:
             raise ConfigError(f"{source}: {key}: {error}", key=key) from error
-    if key == "hookpoints" and isinstance(value, str):
+    if key in LISTS and isinstance(value, str):
         return split_names(value)
     if str in wanted and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)

@@ -13,7 +13,7 @@ import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from actlas.jobs.config import SECTIONS, Asked, Section, resolve, split_names
+from actlas.jobs.config import LISTS, SECTIONS, Asked, Section, resolve, split_names
 from actlas.jobs.formatting import parse_count
 from actlas.store.errors import ConfigError
 
@@ -52,6 +52,19 @@ PLAN_HELP: Mapping[str, tuple[str, str]] = {
     ),
     "label_field": ("The label's field: stim14, or meta.pile_set_name.", "no labels"),
     "lowercase": ("Lowercase the text first.", ""),
+    "messages_field": (
+        "A field of messages ({role, content}), laid out by the chat template; rows get a role.",
+        "none",
+    ),
+    "span_fields": (
+        "Fields that label parts of the text ({start, stop, label}); each becomes a row column.",
+        "none",
+    ),
+    "image_field": ("The field of a record's image.", "none; a folder of images needs none"),
+    "pool": ("One row per document too: last, mean, sum.", "none"),
+    "pooled_only": ("Store the pooled rows alone, no token's.", ""),
+    "with_loss": ("Store the next token's loss for every row; the whole model runs.", ""),
+    "untrained": ("Fresh weights of this seed in the model's shape.", "the model's own"),
     "tokenizer": ("Another tokenizer: a hub id or local folder.", "the model's own"),
     "sample": (
         "Which documents under --max-tokens: from all over the corpus, or its beginning.",
@@ -77,7 +90,11 @@ RUN_HELP: Mapping[str, tuple[str, str]] = {
         "where the plan found it",
     ),
     "device": ("cpu, cuda, cuda:1, mps; auto is the accelerator where there is one.", ""),
+    "device_map": ("Spread the model over a worker's GPUs, memory and disk (accelerate).", "none"),
+    "max_device_bytes": ("Of weights on each device, with --device-map (8G).", "what is free"),
+    "offload_folder": ("Where weights go that fit no memory.", "a temporary folder"),
     "tokens_per_batch": ("Token budget of a forward pass, padding included.", ""),
+    "packing": ("Sequences padded to one length, or packed one behind the other.", ""),
     "threads": ("CPU threads of each worker.", "the machine's, divided by its workers"),
     "cpus_per_worker": ("CPUs that Ray reserves for a worker.", ""),
     "gpus_per_worker": (
@@ -170,9 +187,10 @@ def asked_for(values: Mapping[str, Any]) -> Asked:
             value = values.get(f"{section}_{name}")
             if value is not None and value != ():
                 given[name] = value
-    if "hookpoints" in options["plan"]:
-        texts = options["plan"]["hookpoints"]
-        options["plan"]["hookpoints"] = [name for text in texts for name in split_names(text)]
+    for name in LISTS & set(options["plan"]):
+        options["plan"][name] = [
+            part for text in options["plan"][name] for part in split_names(text)
+        ]
     return resolve(options, values.get("overrides", ()), values.get("config"))
 
 
@@ -186,7 +204,7 @@ def _option(section: Section, name: str, model: type[BaseModel]) -> Callable[[F]
     settings: dict[str, Any] = {"default": None, "help": f"{text}  [default: {default}]"}
     if kind is bool:
         declarations[0] = f"--{dashed}/--no-{dashed}"
-    elif name == "hookpoints":
+    elif name in LISTS:
         settings |= {"multiple": True, "metavar": "NAMES"}
     else:
         settings |= {"type": kind}

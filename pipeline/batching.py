@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,20 +122,22 @@ class Inputs(NamedTuple):
 
     Attributes
     ----------
-    input_ids : ndarray of int64, shape [batch, position]
-        Padded on the right.
-    attention_mask : ndarray of int64, shape [batch, position], or None
-        1 for tokens, 0 for padding. None where nothing is padded, and in causal models, where no
-        token can see the padding on its right: without a mask they run the same kernels as a
-        single sequence does.
+    arrays : dict of str to ndarray
+        What the model takes, by the names of its own ``forward``: ``input_ids`` [batch, position]
+        padded on the right, ``pixel_values`` [image, channel, height, width]. There is an
+        ``attention_mask`` (1 for tokens, 0 for padding) only where something is padded and the
+        model is not causal: no token of a causal one can see the padding on its right, and
+        without a mask it runs the same kernels as a single sequence does.
+    shape : tuple of int
+        Sequences and positions: how every hookpoint's tensor begins.
     kept : ndarray of int64, shape [rows]
         Positions of the flattened ``[batch * position]`` whose rows are stored.
     token : ndarray of int64, shape [rows]
         Which token of the corpus each of them is.
     """
 
-    input_ids: NDArray[np.int64]
-    attention_mask: NDArray[np.int64] | None
+    arrays: dict[str, NDArray[Any]]
+    shape: tuple[int, int]
     kept: NDArray[np.int64]
     token: NDArray[np.int64]
 
@@ -176,8 +178,8 @@ def assemble(
         rows = np.arange(fed.sequence.keep_start, fed.sequence.keep_stop, dtype=np.int64)
         kept.append(i * batch.length + fed.n_prefix + rows - start)
         token.append(rows)
-    mask = None
+    arrays: dict[str, NDArray[Any]] = {"input_ids": input_ids}
     if not causal and batch.n_padded > batch.n_fed:
         lengths = np.array([fed.length for fed in batch.fed])
-        mask = (np.arange(batch.length) < lengths[:, None]).astype(np.int64)
-    return Inputs(input_ids, mask, np.concatenate(kept), np.concatenate(token))
+        arrays["attention_mask"] = (np.arange(batch.length) < lengths[:, None]).astype(np.int64)
+    return Inputs(arrays, input_ids.shape, np.concatenate(kept), np.concatenate(token))

@@ -94,9 +94,10 @@ class Capture:
 
     def __call__(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         *,
+        shape: tuple[int, int] | None = None,
         read: Read | None = None,
         **inputs: Any,
     ) -> dict[str, Any]:
@@ -104,8 +105,10 @@ class Capture:
 
         Parameters
         ----------
-        input_ids : Tensor[batch, position]
+        input_ids : Tensor[batch, position], optional
         attention_mask : Tensor[batch, position], optional
+        shape : tuple of int, optional
+            Sequences and positions that every hookpoint gives. Default: those of ``input_ids``.
         read : callable, optional
             ``read(name, tensor)`` is called inside the pass, as soon as the model comes to a
             hookpoint; what it returns is kept. A model may write into its own tensors later on,
@@ -127,11 +130,17 @@ class Capture:
         if not self._handles:
             raise RuntimeError("Capture is used inside a with statement: its hooks are not in.")
         self._found, self._read = {}, read or _whole
-        self._shape, self.output = (input_ids.shape[0], input_ids.shape[1]), None
+        if shape is None:
+            if input_ids is None:
+                raise ValueError("expected input_ids or a shape, got neither")
+            shape = input_ids.shape[0], input_ids.shape[1]
+        self._shape, self.output = shape, None
         optional = {"attention_mask": attention_mask, "use_cache": False}
         given = {k: v for k, v in optional.items() if v is not None and k in self._accepts}
+        if input_ids is not None:
+            given["input_ids"] = input_ids
         try:
-            self.output = self.model(input_ids, **given, **inputs)
+            self.output = self.model(**{**given, **inputs})
         except _EndOfPassError:
             pass  # As meant: every hookpoint was read.
         finally:
@@ -160,6 +169,8 @@ class Capture:
         if self._found is None or hookpoint.name in self._found:
             return  # Somebody else runs the model, or the module runs again.
         tensor = first_tensor(value)
+        if tensor is not None and hookpoint.layout == "feature_map" and tensor.ndim == 4:
+            tensor = tensor.flatten(2).transpose(1, 2)
         expected = (*self._shape, hookpoint.width)
         if tensor is None or tuple(tensor.shape) != expected:
             got = type(value).__name__ if tensor is None else list(tensor.shape)

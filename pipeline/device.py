@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import torch
 from numpy.typing import NDArray
 
-from actlas.pipeline.batching import Inputs
 from actlas.store.errors import ConfigError
 
 
@@ -52,13 +52,9 @@ def synchronize(device: str) -> None:
         torch.mps.synchronize()
 
 
-def to_device(inputs: Inputs, device: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return a batch's tokens and its mask, if it has one, on a device."""
-    mask = inputs.attention_mask
-    return (
-        torch.from_numpy(inputs.input_ids).to(device),
-        None if mask is None else torch.from_numpy(mask).to(device),
-    )
+def to_device(arrays: Mapping[str, NDArray[Any]], device: str) -> dict[str, torch.Tensor]:
+    """Return what a model takes on a device, by name."""
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:

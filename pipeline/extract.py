@@ -211,7 +211,7 @@ class Extractor:
                 copied[name] = gathered
             gather_s += time.perf_counter() - started
 
-        capture(*to_device(inputs, self.device), read=read)
+        capture(**to_device(inputs.arrays, self.device), shape=inputs.shape, read=read)
         synchronize(self.device)
         clock.forward_s += time.perf_counter() - began - gather_s
         started = time.perf_counter()

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from actlas.store.dtypes import ActivationDtype
-from actlas.store.schema import Compression, LongDocuments, Order
+from actlas.store.schema import Compression, LongDocuments, Order, Pool
 
 
 class _Options(BaseModel):
@@ -33,11 +33,21 @@ class PlanOptions(_Options):
     revision: str | None = None
     """Of a model on the hub: a commit, tag or branch."""
     trust_remote_code: bool = False
+    untrained: int | None = Field(default=None, ge=0, lt=2**63)
+    """Fresh weights of this seed in the model's shape, instead of its own."""
     text_field: str | None = None
     """Default: ``text``. A range of columns (``stim2:stim13``) is joined with spaces."""
     label_field: str | None = None
     """A dotted path such as ``meta.pile_set_name``."""
     lowercase: bool = False
+    messages_field: str | None = None
+    """A list of messages with ``role`` and ``content``, laid out by the tokenizer's chat template;
+    the row column ``role`` says whose a token is."""
+    span_fields: tuple[str, ...] = ()
+    """Fields that label parts of the text: lists of ``{start, stop, label}`` in characters. Each
+    becomes a row column of its name."""
+    image_field: str | None = None
+    """A path, or the bytes, of an image: beside the text where the model reads both."""
     max_tokens: int | None = Field(default=None, gt=0)
     """Stop after the whole document that reaches this many kept tokens. Default: all."""
     max_length: int | None = Field(default=None, gt=0)
@@ -49,6 +59,12 @@ class PlanOptions(_Options):
     sample: Literal["uniform", "head"] | None = None
     """Which documents, under max_tokens: uniform reads the whole corpus, head its beginning.
     Default: uniform for local files, head for streams and for corpus order."""
+    pool: tuple[Pool, ...] = ()
+    """One row per document too: its last kept token's, or the mean or the sum over all."""
+    pooled_only: bool = False
+    """Store no token's activations, only the pooled ones."""
+    with_loss: bool = False
+    """Store the loss of the next token for every row. The whole model is run."""
     keep_special: bool = False
     """Give the tokenizer's own special tokens rows too."""
     dtype: ActivationDtype = "bfloat16"
@@ -72,8 +88,16 @@ class RunOptions(_Options):
     """Where to load the plan's model from, if it moved: its files must be the same."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``. Default: the accelerator where there is one."""
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
+    """Spread the blocks over all GPUs of a worker, then its memory, then disk, by accelerate."""
+    max_device_bytes: int | None = Field(default=None, gt=0)
+    """Of weights on each device, with ``device_map``. Default: what is free."""
+    offload_folder: str | None = None
+    """Where ``device_map`` puts weights that fit nowhere else. Default: a temporary one."""
     tokens_per_batch: int = Field(default=8192, ge=1)
     """Token budget of a forward pass: sequences times the longest, padding included."""
+    packing: Literal["auto", "padded", "packed"] = "auto"
+    """Sequences padded to one length, or one behind the other with no token seeing another's."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each worker. Default: the machine's, divided by its workers."""
     cpus_per_worker: float = Field(default=1, ge=0)

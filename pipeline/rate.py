@@ -57,7 +57,8 @@ def bare_forward_rate(
     with quiet(), torch.inference_mode(), Capture(model, hookpoints) as capture:
         for n, (batch, tokens) in enumerate(inputs([chosen[0], *chosen])):
             began = time.perf_counter()
-            capture(*to_device(tokens, device), read=lambda _name, _tensor: None)
+            given = to_device(tokens.arrays, device)
+            capture(**given, shape=tokens.shape, read=lambda _name, _tensor: None)
             synchronize(device)
             if n > 0:
                 n_tokens += batch.n_fed

@@ -21,6 +21,9 @@ FORMAT_VERSION = 1
 Compression = Literal["none", "fast", "dense"]
 Order = Literal["shuffled", "corpus"]
 LongDocuments = Literal["window", "truncate"]
+Modality = Literal["text", "image", "mixed"]
+Pool = Literal["last", "mean", "sum"]
+Layout = Literal["positions", "feature_map"]
 
 
 class _Spec(BaseModel):
@@ -45,6 +48,10 @@ class ModelSpec(_Spec):
     causal: bool
     compute_dtype: ActivationDtype
     trust_remote_code: bool = False
+    modality: Modality = "text"
+    """What it reads: texts, images, or texts with images in them."""
+    untrained_seed: int | None = None
+    """The model's shape with fresh weights of this seed; ``weights_sha256`` is then over those."""
 
 
 class TokenizerSpec(_Spec):
@@ -55,6 +62,13 @@ class TokenizerSpec(_Spec):
     vocab_size: int = Field(gt=0)
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
+
+
+class ProcessorSpec(_Spec):
+    """What turns an image into a model's input. ``sha256`` is over its configuration."""
+
+    id: str
+    sha256: str
 
 
 class CorpusSpec(_Spec):
@@ -87,6 +101,9 @@ class HookpointSpec(_Spec):
     module: str
     side: Literal["input", "output"]
     width: int = Field(gt=0)
+    layout: Layout = "positions"
+    """How its tensor lies: [batch, position, unit], or [batch, unit, height, width], whose
+    positions are read row by row."""
 
 
 class Plan(_Spec):
@@ -109,6 +126,16 @@ class Plan(_Spec):
     n_text_bytes: int = Field(ge=0)
     n_windows: int = Field(gt=0)
     shard_rows: int = Field(gt=0)
+    processor: ProcessorSpec | None = None
+    token_columns: tuple[str, ...] = ()
+    """Columns of named codes for every token, beside token_id: ``role``, ``modality``, or a field
+    of spans of the corpus. ``rows/NAME`` and ``documents/NAME``; -1 where there is none."""
+    pools: tuple[Pool, ...] = ()
+    """Whole documents pooled into one row each: ``pooled/HOOKPOINT/POOL``."""
+    dense: bool = True
+    """Whether every token's activations are stored; if not, there are only pooled ones."""
+    with_loss: bool = False
+    """Whether ``rows/loss`` holds the loss of the token that follows each row."""
     request: dict[str, Any] = Field(default_factory=dict)
     """The options as the user gave them, to compare a later command with."""
 

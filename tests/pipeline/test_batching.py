@@ -96,9 +96,11 @@ def test_specials_padding_and_kept_rows_are_where_they_should_be() -> None:
         pad_id=0,
         causal=False,
     )
-    assert inputs.input_ids.tolist() == [[7, 102, 103, 104, 105, 8], [7, 106, 107, 108, 8, 0]]
-    assert inputs.attention_mask is not None
-    assert inputs.attention_mask.tolist() == [[1] * 6, [1] * 5 + [0]]
+    assert inputs.arrays["input_ids"].tolist() == [
+        [7, 102, 103, 104, 105, 8],
+        [7, 106, 107, 108, 8, 0],
+    ]
+    assert inputs.arrays["attention_mask"].tolist() == [[1] * 6, [1] * 5 + [0]]
     assert inputs.kept.tolist() == [1, 2, 3, 4, 6 + 3]
     assert inputs.token.tolist() == [2, 3, 4, 5, 8]
 
@@ -111,7 +113,7 @@ def test_no_mask_where_nothing_hides_behind_it(causal: bool) -> None:
     masks = [
         assemble(
             batch, tokens, 0, prefix_ids=(), suffix_ids=(), pad_id=0, causal=causal
-        ).attention_mask
+        ).arrays.get("attention_mask")
         for batch in (even, uneven)
     ]
     assert masks[0] is None
