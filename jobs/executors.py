@@ -7,16 +7,11 @@ few numbers go back to the driver.
 
 from __future__ import annotations
 
-import os
-import socket
-import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from actlas.jobs.ledger import Fault, Ledger, fault_of
-from actlas.jobs.logs import LOGGER
+from actlas.jobs.ledger import Fault, Ledger
 from actlas.jobs.signals import Stop
 from actlas.pipeline.options import RunOptions
 from actlas.store.schema import Receipt
@@ -38,6 +33,17 @@ class Worker(Protocol):
 
     def bare_forward_rate(self, shard: int = 0) -> Rate | None:
         """Measure the forward pass alone on a shard's batches; None where they are too few."""
+
+
+@runtime_checkable
+class StagedWorker(Worker, Protocol):
+    """A worker whose shards can be written while the next is computed."""
+
+    def compute(self, shard: int) -> Any:
+        """Compute a shard."""
+
+    def commit(self, computed: Any, attempt: str) -> Receipt:
+        """Write what was computed, in another thread, and return its receipt."""
 
 
 MakeWorker = Callable[[str, RunOptions], Worker]
@@ -66,7 +72,7 @@ class Done(NamedTuple):
     run: dict[str, float]
     """The numbers of the receipt's ``run``."""
     bare_tokens_per_s: float | None = None
-    """Measured once by each worker, after its first shard, as the others work on."""
+    """Measured once by each worker, before its first shard."""
 
 
 class Watch(Protocol):
@@ -99,55 +105,6 @@ class Executor(Protocol):
         ActlasError
             What stopped the run where no shard is to blame (a full disk, a wrong model).
         """
-
-
-class Hand:
-    """A worker as an executor sees it: it tries a shard, and a failure is a value, not raised.
-
-    Parameters
-    ----------
-    worker : Worker
-    name : str
-        For messages.
-    store : str
-        Where the store is, for errors of the operating system that name no file.
-    """
-
-    def __init__(self, worker: Worker, name: str, store: str) -> None:
-        self._worker, self._name, self._store = worker, name, store
-        self._measured = False
-
-    def attempt(self, shard: int) -> Done | Fault:
-        """Run one shard once."""
-        attempt = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        started = time.perf_counter()
-        try:
-            receipt = self._worker.extract(shard, attempt=attempt)
-        except Exception as error:  # noqa: BLE001 - kept whole in the fault, charged by the driver
-            return fault_of(error, shard, self._name, self._store)
-        seconds = time.perf_counter() - started
-        return Done(
-            shard=shard,
-            n_rows=receipt.stop - receipt.start,
-            n_bytes=sum(record.n_bytes for record in receipt.objects),
-            n_nonfinite=sum(receipt.n_nonfinite.values()),
-            seconds=seconds,
-            worker=self._name,
-            run={k: v for k, v in receipt.run.items() if isinstance(v, int | float)},
-            bare_tokens_per_s=self._measure(shard),
-        )
-
-    def _measure(self, shard: int) -> float | None:
-        """Measure the bare forward pass once, after the first shard: it is done, whatever comes."""
-        if self._measured:
-            return None
-        self._measured = True
-        try:
-            rate = self._worker.bare_forward_rate(shard)
-        except Exception:  # noqa: BLE001 - a number for the last line, and no part of the work
-            LOGGER.exception("the bare forward pass was not measured", extra={"shard": shard})
-            return None
-        return None if rate is None else rate.tokens_per_s
 
 
 def named(name: str) -> Executor:

@@ -1,6 +1,7 @@
 """The executor on plain Ray Core: the driver owns the queue and every retry.
 
-One shard in flight per actor, results of a few hundred bytes, no restarts by Ray. (Ray Data's
+Two shards in flight per actor, of which one is computed and one written; results of a few hundred
+bytes, no restarts by Ray. (Ray Data's
 pools drop a failing row silently or retry it for ever; ``ray.util.ActorPool`` leaves units never
 run.) An actor that errs in Ray's own sense is dropped and another started in its place.
 """
@@ -9,13 +10,15 @@ from __future__ import annotations
 
 import os
 import statistics
+import threading
 import time
 from collections import Counter, deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from actlas.jobs.executors import Done, Hand, Job, MakeWorker, Watch
+from actlas.jobs.executors import Done, Job, MakeWorker, Watch
+from actlas.jobs.hand import Hand
 from actlas.jobs.ledger import Fault, FaultKind, Ledger, fault_of
 from actlas.jobs.ray_cluster import alive_nodes, connected, reservation, worker_options
 from actlas.jobs.signals import Stop
@@ -23,6 +26,8 @@ from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ActlasError, RunFaultError
 
 WAIT_S = 0.5
+IN_FLIGHT = 2
+"""Shards of one worker at once: one is computed, one written."""
 DEADLINE_MEDIANS = 10
 STARTS: dict[FaultKind, int] = {"task": 3, "process": 6, "node": 20}
 """How often in a row workers may fail to start before the run is given up."""
@@ -39,31 +44,41 @@ class RayWorker:
     """What lives in an actor's process. Its constructor does nothing that could fail."""
 
     def prepare(
-        self, make_worker: MakeWorker, store: str, run: RunOptions, name: str
+        self, make_worker: MakeWorker, store: str, run: RunOptions, name: str, shard: int
     ) -> Ready | Fault:
-        """Open the store and load the model."""
+        """Open the store, load the model, and measure it on a shard."""
         import ray
 
+        self._in_turn = threading.Lock()
         try:
             self._hand = Hand(make_worker(store, run), name, store)
         except Exception as error:  # noqa: BLE001 - the driver raises it, without Ray's traces
             return fault_of(error, None, name, store)
+        self._hand.measure(shard)
         return Ready(ray.get_runtime_context().get_node_id(), os.getpid())
 
     def attempt(self, shard: int) -> Done | Fault:
-        """Run one shard."""
-        return self._hand.attempt(shard)
+        """Run one shard: compute it when it is its turn, and wait until it is written."""
+        with self._in_turn:
+            written = self._hand.begin(shard)
+        return written.result()
 
 
 @dataclass(slots=True)
 class _Slot:
-    """One place for a worker, and who fills it now."""
+    """One place for a worker, who fills it now, and the shards that are with it, by dispatch."""
 
     name: str
     actor: Any
-    since: float
-    shard: int | None = None
     ready: Ready | None = None
+    shards: dict[int, float] = field(default_factory=dict)
+
+
+class _Flight(NamedTuple):
+    """A call under way: of an attempt at a shard, or of a worker's start."""
+
+    slot: _Slot
+    shard: int | None
 
 
 def run_ray(job: Job, ledger: Ledger, watch: Watch, stop: Stop) -> None:
@@ -91,9 +106,10 @@ class _Driver:
         self._run = worker_options(job.run)
         self._actor_class: Any = ray.remote(RayWorker)
         self._queue = deque(job.shards)
+        self._alone: set[int] = set()
         self._names = deque(f"worker {i}" for i in range(job.run.workers))
-        self._idle: list[_Slot] = []
-        self._flying: dict[Any, _Slot] = {}
+        self._slots: list[_Slot] = []
+        self._flying: dict[Any, _Flight] = {}
         self._seconds: list[float] = []
         self._failed_starts: Counter[FaultKind] = Counter()
         self._error: ActlasError | None = None
@@ -111,7 +127,7 @@ class _Driver:
                 self._enforce_deadline()
                 self._watch.tick()
         finally:
-            for slot in [*self._idle, *self._flying.values()]:
+            for slot in list(self._slots):
                 with suppress(RayError):  # a Ray that failed has no workers left to end
                     self._drop(slot)
         if self._error is not None:
@@ -121,28 +137,41 @@ class _Driver:
         return bool(self._queue) and not self._stop.requested and self._error is None
 
     def _n_busy(self) -> int:
-        return sum(slot.shard is not None for slot in self._flying.values())
+        return sum(len(slot.shards) for slot in self._slots)
 
     def _staff(self) -> None:
         """Start workers while there are places for them and more shards than workers."""
-        while self._names and len(self._idle) + len(self._flying) < self._n_wanted():
+        while self._names and len(self._slots) < self._n_wanted():
             name = self._names.popleft()
-            actor = self._actor_class.options(**self._options).remote()
-            slot = _Slot(name, actor, time.monotonic())
-            job = self._job
-            reference = actor.prepare.remote(job.make_worker, job.store, self._run, name)
-            self._flying[reference] = slot
+            actor = self._actor_class.options(**self._options, max_concurrency=IN_FLIGHT).remote()
+            slot, job = _Slot(name, actor), self._job
+            reference = actor.prepare.remote(
+                job.make_worker, job.store, self._run, name, job.shards[0]
+            )
+            self._slots.append(slot)
+            self._flying[reference] = _Flight(slot, None)
             self._watch.state(name, "starting")
 
     def _n_wanted(self) -> int:
         return min(self._run.workers, len(self._queue) + self._n_busy())
 
     def _dispatch(self) -> None:
-        while self._idle and self._queue:
-            slot = self._idle.pop()
-            slot.shard, slot.since = self._queue.popleft(), time.monotonic()
-            self._flying[slot.actor.attempt.remote(slot.shard)] = slot
-            self._watch.state(slot.name, "busy", slot.shard)
+        """Give shards to those who have the fewest, none of them a second before all have one.
+
+        A shard that failed before is alone with its worker: nobody else pays for its next fault.
+        """
+        for n in range(IN_FLIGHT):
+            for slot in self._slots:
+                if not self._queue:
+                    return
+                if slot.ready is None or len(slot.shards) != n:
+                    continue
+                if n and (self._queue[0] in self._alone or self._alone.intersection(slot.shards)):
+                    continue
+                shard = self._queue.popleft()
+                slot.shards[shard] = time.monotonic()
+                self._flying[slot.actor.attempt.remote(shard)] = _Flight(slot, shard)
+                self._watch.state(slot.name, "busy", shard)
 
     def _collect(self) -> None:
         if not self._flying:
@@ -151,39 +180,42 @@ class _Driver:
         if ready:  # and whatever else is there by now
             ready, _ = self._ray.wait(list(self._flying), num_returns=len(self._flying), timeout=0)
         for reference in ready:
-            self._receive(reference, self._flying.pop(reference))
+            if reference in self._flying:  # not dropped with its worker meanwhile
+                self._receive(reference, self._flying.pop(reference))
 
-    def _receive(self, reference: Any, slot: _Slot) -> None:
+    def _receive(self, reference: Any, flight: _Flight) -> None:
         from ray.exceptions import RayError, RayTaskError
 
         try:
             answer: Ready | Done | Fault = self._ray.get(reference)
         except RayTaskError as error:
-            self._lose(slot, "task", error)
+            self._lose(flight, "task", error)
         except RayError as error:
-            self._lose(slot, self._kind_of(error, slot), error)
+            self._lose(flight, self._kind_of(error, flight.slot), error)
         else:
-            self._heed(slot, answer)
+            self._heed(flight, answer)
 
-    def _heed(self, slot: _Slot, answer: Ready | Done | Fault) -> None:
-        shard, slot.shard = slot.shard, None
-        if isinstance(answer, Fault):
-            if answer.shard is None:
-                self._drop(slot)
-                self._failed_start(answer)
-                return
-            self._blame(answer)
-            self._drop(slot)  # a process in which something went wrong is not trusted again
-            return
-        elif isinstance(answer, Done):
-            assert answer.shard == shard
-            self._seconds.append(answer.seconds)
-            self._watch.done(answer)
-        else:
+    def _heed(self, flight: _Flight, answer: Ready | Done | Fault) -> None:
+        slot, shard = flight
+        if isinstance(answer, Ready):
             slot.ready = answer
             self._failed_starts.clear()
-        self._idle.append(slot)
-        self._watch.state(slot.name, "idle")
+        elif isinstance(answer, Fault):
+            slot.shards.pop(shard, None) if shard is not None else None
+            self._drop(slot)  # a process in which something went wrong is not trusted again
+            if shard is None:
+                self._failed_start(answer)
+            else:
+                self._blame(answer)
+            return
+        else:
+            assert answer.shard == shard
+            del slot.shards[shard]
+            self._alone.discard(shard)
+            self._seconds.append(answer.seconds)
+            self._watch.done(answer)
+        if not slot.shards:
+            self._watch.state(slot.name, "idle")
 
     def _blame(self, fault: Fault) -> None:
         """Charge a shard, or end the run where no shard is to blame."""
@@ -194,6 +226,7 @@ class _Driver:
         in_quarantine = self._ledger.charge(fault)
         self._watch.fault(fault, in_quarantine)
         if not in_quarantine:
+            self._alone.add(fault.shard)
             self._queue.append(fault.shard)
 
     def _failed_start(self, fault: Fault) -> None:
@@ -207,14 +240,24 @@ class _Driver:
                 f"last with {fault.error}\n{fault.traceback}"
             )
 
-    def _lose(self, slot: _Slot, kind: FaultKind, error: Exception) -> None:
-        """Drop a worker that errs, and charge what it was at."""
+    def _lose(self, flight: _Flight, kind: FaultKind, error: Exception) -> None:
+        """Drop a worker that errs, and charge what it was at.
+
+        Of two shards in a process that died either may have killed it. Both are charged, and from
+        then on each is alone with its worker.
+        """
+        slot, shard = flight
+        lost = [shard] if shard is None or kind == "task" else list(slot.shards)
+        if shard is not None:
+            for one in lost:
+                slot.shards.pop(one, None)
         self._drop(slot)
-        fault = Fault(slot.shard, kind, _words(kind, error), str(error), slot.name)
-        if slot.shard is None:
-            self._failed_start(fault)
-        else:
-            self._blame(fault)
+        for one in lost:
+            fault = Fault(one, kind, _words(kind, error), str(error), slot.name)
+            if one is None:
+                self._failed_start(fault)
+            else:
+                self._blame(fault)
 
     def _kind_of(self, error: Exception, slot: _Slot) -> FaultKind:
         """Tell a process that died on a living machine from a machine that is lost.
@@ -232,21 +275,24 @@ class _Driver:
         median = statistics.median(self._seconds) if self._seconds else 0.0
         limit = max(self._run.deadline_floor_s, DEADLINE_MEDIANS * median)
         now = time.monotonic()
-        for reference, slot in list(self._flying.items()):
-            if slot.shard is None or now - slot.since <= limit:
+        for slot in list(self._slots):
+            shard, since = next(iter(slot.shards.items()), (None, now))
+            if now - since <= limit:
                 continue
-            del self._flying[reference]
-            self._lose(
-                slot,
-                "task",
-                TimeoutError(
-                    f"not done after {now - slot.since:.0f} s; the limit is {limit:.0f} s, the "
-                    f"median so far {median:.1f} s (--deadline-floor-s)"
-                ),
+            late = TimeoutError(
+                f"not done after {now - since:.0f} s; the limit is {limit:.0f} s, the "
+                f"median so far {median:.1f} s (--deadline-floor-s)"
             )
+            self._lose(_Flight(slot, shard), "task", late)
 
     def _drop(self, slot: _Slot) -> None:
+        """End a worker. What it was at besides goes back to the queue, at nobody's charge."""
         self._ray.kill(slot.actor, no_restart=True)
+        self._slots.remove(slot)
+        self._flying = {
+            ref: flight for ref, flight in self._flying.items() if flight.slot is not slot
+        }
+        self._queue.extendleft(slot.shards)
         self._names.append(slot.name)
         self._watch.state(slot.name, "gone")
 

@@ -11,7 +11,7 @@ from actlas.jobs.formatting import command, count, duration, n_bytes, ranges
 from actlas.jobs.ledger import Ledger
 from actlas.jobs.progress import PlainProgress, display
 from actlas.jobs.signals import Stop
-from actlas.jobs.tally import Tally
+from actlas.jobs.tally import Tally, stage_line
 from actlas.jobs.worker import open_worker
 from actlas.pipeline.options import RunOptions
 from actlas.store import lease
@@ -133,6 +133,8 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
                     f"{store.path}: another driver took over the lease while this one stood "
                     "still. Nothing is lost: it goes on."
                 )
+            if (stages := stage_line(tally)) is not None:
+                watch.say(stages)
             outcome = _outcome(store, work, ledger, tally, stopped=stop.signalled)
             logs.LOGGER.info("end", extra={"exit_code": outcome.exit_code, "line": outcome.line})
             return outcome

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from actlas.jobs.executors import Done
 from actlas.jobs.formatting import count, duration, ranges
 from actlas.jobs.ledger import Fault
+
+STAGES = {
+    "forward_s": "forward pass",
+    "gather_s": "gathering",
+    "input_s": "waiting for input",
+    "copy_wait_s": "waiting for copies",
+    "write_wait_s": "waiting for writes",
+}
+"""What a worker that computes does with its time, one after the other."""
 
 NOW_S = 30.0
 """The window over which "now" is a mean."""
@@ -37,6 +46,8 @@ class Tally:
     n_bytes: int = 0
     n_nonfinite: int = 0
     n_tokens_fed: float = 0.0
+    n_tokens_padded: float = 0.0
+    stages: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     makers: set[str] = field(default_factory=set)
     bare_tokens_per_s: dict[str, float] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
@@ -65,7 +76,11 @@ class Tally:
         self.n_shards_done += 1
         self.n_bytes += done.n_bytes
         self.n_nonfinite += done.n_nonfinite
-        self.n_tokens_fed += done.run.get("n_tokens_fed", 0.0)
+        fed = done.run.get("n_tokens_fed", 0.0)
+        self.n_tokens_fed += fed
+        self.n_tokens_padded += fed / (1 - done.run.get("padding_share", 0.0))
+        for stage in (*STAGES, "write_s"):
+            self.stages[stage] += done.run.get(stage, 0.0)
         self.makers.add(done.worker)
         if done.bare_tokens_per_s is not None:
             self.bare_tokens_per_s[done.worker] = done.bare_tokens_per_s
@@ -122,6 +137,21 @@ class Tally:
         rate = self.mean_rate()
         left = self.n_rows - self.n_rows_before - self.n_rows_done
         return left / rate if rate > 0 else None
+
+
+def stage_line(tally: Tally) -> str | None:
+    """Return where the workers' time went, in one line; None where they did not say."""
+    if not tally.stages["forward_s"]:
+        return None
+    whole = tally.seconds_made() * max(1, len(tally.makers))
+    shares = {words: tally.stages[stage] / whole for stage, words in STAGES.items()}
+    rest = max(0.0, 1 - sum(shares.values()))
+    parts = [f"{words} {share:.1%}" for words, share in {**shares, "other": rest}.items()]
+    padding = 1 - tally.n_tokens_fed / tally.n_tokens_padded if tally.n_tokens_padded else 0.0
+    return (
+        f"time: {', '.join(parts)}; writing took {tally.stages['write_s'] / whole:.1%} beside; "
+        f"{padding:.1%} of the computed tokens were padding"
+    )
 
 
 def headline(tally: Tally) -> str:

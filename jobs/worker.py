@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from actlas.jobs import logs
 from actlas.jobs.executors import Rate
 from actlas.pipeline.options import RunOptions
 from actlas.store.schema import Receipt
 from actlas.store.store import open_store
+
+if TYPE_CHECKING:
+    from actlas.pipeline.extract import Computed
 
 ENOUGH_S = 0.3
 """A forward pass measured for less than this is no measure of the others."""
@@ -25,10 +29,23 @@ class ShardWorker:
 
     def extract(self, shard: int, *, attempt: str) -> Receipt:
         """Compute and write a shard; its receipt says how."""
+        return self.commit(self.compute(shard), attempt)
+
+    def compute(self, shard: int) -> Computed:
+        """Compute a shard."""
+        before = self._extractor.tokens_per_batch
         computed = self._extractor.compute(shard)
-        computed = dataclasses.replace(computed, run={**self._how, **computed.run})
+        after = self._extractor.tokens_per_batch
+        if after != before:
+            text = "the device ran out of memory: a batch has fewer tokens from now on"
+            logs.LOGGER.warning(text, extra={"shard": shard, "before": before, "now": after})
+        return dataclasses.replace(computed, run={**self._how, **computed.run})
+
+    def commit(self, computed: Computed, attempt: str) -> Receipt:
+        """Write what was computed."""
         receipt = self._extractor.commit(computed, attempt)
-        logs.LOGGER.info("committed", extra={"shard": shard, "attempt": attempt, **computed.run})
+        extra = {"shard": computed.shard, "attempt": attempt, **computed.run}
+        logs.LOGGER.info("committed", extra=extra)
         return receipt
 
     def bare_forward_rate(self, shard: int = 0) -> Rate | None:

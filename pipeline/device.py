@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -63,3 +64,9 @@ def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
         array: NDArray[Any] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return array
     return tensor.numpy()
+
+
+def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    """Return torch's dtype of a numpy one, ``bfloat16`` of ``ml_dtypes`` too."""
+    found: torch.dtype = getattr(torch, dtype.name)
+    return found

@@ -6,10 +6,9 @@ both, and ``extract_many`` writes one shard while the next is computed.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,24 +18,20 @@ from numpy.typing import NDArray
 
 from actlas.pipeline.architecture import quiet
 from actlas.pipeline.batching import Batch, Inputs, padding_share
-from actlas.pipeline.capture import Capture
 from actlas.pipeline.checks import check_causal, check_windows
 from actlas.pipeline.cpus import n_cpus
-from actlas.pipeline.device import (
-    device_name,
-    resolve_device,
-    synchronize,
-    to_device,
-    to_numpy,
-)
+from actlas.pipeline.device import device_name, resolve_device
 from actlas.pipeline.feeding import batch_inputs, shard_batches
+from actlas.pipeline.forward import Clock, run_batches
 from actlas.pipeline.memory import check_memory, project
 from actlas.pipeline.model import find_model, load_config, load_model
 from actlas.pipeline.options import RunOptions
 from actlas.pipeline.rate import Rate, bare_forward_rate
+from actlas.pipeline.staging import staging_for
 from actlas.store import layout
 from actlas.store.commit import commit_shard
 from actlas.store.dtypes import numpy_dtype
+from actlas.store.errors import MemoryBudgetError
 from actlas.store.schema import Receipt
 from actlas.store.store import Store
 
@@ -56,15 +51,6 @@ class Computed:
     shard: int
     activations: dict[str, NDArray[Any]]
     run: dict[str, Any]
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Seconds spent in each stage of a shard."""
-
-    forward_s: float = 0.0
-    gather_s: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
 
 
 class Extractor:
@@ -104,34 +90,72 @@ class Extractor:
                 check_causal(self.model, self.plan.hookpoints)
         pad = getattr(config.get_text_config(), "pad_token_id", None)
         self.pad_id = pad if isinstance(pad, int) and pad >= 0 else 0
-        self._dtype: torch.dtype = getattr(torch, self.plan.dtype)
+        self.tokens_per_batch = run.tokens_per_batch
+        self._staging = staging_for(self.device)
 
     def compute(self, shard: int) -> Computed:
         """Run the model over a shard and return its activations, rows as they are stored.
+
+        Where the device has not got the memory for a batch, the token budget is halved, for good,
+        and the shard is begun again.
 
         Raises
         ------
         HookpointError
             A hookpoint is not what it was planned to be.
+        MemoryBudgetError
+            The device has not got the memory for the shortest batch there can be.
         """
+        while True:
+            try:
+                return self._compute(shard)
+            except torch.OutOfMemoryError as error:
+                reason = _first_line(error)
+            self._halve(shard, reason)  # out here, where the error holds no tensors any longer
+
+    def _compute(self, shard: int) -> Computed:
         plan = self.plan
         start, stop = layout.shard_range(shard, plan.shard_rows, plan.n_tokens)
         row_of = layout.shard_rows_of(plan.order, plan.seed, start, stop)
         dtype = numpy_dtype(plan.dtype)
         buffers = {h.name: np.empty((stop - start, h.width), dtype) for h in plan.hookpoints}
+        filled = dict.fromkeys(buffers, 0)
         batches = self.batches(shard)
-        clock = _Clock()
-        n_rows = 0
-        with quiet(), torch.inference_mode(), Capture(self.model, plan.hookpoints) as capture:
-            for _batch, inputs in batch_inputs(self.store, batches, pad_id=self.pad_id):
-                rows = row_of[inputs.token - start]
-                self._forward(capture, inputs, rows, buffers, clock)
-                n_rows += len(rows)
-        if n_rows != stop - start:
-            raise RuntimeError(
-                f"shard {shard} has tokens [{start}, {stop}), {n_rows} rows were computed"
+        waited_s = self._staging.waited_s
+        clock = Clock()
+
+        def take(name: str, gathered: torch.Tensor, inputs: Inputs) -> None:
+            self._staging.put(buffers[name], row_of[inputs.token - start], gathered)
+            filled[name] += len(inputs.token)
+
+        run_batches(
+            self.model,
+            plan.hookpoints,
+            batch_inputs(self.store, batches, pad_id=self.pad_id),
+            take,
+            device=self.device,
+            clock=clock,
+        )
+        self._staging.finish()
+        if wrong := {name: n for name, n in filled.items() if n != stop - start}:
+            raise RuntimeError(f"shard {shard} has tokens [{start}, {stop}), computed were {wrong}")
+        return Computed(shard, buffers, self._record(batches, clock, waited_s))
+
+    def _halve(self, shard: int, reason: str) -> None:
+        """Halve the token budget after the device ran out of memory."""
+        longest = max(batch.length for batch in self.batches(shard))
+        shortest = max(batch.n_padded for batch in self.batches(shard))
+        if shortest <= longest:
+            raise MemoryBudgetError(
+                f"{self.device} has not got the memory for one sequence of {longest:,} tokens "
+                f"({reason}). Plan with a smaller --max-length, compute in a smaller "
+                "--model-dtype, or give --device-map auto.",
+                tokens_per_batch=self.tokens_per_batch,
             )
-        return Computed(shard, buffers, self._record(batches, clock))
+        self._staging.finish()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        self.tokens_per_batch = max(longest, min(self.tokens_per_batch, shortest) // 2)
 
     def commit(self, computed: Computed, attempt: str) -> Receipt:
         """Write a computed shard and return its receipt."""
@@ -174,7 +198,7 @@ class Extractor:
 
     def batches(self, shard: int) -> list[Batch]:
         """Return the batches of a shard, in the order in which they run."""
-        return shard_batches(self.store, shard, self.run.tokens_per_batch)
+        return shard_batches(self.store, shard, self.tokens_per_batch)
 
     def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.0) -> Rate:
         """Measure the forward pass alone: :func:`actlas.pipeline.rate.bare_forward_rate`."""
@@ -184,61 +208,22 @@ class Extractor:
             self.model, plan.hookpoints, batches, inputs, self.device, max_seconds
         )
 
-    def _forward(
-        self,
-        capture: Capture,
-        inputs: Inputs,
-        rows: NDArray[np.int64],
-        buffers: dict[str, NDArray[Any]],
-        clock: _Clock,
-    ) -> None:
-        """Run one batch and put the kept rows of every hookpoint where they are stored.
-
-        Rows are gathered and rounded inside the pass, on the device: the model may overwrite its
-        tensors, and what is not kept need not live any longer.
-        """
-        kept = torch.from_numpy(inputs.kept).to(self.device)
-        copied: dict[str, torch.Tensor] = {}
-        began, gather_s = time.perf_counter(), 0.0
-
-        def read(name: str, tensor: torch.Tensor) -> None:
-            nonlocal gather_s
-            started = time.perf_counter()
-            gathered = tensor.flatten(0, 1).index_select(0, kept).to(self._dtype)
-            if gathered.device.type == "cpu":
-                _scatter(buffers[name], rows, gathered)
-            else:
-                copied[name] = gathered
-            gather_s += time.perf_counter() - started
-
-        capture(**to_device(inputs.arrays, self.device), shape=inputs.shape, read=read)
-        synchronize(self.device)
-        clock.forward_s += time.perf_counter() - began - gather_s
-        started = time.perf_counter()
-        for name, gathered in copied.items():
-            _scatter(buffers[name], rows, gathered.cpu())
-        clock.gather_s += gather_s + time.perf_counter() - started
-
-    def _record(self, batches: list[Batch], clock: _Clock) -> dict[str, Any]:
+    def _record(self, batches: list[Batch], clock: Clock, waited_s: float) -> dict[str, Any]:
         return {
             "device": device_name(self.device),
             "threads": self.threads,
-            "tokens_per_batch": self.run.tokens_per_batch,
+            "tokens_per_batch": self.tokens_per_batch,
             "n_batches": len(batches),
             "n_tokens_fed": sum(batch.n_fed for batch in batches),
             "padding_share": padding_share(batches),
-            "compute_s": time.perf_counter() - clock.started,
+            "compute_s": clock.total_s,
             "forward_s": clock.forward_s,
             "gather_s": clock.gather_s,
+            "input_s": clock.input_s,
+            "copy_wait_s": self._staging.waited_s - waited_s,
             "torch": torch.__version__,
         }
 
 
-def _scatter(buffer: NDArray[Any], rows: NDArray[np.int64], gathered: torch.Tensor) -> None:
-    """Put rows where they are stored, as plain words of memory, in this thread.
-
-    Torch's own ``index_copy_`` wakes all its threads for a copy of a few megabytes: on busy
-    processors that was ten times slower.
-    """
-    words = f"u{buffer.dtype.itemsize}"
-    buffer.view(words)[rows] = to_numpy(gathered).view(words)
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,8 @@ from support.jobs import attempted, both, options, plant, wait_until
 from support.workers import FakeWorker, attempts, check_whole, fake_store, make_fake
 
 from actlas.jobs import ray_cluster
-from actlas.jobs.executors import Done, Hand
+from actlas.jobs.executors import Done
+from actlas.jobs.hand import Hand
 from actlas.jobs.ledger import Ledger
 from actlas.jobs.logs import LOGGER
 from actlas.jobs.run import run_extraction
@@ -102,6 +103,7 @@ def test_a_failed_measurement_charges_nothing(
     logged: list[str] = []
     monkeypatch.setattr(LOGGER, "exception", lambda text, **_named: logged.append(text))
     hand = Hand(make_fake(store.path, options()), "worker 0", store.path)
+    hand.measure(0)
     for shard in (0, 1):
         outcome = hand.attempt(shard)
         assert isinstance(outcome, Done)
