@@ -29,6 +29,7 @@ class MadeUpDocuments:
         self.record = np.arange(len(lengths), dtype=np.int64)
         self.label: NDArray[np.int32] | None = None
         self.label_names: tuple[str, ...] = ()
+        self.token_column_names: dict[str, tuple[str, ...]] = {}
 
     def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
         return np.full(stop - start, 5, np.int32)
@@ -40,6 +41,9 @@ class MadeUpDocuments:
 
     def special(self, start: int, stop: int) -> None:
         return None
+
+    def token_column(self, name: str, start: int, stop: int) -> NDArray[np.int32]:
+        raise KeyError(name)
 
     def text(self, start: int, stop: int) -> NDArray[np.uint8]:
         return np.full(stop - start, ord("a"), np.uint8)

@@ -15,7 +15,7 @@ from actlas.analysis.localizer.ablation import Window, ablated, generate, losses
 from actlas.jobs.progress import NowAndThen
 from actlas.pipeline.architecture import quiet
 from actlas.pipeline.device import resolve_device
-from actlas.pipeline.model import load_model
+from actlas.pipeline.loading import load_model
 from actlas.store.errors import ConfigError, CorpusError, ModelError
 
 if TYPE_CHECKING:
@@ -107,6 +107,12 @@ def read_windows(settings: Settings, max_tokens: int) -> tuple[list[Window], lis
     texts: list[str] = []
     left = max_tokens
     for record in settings.corpus.records():
+        if record.image is not None:
+            raise ConfigError(
+                f"{record.source} record {record.record} has an image, and the loss is that of "
+                "texts. Give a corpus of texts alone, without --image-field.",
+                field="corpus",
+            )
         [tokens] = settings.cutter.cut([record.text])
         ids = settings.windows.apply(tokens).token_id[:left]
         for at in range(0, len(ids), content):

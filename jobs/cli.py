@@ -17,6 +17,7 @@ from actlas.jobs.formatting import printable
 from actlas.store.errors import EXIT_DONE, EXIT_ERROR, EXIT_RESUME, ActlasError
 
 VERBS: Mapping[str, str] = {
+    "hookpoints": "The places of a model that can be stored, and how wide they are.",
     "plan": "Fix what the rows are: model, corpus, windows, hookpoints.",
     "extract": "Compute and write them; plans first where there is no plan, resumes else.",
     "status": "How far an extraction is.",

@@ -12,6 +12,8 @@ import numpy as np
 from actlas.jobs.flags import debug_option, json_option
 from actlas.jobs.formatting import count, n_bytes, printable
 from actlas.store.codes import names
+from actlas.store.receipts import POOLED
+from actlas.store.statistics import Statistics
 from actlas.store.store import Store, open_store
 
 
@@ -22,8 +24,10 @@ def info_of(store: Store) -> dict[str, Any]:
     return {
         "store": store.path,
         "plan": plan.model_dump(mode="json"),
-        "n_shards": plan.n_shards,
+        "n_shards": store.n_shards(),
         "n_shards_done": len(done),
+        "n_pooled_shards": store.n_shards(POOLED),
+        "n_pooled_shards_done": len(store.done(POOLED)) if plan.pools else 0,
         "n_stored_bytes": store.n_stored_bytes(),
         "features": [_features(store, name) for name in names(store)],
         "statistics": {h.name: _summary(store, h.name) for h in plan.hookpoints} if done else {},
@@ -37,23 +41,34 @@ def _features(store: Store, name: str) -> dict[str, Any]:
     return {**features.spec.model_dump(mode="json"), "state": state}
 
 
-def _summary(store: Store, hookpoint: str) -> dict[str, float]:
+def _summary(store: Store, hookpoint: str) -> dict[str, float | None]:
     """Return a hookpoint's moments over all its units, in a few numbers.
 
-    ``rms_norm`` is the root mean square L2 norm of a row, from the units' second moments.
+    ``rms_norm`` is the root mean square L2 norm of a row, from the units' second moments;
+    ``within_share`` the share of all units' sums of squares that lies within documents. None is
+    what an earlier version did not gather.
     """
     moments = store.statistics(hookpoint)
     n = np.maximum(moments.n, 1)
     second = moments.m2 / n + moments.mean**2
     return {
         "n_rows": float(moments.n.max()),
+        "mean_norm": moments.mean_norm,
         "rms_norm": float(np.sqrt(second.sum())),
         "norm_of_mean": float(np.linalg.norm(moments.mean)),
         "mean_std": float(np.mean(np.sqrt(moments.m2 / n))),
         "max_std": float(np.max(np.sqrt(moments.m2 / n))),
+        "within_share": _within_share(moments),
         "min": float(np.nanmin(moments.min)) if moments.n.any() else float("nan"),
         "max": float(np.nanmax(moments.max)) if moments.n.any() else float("nan"),
     }
+
+
+def _within_share(statistics: Statistics) -> float | None:
+    total = float(statistics.m2.sum())
+    if statistics.within_m2 is None or not total:
+        return None
+    return float(statistics.within_m2.sum()) / total
 
 
 def _lines(info: dict[str, Any]) -> Iterable[str]:
@@ -74,15 +89,25 @@ def _lines(info: dict[str, Any]) -> Iterable[str]:
             f"skipped     {count(corpus['n_records_skipped'])} of "
             f"{count(corpus['n_records_read'])} records"
         )
-    yield (
-        f"windows     {count(plan['n_windows'])} of at most {count(windows['max_length'])} tokens; "
-        f"longer documents: {windows['long']}"
-    )
+    if model["modality"] != "image":
+        yield (
+            f"windows     {count(plan['n_windows'])} of at most {count(windows['max_length'])} "
+            f"tokens; longer documents: {windows['long']}"
+        )
+    if plan["processor"] is not None:
+        yield f"images      {_images(plan)}"
     yield f"rows        {plan['order']} order, seed {plan['seed']}, dtype {plan['dtype']}"
-    yield (
-        f"shards      {info['n_shards_done']:,} of {info['n_shards']:,} done, "
-        f"{count(plan['shard_rows'])} rows each, compression {plan['compression']}"
-    )
+    if plan["dense"]:
+        yield (
+            f"shards      {info['n_shards_done']:,} of {info['n_shards']:,} done, "
+            f"{count(plan['shard_rows'])} rows each, compression {plan['compression']}"
+        )
+    if plan["pools"]:
+        alone = "" if plan["dense"] else "; no token has rows (--pooled-only)"
+        yield (
+            f"pooled      {', '.join(plan['pools'])} of each document: "
+            f"{info['n_pooled_shards_done']:,} of {info['n_pooled_shards']:,} shards done{alone}"
+        )
     yield f"stored      {n_bytes(info['n_stored_bytes'])}"
     for each in info["features"]:
         yield (
@@ -90,18 +115,35 @@ def _lines(info: dict[str, Any]) -> Iterable[str]:
             f"({each['sae_kind']}), {each['state']}"
         )
     yield ""
-    header = ("hookpoint", "width", "rms norm", "|mean|", "mean std", "min", "max")
+    header = (
+        *("hookpoint", "width", "mean norm", "rms norm", "|mean|", "mean std", "within"),
+        *("min", "max"),
+    )
     yield f"{header[0]:<24}" + "".join(f"{name:>11}" for name in header[1:])
     for hookpoint in plan["hookpoints"]:
-        yield _hookpoint_line(hookpoint, info["statistics"].get(hookpoint["name"]))
+        summary = info["statistics"].get(hookpoint["name"])
+        yield _hookpoint_line(hookpoint, summary, "not extracted yet" if plan["dense"] else "")
 
 
-def _hookpoint_line(hookpoint: dict[str, Any], summary: dict[str, float] | None) -> str:
+def _images(plan: dict[str, Any]) -> str:
+    """Say how many patches an image has, and what becomes of its other positions."""
+    processor = plan["processor"]
+    rows, columns = processor["grid"]
+    n_special = processor["n_prefix"] + processor["n_suffix"]
+    kept = "with rows" if plan["keep_special"] else "without rows"
+    special = f", {n_special} special position{'s' * (n_special > 1)} {kept}" if n_special else ""
+    return f"{rows} x {columns} patches each{special}, {n_bytes(plan['n_image_bytes'])} of files"
+
+
+def _hookpoint_line(
+    hookpoint: dict[str, Any], summary: dict[str, float | None] | None, why: str
+) -> str:
     line = f"{hookpoint['name']:<24}{hookpoint['width']:>11,}"
     if summary is None:
-        return line + "   not extracted yet"
-    names = ("rms_norm", "norm_of_mean", "mean_std", "min", "max")
-    return line + "".join(f"{summary[name]:>11.4g}" for name in names)
+        return f"{line}   {why}".rstrip()
+    names = ("mean_norm", "rms_norm", "norm_of_mean", "mean_std", "within_share", "min", "max")
+    numbers = [summary[name] for name in names]
+    return line + "".join(f"{'-':>11}" if x is None else f"{x:>11.4g}" for x in numbers)
 
 
 @click.command("info", short_help="What a store holds.")
@@ -111,8 +153,9 @@ def _hookpoint_line(hookpoint: dict[str, Any], summary: dict[str, float] | None)
 def command(store: str, as_json: bool) -> None:
     """Say what STORE holds: model, corpus, windows, hookpoints, bytes, statistics.
 
-    rms norm: the root mean square of the rows' L2 norms. |mean|: the norm of the mean row.
-    mean std: the mean of the units' standard deviations.
+    mean norm, rms norm: the mean of the rows' L2 norms, and its root mean square. |mean|: the
+    norm of the mean row. mean std: the mean of the units' standard deviations. within: the share
+    of the units' variance that lies within documents.
     """
     info = info_of(open_store(store))
     click.echo(json.dumps(info) if as_json else "\n".join(_lines(info)))

@@ -16,7 +16,7 @@ _RESOLVED: Mapping[str, Callable[[Plan], Any]] = {
     "model": lambda plan: plan.model.id,
     "corpus": lambda plan: plan.corpus.uri,
     "hookpoints": lambda plan: [h.name for h in plan.hookpoints],
-    "tokenizer": lambda plan: plan.tokenizer.id,
+    "tokenizer": lambda plan: plan.tokenizer.id if plan.tokenizer else None,
     "revision": lambda plan: plan.model.revision,
     "text_field": lambda plan: plan.corpus.text_field,
     "label_field": lambda plan: plan.corpus.label_field,

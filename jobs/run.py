@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,11 @@ from actlas.jobs.ledger import Ledger
 from actlas.jobs.progress import PlainProgress, display
 from actlas.jobs.signals import Stop
 from actlas.jobs.tally import Tally, stage_line
-from actlas.jobs.worker import open_worker
+from actlas.jobs.worker import open_pooler, open_worker
 from actlas.pipeline.options import RunOptions
 from actlas.store import lease
 from actlas.store.errors import EXIT_DONE, EXIT_QUARANTINE, EXIT_RESUME, LeaseHeldError
-from actlas.store.receipts import EXTRACT
+from actlas.store.receipts import EXTRACT, POOLED
 
 if TYPE_CHECKING:
     from actlas.store.store import Store
@@ -55,6 +56,8 @@ class Work:
         What each row gets: ``6 hookpoints``.
     after : str
         The command to run next.
+    rows : str
+        What its rows are: ``rows``, or ``documents``.
     """
 
     job: str
@@ -62,10 +65,13 @@ class Work:
     what: str
     per_row: str
     after: str
+    rows: str = "rows"
 
     def all(self, store: Store) -> list[int]:
         """Return the shards that can be done: of what is made from rows, those that have some."""
-        return list(range(store.plan.n_shards)) if self.job == EXTRACT else sorted(store.done())
+        if self.job in (EXTRACT, POOLED):
+            return list(range(store.n_shards(self.job)))
+        return sorted(store.done())
 
     def missing(self, store: Store) -> list[int]:
         """Return the shards that can be done and are not, by a fresh listing."""
@@ -80,8 +86,24 @@ def extraction(store: Store) -> Work:
     return Work(EXTRACT, "extracting", what, per_row, command("verify", store.path))
 
 
-def run_extraction(store: Store, run: RunOptions, make_worker: MakeWorker = open_worker) -> Outcome:
+def pooling(store: Store) -> Work:
+    """Return the job of pooled rows."""
+    plan = store.plan
+    per_row = f"{len(plan.hookpoints)} hookpoints x {', '.join(plan.pools)}"
+    what = f"{plan.model.id} over {plan.corpus.uri}, {per_row}"
+    return Work(POOLED, "pooling", what, per_row, command("verify", store.path), "documents")
+
+
+def run_extraction(
+    store: Store,
+    run: RunOptions,
+    make_worker: MakeWorker = open_worker,
+    make_pooler: MakeWorker = open_pooler,
+) -> Outcome:
     """Extract what is missing from a store. Where there is nothing to do, nothing is written.
+
+    Where a store has rows for tokens and pooled ones, the pooled ones come after the others, by a
+    forward pass of their own.
 
     Raises
     ------
@@ -90,7 +112,15 @@ def run_extraction(store: Store, run: RunOptions, make_worker: MakeWorker = open
     ActlasError
         What stopped the run where no shard is to blame.
     """
-    return run_work(store, extraction(store), run, make_worker)
+    outcomes: list[Outcome] = []
+    for job in store.jobs:
+        if job == POOLED:
+            outcomes.append(run_work(store, pooling(store), run, make_pooler))
+        else:
+            outcomes.append(run_work(store, extraction(store), run, make_worker))
+        if outcomes[-1].exit_code == EXIT_RESUME:
+            break
+    return _joined(outcomes)
 
 
 def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker) -> Outcome:
@@ -150,17 +180,24 @@ def _say(text: str) -> None:
 
 def _tally(store: Store, work: Work, missing: list[int]) -> Tally:
     def n_rows(shards: list[int]) -> int:
-        return sum(stop - start for start, stop in map(store.shard_range, shards))
+        covered = (store.covered(shard, work.job) for shard in shards)
+        return sum(stop - start for start, stop in covered)
 
     total = n_rows(work.all(store))
-    return Tally(n_rows=max(1, total), n_rows_before=total - n_rows(missing), n_shards=len(missing))
+    return Tally(
+        n_rows=max(1, total),
+        n_rows_before=total - n_rows(missing),
+        n_shards=len(missing),
+        rows=work.rows,
+    )
 
 
 def _introduce(
     store: Store, work: Work, run: RunOptions, watch: PlainProgress, shards: tuple[int, ...]
 ) -> None:
     workers = f", {run.workers} workers" if run.executor == "ray" else ""
-    resumed = "" if len(shards) == store.plan.n_shards else f" of {store.plan.n_shards:,}"
+    n_all = len(work.all(store)) if work.job == POOLED else store.plan.n_shards
+    resumed = "" if len(shards) == n_all else f" of {n_all:,}"
     rest = " (the rest is done)" if resumed else ""
     watch.say(
         f"{work.doing} {len(shards):,} shards{resumed}{rest}: {work.what} ({run.executor}{workers})"
@@ -186,6 +223,14 @@ def _outcome(store: Store, work: Work, ledger: Ledger, tally: Tally, *, stopped:
     return Outcome(EXIT_DONE, f"done: {made} -> next: {work.after}", quarantined)
 
 
+def _joined(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return what several jobs came to, one after the other."""
+    worst = max(reversed(outcomes), key=lambda outcome: outcome.exit_code)
+    lines = [o.line if o is worst else o.line.split(" -> next: ", 1)[0] for o in outcomes]
+    quarantined = tuple(shard for outcome in outcomes for shard in outcome.quarantined)
+    return Outcome(worst.exit_code, "\n".join(lines), quarantined)
+
+
 def _why(store: Store, work: Work) -> str:
     """Return where the tracebacks of a job's quarantine are found."""
     if work.job == EXTRACT:
@@ -196,13 +241,13 @@ def _why(store: Store, work: Work) -> str:
 def _made(work: Work, tally: Tally) -> str:
     """Say what this run made."""
     if not tally.n_rows_done:
-        before = f"{count(tally.n_rows_before)} rows x {work.per_row} were there already"
+        before = f"{count(tally.n_rows_before)} {work.rows} x {work.per_row} were there already"
         return before if tally.n_rows_before else "nothing"
     share = tally.share_of_bare()
     bare = "" if share is None else f", {share:.2f} of the bare forward pass"
     text = (
-        f"{count(tally.n_rows_done)} rows x {work.per_row}, {n_bytes(tally.n_bytes)} in "
-        f"{duration(tally.seconds_made())} ({count(tally.mean_rate())} rows/s{bare})"
+        f"{count(tally.n_rows_done)} {work.rows} x {work.per_row}, {n_bytes(tally.n_bytes)} in "
+        f"{duration(tally.seconds_made())} ({count(tally.mean_rate())} {work.rows}/s{bare})"
     )
     if tally.n_nonfinite:
         text += f", {count(tally.n_nonfinite)} values are NaN or infinite"

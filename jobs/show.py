@@ -43,6 +43,7 @@ def show_of(store: Store, doc_idx: int, pos_idx: int | None) -> dict[str, Any]:
         "token_id": document.token_id.tolist(),
         "tokens": document.tokens,
         "norms": _norms(document),
+        "pooled_norms": _pooled_norms(store, doc_idx),
     }
     if context is not None:
         shown["pos_idx"] = pos_idx
@@ -54,6 +55,14 @@ def _norms(document: Document) -> dict[str, list[float]]:
     return {
         name: np.linalg.norm(document.activations[name].astype(np.float32), axis=1).tolist()
         for name in document.activations
+    }
+
+
+def _pooled_norms(store: Store, doc_idx: int) -> dict[str, dict[str, float]]:
+    """Return, by hookpoint and pool, the L2 norm of the document's pooled row."""
+    return {
+        name: {pool: float(np.linalg.norm(array[doc_idx])) for pool, array in pools.items()}
+        for name, pools in store.pooled.items()
     }
 
 
@@ -83,14 +92,21 @@ def _lines(shown: dict[str, Any]) -> Iterable[str]:
     yield from _table(shown, first, last, pos_idx)
     if last - first < n_tokens:
         yield f"tokens [{first}, {last}) of {count(n_tokens)}; --pos N shows those around token N"
+    if shown["pooled_norms"]:
+        yield ""
+        yield "pooled rows (L2 norms)"
+    for hookpoint, pooled in shown["pooled_norms"].items():
+        norms = "".join(f"{pool:>8} {norm:<9.4g}" for pool, norm in pooled.items())
+        yield f"  {hookpoint:<24}{norms}".rstrip()
 
 
 def _table(shown: dict[str, Any], first: int, last: int, pos_idx: int | None) -> Iterable[str]:
     """Yield a row per token: its place, id and piece, and its L2 norm at each hookpoint."""
     hookpoints = list(shown["norms"])
+    unit = "   (L2 norms)" if hookpoints else ""
     widths = [max(9, len(name) + 2) for name in hookpoints]
     heads = "".join(f"{name:>{width}}" for name, width in zip(hookpoints, widths, strict=True))
-    yield f"  {'pos':>6} {'id':>7}  {'token':<18}{heads}   (L2 norms)"
+    yield f"  {'pos':>6} {'id':>7}  {'token':<18}{heads}{unit}"
     for pos in range(first, last):
         piece = printable(shown["tokens"][pos])
         piece = piece if len(piece) <= 16 else piece[:15] + "…"
@@ -99,7 +115,8 @@ def _table(shown: dict[str, Any], first: int, last: int, pos_idx: int | None) ->
             for name, width in zip(hookpoints, widths, strict=True)
         )
         mark = ">" if pos == pos_idx else " "
-        yield f"{mark} {pos:>6} {shown['token_id'][pos]:>7}  {'|' + piece + '|':<18}{norms}"
+        line = f"{mark} {pos:>6} {shown['token_id'][pos]:>7}  {'|' + piece + '|':<18}{norms}"
+        yield line.rstrip()
 
 
 @click.command("show", short_help="A document: its text, tokens and norms.")

@@ -39,6 +39,8 @@ class Tally:
     n_rows: int
     n_rows_before: int
     n_shards: int
+    rows: str = "rows"
+    """What its rows are, for a person: rows, or documents."""
     clock: Callable[[], float] = time.monotonic
     started: float = 0.0
     n_rows_done: int = 0
@@ -163,8 +165,8 @@ def headline(tally: Tally) -> str:
     left = tally.seconds_left()
     parts = [
         f"{tally.share():4.0%}",
-        f"{count(done)} of {count(tally.n_rows)} rows",
-        f"{count(tally.rate_now())} rows/s now, {count(tally.mean_rate())} mean",
+        f"{count(done)} of {count(tally.n_rows)} {tally.rows}",
+        f"{count(tally.rate_now())} {tally.rows}/s now, {count(tally.mean_rate())} mean",
         "time left unknown" if left is None else f"{duration(left)} left" if left else "all done",
     ]
     return "  ".join(parts) + troubles(tally)

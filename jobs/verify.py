@@ -23,15 +23,17 @@ def report_of(report: Report, path: str, seconds: float) -> dict[str, Any]:
     return {
         "store": path,
         "ok": report.ok,
-        "complete": not report.missing,
+        "complete": not report.missing and not report.missing_pooled,
         "full": report.full,
         "n_objects": report.n_objects,
         "n_bytes": report.n_bytes,
         "seconds": seconds,
         "missing": list(report.missing),
+        "missing_pooled": list(report.missing_pooled),
         "unclaimed": list(report.unclaimed),
         "damages": [
-            {"key": d.key, "what": d.what, "start": d.start, "stop": d.stop} for d in report.damages
+            {"key": d.key, "what": d.what, "start": d.start, "stop": d.stop, "of": d.of}
+            for d in report.damages
         ],
     }
 
@@ -40,6 +42,8 @@ def _lines(report: Report, path: str, seconds: float) -> list[str]:
     lines = [f"damaged: {damage}" for damage in report.damages]
     if report.missing:
         lines.append(f"not extracted yet: shards {ranges(list(report.missing))}")
+    if report.missing_pooled:
+        lines.append(f"not pooled yet: shards {ranges(list(report.missing_pooled))}")
     if report.unclaimed:
         lines.append(
             f"{count(len(report.unclaimed))} objects of shards without a receipt: the next "
@@ -55,7 +59,7 @@ def _lines(report: Report, path: str, seconds: float) -> list[str]:
             f"damaged: {len(report.damages):,} findings; checked {checked} -> next: keep this "
             "output; the rows named are not to be trusted"
         )
-    elif report.missing:
+    elif report.missing or report.missing_pooled:
         lines.append(f"whole so far: {checked} -> next: {shell('extract', path)}")
     else:
         then = ("show", path, "--doc", "0") if report.full else ("verify", path, "--full")

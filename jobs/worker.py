@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from actlas.jobs import logs
 from actlas.jobs.executors import Rate
 from actlas.pipeline.options import RunOptions
+from actlas.store.receipts import EXTRACT, POOLED
 from actlas.store.schema import Receipt
 from actlas.store.store import open_store
 
@@ -21,10 +22,12 @@ ENOUGH_S = 0.3
 class ShardWorker:
     """Extracts shards of one store with one model."""
 
-    def __init__(self, store: str, run: RunOptions) -> None:
+    def __init__(self, store: str, run: RunOptions, job: str = EXTRACT) -> None:
         from actlas.pipeline.extract import Extractor
+        from actlas.pipeline.extract_pooled import PooledExtractor
 
-        self._extractor = Extractor(open_store(store), run)
+        extractor = PooledExtractor if job == POOLED else Extractor
+        self._extractor = extractor(open_store(store), run)
         self._how = {"executor": run.executor, "workers": run.workers}
 
     def extract(self, shard: int, *, attempt: str) -> Receipt:
@@ -54,8 +57,13 @@ class ShardWorker:
         return rate if rate.seconds >= ENOUGH_S else None
 
 
-def open_worker(store: str, run: RunOptions) -> ShardWorker:
+def open_worker(store: str, run: RunOptions, job: str = EXTRACT) -> ShardWorker:
     """Open a store and load its model; on Ray, in a process of its own with a log of its own."""
     if run.executor == "ray":
         logs.start(store, "worker")
-    return ShardWorker(store, run)
+    return ShardWorker(store, run, job)
+
+
+def open_pooler(store: str, run: RunOptions) -> ShardWorker:
+    """Open a worker that makes pooled rows."""
+    return open_worker(store, run, POOLED)

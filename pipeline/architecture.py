@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from actlas.pipeline.weights import CONFIG_FILE, checkpoint_dtype
 from actlas.store.dtypes import ACTIVATION_DTYPES
 from actlas.store.errors import ModelError
+from actlas.store.schema import Modality
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +28,8 @@ LOADING_ERRORS = (
     RuntimeError,
     NotImplementedError,
 )
+
+_STAGES = {"hidden_size": "hidden_sizes", "num_hidden_layers": "depths"}
 
 
 @contextmanager
@@ -48,6 +51,29 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def modality_of(config: Any) -> Modality:
+    """Say what a model reads: texts, images, or texts with images in them."""
+    from transformers import AutoModel
+
+    mapping = AutoModel._model_mapping
+    found: Any = mapping.get(type(config), None)
+    model_class = found[0] if isinstance(found, tuple) else found
+    reads = getattr(model_class, "input_modalities", "text")
+    reads = (reads,) if isinstance(reads, str) else tuple(reads or ())
+    if "image" not in reads:
+        return "text"
+    return "mixed" if "text" in reads else "image"
+
+
+def tower_of(config: Any) -> Any:
+    """Return the configuration of the image tower, of a model with one for each; else as it is."""
+    from transformers.models.auto import modeling_auto as auto
+
+    generates = config.model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    towers = hasattr(config, "vision_config") and hasattr(config, "text_config")
+    return config.vision_config if towers and not generates else config
+
+
 def is_causal(config: Any, architecture: str) -> bool:
     """Say whether a position sees only earlier ones, from the configuration and the class.
 
@@ -62,6 +88,8 @@ def is_causal(config: Any, architecture: str) -> bool:
         return False
     if getattr(text, "use_bidirectional_attention", None) in (True, "all"):
         return False
+    if modality_of(config) == "mixed":
+        return True
     masked = text.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if masked and not architecture.endswith("ForCausalLM"):
         return bool(getattr(text, "is_decoder", False))
@@ -92,9 +120,13 @@ def architecture_of(config: Any) -> str:
 
 def auto_class(architecture: str) -> Any:
     """Return transformers' loader: with the head for causal models, else the model alone."""
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto as auto
 
-    return AutoModelForCausalLM if _is_causal_class(architecture) else AutoModel
+    if _is_causal_class(architecture):
+        return AutoModelForCausalLM
+    mixed = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+    return AutoModelForImageTextToText if architecture in mixed else AutoModel
 
 
 def compute_dtype_of(asked: str, config: Any, files: tuple[Path, ...]) -> str:
@@ -131,8 +163,14 @@ def context_length_of(text: Any, skeleton: nn.Module) -> int | None:
 
 
 def size_of(text: Any, name: str, folder: Path) -> int:
-    """Return a size from the configuration, or raise a :class:`ModelError`."""
+    """Return a size from the configuration, or raise a :class:`ModelError`.
+
+    A model of stages has one size for each: its width is that of the last, its blocks are all.
+    """
     size = getattr(text, name, None)
+    stages = getattr(text, _STAGES.get(name, ""), None)
+    if size is None and isinstance(stages, (list, tuple)) and stages:
+        size = stages[-1] if name == "hidden_size" else sum(stages)
     if not isinstance(size, int) or size < 1:
         raise ModelError(
             f"{folder / CONFIG_FILE}: expected a positive {name}, got {size!r} in "

@@ -19,7 +19,7 @@ def assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: 
     sample : {"all", "uniform", "head"}
         Which part of the corpus they are.
     **counts : int
-        ``n_documents``, ``n_tokens``, ``n_text_bytes``, ``n_windows``.
+        ``n_documents``, ``n_tokens``, ``n_text_bytes``, ``n_windows``, ``n_image_bytes``.
     """
     options, tally = settings.options, settings.corpus.tally
     return Plan(
@@ -45,6 +45,11 @@ def assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: 
         dtype=options.dtype,
         compression=options.compression,
         shard_rows=settings.shard_rows(counts["n_tokens"]),
+        processor=settings.processor,
+        token_columns=settings.token_columns,
+        pools=options.pool,
+        dense=not options.pooled_only,
+        with_loss=options.with_loss,
         request=options.model_dump(mode="json"),
         **counts,
     )

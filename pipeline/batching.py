@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from itertools import pairwise
@@ -29,21 +30,68 @@ class Fed(NamedTuple):
         return self.n_prefix + self.sequence.stop - self.sequence.start + self.n_suffix
 
 
+class Piece(NamedTuple):
+    """The positions [start, stop) of a causal sequence that is fed piece by piece.
+
+    Attributes
+    ----------
+    doc_idx, window : int
+        Which sequence: its document and its first kept token.
+    start, stop : int
+        Positions, special tokens included: what is before ``start`` is in the cache.
+    goes_on : bool
+        Whether its cache is still needed: another piece follows, in this shard or in the next.
+    """
+
+    doc_idx: int
+    window: int
+    start: int
+    stop: int
+    goes_on: bool
+
+
 class Batch(NamedTuple):
-    """Sequences for one forward pass, longest first, each padded to ``length`` tokens."""
+    """Sequences for one forward pass, each in a row of ``length`` tokens.
+
+    Attributes
+    ----------
+    fed : tuple of Fed
+        Longest first; with ``places``, as they lie in the rows.
+    length : int
+        Tokens of a row, padding included.
+    places : tuple of int
+        Where each sequence begins in the flattened ``[row * position]``; empty where each has a
+        row to itself. With places, several lie one behind the other in a row.
+    piece : Piece, optional
+        Which part of the one sequence this is; None where sequences are whole.
+    """
 
     fed: tuple[Fed, ...]
     length: int
+    places: tuple[int, ...] = ()
+    piece: Piece | None = None
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the model's input."""
+        return max(self.places) // self.length + 1 if self.places else len(self.fed)
 
     @property
     def n_fed(self) -> int:
         """Tokens that are no padding."""
+        if self.piece is not None:
+            return self.piece.stop - self.piece.start
         return sum(fed.length for fed in self.fed)
 
     @property
     def n_padded(self) -> int:
         """Tokens that the model computes, padding included."""
-        return len(self.fed) * self.length
+        return self.n_rows * self.length
+
+    @property
+    def n_indivisible(self) -> int:
+        """Tokens that must go through in one pass, however small the budget."""
+        return 1 if self.piece is not None else max(fed.length for fed in self.fed)
 
 
 def feed(sequences: Iterable[Sequence], n_prefix: int, n_suffix: int) -> Iterator[Fed]:
@@ -55,7 +103,9 @@ def feed(sequences: Iterable[Sequence], n_prefix: int, n_suffix: int) -> Iterato
         yield Fed(sequence, n_prefix, n_suffix)
 
 
-def pack(fed: Iterable[Fed], tokens_per_batch: int) -> list[Batch]:
+def pack(
+    fed: Iterable[Fed], tokens_per_batch: int, *, pass_tokens: int | None = None
+) -> list[Batch]:
     """Put sequences of like length together, within a budget of tokens.
 
     Parameters
@@ -64,6 +114,8 @@ def pack(fed: Iterable[Fed], tokens_per_batch: int) -> list[Batch]:
     tokens_per_batch : int
         Sequences times the longest of them, special tokens and padding included. A sequence that
         is longer than this goes alone.
+    pass_tokens : int, optional
+        What a pass costs beside its tokens, in tokens. Default: a sixteenth of the budget.
 
     Returns
     -------
@@ -74,8 +126,8 @@ def pack(fed: Iterable[Fed], tokens_per_batch: int) -> list[Batch]:
     Notes
     -----
     Of all ways to cut the sorted sequences into batches within the budget, it takes the one with
-    the least cost: the tokens computed, padding included, and for each pass a sixteenth of the
-    budget, since a pass of few tokens costs more than its tokens. Exact, by dynamic programming.
+    the least cost: the tokens computed, padding included, and ``pass_tokens`` for each pass, since
+    a pass of few tokens costs more than its tokens. Exact, by dynamic programming.
 
     Examples
     --------
@@ -85,21 +137,95 @@ def pack(fed: Iterable[Fed], tokens_per_batch: int) -> list[Batch]:
     [[10], [5, 4, 3]]
     """
     ordered = sorted(fed, key=lambda f: (-f.length, f.sequence.start))
-    edges = _cut(np.array([f.length for f in ordered], dtype=np.int64), tokens_per_batch)
+    edges = _cut([f.length for f in ordered], tokens_per_batch, pass_tokens)
     return [
         Batch(tuple(ordered[first:stop]), ordered[first].length) for first, stop in pairwise(edges)
     ]
 
 
-def _cut(lengths: NDArray[np.int64], budget: int) -> list[int]:
-    """Return where the cheapest batches of sequences, longest first, begin and end."""
+def pack_rows(
+    fed: Iterable[Fed],
+    tokens_per_batch: int,
+    *,
+    row_tokens: int | None = None,
+    pass_tokens: int | None = None,
+) -> list[Batch]:
+    """Put sequences one behind the other into rows, and rows of like length together.
+
+    Parameters
+    ----------
+    fed : iterable of Fed
+    tokens_per_batch, pass_tokens : int
+        As for :func:`pack`, of rows instead of sequences.
+    row_tokens : int, optional
+        Tokens of a row at most; a longer sequence has a row to itself. Default: the longest
+        sequence, so that attention over a whole row costs no more than it does for that one.
+
+    Returns
+    -------
+    list of Batch
+        With ``places``. Longest rows first.
+
+    Notes
+    -----
+    Best fit, longest first: each sequence goes into the fullest row that has room for it.
+
+    Examples
+    --------
+    >>> lengths = [3, 9, 4, 2]
+    >>> fed = [Fed(Sequence(i, 0, n, 0, n), 1, 0) for i, n in enumerate(lengths)]
+    >>> [([f.length for f in b.fed], b.length, b.places) for b in pack_rows(fed, 32)]
+    [([10, 5, 4], 10, (0, 10, 15)), ([3], 3, (0,))]
+    """
+    ordered = sorted(fed, key=lambda f: (-f.length, f.sequence.start))
+    if not ordered:
+        return []
+    rows = _fill(ordered, row_tokens or ordered[0].length)
+    filled = sorted(((sum(f.length for f in row), row) for row in rows), key=lambda r: -r[0])
+    edges = _cut([length for length, _ in filled], tokens_per_batch, pass_tokens)
+    return [
+        _in_rows([row for _, row in filled[first:stop]], filled[first][0])
+        for first, stop in pairwise(edges)
+    ]
+
+
+def _fill(ordered: Items[Fed], row_tokens: int) -> list[list[Fed]]:
+    """Put sequences, longest first, into the fewest rows that best fit finds."""
+    rows: list[list[Fed]] = []
+    room: list[tuple[int, int]] = []  # what is free in a row, and which row it is
+    for fed in ordered:
+        at = bisect_left(room, (fed.length, 0))
+        if at < len(room):
+            free, row = room.pop(at)
+            rows[row].append(fed)
+        else:
+            free, row = max(row_tokens, fed.length), len(rows)
+            rows.append([fed])
+        if free > fed.length:
+            insort(room, (free - fed.length, row))
+    return rows
+
+
+def _in_rows(rows: Items[Items[Fed]], length: int) -> Batch:
+    fed, places = [], []
+    for i, row in enumerate(rows):
+        at = i * length
+        for each in row:
+            fed.append(each)
+            places.append(at)
+            at += each.length
+    return Batch(tuple(fed), length, tuple(places))
+
+
+def _cut(lengths: Items[int], budget: int, pass_tokens: int | None) -> list[int]:
+    """Return where the cheapest batches of rows, longest first, begin and end."""
     n = len(lengths)
-    a_pass = max(1, budget // PASS_SHARE)
+    a_pass = max(1, budget // PASS_SHARE if pass_tokens is None else pass_tokens)
     cost = np.full(n + 1, np.iinfo(np.int64).max, dtype=np.int64)
     cost[0] = 0
     first = np.zeros(n + 1, dtype=np.int64)
     for start in range(n):
-        most = min(n - start, max(1, budget // int(lengths[start])))
+        most = min(n - start, max(1, budget // lengths[start]))
         reached = slice(start + 1, start + 1 + most)
         here = cost[start] + a_pass + np.arange(1, most + 1) * lengths[start]
         better = here < cost[reached]
@@ -124,7 +250,9 @@ class Inputs(NamedTuple):
     ----------
     arrays : dict of str to ndarray
         What the model takes, by the names of its own ``forward``: ``input_ids`` [batch, position]
-        padded on the right, ``pixel_values`` [image, channel, height, width]. There is an
+        padded on the right, ``pixel_values`` [image, channel, height, width]. There are
+        ``position_ids`` where several sequences share a row, each counting from 0 (padding is 0
+        throughout), and where a piece of a sequence is fed. There is an
         ``attention_mask`` (1 for tokens, 0 for padding) only where something is padded and the
         model is not causal: no token of a causal one can see the padding on its right, and
         without a mask it runs the same kernels as a single sequence does.
@@ -134,12 +262,16 @@ class Inputs(NamedTuple):
         Positions of the flattened ``[batch * position]`` whose rows are stored.
     token : ndarray of int64, shape [rows]
         Which token of the corpus each of them is.
+    piece : Piece, optional
+        Of a sequence that is fed piece by piece: the model needs what came before it
+        (:class:`actlas.pipeline.prefill.Prefill`).
     """
 
     arrays: dict[str, NDArray[Any]]
     shape: tuple[int, int]
     kept: NDArray[np.int64]
     token: NDArray[np.int64]
+    piece: Piece | None = None
 
 
 def assemble(
@@ -167,19 +299,44 @@ def assemble(
     causal : bool
         Whether a position sees only earlier ones.
     """
-    input_ids = np.full((len(batch.fed), batch.length), pad_id, dtype=np.int64)
+    if batch.piece is not None:
+        return _assemble_piece(batch.fed[0], batch.piece, tokens, first_token, prefix_ids)
+    places = batch.places or range(0, batch.n_padded, batch.length)
+    input_ids = np.full(batch.n_padded, pad_id, dtype=np.int64)
+    positions = np.zeros(batch.n_padded, dtype=np.int64)
     kept, token = [], []
-    for i, fed in enumerate(batch.fed):
+    for place, fed in zip(places, batch.fed, strict=True):
         start, stop = fed.sequence.start, fed.sequence.stop
-        end = fed.n_prefix + stop - start
-        input_ids[i, : fed.n_prefix] = prefix_ids[: fed.n_prefix]
-        input_ids[i, fed.n_prefix : end] = tokens[start - first_token : stop - first_token]
-        input_ids[i, end : fed.length] = suffix_ids[: fed.n_suffix]
+        begin, end = place + fed.n_prefix, place + fed.n_prefix + stop - start
+        input_ids[place:begin] = prefix_ids[: fed.n_prefix]
+        input_ids[begin:end] = tokens[start - first_token : stop - first_token]
+        input_ids[end : place + fed.length] = suffix_ids[: fed.n_suffix]
+        positions[place : place + fed.length] = np.arange(fed.length)
         rows = np.arange(fed.sequence.keep_start, fed.sequence.keep_stop, dtype=np.int64)
-        kept.append(i * batch.length + fed.n_prefix + rows - start)
+        kept.append(begin + rows - start)
         token.append(rows)
-    arrays: dict[str, NDArray[Any]] = {"input_ids": input_ids}
-    if not causal and batch.n_padded > batch.n_fed:
+    shape = batch.n_rows, batch.length
+    arrays: dict[str, NDArray[Any]] = {"input_ids": input_ids.reshape(shape)}
+    if batch.places:
+        arrays["position_ids"] = positions.reshape(shape)
+    elif not causal and batch.n_padded > batch.n_fed:
         lengths = np.array([fed.length for fed in batch.fed])
         arrays["attention_mask"] = (np.arange(batch.length) < lengths[:, None]).astype(np.int64)
-    return Inputs(arrays, input_ids.shape, np.concatenate(kept), np.concatenate(token))
+    return Inputs(arrays, shape, np.concatenate(kept), np.concatenate(token))
+
+
+def _assemble_piece(
+    fed: Fed, piece: Piece, tokens: NDArray[np.int32], first_token: int, prefix_ids: Items[int]
+) -> Inputs:
+    """Lay out the positions of one piece; of its rows, those of the shard are kept."""
+    sequence = fed.sequence
+    at = sequence.start - fed.n_prefix  # the token that would stand at position 0
+    start, stop = max(piece.start + at, sequence.start), max(piece.stop + at, sequence.start)
+    prefix = np.array(prefix_ids[: fed.n_prefix][piece.start : piece.stop], dtype=np.int64)
+    input_ids = np.concatenate([prefix, tokens[start - first_token : stop - first_token]])
+    rows = np.arange(max(start, sequence.keep_start), min(stop, sequence.keep_stop), dtype=np.int64)
+    arrays: dict[str, NDArray[Any]] = {
+        "input_ids": input_ids.astype(np.int64)[None],
+        "position_ids": np.arange(piece.start, piece.stop, dtype=np.int64)[None],
+    }
+    return Inputs(arrays, (1, len(input_ids)), rows - at - piece.start, rows, piece)

@@ -6,6 +6,7 @@ Nothing here assumes inference: no tensor is detached, no gradient mode is set. 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,11 @@ def first_tensor(value: Any) -> torch.Tensor | None:
     if isinstance(value, (tuple, list)) and value:
         value = value[0]
     return value if isinstance(value, torch.Tensor) else None
+
+
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what a module is called with: its first argument, or ``hidden_states`` by keyword."""
+    return args[0] if args else kwargs.get("hidden_states")
 
 
 class Capture:
@@ -158,9 +164,7 @@ class Capture:
         module = self.model.get_submodule(hookpoint.module)
         if hookpoint.side == "input":
             return module.register_forward_pre_hook(
-                lambda _, args, kwargs: self._note(
-                    hookpoint, args[0] if args else kwargs.get("hidden_states")
-                ),
+                lambda _, args, kwargs: self._note(hookpoint, first_input(args, kwargs)),
                 with_kwargs=True,
             )
         return module.register_forward_hook(lambda _, _args, output: self._note(hookpoint, output))
@@ -171,6 +175,8 @@ class Capture:
         tensor = first_tensor(value)
         if tensor is not None and hookpoint.layout == "feature_map" and tensor.ndim == 4:
             tensor = tensor.flatten(2).transpose(1, 2)
+        if tensor is not None and tuple(tensor.shape) == (math.prod(self._shape), hookpoint.width):
+            tensor = tensor.reshape(*self._shape, hookpoint.width)
         expected = (*self._shape, hookpoint.width)
         if tensor is None or tuple(tensor.shape) != expected:
             got = type(value).__name__ if tensor is None else list(tensor.shape)

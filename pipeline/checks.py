@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from actlas.pipeline.capture import Capture
+from actlas.pipeline.vision import blank_pixels, build_processor
 from actlas.store.errors import ModelError
-from actlas.store.schema import HookpointSpec
+from actlas.store.schema import HookpointSpec, ProcessorSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,11 +21,20 @@ N_POSITIONS = 6
 _TOLERANCE = {"torch.float32": 1e-4, "torch.float16": 1e-2, "torch.bfloat16": 4e-2}
 
 
-def check_causal(model: nn.Module, hookpoints: Sequence[HookpointSpec]) -> None:
+def check_causal(
+    model: nn.Module, hookpoints: Sequence[HookpointSpec], processor: ProcessorSpec | None = None
+) -> None:
     """See that a model which the plan calls causal looks at no later position.
 
     Two sequences that differ in their last token go through the model; all other rows must agree.
     Sequences are cut at shard borders and padded without a mask on the strength of this.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    hookpoints : sequence of HookpointSpec
+    processor : ProcessorSpec, optional
+        Of a model that reads images in text: each sequence then has one in its middle.
 
     Raises
     ------
@@ -38,9 +49,15 @@ def check_causal(model: nn.Module, hookpoints: Sequence[HookpointSpec]) -> None:
         return
     tokens = torch.arange(N_POSITIONS, device=embedding.weight.device) % vocabulary
     pair = tokens.repeat(2, 1)
+    images = {}
+    if processor is not None:
+        patches = pair.new_full((2, math.prod(processor.grid)), processor.image_token_id or 0)
+        pair = torch.cat([pair, patches, pair], dim=1)
+        images = blank_pixels(build_processor(processor), 2)
     pair[1, -1] = (pair[1, -1] + 1) % vocabulary
+    given = {name: torch.from_numpy(values).to(embedding.weight) for name, values in images.items()}
     with torch.inference_mode(), Capture(model, hookpoints) as capture:
-        activations = capture(pair)
+        activations = capture(pair, **given)
     for name, rows in activations.items():
         earlier = rows[:, :-1].float()
         difference = float((earlier[0] - earlier[1]).abs().max())

@@ -19,12 +19,15 @@ import glob
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.readers import READERS, Position, read_records, suffix_of
 from actlas.pipeline.records import RawSource, Record, Selection, Tally
 from actlas.store.errors import ConfigError, CorpusError
+
+if TYPE_CHECKING:
+    from actlas.pipeline.chat import Chat
 
 
 class Corpus(Protocol):
@@ -33,11 +36,15 @@ class Corpus(Protocol):
     uri: str
     finite: bool
     """Whether reading all of it is a reasonable thing to do."""
+    drawn: bool
+    """Whether documents come in a seeded order of the whole corpus: its head is then a sample."""
     labelled: bool
     text_field: str | None
     """Which field text is taken from; None where records are texts alone."""
-    tally: Tally
-    """Of the latest reading, as far as it has come."""
+
+    @property
+    def tally(self) -> Tally:
+        """Of the latest reading, as far as it has come."""
 
     def records(self) -> Iterator[Record]:
         """Yield every document in its order, from the first on.
@@ -55,7 +62,7 @@ class Corpus(Protocol):
         """Return how much of the corpus the latest reading has come through, where known."""
 
 
-def open_corpus(options: PlanOptions) -> Corpus:
+def open_corpus(options: PlanOptions, chat: Chat | None = None) -> Corpus:
     """Find a corpus. Nothing is read but the names of files.
 
     Parameters
@@ -63,6 +70,8 @@ def open_corpus(options: PlanOptions) -> Corpus:
     options : PlanOptions
         ``corpus``, ``text_field``, ``label_field``, ``lowercase``; and ``order`` and ``seed``,
         from which the order of a streamed data set's files comes.
+    chat : Chat, optional
+        Lays messages out, where ``messages_field`` names them.
 
     Raises
     ------
@@ -75,10 +84,10 @@ def open_corpus(options: PlanOptions) -> Corpus:
     if kind == "hf":
         from actlas.pipeline.hub import HubCorpus
 
-        return HubCorpus(options, name)
+        return HubCorpus(options, name, chat)
     if kind == "builtin":
         return BuiltinCorpus(options, name)
-    return FileCorpus(options, find_files(options.corpus))
+    return FileCorpus(options, find_files(options.corpus), chat)
 
 
 class Found(NamedTuple):
@@ -155,12 +164,13 @@ class FileCorpus:
     """
 
     finite = True
+    drawn = False
 
-    def __init__(self, options: PlanOptions, found: Found) -> None:
+    def __init__(self, options: PlanOptions, found: Found, chat: Chat | None = None) -> None:
         self.uri = options.corpus
         self.labelled = options.label_field is not None
         self.tally = Tally()
-        self._selection = Selection(options)
+        self._selection = Selection(options, chat)
         self._files, self._root, self._n_notes = found
         plain = all(suffix_of(file) == ".txt" for file in self._files)
         self.text_field = None if plain else self._selection.text.name
@@ -176,7 +186,8 @@ class FileCorpus:
         for place, file in enumerate(self._files):
             self._place, self._position = place, Position()
             name = file.relative_to(self._root).as_posix()
-            yield RawSource(name, read_records(file, self._selection.columns, self._position))
+            records = read_records(file, self._selection.columns, self._position)
+            yield RawSource(name, records, file.parent)
             self._position.fraction = 1.0
 
     def describe(self) -> str:
@@ -197,6 +208,7 @@ class BuiltinCorpus:
     """Documents that actlas brings along."""
 
     finite = True
+    drawn = False
     text_field: str | None = None
 
     def __init__(self, options: PlanOptions, name: str) -> None:
@@ -205,11 +217,13 @@ class BuiltinCorpus:
         if name not in BUILTIN_CORPORA:
             known = ", ".join(f"builtin:{known}" for known in BUILTIN_CORPORA)
             raise CorpusError(f"There is no {options.corpus}; there are {known}.", name=name)
-        if options.text_field or options.label_field:
+        fields = ("text_field", "label_field", "messages_field", "span_fields")
+        given = [field for field in fields if getattr(options, field)]
+        if given:
+            flags = " and ".join("--" + field.replace("_", "-") for field in given)
             raise ConfigError(
-                f"--text-field and --label-field are for records with fields, and {options.corpus} "
-                "has none. Leave them out.",
-                field="text_field" if options.text_field else "label_field",
+                f"{flags}: for records with fields, and {options.corpus} has none. Leave it out.",
+                field=given[0],
             )
         self.uri = options.corpus
         self.labelled = name in LABELLED

@@ -55,7 +55,14 @@ def synchronize(device: str) -> None:
 
 def to_device(arrays: Mapping[str, NDArray[Any]], device: str) -> dict[str, torch.Tensor]:
     """Return what a model takes on a device, by name."""
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    return {name: to_torch(array).to(device) for name, array in arrays.items()}
+
+
+def to_torch(array: NDArray[Any]) -> torch.Tensor:
+    """Return an array as torch sees it, without a copy; ``bfloat16`` of ``ml_dtypes`` too."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:

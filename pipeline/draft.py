@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
@@ -14,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.pipeline.corpus import Corpus
+from actlas.pipeline.patches import PatchCutter
 from actlas.pipeline.records import Record
+from actlas.pipeline.spans import token_codes
 from actlas.pipeline.spool import Spool
 from actlas.pipeline.tokenization import Cutter, Tokens, Windows, batches
 from actlas.store import layout
@@ -23,6 +26,8 @@ from actlas.store.schema import Order
 
 Sample = Literal["all", "uniform", "head"]
 Say = Callable[[str], None]
+Parts = tuple[NDArray[np.int32], ...]
+"""For each column that the corpus gives, its parts of a text: start, stop, code; [parts, 3]."""
 
 MAX_NAMES = 1 << 16
 """Distinct labels: what has more is no label."""
@@ -41,22 +46,37 @@ class Names:
         return -1 if name is None else self.codes.setdefault(name, len(self.codes))
 
 
-class Texts:
-    """Every text that was read, in the order of reading."""
+class Item(NamedTuple):
+    """A document to be cut."""
 
-    def __init__(self, spool: Spool) -> None:
+    text: str
+    place: int
+    parts: Parts
+
+
+class Texts:
+    """Every text that was read, and every image, in the order of reading."""
+
+    def __init__(self, spool: Spool, columns: tuple[str, ...] = ()) -> None:
         self.file = spool.file("texts", np.uint8)
         self.edges = array("q", [0])
+        self.images = spool.file("images", np.uint8)
+        self.image_edges = array("q", [0])
         self.source, self.record, self.label = array("i"), array("q"), array("i")
         self.sources, self.labels = Names(), Names()
+        self.columns = {name: Names() for name in columns}
+        self._parts = [spool.file(f"parts-{name}", np.int32) for name in columns]
+        self._part_edges = [array("q", [0]) for _ in columns]
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def append(self, record: Record) -> int:
-        """Keep a document's text and origin; return its place."""
+    def append(self, record: Record) -> Item:
+        """Keep a document's text, its parts and its origin; return it."""
         self.file.append(record.text.encode())
         self.edges.append(self.file.n_items)
+        self.images.append(record.image or b"")
+        self.image_edges.append(self.images.n_items)
         self.source.append(self.sources.code(record.source))
         self.record.append(record.record)
         self.label.append(self.labels.code(record.label))
@@ -66,7 +86,35 @@ class Texts:
                 "that is no label. Name another field with --label-field.",
                 field="label_field",
             )
-        return len(self) - 1
+        parts = self._coded(record)
+        for codes, file, edges in zip(parts, self._parts, self._part_edges, strict=True):
+            file.append(codes)
+            edges.append(file.n_items)
+        return Item(record.text, len(self) - 1, parts)
+
+    def _coded(self, record: Record) -> Parts:
+        coded = []
+        for name, names in self.columns.items():
+            parts = [(part.start, part.stop, names.code(part.name)) for part in record.parts[name]]
+            coded.append(np.array(parts, np.int32).reshape(-1, 3))
+            if len(names.codes) > MAX_NAMES:
+                raise CorpusError(
+                    f"There are more than {MAX_NAMES:,} different labels in {name!r}: those are "
+                    "no labels. Leave it out of --span-fields.",
+                    field="span_fields",
+                )
+        return tuple(coded)
+
+    def flush(self) -> None:
+        """Hand everything to the operating system, so that it can be read."""
+        for file in (self.file, self.images, *self._parts):
+            file.flush()
+
+    def item(self, place: int) -> Item:
+        """Return a document as it was kept."""
+        pairs = zip(self._parts, self._part_edges, strict=True)
+        parts = (file.read(edges[place], edges[place + 1]).reshape(-1, 3) for file, edges in pairs)
+        return Item(self.text(place), place, tuple(parts))
 
     def text(self, place: int) -> str:
         """Return a text."""
@@ -76,8 +124,10 @@ class Texts:
 class Cuts:
     """The kept tokens of the documents that were taken, in the order of taking."""
 
-    def __init__(self, spool: Spool, windows: Windows) -> None:
+    def __init__(self, spool: Spool, windows: Windows, columns: Iterable[str] = ()) -> None:
         self.windows = windows
+        self.columns = {name: spool.file(f"column-{name}", np.int32) for name in columns}
+        self.n_of_code: dict[str, Counter[int]] = {name: Counter() for name in self.columns}
         self.token_id = spool.file("token_id", np.int32)
         self.char_start = spool.file("char_start", np.int32)
         self.edges = array("q", [0])
@@ -90,24 +140,45 @@ class Cuts:
         return self.edges[-1]
 
     def take(
-        self, items: Iterable[tuple[str, int]], cutter: Cutter, limit: int | None, say: Say
+        self,
+        items: Iterable[Item],
+        cutter: Cutter | PatchCutter,
+        limit: int | None,
+        say: Say,
     ) -> bool:
         """Cut texts with their places until the limit; return whether any was left over."""
         said = time.monotonic()
         for batch in batches(items):
-            for i, tokens in enumerate(cutter.cut([text for text, _ in batch])):
+            for i, tokens in enumerate(cutter.cut([item.text for item in batch])):
                 if limit is not None and self.n_tokens >= limit:
                     return True
-                self._append(self.windows.apply(tokens), batch[i][1])
+                tokens = self._with_columns(tokens, batch[i].parts)
+                self._append(self.windows.apply(tokens), batch[i].place)
             if time.monotonic() - said > SAY_EVERY_S:
                 said = time.monotonic()
                 goal = f" of {limit:,}" if limit is not None else ""
                 say(f"{self.n_tokens:,}{goal} tokens in {len(self.place):,} documents")
         return False
 
+    def _with_columns(self, tokens: Tokens, parts: Parts) -> Tokens:
+        """Return a document's tokens with all codes: the cutter's own, and the corpus's."""
+        given = [name for name in self.columns if name not in tokens.columns]
+        coded = (token_codes(tokens, part) for part in parts)
+        columns = {**tokens.columns, **dict(zip(given, coded, strict=True))}
+        return Tokens(tokens.token_id, tokens.char_start, tokens.char_stop, columns)
+
+    def flush(self) -> None:
+        """Hand everything to the operating system, so that it can be read."""
+        for file in (self.token_id, self.char_start, *self.columns.values()):
+            file.flush()
+
     def _append(self, tokens: Tokens, place: int) -> None:
         self.token_id.append(tokens.token_id)
         self.char_start.append(tokens.char_start)
+        for name, file in self.columns.items():
+            file.append(tokens.columns[name])
+            codes, counts = np.unique(tokens.columns[name], return_counts=True)
+            self.n_of_code[name].update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
         self.edges.append(self.token_id.n_items)
         self.place.append(place)
         self.char_stop.append(tokens.char_stop)
@@ -142,10 +213,11 @@ class Draft(NamedTuple):
 
 def collect(
     corpus: Corpus,
-    cutter: Cutter,
+    cutter: Cutter | PatchCutter,
     windows: Windows,
     spool: Spool,
     *,
+    columns: tuple[str, ...] = (),
     order: Order,
     sample: Literal["uniform", "head"],
     max_tokens: int | None,
@@ -158,6 +230,8 @@ def collect(
     head takes them from its beginning; both end after the document that reaches it. What was
     taken is then shuffled, or put back into the corpus's order.
 
+    ``columns`` are those of tokens that the corpus gives, beside the cutter's own.
+
     Raises
     ------
     CorpusError
@@ -165,20 +239,21 @@ def collect(
     OSError
         The spool's disk is full or fails.
     """
-    texts, cuts = Texts(spool), Cuts(spool, windows)
-    uniform = sample == "uniform" and max_tokens is not None
-    items: Iterator[tuple[str, int]]
+    texts = Texts(spool, columns)
+    cuts = Cuts(spool, windows, (*cutter.columns, *columns))
+    uniform = sample == "uniform" and max_tokens is not None and not corpus.drawn
+    items: Iterator[Item]
     if uniform:
         for _ in _spooled(corpus, texts, say):
             pass
-        texts.file.flush()
+        texts.flush()
         visited = layout.permutation(seed, layout.STREAM_DOCUMENTS, 0, len(texts))
-        items = ((texts.text(place), place) for place in map(int, visited))
+        items = (texts.item(place) for place in map(int, visited))
     else:
         items = _spooled(corpus, texts)
     left_over = cuts.take(items, cutter, max_tokens, say)
-    for file in (texts.file, cuts.token_id, cuts.char_start):
-        file.flush()
+    texts.flush()
+    cuts.flush()
     if cuts.n_tokens == 0:
         raise CorpusError(
             f"{corpus.uri}: {len(texts):,} documents, and not one token in them: every text is "
@@ -195,11 +270,11 @@ def collect(
     return Draft(texts, cuts, in_order, sample if left_over else "all")
 
 
-def _spooled(corpus: Corpus, texts: Texts, say: Say | None = None) -> Iterator[tuple[str, int]]:
+def _spooled(corpus: Corpus, texts: Texts, say: Say | None = None) -> Iterator[Item]:
     """Yield each document with its place, its text already in the spool."""
     said = time.monotonic()
     for record in corpus.records():
-        yield record.text, texts.append(record)
+        yield texts.append(record)
         if say is not None and time.monotonic() - said > SAY_EVERY_S:
             said = time.monotonic()
             say(f"{len(texts):,} documents read, to choose from")

@@ -31,6 +31,7 @@ class _Sample:
     labels: Counter[str] = field(default_factory=Counter)
     n_chars: int = 0
     n_bytes: int = 0
+    n_image_bytes: int = 0
     rest: Iterator[Record] | None = None
     """The documents behind them, where there are any."""
 
@@ -61,6 +62,7 @@ def estimate(options: PlanOptions) -> Estimate:
         n_documents=max(1, round(len(sample.lengths) * ratio)),
         n_tokens=max(1, round(n_tokens * ratio)),
         n_text_bytes=round(sample.n_bytes * ratio),
+        n_image_bytes=round(sample.n_image_bytes * ratio),
         n_windows=max(1, round(layout.n_windows(np.array(sample.lengths), windows.kept) * ratio)),
     )
     tally, speed = corpus.tally, forward_speed(settings.model, settings.max_length)
@@ -81,7 +83,8 @@ def estimate(options: PlanOptions) -> Estimate:
 
 
 def _read(settings: Settings) -> _Sample:
-    sample, records = _Sample(), settings.corpus.records()
+    sample = _Sample()
+    records = _without_images(settings.corpus.records(), sample)
     for batch in batches(records):
         cuts = settings.cutter.cut([record.text for record in batch])
         for record, tokens in zip(batch, cuts, strict=True):
@@ -99,6 +102,13 @@ def _read(settings: Settings) -> _Sample:
             corpus=settings.corpus.uri,
         )
     return sample
+
+
+def _without_images(records: Iterator[Record], sample: _Sample) -> Iterator[Record]:
+    """Yield records as texts: a batch of them may be thousands."""
+    for record in records:
+        sample.n_image_bytes += len(record.image or b"")
+        yield record._replace(image=None)
 
 
 def _total_tokens(corpus: Corpus, sample: _Sample, n_tokens: int) -> int | None:

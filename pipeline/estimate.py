@@ -28,8 +28,12 @@ class Estimate:
         Bytes of each hookpoint's rows, before compression.
     rows_bytes, documents_bytes : int
         Bytes of the row columns, and of text, tokens and origins.
+    pools : tuple of str
+        Pooled rows of each hookpoint, one per document.
+    pooled_bytes : int
+        Bytes of all of them.
     n_shards, shard_rows, n_objects : int
-        Objects are files, or keys in an object store.
+        Objects are files, or keys in an object store. No shards where only documents have rows.
     crossing_share : float or None
         Share of the tokens that are computed again at shard borders; None where not known.
     tokens_per_s : float or None
@@ -57,6 +61,8 @@ class Estimate:
     dtype: str
     rows_bytes: int
     documents_bytes: int
+    pools: tuple[str, ...]
+    pooled_bytes: int
     n_shards: int
     shard_rows: int
     n_objects: int
@@ -69,7 +75,8 @@ class Estimate:
     @property
     def total_bytes(self) -> int:
         """Bytes of the whole store, before compression."""
-        return sum(self.hookpoint_bytes.values()) + self.rows_bytes + self.documents_bytes
+        dense = sum(self.hookpoint_bytes.values()) + self.rows_bytes
+        return dense + self.pooled_bytes + self.documents_bytes
 
     @property
     def hours(self) -> float | None:
@@ -92,17 +99,24 @@ class Estimate:
             counts = ", ".join(f"{name} {n:,}" for name, n in shown[:20])
             found.append(f"labels   {counts}{more}")
         found += [f"skipped  {line}" for line in self.skipped]
-        found += [f"rows     {line}" for line in self._hookpoint_lines(about)]
+        if self.hookpoint_bytes:
+            found += [f"rows     {line}" for line in self._hookpoint_lines(about)]
+        if self.pools:
+            found.append(
+                f"pooled   {', '.join(self.pools)}: {about}{self.n_documents:,} documents x "
+                f"{sum(self.hookpoint_widths.values()):,} units of {len(self.hookpoint_widths)} "
+                f"hookpoints in float32, {readable(self.pooled_bytes)}"
+            )
         activations = sum(self.hookpoint_bytes.values())
+        pooled = f", pooled {readable(self.pooled_bytes)}" if self.pooled_bytes else ""
         found.append(
             f"store    {about}{readable(self.total_bytes)} before compression: activations "
-            f"{readable(activations)}, row columns {readable(self.rows_bytes)}, documents "
-            f"{readable(self.documents_bytes)}"
+            f"{readable(activations)}{pooled}, row columns "
+            f"{readable(self.rows_bytes)}, documents {readable(self.documents_bytes)}"
         )
-        found.append(
-            f"shards   {about}{self.n_shards:,} of {self.shard_rows:,} rows, {about}"
-            f"{self.n_objects:,} objects" + self._crossing()
-        )
+        shards = f"{about}{self.n_shards:,} of {self.shard_rows:,} rows, "
+        shards = shards if self.hookpoint_bytes else ""
+        found.append(f"shards   {shards}{about}{self.n_objects:,} objects" + self._crossing())
         return [*found, f"time     {self._time()}"]
 
     def __str__(self) -> str:
@@ -114,7 +128,7 @@ class Estimate:
         return ": how many there are in all is not known, so these numbers are for them alone"
 
     def _crossing(self) -> str:
-        if self.crossing_share is None:
+        if self.crossing_share is None or not self.hookpoint_bytes:
             return ""
         return f"; {self.crossing_share:.2%} of the tokens computed twice at their borders"
 
@@ -159,7 +173,9 @@ def store_bytes(plan: Plan, *, labelled: bool) -> dict[str, object]:
         "documents_bytes": documents,
         "n_shards": plan.n_shards,
         "shard_rows": plan.shard_rows,
-        "n_objects": objects + plan.n_shards,
+        "pools": plan.pools,
+        "pooled_bytes": sum(spec.n_rows * spec.row_bytes for spec in arrays.pooled.values()),
+        "n_objects": objects + plan.n_shards * plan.dense + arrays.n_pooled_shards,
     }
 
 

@@ -23,8 +23,10 @@ from actlas.pipeline.cpus import n_cpus
 from actlas.pipeline.device import device_name, resolve_device
 from actlas.pipeline.feeding import batch_inputs, shard_batches
 from actlas.pipeline.forward import Clock, run_batches
+from actlas.pipeline.loading import load_model
+from actlas.pipeline.loss import NextTokenLoss, next_tokens
 from actlas.pipeline.memory import check_memory, project
-from actlas.pipeline.model import find_model, load_config, load_model
+from actlas.pipeline.model import find_model, load_config
 from actlas.pipeline.options import RunOptions
 from actlas.pipeline.rate import Rate, bare_forward_rate
 from actlas.pipeline.staging import staging_for
@@ -32,7 +34,8 @@ from actlas.store import layout
 from actlas.store.commit import commit_shard
 from actlas.store.dtypes import numpy_dtype
 from actlas.store.errors import MemoryBudgetError
-from actlas.store.schema import Receipt
+from actlas.store.schema import HookpointSpec, Receipt
+from actlas.store.specs import LOSS
 from actlas.store.store import Store
 
 
@@ -46,11 +49,14 @@ class Computed:
         In the plan's dtype, rows in the order in which they are stored.
     run : dict
         How they were made, for the receipt.
+    loss : ndarray of float32, shape [rows of the shard], or None
+        Of the token that follows each row, where the plan asks for it.
     """
 
     shard: int
     activations: dict[str, NDArray[Any]]
     run: dict[str, Any]
+    loss: NDArray[np.float32] | None = None
 
 
 class Extractor:
@@ -84,14 +90,16 @@ class Extractor:
         config = load_config(folder, trust_remote_code=spec.trust_remote_code)
         check_windows(config, spec.context_length, self.plan.windows.max_length)
         check_memory(project(self.plan, config, folder, run), run, self.device)
-        self.model = load_model(spec, str(folder), self.device)
+        reached = () if self.plan.with_loss else self.plan.hookpoints
+        self.model = load_model(spec, str(folder), self.device, hookpoints=reached, run=run)
         if spec.causal:
             with quiet():
-                check_causal(self.model, self.plan.hookpoints)
+                check_causal(self.model, self.plan.hookpoints, self.plan.processor)
         pad = getattr(config.get_text_config(), "pad_token_id", None)
         self.pad_id = pad if isinstance(pad, int) and pad >= 0 else 0
         self.tokens_per_batch = run.tokens_per_batch
         self._staging = staging_for(self.device)
+        self._loss = NextTokenLoss(self.model) if self.plan.with_loss else None
 
     def compute(self, shard: int) -> Computed:
         """Run the model over a shard and return its activations, rows as they are stored.
@@ -124,13 +132,22 @@ class Extractor:
         waited_s = self._staging.waited_s
         clock = Clock()
 
+        loss, following = None, np.empty(0, np.int64)
+        if self._loss is not None:
+            loss = np.full(stop - start, np.nan, np.float32)
+            following = next_tokens(self.store, start, stop)
+
         def take(name: str, gathered: torch.Tensor, inputs: Inputs) -> None:
+            if loss is not None and self._loss is not None and name == LOSS:
+                losses = self._loss(gathered, following[inputs.token - start])
+                loss[row_of[inputs.token - start]] = losses
+                return
             self._staging.put(buffers[name], row_of[inputs.token - start], gathered)
             filled[name] += len(inputs.token)
 
         run_batches(
             self.model,
-            plan.hookpoints,
+            self._places,
             batch_inputs(self.store, batches, pad_id=self.pad_id),
             take,
             device=self.device,
@@ -139,7 +156,7 @@ class Extractor:
         self._staging.finish()
         if wrong := {name: n for name, n in filled.items() if n != stop - start}:
             raise RuntimeError(f"shard {shard} has tokens [{start}, {stop}), computed were {wrong}")
-        return Computed(shard, buffers, self._record(batches, clock, waited_s))
+        return Computed(shard, buffers, self._record(batches, clock, waited_s), loss)
 
     def _halve(self, shard: int, reason: str) -> None:
         """Halve the token budget after the device ran out of memory."""
@@ -166,6 +183,7 @@ class Extractor:
             attempt=attempt,
             run=computed.run,
             on_nonfinite=self.run.on_nonfinite,
+            loss=computed.loss,
         )
 
     def extract(self, shard: int, *, attempt: str) -> Receipt:
@@ -196,16 +214,21 @@ class Extractor:
             if pending is not None:
                 yield pending.result()
 
+    @property
+    def _places(self) -> tuple[HookpointSpec, ...]:
+        """Where the forward pass is read: at the hookpoints, and where losses come from."""
+        return (*self.plan.hookpoints, *((self._loss.place,) if self._loss is not None else ()))
+
     def batches(self, shard: int) -> list[Batch]:
         """Return the batches of a shard, in the order in which they run."""
         return shard_batches(self.store, shard, self.tokens_per_batch)
 
     def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.0) -> Rate:
         """Measure the forward pass alone: :func:`actlas.pipeline.rate.bare_forward_rate`."""
-        batches, plan = self.batches(shard), self.plan
+        batches = self.batches(shard)
         inputs = partial(batch_inputs, self.store, pad_id=self.pad_id)
         return bare_forward_rate(
-            self.model, plan.hookpoints, batches, inputs, self.device, max_seconds
+            self.model, self._places, batches, inputs, self.device, max_seconds
         )
 
     def _record(self, batches: list[Batch], clock: Clock, waited_s: float) -> dict[str, Any]:

@@ -6,6 +6,14 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 
 from actlas.pipeline.batching import Batch, Inputs, assemble, feed, pack
+from actlas.pipeline.image_feeding import (
+    around_image,
+    image_budget,
+    image_inputs,
+    whole_images,
+    with_images,
+)
+from actlas.pipeline.patches import NO_TOKEN
 from actlas.store import layout
 from actlas.store.schema import Plan
 from actlas.store.store import Store
@@ -19,12 +27,17 @@ def special_ids(plan: Plan) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """
     if plan.keep_special:
         return (), ()
+    if plan.tokenizer is None:
+        n_prefix, n_suffix = around_image(plan)
+        return (NO_TOKEN,) * n_prefix, (NO_TOKEN,) * n_suffix
     return plan.tokenizer.prefix_ids, () if plan.model.causal else plan.tokenizer.suffix_ids
 
 
 def window_tokens(plan: Plan) -> int:
     """Return the kept tokens of a full window."""
     tokenizer = plan.tokenizer
+    if tokenizer is None:
+        return plan.windows.max_length - sum(around_image(plan))
     n_special = 0 if plan.keep_special else len(tokenizer.prefix_ids) + len(tokenizer.suffix_ids)
     return layout.content_length(plan.windows.max_length, n_special)
 
@@ -40,8 +53,14 @@ def shard_batches(store: Store, shard: int, tokens_per_batch: int) -> list[Batch
     tokens_per_batch : int
         See :func:`actlas.pipeline.batching.pack`.
     """
+    return range_batches(store, *store.shard_range(shard), tokens_per_batch)
+
+
+def range_batches(store: Store, start: int, stop: int, tokens_per_batch: int) -> list[Batch]:
+    """Return the batches of the tokens [start, stop), in the order in which they run."""
+    if start == stop:
+        return []
     plan, documents = store.plan, store.documents
-    start, stop = store.shard_range(shard)
     first, last = documents.find(start), documents.find(stop - 1)
     sequences = layout.sequences(
         documents.starts(first, last + 1),
@@ -52,6 +71,10 @@ def shard_batches(store: Store, shard: int, tokens_per_batch: int) -> list[Batch
         causal=plan.model.causal,
     )
     prefix, suffix = special_ids(plan)
+    if plan.model.modality == "image":
+        tokens_per_batch = image_budget(plan, tokens_per_batch)
+    elif plan.model.modality == "mixed":
+        sequences = whole_images(store, sequences, stop, window_tokens(plan))
     return pack(feed(sequences, len(prefix), len(suffix)), tokens_per_batch)
 
 
@@ -59,6 +82,9 @@ def batch_inputs(
     store: Store, batches: Items[Batch], *, pad_id: int
 ) -> Iterator[tuple[Batch, Inputs]]:
     """Yield each batch with its tokens, which are read once for all of them."""
+    if store.plan.model.modality == "image":
+        yield from image_inputs(store, batches)
+        return
     first = min(fed.sequence.start for batch in batches for fed in batch.fed)
     last = max(fed.sequence.stop for batch in batches for fed in batch.fed)
     tokens = store.documents.token_ids(first, last)
@@ -73,4 +99,6 @@ def batch_inputs(
             pad_id=pad_id,
             causal=store.plan.model.causal,
         )
+        if store.plan.model.modality == "mixed":
+            inputs = with_images(store, batch, inputs)
         yield batch, inputs

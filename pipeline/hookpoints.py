@@ -1,15 +1,19 @@
 """Names of places in a model, and the modules they mean.
 
-The stack of blocks is found by its structure, not by a table of names: the ``ModuleList`` of as
-many modules as the configuration has layers. What the names mean::
+The stack of blocks and the parts of a block are found by structure, not by a table of names: see
+:mod:`actlas.pipeline.blocks`. What the names mean in a block that is sequential, norm first::
 
-    embed ──▶ resid_pre.0 ┌─────────┐ resid_post.0 = resid_pre.1 ┌─────────┐ resid_post.1 ──▶ …
-                          │ block 0 │                            │ block 1 │
-                          └─────────┘                            └─────────┘
+                    ┌─────────────────────────────────────────────┐
+    resid_pre.L ──┬─│────────────(+)── resid_mid.L ──┬────(+)─────│─▶ resid_post.L = resid_pre.L+1
+                  │ │             │ attn_out.L       │     │ mlp_out.L
+                  └▶│ norm ▶ heads ▶ matrix          └▶ norm ▶ MLP ▶ matrix
+                    └───────── attn_z.L ┘─────────────── mlp_hidden.L ┘
 
-``embed`` is what the embedding of tokens gives: where a model adds learned positions to it or
-scales it, ``resid_pre.0`` has that and ``embed`` has not. Any other name is a module's path in the
-model, and stands for the module's output.
+``attn_z`` is what goes into attention's output projection: the heads' outputs side by side.
+``mlp_hidden`` is what goes into the MLP's last matrix: its neurons. ``embed`` is what the embedding
+of tokens gives: where a model adds learned positions to it or scales it, ``resid_pre.0`` has that
+and ``embed`` has not. Any other name is a module's path in the model, and stands for the module's
+output.
 """
 
 from __future__ import annotations
@@ -17,79 +21,19 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from actlas.pipeline.shapes import observe
+from actlas.pipeline.blocks import KINDS
+from actlas.pipeline.flow import Side
+from actlas.pipeline.shapes import Seen, check_positions, observe
+from actlas.pipeline.survey import Place, Survey, survey, time_of
 from actlas.store.errors import HookpointError
 from actlas.store.schema import HookpointSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-Side = Literal["input", "output"]
-
-EMBED = "embed"
-RESIDUAL: dict[str, Side] = {"resid_pre": "input", "resid_post": "output"}
 _GLOB = re.compile(r"[*?]")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A name, the module that it means, and whether that module's input or output is read."""
-
-    name: str
-    module: str
-    side: Side
-
-
-def find_blocks(model: nn.Module) -> str:
-    """Return the path of the stack of blocks.
-
-    It is the ``ModuleList`` with as many modules as the configuration has layers, all of one class
-    where there is such a one; of several, the one with the most parameters.
-
-    Raises
-    ------
-    HookpointError
-        The model has no such list. The message says which lists it has.
-    """
-    from torch import nn
-
-    n_layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
-    lists = {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 0
-    }
-    fitting = {path: module for path, module in lists.items() if len(module) == n_layers}
-    if not fitting:
-        found = ", ".join(f"{path} ({len(module)})" for path, module in lists.items()) or "none"
-        raise HookpointError(
-            f"No stack of {n_layers} blocks in {type(model).__name__}: its lists of modules are "
-            f"{found}. Name module paths instead of resid_pre and resid_post."
-        )
-
-    def fitness(path: str) -> tuple[bool, int]:
-        one_class = len({type(module) for module in fitting[path]}) == 1
-        return one_class, sum(parameter.numel() for parameter in fitting[path].parameters())
-
-    best: str = max(fitting, key=fitness)
-    return best
-
-
-def places(model: nn.Module) -> tuple[Place, ...]:
-    """Return the named places of a model, in the order in which a forward pass comes to them."""
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    path: str = next(name for name, module in model.named_modules() if module is embedding)
-    blocks = find_blocks(model)
-    n_layers = len(model.get_submodule(blocks))  # type: ignore[arg-type]
-    residual = (
-        Place(f"{kind}.{layer}", f"{blocks}.{layer}", side)
-        for layer in range(n_layers)
-        for kind, side in RESIDUAL.items()
-    )
-    return (Place(EMBED, path, "output"), *residual)
 
 
 def available(model: nn.Module) -> tuple[str, ...]:
@@ -100,7 +44,7 @@ def available(model: nn.Module) -> tuple[str, ...]:
     model : torch.nn.Module
         A transformers model, on any device, the meta device too.
     """
-    return tuple(place.name for place in places(model))
+    return tuple(place.name for place in survey(model).named)
 
 
 def resolve(model: nn.Module, patterns: Sequence[str]) -> tuple[HookpointSpec, ...]:
@@ -125,43 +69,75 @@ def resolve(model: nn.Module, patterns: Sequence[str]) -> tuple[HookpointSpec, .
     --------
     ``resolve(skeleton, ["resid_post.*", "model.layers.*.mlp"])``
     """
-    named = places(model)
-    modules = dict(model.named_modules())
+    known = survey(model)
+    return resolve_in(known, model, patterns)
+
+
+def resolve_in(
+    known: Survey, model: nn.Module, patterns: Sequence[str]
+) -> tuple[HookpointSpec, ...]:
+    """Return what :func:`resolve` does, from a survey that was made before."""
+    paths = [path for path, _ in model.named_modules() if path]
     chosen: dict[tuple[str, Side], Place] = {}
     for pattern in patterns:
-        for place in _match(pattern, named, modules):
+        for place in _match(pattern, known, paths):
             chosen.setdefault((place.module, place.side), place)
     if not chosen:
-        raise HookpointError(f"No hookpoints were asked for. {_what_exists(named)}")
-    for place in named:  # A name wins over the module path that means the same.
+        raise HookpointError(f"No hookpoints were asked for. {_what_exists(known, paths)}")
+    for place in known.named:  # A name wins over the module path that means the same.
         if (place.module, place.side) in chosen:
             chosen[place.module, place.side] = place
-    order = _model_order(modules)
-    ordered = sorted(chosen.values(), key=lambda place: order[place.module, place.side])
-    widths = observe(model, [(place.name, place.module, place.side) for place in ordered])
+    ordered = sorted(chosen.values(), key=lambda place: time_of(known.found, place))
+    check_positions(_observe(known, ordered))
+    return specs(known, ordered)
+
+
+def specs(known: Survey, chosen: Sequence[Place]) -> tuple[HookpointSpec, ...]:
+    """Return places with their widths.
+
+    Raises
+    ------
+    HookpointError
+        One of them gives no vector per position.
+    """
+    seen = _observe(known, chosen)
     return tuple(
-        HookpointSpec(name=p.name, module=p.module, side=p.side, width=widths[p.name])
-        for p in ordered
+        HookpointSpec(
+            name=place.name,
+            module=place.module,
+            side=place.side,
+            width=seen[place.name].width,
+            layout=seen[place.name].layout,
+        )
+        for place in chosen
     )
 
 
-def _match(pattern: str, named: Sequence[Place], modules: dict[str, nn.Module]) -> list[Place]:
-    n_layers = sum(place.side == "input" for place in named)
+def _observe(known: Survey, chosen: Sequence[Place]) -> dict[str, Seen]:
+    return observe(known.found, [(place.name, place.module, place.side) for place in chosen])
+
+
+def _match(pattern: str, known: Survey, paths: list[str]) -> list[Place]:
     stem, _, layer = pattern.rpartition(".")
-    if layer in ("middle", "last") and any(_compile(stem).fullmatch(kind) for kind in RESIDUAL):
+    fits = _compile(pattern)
+    if layer in ("middle", "last") and any(_compile(stem).fullmatch(kind) for kind in KINDS):
+        n_layers = known.n_layers
         fits = _compile(f"{stem}.{n_layers // 2 if layer == 'middle' else n_layers - 1}")
-    else:
-        fits = _compile(pattern)
-    matched = [place for place in named if fits.fullmatch(place.name)]
+    matched = [place for place in known.named if fits.fullmatch(place.name)]
     if not matched:
-        matched = [Place(path, path, "output") for path in modules if path and fits.fullmatch(path)]
+        matched = [Place(path, path, "output") for path in paths if fits.fullmatch(path)]
     if not matched:
-        near = _nearest(pattern, [place.name for place in named], list(modules))
-        hint = f" Nearest: {', '.join(near)}." if near else ""
+        names = [place.name for place in known.named]
+        kinds = _compile(stem) if not known.n_layers else fits
+        why = next(
+            (w for n, w in known.absent.items() if fits.fullmatch(n) or kinds.fullmatch(n)), ""
+        )
+        near = difflib.get_close_matches(pattern, [*names, *paths], n=4, cutoff=0.6)
+        hint = f": {why.rstrip('.')}." if why else f". Nearest: {', '.join(near)}." if near else "."
         raise HookpointError(
-            f"No hookpoint {pattern!r} in this model.{hint} {_what_exists(named)}",
+            f"No hookpoint {pattern!r} in this model{hint} {_what_exists(known, paths)}",
             pattern=pattern,
-            available=[place.name for place in named],
+            available=names,
         )
     return matched
 
@@ -174,34 +150,37 @@ def _compile(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(meaning.get(part, re.escape(part)) for part in parts))
 
 
-def _nearest(pattern: str, names: list[str], paths: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(pattern, [*names, *(p for p in paths if p)], n=4, cutoff=0.6)
+def _what_exists(known: Survey, paths: list[str]) -> str:
+    groups = collapse(place.name for place in known.named)
+    such = f"{known.blocks}.0" if known.n_layers else _first_numbered(paths)
+    more = ", their globs (resid_post.*), .middle and .last" if known.n_layers else ""
+    named = f"There are {', '.join(groups)}{more}, and any" if groups else "There is any"
+    return f"{named} module's path, such as {such} (a * stays between two dots)."
 
 
-def _what_exists(named: Sequence[Place]) -> str:
-    blocks = [place for place in named if place.name != EMBED]
-    last = blocks[-1].name.rpartition(".")[2]
-    ranges = ", ".join(f"{kind}.0 to {kind}.{last}" for kind in RESIDUAL)
-    return (
-        f"There are {EMBED}, {ranges}, their globs (resid_post.*), .middle and .last, and any "
-        f"module's path, such as {blocks[0].module} (a * stays between two dots)."
-    )
+def _first_numbered(paths: list[str]) -> str:
+    return next((path for path in paths if path.endswith(".0")), paths[-1])
 
 
-def _model_order(modules: dict[str, nn.Module]) -> dict[tuple[str, Side], tuple[int, int, int]]:
-    """Rank every module's input and output by the order in which modules were put together.
+def collapse(names: Iterable[str]) -> list[str]:
+    """Return names with those of consecutive layers as one range.
 
-    A module's input comes before all that is inside it, its output after.
+    >>> collapse(["embed", "resid_pre.0", "attn_z.0", "resid_pre.1", "resid_pre.2", "attn_z.2"])
+    ['embed', 'resid_pre.0 to resid_pre.2', 'attn_z.0', 'attn_z.2']
     """
-    paths = list(modules)
-    first = {path: i for i, path in enumerate(paths)}
-    last = dict(first)
-    for path in reversed(paths):
-        parent = path.rpartition(".")[0]
-        if path and parent in last:
-            last[parent] = max(last[parent], last[path])
-    order: dict[tuple[str, Side], tuple[int, int, int]] = {}
-    for path in paths:
-        order[path, "input"] = (first[path], 0, 0)
-        order[path, "output"] = (last[path], 1, -first[path])
-    return order
+    layers: dict[str, list[list[int]]] = {}
+    for name in names:
+        kind, _, layer = name.rpartition(".")
+        if not kind or not layer.isdigit():
+            layers[name] = []
+            continue
+        runs = layers.setdefault(kind, [])
+        if runs and runs[-1][1] == int(layer) - 1:
+            runs[-1][1] += 1
+        else:
+            runs.append([int(layer), int(layer)])
+    found = []
+    for kind, runs in layers.items():
+        found += [f"{kind}.{a}" if a == b else f"{kind}.{a} to {kind}.{b}" for a, b in runs]
+        found += [] if runs else [kind]
+    return found

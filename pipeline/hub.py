@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from actlas.pipeline.readers import Raw
 from actlas.pipeline.records import RawSource, Record, Selection, Tally
 from actlas.store import layout
 from actlas.store.errors import CorpusError
+
+if TYPE_CHECKING:
+    from actlas.pipeline.chat import Chat
 
 DEFAULT_SPLIT = "train"
 
@@ -29,15 +32,18 @@ class HubCorpus:
     name : str
         ``NAME``, ``NAME:SPLIT`` or ``NAME:CONFIG:SPLIT``; the split is ``train`` where none is
         given. A name may be a local folder.
+    chat : Chat, optional
+        Lays messages out.
     """
 
     finite = False
+    drawn = False
 
-    def __init__(self, options: PlanOptions, name: str) -> None:
+    def __init__(self, options: PlanOptions, name: str, chat: Chat | None = None) -> None:
         self.uri = options.corpus
         self.labelled = options.label_field is not None
         self.tally = Tally()
-        self._selection = Selection(options)
+        self._selection = Selection(options, chat)
         self.text_field: str | None = self._selection.text.name
         parts = name.split(":")
         if not parts[0] or len(parts) > 3:

@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from actlas.pipeline.architecture import build_skeleton
 from actlas.pipeline.options import RunOptions
+from actlas.pipeline.reach import unreached
 from actlas.pipeline.weights import n_stored_parameters, weight_files
 from actlas.store.dtypes import numpy_dtype
 from actlas.store.errors import MemoryBudgetError
 from actlas.store.schema import Plan
+from actlas.store.specs import StoreArrays
 
 SHARDS_IN_MEMORY = 2
 """One that is computed, one that is written."""
@@ -46,7 +49,10 @@ def gib(n_bytes: int) -> str:
 
 
 def shard_bytes(plan: Plan) -> int:
-    """Return the bytes of all activations of one shard."""
+    """Return the bytes of all activations of one shard: of pooled rows, where these are alone."""
+    if not plan.dense:
+        pooled = StoreArrays(plan).pooled.values()
+        return sum(min(spec.shard_rows, spec.n_rows) * spec.row_bytes for spec in pooled)
     rows = min(plan.shard_rows, plan.n_tokens)
     return rows * sum(h.width for h in plan.hookpoints) * numpy_dtype(plan.dtype).itemsize
 
@@ -71,6 +77,27 @@ def batch_bytes(plan: Plan, config: Any, tokens_per_batch: int) -> int:
     return in_block + scores + gathered + widest_output
 
 
+def weight_bytes(plan: Plan, config: Any, folder: Path, run: RunOptions) -> int:
+    """Return the bytes of the weights that a worker loads: not of blocks that are never reached.
+
+    With a device map accelerate puts them where they fit, and none is counted.
+    """
+    if run.device_map is not None:
+        return 0
+    spec = plan.model
+    skeleton = build_skeleton(config, spec.architecture, trust_remote_code=spec.trust_remote_code)
+    left_out = [
+        skeleton.get_submodule(path)
+        for path in (() if plan.with_loss else unreached(skeleton, plan.hookpoints))
+    ]
+    n_left_out = sum(p.numel() for module in left_out for p in module.parameters())
+    if spec.untrained_seed is None:
+        n = n_stored_parameters(weight_files(folder))
+    else:
+        n, n_left_out = sum(p.numel() for p in skeleton.parameters()), 0
+    return (n - n_left_out) * numpy_dtype(spec.compute_dtype).itemsize
+
+
 def project(plan: Plan, config: Any, folder: Path, run: RunOptions) -> Projection:
     """Project the memory of one worker, weights and shards and a batch.
 
@@ -82,9 +109,8 @@ def project(plan: Plan, config: Any, folder: Path, run: RunOptions) -> Projectio
         The model's files: only their headers are read.
     run : RunOptions
     """
-    item = numpy_dtype(plan.model.compute_dtype).itemsize
     return Projection(
-        weights=n_stored_parameters(weight_files(folder)) * item,
+        weights=weight_bytes(plan, config, folder, run),
         shards=SHARDS_IN_MEMORY * shard_bytes(plan),
         batch=batch_bytes(plan, config, run.tokens_per_batch),
     )

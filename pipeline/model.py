@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 from actlas.pipeline.architecture import (
     LOADING_ERRORS,
     architecture_of,
-    auto_class,
     build_skeleton,
     compute_dtype_of,
     context_length_of,
     is_causal,
     loading_error,
+    modality_of,
     quiet,
     size_of,
+    tower_of,
 )
 from actlas.pipeline.checks import check_windows
 from actlas.pipeline.options import PlanOptions
+from actlas.pipeline.vision import load_processor
 from actlas.pipeline.weights import (
     CONFIG_FILE,
     file_sha256,
@@ -50,6 +52,9 @@ class ModelDescription:
         Tied ones counted once.
     folder : Path
         Where its files lie on this machine.
+    processor : transformers.ProcessorMixin or transformers.BaseImageProcessor or None
+        What makes its input of images, where it reads any. One that reads images alone has no
+        tokenizer.
     """
 
     spec: ModelSpec
@@ -57,6 +62,7 @@ class ModelDescription:
     skeleton: nn.Module
     n_parameters: int
     folder: Path
+    processor: Any = None
 
 
 def describe_model(options: PlanOptions) -> ModelDescription:
@@ -78,13 +84,13 @@ def describe_model(options: PlanOptions) -> ModelDescription:
     config = load_config(folder, trust_remote_code=code)
     text = config.get_text_config()
     architecture = architecture_of(config)
-    files = weight_files(folder)
+    files = weight_files(folder) if options.untrained is None else ()
     skeleton = build_skeleton(config, architecture, trust_remote_code=code)
     spec = ModelSpec(
         id=identity,
         revision=revision,
         architecture=architecture,
-        weights_sha256=weights_sha256(files),
+        weights_sha256=_weights_sha256(options, config, architecture, files),
         config_sha256=file_sha256(folder / CONFIG_FILE),
         d_model=size_of(text, "hidden_size", folder),
         n_layers=size_of(text, "num_hidden_layers", folder),
@@ -92,12 +98,31 @@ def describe_model(options: PlanOptions) -> ModelDescription:
         causal=is_causal(config, architecture),
         compute_dtype=compute_dtype_of(options.model_dtype, config, files),
         trust_remote_code=code,
+        modality=modality_of(config),
+        untrained_seed=options.untrained,
     )
     if options.max_length is not None:
         check_windows(config, spec.context_length, options.max_length)
-    tokenizer = load_tokenizer(options.tokenizer or str(folder), None, code)
+    tokenizer = processor = None
+    if spec.modality != "image":
+        tokenizer = load_tokenizer(options.tokenizer or str(folder), None, code)
+    if spec.modality != "text":
+        processor = load_processor(folder, mixed=spec.modality == "mixed", trust_remote_code=code)
     n_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-    return ModelDescription(spec, tokenizer, skeleton, n_parameters, folder)
+    return ModelDescription(spec, tokenizer, skeleton, n_parameters, folder, processor)
+
+
+def _weights_sha256(
+    options: PlanOptions, config: Any, architecture: str, files: tuple[Path, ...]
+) -> str:
+    if options.untrained is None:
+        return weights_sha256(files)
+    from actlas.pipeline.untrained import fresh_model, state_sha256
+
+    code = options.trust_remote_code
+    return state_sha256(
+        fresh_model(config, architecture, options.untrained, trust_remote_code=code)
+    )
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -127,7 +152,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
             "Expected a decoder or an encoder.",
             path=str(folder),
         )
-    return config
+    return tower_of(config)
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -149,60 +174,6 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
         raise loading_error("tokenizer", name, error) from error
 
 
-def load_model(
-    spec: ModelSpec,
-    path_or_id: str | None = None,
-    device: str = "cpu",
-    dtype: str | None = None,
-) -> nn.Module:
-    """Load the model that a plan names, and no other.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        The plan's model.
-    path_or_id : str, optional
-        Where to load it from. Default: the plan's own id.
-    device : str
-        ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-    dtype : str, optional
-        What computes. Default: the plan's compute dtype.
-
-    Returns
-    -------
-    torch.nn.Module
-        In evaluation mode, without a key-value cache.
-
-    Raises
-    ------
-    ModelError
-        The files differ from the plan's (``details['field']`` says in what), lack weights, or
-        cannot be loaded.
-    """
-    import torch
-
-    folder = find_model(spec, path_or_id)
-    config = load_config(folder, trust_remote_code=spec.trust_remote_code)
-    try:
-        with quiet():
-            model, report = auto_class(spec.architecture).from_pretrained(
-                str(folder),
-                config=config,
-                dtype=getattr(torch, dtype or spec.compute_dtype),
-                use_safetensors=True,
-                trust_remote_code=spec.trust_remote_code,
-                output_loading_info=True,
-            )
-    except LOADING_ERRORS as error:
-        raise loading_error("weights", str(folder), error) from error
-    _check_complete(report, folder)
-    for part in (model.config, model.config.get_text_config()):
-        if hasattr(part, "use_cache"):
-            part.use_cache = False
-    loaded: nn.Module = model.eval().to(device)
-    return loaded
-
-
 def find_model(spec: ModelSpec, path_or_id: str | None = None) -> Path:
     """Return the folder of the model that a plan names, its files checked against the plan.
 
@@ -219,10 +190,10 @@ def find_model(spec: ModelSpec, path_or_id: str | None = None) -> Path:
     ).folder
     if not (folder / CONFIG_FILE).is_file():
         raise ModelError(f"{folder} has no {CONFIG_FILE}: it is no transformers model.")
-    checks = {
-        "config_sha256": (file_sha256(folder / CONFIG_FILE), spec.config_sha256),
-        "weights_sha256": (weights_sha256(weight_files(folder)), spec.weights_sha256),
-    }
+    checks = {"config_sha256": (file_sha256(folder / CONFIG_FILE), spec.config_sha256)}
+    if spec.untrained_seed is None:
+        found = weights_sha256(weight_files(folder))
+        checks["weights_sha256"] = found, spec.weights_sha256
     for field, (found, expected) in checks.items():
         if found != expected:
             raise ModelError(
@@ -235,17 +206,3 @@ def find_model(spec: ModelSpec, path_or_id: str | None = None) -> Path:
                 path=str(folder),
             )
     return folder
-
-
-def _check_complete(report: dict[str, Any], folder: Path) -> None:
-    """Refuse a checkpoint whose gaps transformers has filled with random numbers."""
-    # A pooler on top of the last block is often left out of a checkpoint; no hookpoint reads it.
-    missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
-    mismatched = sorted(str(key) for key in report["mismatched_keys"])
-    if missing or mismatched:
-        raise ModelError(
-            f"{folder}: the weight files lack {len(missing)} parameters ({', '.join(missing[:3])}) "
-            f"and have {len(mismatched)} of another shape ({', '.join(mismatched[:3])}). "
-            f"Download the model again, or see that {CONFIG_FILE} belongs to these weights.",
-            path=str(folder),
-        )

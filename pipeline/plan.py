@@ -16,6 +16,7 @@ from actlas.pipeline.dry_run import estimate
 from actlas.pipeline.estimate import Estimate, store_bytes
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.settings import Settings, resolve_settings
+from actlas.pipeline.spans import part_columns
 from actlas.pipeline.spool import open_spool
 from actlas.store import layout
 from actlas.store.create import create, refuse_existing
@@ -64,6 +65,7 @@ def make_plan(
                 settings.cutter,
                 settings.windows,
                 spool,
+                columns=part_columns(options),
                 order=settings.order,
                 sample=settings.sample,
                 max_tokens=options.max_tokens,
@@ -72,11 +74,14 @@ def make_plan(
             )
             _check_vocabulary(settings, draft.cuts.largest_id)
             draft = _fit(settings, draft)
-            columns = DraftColumns(draft, labelled=settings.corpus.labelled)
+            columns = DraftColumns(
+                draft, labelled=settings.corpus.labelled, names=settings.cutter.columns
+            )
             plan = _plan(settings, draft, columns)
             for line in _summary(settings, plan, draft, columns).lines():
                 say(line)
-            return create(final, plan, columns)
+            images = columns if plan.processor is not None else None
+            return create(final, plan, columns, images)
     except OSError as error:
         fault = run_fault(error, str(final))
         if fault is None:
@@ -95,6 +100,8 @@ def _fit(settings: Settings, draft: Draft) -> Draft:
 
 def _check_vocabulary(settings: Settings, largest_id: int) -> None:
     spec = settings.cutter.spec
+    if spec is None:
+        return
     largest = max(largest_id, *spec.prefix_ids, *spec.suffix_ids, -1)
     n_known = settings.model.skeleton.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if largest >= n_known:
@@ -113,6 +120,7 @@ def _plan(settings: Settings, draft: Draft, columns: DraftColumns) -> Plan:
         n_documents=columns.n_documents,
         n_tokens=columns.n_tokens,
         n_text_bytes=columns.n_text_bytes,
+        n_image_bytes=columns.n_image_bytes,
         n_windows=layout.n_windows(draft.lengths, settings.windows.kept),
     )
 

@@ -5,16 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from actlas.pipeline.chat import Chat, ChatCutter
 from actlas.pipeline.checks import check_windows
 from actlas.pipeline.corpus import Corpus, open_corpus
 from actlas.pipeline.hookpoints import resolve
+from actlas.pipeline.image_corpus import open_mixed
+from actlas.pipeline.image_settings import (
+    Reading,
+    read_images,
+    read_mixed,
+    refuse_other_modality,
+)
 from actlas.pipeline.model import ModelDescription, describe_model
 from actlas.pipeline.options import PlanOptions
+from actlas.pipeline.patches import PatchCutter
+from actlas.pipeline.spans import part_columns
 from actlas.pipeline.tokenization import Cutter, Windows, make_windows
 from actlas.store import layout
 from actlas.store.dtypes import numpy_dtype
 from actlas.store.errors import ConfigError
-from actlas.store.schema import HookpointSpec, Order
+from actlas.store.schema import HookpointSpec, Order, ProcessorSpec
 
 DEFAULT_MAX_LENGTH = 1024
 
@@ -28,21 +38,31 @@ class Settings:
     order, sample
         As asked for, or the default for this corpus.
     max_length : int
-        Tokens of a window, special ones included.
+        Tokens of a window, special ones included; for a model of images, positions of an image.
+    processor
+        Of a model that reads images.
     """
 
     options: PlanOptions
     corpus: Corpus
     model: ModelDescription
     hookpoints: tuple[HookpointSpec, ...]
-    cutter: Cutter
+    cutter: Cutter | PatchCutter
     windows: Windows
     order: Order
     sample: Literal["uniform", "head"]
     max_length: int
+    processor: ProcessorSpec | None = None
+
+    @property
+    def token_columns(self) -> tuple[str, ...]:
+        """Columns of tokens: the cutter's own, then those that the corpus gives."""
+        return (*self.cutter.columns, *part_columns(self.options))
 
     def shard_rows(self, n_tokens: int) -> int:
         """Return the rows of a shard, as asked for or chosen."""
+        if self.options.pooled_only:
+            return self.options.shard_rows or layout.choose_pooled_shard_rows(n_tokens)
         item = numpy_dtype(self.options.dtype).itemsize
         widths = [hookpoint.width * item for hookpoint in self.hookpoints]
         return self.options.shard_rows or layout.choose_shard_rows(n_tokens, widths)
@@ -57,24 +77,94 @@ def resolve_settings(options: PlanOptions) -> Settings:
         What was asked for is not there or does not fit together.
     """
     _check_shard_rows(options.shard_rows)
-    corpus = open_corpus(options)
+    _check_pools(options)
     model = describe_model(options)
-    max_length = _max_length(options, model)
-    cutter = Cutter(model.tokenizer, options.tokenizer or model.spec.id)
-    order = options.order or ("corpus" if corpus.labelled else "shuffled")
-    long = options.long or ("truncate" if corpus.labelled else "window")
-    head = order == "corpus" or not corpus.finite
+    _check_loss(options, model)
+    reading = _reading(options, model)
+    labelled = reading.corpus.labelled
+    order = options.order or ("corpus" if labelled else "shuffled")
+    head = order == "corpus" or not reading.corpus.finite
     return Settings(
         options=options,
-        corpus=corpus,
+        corpus=reading.corpus,
         model=model,
-        hookpoints=resolve(model.skeleton, options.hookpoints),
-        cutter=cutter,
-        windows=make_windows(cutter.spec, max_length, long, options.keep_special),
+        hookpoints=reading.hookpoints,
+        cutter=reading.cutter,
+        windows=reading.windows,
         order=order,
         sample=options.sample or ("head" if head else "uniform"),
-        max_length=max_length,
+        max_length=reading.max_length,
+        processor=reading.processor,
     )
+
+
+def _reading(options: PlanOptions, model: ModelDescription) -> Reading:
+    """Decide how documents become positions of this model."""
+    refuse_other_modality(options, model.spec)
+    if model.spec.modality == "image":
+        return read_images(options, model, resolve(model.skeleton, options.hookpoints))
+    mixed = model.spec.modality == "mixed"
+    corpus = open_mixed(options) if mixed else open_corpus(options, _chat(options, model))
+    max_length = _max_length(options, model)
+    hookpoints = resolve(model.skeleton, options.hookpoints)
+    if mixed:
+        return read_mixed(options, model, hookpoints, corpus, max_length)
+    cutter_of = ChatCutter if options.messages_field else Cutter
+    cutter = cutter_of(model.tokenizer, options.tokenizer or model.spec.id)
+    long = options.long or ("truncate" if corpus.labelled else "window")
+    windows = make_windows(cutter.spec, max_length, long, options.keep_special)
+    return Reading(corpus, hookpoints, cutter, windows, max_length)
+
+
+def _chat(options: PlanOptions, model: ModelDescription) -> Chat | None:
+    """Return what lays messages out, where the corpus is one of messages."""
+    part_columns(options)  # raises, where a column cannot have its name
+    if not options.messages_field:
+        return None
+    why = {
+        "text_field": "the text is what the chat template makes of the messages",
+        "span_fields": "spans are places in a text as it stands in a record",
+        "lowercase": "it would change the chat template's own tokens",
+        "keep_special": "the chat template's own tokens have rows anyway",
+    }
+    for field, reason in why.items():
+        if getattr(options, field):
+            raise ConfigError(
+                f"--{field.replace('_', '-')} does not go with --messages-field: {reason}. Leave "
+                "one of them out.",
+                field=field,
+            )
+    return Chat(model.tokenizer, options.tokenizer or model.spec.id)
+
+
+def _check_pools(options: PlanOptions) -> None:
+    if len(set(options.pool)) < len(options.pool):
+        raise ConfigError(
+            f"--pool {','.join(options.pool)}: expected each of last, mean and sum once.",
+            field="pool",
+        )
+    if options.pooled_only and not options.pool:
+        raise ConfigError(
+            "--pooled-only stores nothing but pooled rows, and none are asked for: give --pool "
+            "last,mean,sum, or some of them.",
+            field="pooled_only",
+        )
+    if options.pooled_only and options.with_loss:
+        raise ConfigError(
+            "--with-loss stores a loss for every token's row, and --pooled-only stores none of "
+            "those rows. Leave one of them out.",
+            field="with_loss",
+        )
+
+
+def _check_loss(options: PlanOptions, model: ModelDescription) -> None:
+    head = model.skeleton.get_output_embeddings()  # type: ignore[operator]
+    if options.with_loss and (head is None or not model.spec.causal):
+        raise ConfigError(
+            f"--with-loss needs a model that predicts the next token, and {model.spec.id} "
+            f"({model.spec.architecture}) does not. Leave it out.",
+            field="with_loss",
+        )
 
 
 def _check_shard_rows(shard_rows: int | None) -> None:

@@ -1,98 +1,130 @@
-"""How wide a module's output is: seen in a forward pass of a few tokens, best without numbers."""
+"""How wide a module's input or output is: seen in a forward pass, best without numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from actlas.pipeline.capture import first_tensor
+from actlas.pipeline.flow import Side, Trace
+from actlas.pipeline.trace import trace
 from actlas.store.errors import HookpointError
+from actlas.store.schema import HookpointSpec, Layout
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-N_BATCH = 2
-N_POSITIONS = 3
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one place gives: units, positions, and how its tensor lies."""
+
+    width: int
+    n_positions: int
+    layout: Layout
 
 
-def observe(model: nn.Module, places: Sequence[tuple[str, str, str]]) -> dict[str, int]:
-    """Return the width of every place, each of which must give ``[batch, position, unit]``.
+def observe(found: Trace, places: Sequence[tuple[str, str, Side]]) -> dict[str, Seen]:
+    """Return what every place gives, which must be one vector per position.
 
     Parameters
     ----------
-    model : torch.nn.Module
-        On the meta device this costs milliseconds, whatever the size of the model.
+    found : Trace
+        Of the model.
     places : sequence of (name, module path, "input" or "output")
 
     Raises
     ------
     HookpointError
-        A place is not reached in a forward pass, is reached several times, or gives no tensor of
-        that shape; the message says what it gives.
+        A place is not reached in a forward pass, is reached several times, or gives no
+        ``[batch, position, unit]`` (of images also ``[batch, unit, height, width]``); the message
+        says what it gives.
     """
-    seen: dict[str, list[str | tuple[int, ...]]] = {name: [] for name, _, _ in places}
-    handles = [_watch(model.get_submodule(path), side, seen[name]) for name, path, side in places]
-    try:
-        failure = _forward(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: _width(name, path, seen[name], failure) for name, path, _ in places}
+    return {name: _seen(found, name, path, side) for name, path, side in places}
 
 
-def _watch(module: nn.Module, side: str, shapes: list[str | tuple[int, ...]]) -> Any:
-    def note(value: Any) -> None:
-        tensor = first_tensor(value)
-        shapes.append(type(value).__name__ if tensor is None else tuple(tensor.shape))
+def check_positions(seen: Mapping[str, Seen]) -> int:
+    """Return the number of positions of hookpoints, which must be one number.
 
-    if side == "input":
-        return module.register_forward_pre_hook(
-            lambda _, args, kwargs: note(args or kwargs.get("hidden_states")), with_kwargs=True
-        )
-    return module.register_forward_hook(lambda _module, _args, output: note(output))
-
-
-def _forward(model: nn.Module) -> Exception | None:
-    """Run a few tokens through the model; return what stopped it, if something did.
-
-    On the meta device some architectures ask for numbers late in the pass, when all that was to be
-    seen has been seen: whether that matters is for the caller to say.
+    Raises
+    ------
+    HookpointError
+        They have different numbers of positions: it lists them all.
     """
-    import torch
-
-    weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
-    tokens = torch.zeros((N_BATCH, N_POSITIONS), dtype=torch.long, device=weight.device)
-    try:
-        with torch.no_grad():
-            model(tokens)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
-        return error
-    return None
-
-
-def _width(
-    name: str, path: str, shapes: list[str | tuple[int, ...]], failure: Exception | None
-) -> int:
-    if not shapes:
-        why = f" (the pass ended with {failure!r:.300})" if failure is not None else ""
+    positions = {name: place.n_positions for name, place in seen.items()}
+    if len(set(positions.values())) > 1:
+        listed = ", ".join(f"{name} {n:,}" for name, n in positions.items())
         raise HookpointError(
-            f"Hookpoint {name} (module {path}) is not reached in a forward pass over tokens{why}. "
-            "Name another module.",
+            f"These hookpoints give one image different numbers of positions ({listed}), and rows "
+            "are shared by all hookpoints of a store. Make a store for each number.",
+            positions=positions,
+        )
+    return next(iter(positions.values()))
+
+
+def positions_of(model: nn.Module, hookpoints: Sequence[HookpointSpec]) -> int:
+    """Return how many positions an image has at some hookpoints: tokens, or places of a map.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model of images, best on the meta device.
+    hookpoints : sequence of HookpointSpec
+        At least one.
+
+    Raises
+    ------
+    HookpointError
+        They have different numbers of positions, or are not reached.
+    """
+    places = [(h.name, h.module, h.side) for h in hookpoints]
+    return check_positions(observe(trace(model), places))
+
+
+def _seen(found: Trace, name: str, path: str, side: Side) -> Seen:
+    calls = [call for call in found.of(path) if call.time(side) >= 0]
+    if not calls:
+        why = f" (the pass ended with {found.failure!r:.300})" if found.failure is not None else ""
+        raise HookpointError(
+            f"Hookpoint {name} (module {path}) is not reached in a forward pass over "
+            f"{found.probe.what}{why}. Name another module.",
             hookpoint=name,
         )
-    if len(shapes) > 1:
+    if len(calls) > 1:
         raise HookpointError(
-            f"Hookpoint {name}: module {path} runs {len(shapes)} times in one forward pass, so its "
-            "output is not one activation per token. Name a module that runs once.",
+            f"Hookpoint {name}: module {path} runs {len(calls)} times in one forward pass, so its "
+            f"{side} is not one activation per position. Name a module that runs once.",
             hookpoint=name,
         )
-    shape = shapes[0]
-    if isinstance(shape, str) or len(shape) != 3 or shape[:2] != (N_BATCH, N_POSITIONS):
+    shape = calls[0].shape(side)
+    seen = measure(found, shape)
+    if seen is None:
+        n_batch, n_positions = found.probe.shape
         got = shape if isinstance(shape, str) else f"a tensor of shape {list(shape)}"
+        each = f" of {n_positions} tokens" if n_positions is not None else ""
         raise HookpointError(
-            f"Hookpoint {name}: module {path} gives {got} for {N_BATCH} sequences of {N_POSITIONS} "
-            f"tokens; expected [{N_BATCH}, {N_POSITIONS}, units]. Name another module.",
+            f"Hookpoint {name}: module {path} {'takes' if side == 'input' else 'gives'} {got} for "
+            f"{n_batch} {found.probe.what}{each}; expected "
+            f"[{n_batch}, {n_positions or 'positions'}, units]. Name another module.",
             hookpoint=name,
         )
-    return shape[2]
+    return seen
+
+
+def measure(found: Trace, shape: tuple[int, ...] | str) -> Seen | None:
+    """Return what a shape amounts to; None where it is not one vector per position.
+
+    Some modules take ``[batch * position, unit]``.
+    """
+    n_batch, n_positions = found.probe.shape
+    if isinstance(shape, str) or 0 in shape:
+        return None
+    if len(shape) == 2 and n_positions is not None and shape[0] == n_batch * n_positions:
+        return Seen(shape[1], n_positions, "positions")
+    if shape[:1] != (n_batch,):
+        return None
+    if len(shape) == 3 and n_positions in (None, shape[1]):
+        return Seen(shape[2], shape[1], "positions")
+    if len(shape) == 4 and n_positions is None:
+        return Seen(shape[1], shape[2] * shape[3], "feature_map")
+    return None

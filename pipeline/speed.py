@@ -10,6 +10,7 @@ import torch
 
 from actlas.pipeline.device import resolve_device
 from actlas.pipeline.model import ModelDescription
+from actlas.pipeline.vision import blank_pixels
 
 MAX_PARAMETERS = 200_000_000
 """A larger model is not built for this: its speed is reckoned from a product of matrices."""
@@ -58,17 +59,28 @@ def _tokens_per_s(
     for tensor in (*empty.parameters(), *empty.buffers()):
         tensor.data.zero_()  # What lies in memory may be slow to compute with.
     body = getattr(empty, "base_model", empty)
-    batch = torch.zeros(max(1, _BATCH_TOKENS // max_length), max_length, dtype=torch.long)
-    batch = batch.to(device)
+    n_sequences = max(1, _BATCH_TOKENS // max_length)
+    name, batch = _blank(model, n_sequences, max_length, device, dtype)
     seconds: list[float] = []
     with torch.inference_mode():
-        body(input_ids=batch[:1, :8])  # The first pass of all also allocates and compiles.
+        # The first pass of all also allocates and compiles.
+        body(**{name: batch[:1] if name == "pixel_values" else batch[:1, :8]})
         while len(seconds) < _PASSES and sum(seconds) < _ENOUGH_S:
             start = time.perf_counter()
-            body(input_ids=batch)
+            body(**{name: batch})
             _wait(device)
             seconds.append(time.perf_counter() - start)
-    return batch.numel() / min(seconds)
+    return n_sequences * max_length / min(seconds)
+
+
+def _blank(
+    model: ModelDescription, n_sequences: int, max_length: int, device: str, dtype: torch.dtype
+) -> tuple[str, torch.Tensor]:
+    """Return a batch of nothing, and what the model calls it."""
+    if model.spec.modality == "image":
+        pixels = torch.from_numpy(blank_pixels(model.processor, n_sequences)["pixel_values"])
+        return "pixel_values", pixels.to(device, dtype)
+    return "input_ids", torch.zeros(n_sequences, max_length, dtype=torch.long, device=device)
 
 
 def _matrix_product_seconds(device: str, dtype: torch.dtype) -> float:

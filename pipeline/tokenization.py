@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -36,11 +37,14 @@ class Tokens(NamedTuple):
         document's text, or of its first part where the document is cut. Of several tokens that
         make one character the first has it, and the others' slices are empty.
     char_stop : int
+    columns : mapping of str to ndarray of int32, shape [tokens]
+        Codes of the tokens in further columns; -1 for none.
     """
 
     token_id: NDArray[np.int32]
     char_start: NDArray[np.int32]
     char_stop: int
+    columns: Mapping[str, NDArray[np.int32]] = MappingProxyType({})
 
     def __len__(self) -> int:
         return len(self.token_id)
@@ -48,6 +52,8 @@ class Tokens(NamedTuple):
 
 class Cutter:
     """A tokenizer as a plan uses it.
+
+    ``columns`` has the columns of tokens that ``cut`` gives, and the names of their codes.
 
     Parameters
     ----------
@@ -61,6 +67,8 @@ class Cutter:
     ModelError
         It is a slow one, or adds other tokens around one text than around another.
     """
+
+    columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def __init__(self, tokenizer: Any, identity: str) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -116,10 +124,11 @@ class Cutter:
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         for i, text in enumerate(texts):
             encoding, encodings[i] = encodings[i], None
-            yield _tokens(encoding, len(text))
+            yield tokens_of(encoding, len(text))
 
 
-def _tokens(encoding: Any, n_chars: int) -> Tokens:
+def tokens_of(encoding: Any, n_chars: int) -> Tokens:
+    """Return the tokens of a text of ``n_chars`` characters as the backend has encoded it."""
     ids = np.array(encoding.ids, dtype=np.int32)
     ends = np.fromiter((stop for _, stop in encoding.offsets), dtype=np.int32, count=len(ids))
     # Trimmed blanks and characters made of several tokens: what a token reaches is what all
@@ -160,7 +169,10 @@ class Windows(NamedTuple):
         if self.long == "truncate" and len(tokens) > self.content:
             stop = int(tokens.char_start[self.content])
             tokens = Tokens(
-                tokens.token_id[: self.content], tokens.char_start[: self.content], stop
+                tokens.token_id[: self.content],
+                tokens.char_start[: self.content],
+                stop,
+                {name: codes[: self.content] for name, codes in tokens.columns.items()},
             )
         return self._with_special(tokens) if self.keep_special and len(tokens) else tokens
 
@@ -181,7 +193,14 @@ class Windows(NamedTuple):
                 edges[start:stop],
                 np.full(n_suffix, edges[stop]),
             ]
-        return Tokens(np.concatenate(ids), np.concatenate(starts), tokens.char_stop)
+        before, after = np.full(n_prefix, -1, np.int32), np.full(n_suffix, -1, np.int32)
+        columns = {
+            name: np.concatenate(
+                [part for a, b in pairwise(borders) for part in (before, codes[a:b], after)]
+            )
+            for name, codes in tokens.columns.items()
+        }
+        return Tokens(np.concatenate(ids), np.concatenate(starts), tokens.char_stop, columns)
 
     def special(self, start: NDArray[np.int64], begin: int, end: int) -> NDArray[np.bool_] | None:
         """Return which of the tokens [begin, end) are prefix or suffix; None where none is kept.

@@ -13,7 +13,8 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,8 +29,6 @@ from actlas.store.schema import FORMAT_VERSION, Plan, PlanFile, seal
 from actlas.store.shardfile import ShardWriter
 from actlas.store.specs import StoreArrays
 from actlas.store.store import PLAN_KEY, Store, open_store
-
-GROUPS = ("rows", "activations", "statistics", "documents")
 
 
 class DocumentColumns(Protocol):
@@ -56,6 +55,8 @@ class DocumentColumns(Protocol):
     label: NDArray[np.int32] | None
     """[n_documents] Index into ``label_names``, -1 where there is none."""
     label_names: tuple[str, ...]
+    token_column_names: Mapping[str, tuple[str, ...]]
+    """What the codes of each of the plan's columns of tokens mean, in the plan's order."""
 
     def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
         """Return the kept tokens [start, stop)."""
@@ -66,11 +67,32 @@ class DocumentColumns(Protocol):
     def special(self, start: int, stop: int) -> NDArray[np.bool_] | None:
         """Return, for the same tokens, which the tokenizer added; None where none has a row."""
 
+    def token_column(self, name: str, start: int, stop: int) -> NDArray[np.int32]:
+        """Return, for the same tokens, the codes of a column; -1 where there is none."""
+
     def text(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return bytes [start, stop) of all texts, one after the other."""
 
 
-def create(path: str | os.PathLike[str], plan: Plan, columns: DocumentColumns) -> Store:
+class ImageColumns(Protocol):
+    """The image files of documents, in the plan's order: their own bytes, as they were found.
+
+    ``image`` is called for ascending, adjoining ranges, as ``text`` is.
+    """
+
+    image_start: NDArray[np.int64]
+    """[n_documents + 1] The first byte of each document's image; it may have none."""
+
+    def image(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return bytes [start, stop) of all image files, one after the other."""
+
+
+def create(
+    path: str | os.PathLike[str],
+    plan: Plan,
+    columns: DocumentColumns,
+    images: ImageColumns | None = None,
+) -> Store:
     """Write a new store's metadata, documents and plan, and open it.
 
     Parameters
@@ -81,6 +103,8 @@ def create(path: str | os.PathLike[str], plan: Plan, columns: DocumentColumns) -
         What a row is.
     columns : DocumentColumns
         The documents; their counts must be the plan's.
+    images : ImageColumns, optional
+        Their images, where the plan has a processor for them.
 
     Raises
     ------
@@ -89,14 +113,14 @@ def create(path: str | os.PathLike[str], plan: Plan, columns: DocumentColumns) -
     RunFaultError
         The disk is full or fails. Nothing is left behind.
     """
-    _check_counts(plan, columns)
+    _check_counts(plan, columns, images)
     final = Path(path).absolute()
     refuse_existing(final)
     _sweep(final)
     staging = final.with_name(f".{final.name}.{_here()}.{uuid.uuid4().hex[:8]}.planning")
     try:
         try:
-            write(LocalObjects(staging), plan, columns)
+            write(LocalObjects(staging), plan, columns, images)
             staging.rename(final)
             sync_folder(final.parent)
         finally:
@@ -147,24 +171,37 @@ def _sweep(final: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _check_counts(plan: Plan, columns: DocumentColumns) -> None:
+def _check_counts(plan: Plan, columns: DocumentColumns, images: ImageColumns | None) -> None:
+    if (plan.processor is None) != (images is None):
+        raise ValueError("images: a plan has a processor if and only if documents may have images")
+    if tuple(columns.token_column_names) != plan.token_columns:
+        raise ValueError(
+            f"token_columns: the plan says {plan.token_columns}, its documents "
+            f"{tuple(columns.token_column_names)}"
+        )
     for name in ("n_documents", "n_tokens", "n_text_bytes"):
         wanted, got = getattr(plan, name), getattr(columns, name)
         if wanted != got:
             raise ValueError(f"{name}: the plan says {wanted:,}, its documents {got:,}")
-    edges = {"start": plan.n_tokens, "text_start": plan.n_text_bytes}
-    for name, last in edges.items():
-        edge = getattr(columns, name)
+    edges = {
+        "start": (columns.start, plan.n_tokens),
+        "text_start": (columns.text_start, plan.n_text_bytes),
+    }
+    if images is not None:
+        edges["image_start"] = images.image_start, plan.n_image_bytes
+    for name, (edge, last) in edges.items():
         if edge.shape != (plan.n_documents + 1,) or edge[0] != 0 or edge[-1] != last:
             raise ValueError(f"{name}: must go from 0 to {last:,} in {plan.n_documents + 1} steps")
         if (np.diff(edge) < 0).any():
             raise ValueError(f"{name}: must not fall")
 
 
-def write(objects: Objects, plan: Plan, columns: DocumentColumns) -> None:
+def write(
+    objects: Objects, plan: Plan, columns: DocumentColumns, images: ImageColumns | None = None
+) -> None:
     """Write every object of a new store, the plan last."""
     labels = columns.label_names if columns.label is not None else None
-    arrays = StoreArrays(plan, labels, columns.source_names)
+    arrays = StoreArrays(plan, labels, columns.source_names, columns.token_column_names)
     written: dict[str, tuple[str, int]] = {}
 
     def put(key: str, parts: Iterable[Buffer]) -> None:
@@ -185,13 +222,14 @@ def write(objects: Objects, plan: Plan, columns: DocumentColumns) -> None:
     root = {"actlas": {"format_version": FORMAT_VERSION, "plan": plan.model_dump(mode="json")}}
     put("zarr.json", [metadata_bytes(group_metadata(root))])
     put("ledger/zarr.json", [metadata_bytes(_ledger_metadata())])
-    for group in GROUPS:
+    for group in arrays.groups:
         put(f"{group}/zarr.json", [metadata_bytes(group_metadata())])
     for spec in arrays.all().values():
         put(spec.metadata_key, [metadata_bytes(spec.metadata())])
     for name, spec in arrays.documents.items():
         for shard in range(spec.n_shards):
-            rows = _document_rows(columns, name, spec, *spec.shard_range(shard))
+            start, stop = spec.shard_range(shard)
+            rows = _document_rows(columns, images, name, spec, start, stop)
             put(spec.key(shard), ShardWriter(spec, rows).parts())
     plan_file = PlanFile(plan=plan, objects=written, created_unix_s=time.time())
     if not objects.create(PLAN_KEY, [seal(plan_file)]):
@@ -199,7 +237,12 @@ def write(objects: Objects, plan: Plan, columns: DocumentColumns) -> None:
 
 
 def _document_rows(
-    columns: DocumentColumns, name: str, spec: ArraySpec, start: int, stop: int
+    columns: DocumentColumns,
+    images: ImageColumns | None,
+    name: str,
+    spec: ArraySpec,
+    start: int,
+    stop: int,
 ) -> NDArray[Any]:
     readers: dict[str, Callable[[int, int], Any]] = {
         "token_id": columns.token_ids,
@@ -207,6 +250,11 @@ def _document_rows(
         "special": columns.special,
         "text": columns.text,
     }
+    for column in columns.token_column_names:
+        readers[column] = partial(columns.token_column, column)
+    if images is not None:
+        readers["image"] = images.image
+        readers["image_start"] = lambda start, stop: images.image_start[start:stop]
     rows = readers[name](start, stop) if name in readers else getattr(columns, name)[start:stop]
     rows = np.asarray(rows).astype(spec.numpy_dtype, copy=False)
     if rows.shape != (stop - start,):

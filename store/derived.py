@@ -24,7 +24,6 @@ import xxhash
 from numpy.typing import NDArray
 
 from actlas.store.arrays import COLUMN_COMPRESSION, ArraySpec, group_metadata, metadata_bytes
-from actlas.store.commit import object_digest, versions
 from actlas.store.errors import ConflictError, RunFaultError
 from actlas.store.layout import ceil_div
 from actlas.store.objects import Objects
@@ -32,6 +31,7 @@ from actlas.store.receipts import Receipts, receipt_key
 from actlas.store.schema import FORMAT_VERSION, ObjectRecord, Receipt, seal_of
 from actlas.store.shardfile import ShardWriter
 from actlas.store.store import Store
+from actlas.store.writer import object_digest, versions
 
 FLAT_CHUNK = 65_536
 """Elements of an inner chunk of a flat array."""

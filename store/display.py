@@ -51,7 +51,7 @@ def store_html(store: Store) -> str:
             ("rows", f"{plan.n_tokens:,} of {plan.n_documents:,} documents"),
             ("hookpoints", hookpoints),
             ("stored as", f"{plan.dtype}, compression {plan.compression}, order {plan.order}"),
-            ("extracted", f"{len(store.done()):,} of {plan.n_shards:,} shards"),
+            ("extracted", ", ".join(store.progress())),
         ]
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -43,6 +43,8 @@ class Document:
         Where in the text each token begins.
     activations : mapping of hookpoint to ndarray, shape [tokens, units]
         Read when asked for.
+    columns : mapping of str to tuple of str or None, one per token
+        What each of the store's columns of tokens says: ``columns["role"][0] == "user"``.
     """
 
     doc_idx: int
@@ -55,6 +57,7 @@ class Document:
     char_stop: int
     special: NDArray[np.bool_]
     activations: Mapping[str, NDArray[Any]]
+    columns: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.token_id)
@@ -99,10 +102,10 @@ class Document:
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return one row per token: pos_idx, token_id, text, and each hookpoint's L2 norm."""
+        """Return one row per token: token_id, text, its columns, each hookpoint's L2 norm."""
         import pandas as pd
 
-        columns: dict[str, Any] = {"token_id": self.token_id, "token": self.tokens}
+        columns: dict[str, Any] = {"token_id": self.token_id, "token": self.tokens, **self.columns}
         for name, rows in self.activations.items():
             columns[f"norm {name}"] = np.linalg.norm(rows.astype(np.float32), axis=1)
         return pd.DataFrame(columns, index=pd.RangeIndex(len(self), name="pos_idx"))
@@ -145,10 +148,21 @@ class Documents:
     ----------
     columns : dict of LazyArray
         The arrays of group ``documents``.
+    labels, sources : list of str
+        The names of the labels and of the sources.
+    token_columns : mapping of str to tuple of str
+        The names in each column of tokens.
     """
 
-    def __init__(self, columns: dict[str, LazyArray], labels: list[str], sources: list[str]):
+    def __init__(
+        self,
+        columns: dict[str, LazyArray],
+        labels: list[str],
+        sources: list[str],
+        token_columns: Mapping[str, tuple[str, ...]],
+    ) -> None:
         self.columns = columns
+        self.token_column_names = dict(token_columns)
         self.label_names = tuple(labels)
         self.source_names = tuple(sources)
 
@@ -202,11 +216,49 @@ class Documents:
         special: NDArray[np.bool_] = self.columns["special"].read(start, stop) == 1
         return special
 
+    def column_names(self, name: str) -> tuple[str, ...]:
+        """Return what the codes of a column of tokens mean.
+
+        Raises
+        ------
+        KeyError
+            There is no such column.
+        """
+        if name not in self.token_column_names:
+            there = ", ".join(self.token_column_names) or "none"
+            raise KeyError(f"column {name!r}: the columns of tokens in this store are: {there}")
+        return self.token_column_names[name]
+
+    def token_column(self, name: str, start: int, stop: int) -> NDArray[np.int32]:
+        """Return a column's codes of tokens [start, stop) of the corpus; -1 for none.
+
+        Raises
+        ------
+        KeyError
+            There is no such column.
+        """
+        self.column_names(name)
+        return self.columns[name].read(start, stop)
+
     def text(self, doc_idx: int) -> str:
         """Return a document's whole text."""
         self.check(doc_idx)
         lo, hi = self.columns["text_start"].read(doc_idx, doc_idx + 2).tolist()
         return self.columns["text"].read(lo, hi).tobytes().decode("utf-8")
+
+    def image(self, doc_idx: int) -> bytes | None:
+        """Return a document's image file, byte for byte as it was read; None where it has none."""
+        self.check(doc_idx)
+        if "image" not in self.columns:
+            return None
+        return self.images(doc_idx, doc_idx + 1)[0] or None
+
+    def images(self, lo: int, hi: int) -> list[bytes]:
+        """Return the image files of documents [lo, hi), empty where one has none."""
+        edges = self.columns["image_start"].read(lo, hi + 1)
+        data = self.columns["image"].read(int(edges[0]), int(edges[-1]))
+        places = itertools.pairwise((edges - edges[0]).tolist())
+        return [data[start:stop].tobytes() for start, stop in places]
 
     def label(self, doc_idx: int) -> str | None:
         """Return a document's label, or None."""
@@ -238,7 +290,12 @@ class Documents:
             char_stop=int(self.columns["char_stop"].read(doc_idx, doc_idx + 1)[0]),
             special=self.special(start, stop),
             activations=activations,
+            columns={name: self._named(name, start, stop) for name in self.token_column_names},
         )
+
+    def _named(self, name: str, start: int, stop: int) -> tuple[str | None, ...]:
+        names: tuple[str | None, ...] = (*self.token_column_names[name], None)  # -1 is the last
+        return tuple(names[code] for code in self.token_column(name, start, stop).tolist())
 
     def context(self, doc_idx: int, pos_idx: int, words: int = 20) -> Context:
         """Return a token of a document among its words: :meth:`Document.context`."""

@@ -22,6 +22,7 @@ MIB = 1 << 20
 SHARD_ROWS_MAX = 65_536
 SHARD_ROWS_FLOOR = 1_024
 SHARDS_WANTED = 16
+POOLED_SHARD_ROWS_FLOOR = 8_192
 SHARD_BYTES_MAX = 512 * MIB
 SHARD_MEMORY_BYTES = 4096 * MIB
 CHUNK_BYTES = MIB
@@ -146,6 +147,49 @@ def choose_shard_rows(n_tokens: int, row_bytes: Iterable[int]) -> int:
     ):
         rows //= 2
     return rows
+
+
+def choose_pooled_shard_rows(n_tokens: int) -> int:
+    """Return ``shard_rows`` of a store without dense rows: 65,536, halved as far as 8,192.
+
+    Until there are at least 16 shards; no memory is held for rows.
+    """
+    rows = SHARD_ROWS_MAX
+    while rows > POOLED_SHARD_ROWS_FLOOR and n_shards(n_tokens, rows) < SHARDS_WANTED:
+        rows //= 2
+    return rows
+
+
+def pooled_shard_documents(
+    n_documents: int, n_tokens: int, shard_rows: int, document_bytes: int
+) -> int:
+    """Return the documents of a shard of pooled rows: a power of two, at least 1.
+
+    About as many tokens as a shard of rows has, rounded up; but all pooled arrays of a shard
+    together have at most 512 MiB.
+
+    Parameters
+    ----------
+    n_documents, n_tokens : int
+        Of the whole store.
+    shard_rows : int
+        Rows of a shard of activations.
+    document_bytes : int
+        Bytes of one document's rows in all pooled arrays.
+
+    Examples
+    --------
+    >>> pooled_shard_documents(480, 5_000, 1_024, 4_096)
+    128
+    """
+    documents = 1
+    while (
+        documents * n_tokens < shard_rows * n_documents
+        and documents < n_documents
+        and 2 * documents * document_bytes <= SHARD_BYTES_MAX
+    ):
+        documents *= 2
+    return documents
 
 
 def chunk_rows(row_bytes: int, shard_rows: int) -> int:

@@ -59,15 +59,15 @@ class Moments:
         values = np.empty((min(block_rows, len(rows)), n_units), wide)
         deviation = np.empty(values.shape, np.float64)
         blocks = (rows[i : i + block_rows] for i in range(0, len(rows), block_rows))
-        return cls.combine(
-            cls._of_block(block, values[: len(block)], deviation[: len(block)]) for block in blocks
-        )
+        parts = []
+        for block in blocks:
+            values[: len(block)] = block
+            parts.append(cls.of_block(values[: len(block)], deviation[: len(block)]))
+        return cls.combine(parts)
 
     @classmethod
-    def _of_block(
-        cls, block: NDArray[Any], values: NDArray[Any], deviation: NDArray[np.float64]
-    ) -> Moments:
-        values[...] = block
+    def of_block(cls, values: NDArray[Any], deviation: NDArray[np.float64]) -> Moments:
+        """Return the moments of some rows; ``deviation``, of their shape, is written to."""
         lowest, highest = values.min(axis=0), values.max(axis=0)  # both are NaN where a value is
         if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
             return cls._of_the_finite(values)

@@ -12,7 +12,9 @@ from actlas.store.schema import Receipt, seal, unseal
 _NAME = re.compile(r"[0-9]{8}\.json")
 
 EXTRACT = "extract"
-"""The job that every store begins with."""
+"""The job that every store begins with: every token's rows."""
+POOLED = "pooled"
+"""The job of pooled rows; its shards are ranges of documents."""
 
 
 def receipt_key(job: str, shard: int) -> str:

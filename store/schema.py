@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actlas.store.dtypes import ActivationDtype
-from actlas.store.errors import CorruptDataError, FormatError
+from actlas.store.errors import ConfigError, CorruptDataError, FormatError
 
 FORMAT_VERSION = 1
 """Raised by one with each change that an older reader would misread."""
@@ -24,6 +26,28 @@ LongDocuments = Literal["window", "truncate"]
 Modality = Literal["text", "image", "mixed"]
 Pool = Literal["last", "mean", "sum"]
 Layout = Literal["positions", "feature_map"]
+
+
+_RESERVED = frozenset(
+    ["token_id", "doc_idx", "pos_idx", "special", "loss", "start", "text", "text_start", "char_start", "char_stop", "source", "record", "label", "meta", "image", "image_start", "columns", "to_pandas"]
+)
+_COLUMN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]{0,99}")
+
+
+def check_token_columns(names: Sequence[str]) -> None:
+    """Raise ``ConfigError`` where columns of tokens cannot have these names."""
+    for name in names:
+        why = None
+        if name in _RESERVED:
+            why = "a store has something else of that name"
+        elif not _COLUMN.fullmatch(name):
+            why = "expected at most 100 letters, digits, _ and -"
+        elif names.count(name) > 1:
+            why = "two columns would have it"
+        if why:
+            raise ConfigError(
+                f"{name!r} cannot name a column of tokens: {why}. Rename the field.", field=name
+            )
 
 
 class _Spec(BaseModel):
@@ -65,10 +89,22 @@ class TokenizerSpec(_Spec):
 
 
 class ProcessorSpec(_Spec):
-    """What turns an image into a model's input. ``sha256`` is over its configuration."""
+    """What turns an image into a model's input, and how its positions lie.
+
+    ``config`` is the processor's whole configuration, so that a worker needs no file of it, and
+    ``sha256`` is over it as JSON (sorted keys, no blanks).
+    """
 
     id: str
     sha256: str
+    config: dict[str, Any]
+    grid: tuple[int, int]
+    """Rows and columns of an image's patches."""
+    n_prefix: int = Field(default=0, ge=0)
+    """Positions before the patches that are none of the image (a class token, registers)."""
+    n_suffix: int = Field(default=0, ge=0)
+    image_token_id: int | None = None
+    """In a mixed sequence: what stands where a patch goes."""
 
 
 class CorpusSpec(_Spec):
@@ -112,7 +148,8 @@ class Plan(_Spec):
     format_version: int
     actlas_version: str
     model: ModelSpec
-    tokenizer: TokenizerSpec
+    tokenizer: TokenizerSpec | None
+    """None for a model that reads images alone."""
     corpus: CorpusSpec
     windows: WindowSpec
     hookpoints: tuple[HookpointSpec, ...] = Field(min_length=1)
@@ -127,6 +164,8 @@ class Plan(_Spec):
     n_windows: int = Field(gt=0)
     shard_rows: int = Field(gt=0)
     processor: ProcessorSpec | None = None
+    n_image_bytes: int = Field(default=0, ge=0)
+    """Of the image files that lie in ``documents/image``."""
     token_columns: tuple[str, ...] = ()
     """Columns of named codes for every token, beside token_id: ``role``, ``modality``, or a field
     of spans of the corpus. ``rows/NAME`` and ``documents/NAME``; -1 where there is none."""
@@ -146,6 +185,11 @@ class Plan(_Spec):
             raise ValueError(f"hookpoint names must be unique, got {names}")
         if self.shard_rows & (self.shard_rows - 1):
             raise ValueError(f"shard_rows must be a power of two, got {self.shard_rows}")
+        if len(set(self.pools)) != len(self.pools):
+            raise ValueError(f"pools must be unique, got {self.pools}")
+        check_token_columns(self.token_columns)
+        if not self.dense and not self.pools:
+            raise ValueError("a plan without dense rows needs pools, got none")
         return self
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store import display, layout
-from actlas.store.arrays import ArraySpec
+from actlas.store.arrays import ArraySpec, metadata_bytes
 from actlas.store.documents import Context, Document, Documents
 from actlas.store.errors import (
     ConflictError,
@@ -22,9 +22,9 @@ from actlas.store.errors import (
     StoreNotFoundError,
 )
 from actlas.store.lazy import LazyArray
-from actlas.store.moments import Moments
 from actlas.store.objects import Objects, open_objects
-from actlas.store.receipts import EXTRACT, Receipts
+from actlas.store.pooled import Pooled, pooled_range
+from actlas.store.receipts import EXTRACT, POOLED, Receipts
 from actlas.store.schema import (
     FORMAT_VERSION,
     Plan,
@@ -34,7 +34,16 @@ from actlas.store.schema import (
     unseal,
     version_error,
 )
-from actlas.store.specs import STATISTICS, StoreArrays
+from actlas.store.specs import StoreArrays
+from actlas.store.statistics import (
+    EARLIER_STATISTICS,
+    STATISTICS,
+    Border,
+    ShardDocuments,
+    ShardStatistics,
+    Statistics,
+    combine,
+)
 from actlas.store.views import Activations, DocumentActivations, Rows
 
 if TYPE_CHECKING:
@@ -72,7 +81,6 @@ class Store:
         self.path = objects.url
         self.plan: Plan = plan_file.plan
         self.plan_file = plan_file
-        self.arrays = StoreArrays(self.plan)
         self._seen: dict[str, frozenset[int]] = {}
         self._receipt = lru_cache(maxsize=4096)(self._read_receipt)
         self._inverse = lru_cache(maxsize=16)(self._shard_rows)
@@ -81,13 +89,43 @@ class Store:
         return open_store, (self.path,)
 
     @cached_property
+    def arrays(self) -> StoreArrays:
+        """The specs of every array: the plan's, with the statistics that the store was given."""
+        first = self.plan.hookpoints[0]
+        for names in (STATISTICS, EARLIER_STATISTICS):
+            arrays = StoreArrays(self.plan, statistics_names=names)
+            spec = arrays.statistic(first)
+            digest, _ = self.plan_file.objects.get(spec.metadata_key, ("", 0))
+            if digest == hashlib.sha256(metadata_bytes(spec.metadata())).hexdigest():
+                return arrays
+        if not self.plan.dense:
+            return StoreArrays(self.plan)
+        found = self._attribute_names(arrays.statistic(first).metadata_key, "statistics")
+        return StoreArrays(self.plan, statistics_names=tuple(found))
+
+    @cached_property
     def rows(self) -> Rows:
-        """The row columns."""
-        return Rows({name: self._lazy(spec) for name, spec in self.arrays.rows.items()})
+        """The row columns.
+
+        Raises
+        ------
+        NotExtractedError
+            The store holds pooled rows alone.
+        """
+        self._require_dense()
+        columns = {name: self._lazy(spec) for name, spec in self.arrays.rows.items()}
+        return Rows(columns, self.documents.token_column_names)
 
     @cached_property
     def activations(self) -> Activations:
-        """The dense activations by hookpoint."""
+        """The dense activations by hookpoint.
+
+        Raises
+        ------
+        NotExtractedError
+            The store holds pooled rows alone.
+        """
+        self._require_dense()
         return Activations({n: self._lazy(spec) for n, spec in self.arrays.activations.items()})
 
     @cached_property
@@ -95,18 +133,43 @@ class Store:
         """The documents."""
         specs = StoreArrays(self.plan).documents
         names: dict[str, list[str]] = {}
-        for name in ("source", "label"):
+        for name in ("source", "label", *self.plan.token_columns):
             key = f"documents/{name}/zarr.json"
             if key in self.plan_file.objects:
                 names[name] = self._attribute_names(key)
         if "label" in names:
             specs = StoreArrays(self.plan, tuple(names["label"])).documents
         columns = {name: LazyArray(self.objects, spec) for name, spec in specs.items()}
-        return Documents(columns, names.get("label", []), names.get("source", []))
+        token_columns = {name: tuple(names[name]) for name in self.plan.token_columns}
+        return Documents(columns, names.get("label", []), names.get("source", []), token_columns)
+
+    @cached_property
+    def pooled(self) -> Pooled:
+        """The pooled rows by hookpoint and pool; empty where the plan has none."""
+
+        def lazy(spec: ArraySpec) -> LazyArray:
+            return LazyArray(self.objects, spec, self._require_pooled, self._pooled_checksums)
+
+        return Pooled(self, lazy)
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """The jobs of extraction: every token's rows, pooled rows, or both."""
+        return (EXTRACT,) * self.plan.dense + (POOLED,) * bool(self.plan.pools)
+
+    def n_shards(self, job: str = EXTRACT) -> int:
+        """Return how many shards a job has; derived jobs over rows have as many as extraction."""
+        if job == POOLED:
+            return self.arrays.n_pooled_shards
+        return 0 if job == EXTRACT and not self.plan.dense else self.plan.n_shards
+
+    def covered(self, shard: int, job: str = EXTRACT) -> tuple[int, int]:
+        """Return what a shard of a job holds: tokens [start, stop), or documents if pooled."""
+        return pooled_range(self, shard) if job == POOLED else self.shard_range(shard)
 
     def receipts(self, job: str = EXTRACT) -> Receipts:
         """Return the receipts of a job."""
-        return Receipts(self.objects, job, self.plan.n_shards, self.plan_sha256)
+        return Receipts(self.objects, job, self.n_shards(job), self.plan_sha256)
 
     def done(self, job: str = EXTRACT) -> frozenset[int]:
         """Return the shards of a job that have a receipt, by a fresh listing."""
@@ -115,7 +178,7 @@ class Store:
 
     def missing(self, job: str = EXTRACT) -> list[int]:
         """Return the shards of a job that have no receipt, in order, by a fresh listing."""
-        return sorted(set(range(self.plan.n_shards)) - self.done(job))
+        return sorted(set(range(self.n_shards(job))) - self.done(job))
 
     def receipt(self, shard: int, job: str = EXTRACT) -> Receipt:
         """Return a shard's receipt."""
@@ -137,6 +200,8 @@ class Store:
         }
         if self.plan.keep_special:
             columns["special"] = self.documents.special(start, stop)[t - start].astype(np.int8)
+        for name in self.plan.token_columns:
+            columns[name] = self.documents.token_column(name, start, stop)[t - start]
         return columns
 
     def row_of(self, t: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -160,7 +225,8 @@ class Store:
         self.documents.check(doc_idx)
         start, stop = self.documents.starts(doc_idx, doc_idx + 1).tolist()
         rows = self.row_of(np.arange(start, stop, dtype=np.int64))
-        return self.documents.document(doc_idx, DocumentActivations(self.activations, rows))
+        activations = self.activations if self.plan.dense else Activations({})
+        return self.documents.document(doc_idx, DocumentActivations(activations, rows))
 
     def context(self, doc_idx: int, pos_idx: int, words: int = 20) -> Context:
         """Return a token with ``words`` words of its document on each side."""
@@ -192,8 +258,11 @@ class Store:
 
         return open_units(self, hookpoint)
 
-    def statistics(self, hookpoint: str) -> Moments:
-        """Return n, mean, m2, min and max of every unit over all extracted rows.
+    def statistics(self, hookpoint: str) -> Statistics:
+        """Return the statistics of every unit over all extracted rows.
+
+        n, mean, variance, min and max; the variance within documents; and the mean norm of the
+        rows. Of a store that an earlier version extracted the last two are None.
 
         Raises
         ------
@@ -208,14 +277,26 @@ class Store:
         if not done:
             raise NotExtractedError(f"{self.path}: nothing is extracted yet: `actlas extract`.")
         stored = LazyArray(self.objects, self.arrays.statistics[hookpoint])
-        tables = (stored.read(shard, shard + 1)[0] for shard in done)  # one shard in memory
-        return Moments.combine(Moments(**dict(zip(STATISTICS, t, strict=True))) for t in tables)
+        names = self.arrays.statistics_names
+        return combine(  # one shard in memory
+            (
+                self._borders(shard),
+                ShardStatistics.from_table(names, stored.read(shard, shard + 1)[0]),
+            )
+            for shard in done
+        )
+
+    def shard_documents(self, shard: int) -> ShardDocuments:
+        """Return which rows of a shard are of which document."""
+        start, stop = self.shard_range(shard)
+        first, last = self.documents.find(start), self.documents.find(stop - 1)
+        edges = self.documents.starts(first, last + 1)
+        return ShardDocuments.of(self._shard_rows(shard), edges, start, stop)
 
     def n_stored_bytes(self) -> int:
         """Return the bytes of all extracted shards as they lie on disk, from the receipts."""
-        return sum(
-            record.n_bytes for shard in self.done() for record in self.receipt(shard).objects
-        )
+        receipts = (self.receipt(s, job) for job in self.jobs for s in self.done(job))
+        return sum(record.n_bytes for receipt in receipts for record in receipt.objects)
 
     def require_same_plan(self) -> None:
         """Raise ``ConflictError`` where the plan at this path is no longer the one that was opened.
@@ -251,6 +332,34 @@ class Store:
                 shards=absent,
             )
 
+    def _require_dense(self) -> None:
+        if not self.plan.dense:
+            raise NotExtractedError(
+                f"{self.path}: this store was planned with --pooled-only: it has one row per "
+                f"document ({', '.join(self.plan.pools)}), and none per token. `store.pooled` and "
+                "`actlas localize` read those; for tokens, plan another store without "
+                "--pooled-only.",
+                path=self.path,
+            )
+
+    def _require_pooled(self, shards: NDArray[np.int64]) -> None:
+        seen = self._seen.get(POOLED)
+        if seen is not None and seen.issuperset(shards.tolist()):
+            return
+        absent = sorted(set(shards.tolist()) - self.done(POOLED))
+        if absent:
+            start, stop = self.covered(int(absent[0]), POOLED)
+            raise NotExtractedError(
+                f"{self.path}: documents [{start}, {stop}) (shard {absent[0]} of the pooled rows) "
+                f"are not pooled yet. `actlas extract {self.path}` goes on.",
+                path=self.path,
+                shards=absent,
+            )
+
+    def _pooled_checksums(self, shard: int, key: str) -> tuple[int, ...] | None:
+        records = self.receipt(shard, POOLED).objects
+        return next((r.chunk_crc32c for r in records if r.key == key), None)
+
     def _lazy(self, spec: ArraySpec) -> LazyArray:
         return LazyArray(self.objects, spec, self.require, self._chunk_checksums)
 
@@ -262,22 +371,31 @@ class Store:
         try:
             return self.receipts(job).read(shard)
         except FileNotFoundError:
-            self.require(np.array([shard], dtype=np.int64))
+            require = self._require_pooled if job == POOLED else self.require
+            require(np.array([shard], dtype=np.int64))
             raise
+
+    def _borders(self, shard: int) -> Border:
+        """Return the documents that cross a shard's borders."""
+        start, stop = self.shard_range(shard)
+        first, last = self.documents.find(start), self.documents.find(stop - 1)
+        left = first if self.documents.starts(first, first)[0] < start else None
+        crosses = self.documents.starts(last, last + 1)[1] > stop
+        return Border(left, last if crosses and last != left else None)
 
     def _shard_rows(self, shard: int) -> NDArray[np.int64]:
         return layout.shard_rows_of(self.plan.order, self.plan.seed, *self.shard_range(shard))
 
-    def _attribute_names(self, key: str) -> list[str]:
+    def _attribute_names(self, key: str, attribute: str = "names") -> list[str]:
         digest, _ = self.plan_file.objects[key]
         if hashlib.sha256(self.objects.read(key)).hexdigest() != digest:
             raise CorruptDataError(
                 f"{self.path}/{key}: its sha256 is not the plan's: the names in it were changed.",
                 path=key,
             )
-        names = read_json(self.objects, key).get("attributes", {}).get("names", [])
+        names = read_json(self.objects, key).get("attributes", {}).get(attribute, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise FormatError(f"{self.path}/{key}: attribute `names` must list strings")
+            raise FormatError(f"{self.path}/{key}: attribute `{attribute}` must list strings")
         return names
 
     def __repr__(self) -> str:
@@ -285,8 +403,13 @@ class Store:
         return (
             f"<actlas store {self.path}: {plan.n_tokens:,} rows of {plan.n_documents:,} documents "
             f"x {len(plan.hookpoints)} hookpoints of {plan.model.id}, "
-            f"{len(self.done())} of {plan.n_shards} shards extracted>"
+            f"{', '.join(self.progress())}>"
         )
+
+    def progress(self) -> list[str]:
+        """Return how far each job is, in words."""
+        words = {EXTRACT: "shards extracted", POOLED: "shards of documents pooled"}
+        return [f"{len(self.done(j)):,} of {self.n_shards(j):,} {words[j]}" for j in self.jobs]
 
     def _repr_html_(self) -> str:
         return display.store_html(self)

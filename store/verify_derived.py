@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from actlas.store.arrays import group_metadata, metadata_bytes
 from actlas.store.codes import FOLDER, names, spec_key
-from actlas.store.commit import object_digest
 from actlas.store.errors import ActlasError
 from actlas.store.features import open_features
-from actlas.store.receipts import EXTRACT, Receipts, receipt_key
+from actlas.store.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.schema import Receipt, seal_of
+from actlas.store.writer import object_digest
 
 if TYPE_CHECKING:
     from actlas.store.store import Store
@@ -42,7 +42,7 @@ def derived_jobs(store: Store) -> dict[str, list[int]]:
     """Return the derived jobs that have receipts, with the units that have one."""
     found = {}
     for job in sorted(store.objects.names("ledger/receipts")):
-        if job != EXTRACT:
+        if job not in (EXTRACT, POOLED):
             done = Receipts(store.objects, job, 10**8, store.plan_sha256).done()
             found[job] = sorted(done)
     return found

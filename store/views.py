@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,16 @@ class Rows:
     token_id, doc_idx, pos_idx : LazyArray
         The token's id, its document, its place in the document. ``special`` beside them in a store
         that keeps special tokens.
+    names : mapping of str to tuple of str
+        What the codes of each column of tokens mean: ``rows["role"]`` holds places in
+        ``rows.names["role"]``, and -1 for none.
     """
 
-    def __init__(self, columns: dict[str, LazyArray]) -> None:
+    def __init__(
+        self, columns: dict[str, LazyArray], names: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
         self.columns = columns
+        self.names = dict(names or {})
         self.token_id = columns["token_id"]
         self.doc_idx = columns["doc_idx"]
         self.pos_idx = columns["pos_idx"]
@@ -35,19 +41,37 @@ class Rows:
     def __len__(self) -> int:
         return len(self.token_id)
 
-    def __getitem__(self, index: Any) -> dict[str, Any]:
-        """Return every column at ``index``."""
+    @overload
+    def __getitem__(self, index: str) -> LazyArray: ...
+    @overload
+    def __getitem__(self, index: Any) -> dict[str, Any]: ...
+    def __getitem__(self, index: Any) -> LazyArray | dict[str, Any]:
+        """Return the column of that name, or every column at ``index``.
+
+        Raises
+        ------
+        KeyError
+            There is no such column.
+        """
+        if isinstance(index, str):
+            if index not in self.columns:
+                raise KeyError(f"column {index!r}: these rows have {', '.join(self.columns)}")
+            return self.columns[index]
         return {name: column[index] for name, column in self.columns.items()}
 
     def __repr__(self) -> str:
         return f"<{len(self):,} rows: {', '.join(self.columns)}>"
 
     def to_pandas(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
-        """Return rows [start, stop) as a table."""
+        """Return rows [start, stop) as a table; columns of codes as categories."""
         import pandas as pd
 
         stop = len(self) if stop is None else min(stop, len(self))
-        columns = {name: column.read(start, stop) for name, column in self.columns.items()}
+        columns: dict[str, Any] = {n: column.read(start, stop) for n, column in self.columns.items()}
+        for name, names in self.names.items():
+            columns[name] = pd.Categorical.from_codes(
+                columns[name].tolist(), categories=pd.Index(names, dtype=object)
+            )
         return pd.DataFrame(columns, index=pd.RangeIndex(start, stop, name="row"))
 
 

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from actlas.analysis.localizer.contrast import sides_of
 from actlas.analysis.localizer.localization import Localization
 from actlas.analysis.localizer.masks import Mask, MaskKey, Pool
+from actlas.analysis.localizer.pooled_rows import source_of, stored_moments
 from actlas.analysis.localizer.pooling import pooled_moments
 from actlas.analysis.localizer.pooling_parts import ByGroup
 from actlas.analysis.localizer.welch import benjamini_hochberg, count_of, select, welch
-from actlas.store.commit import versions
 from actlas.store.errors import ConfigError, HookpointError, NonFiniteError, NotExtractedError
 from actlas.store.moments import Moments
+from actlas.store.receipts import POOLED
 from actlas.store.schema import HookpointSpec
 from actlas.store.store import Store, open_store
+from actlas.store.writer import versions
 
 OnNonfinite = Literal["refuse", "omit"]
 
@@ -41,9 +43,10 @@ def localize(
     """Test every unit for a difference between two conditions, and select the largest t.
 
     Every document with tokens is one sample: its last kept token's activation, or the mean over
-    its kept tokens, then (unless ``signed``) the absolute value. Welch's t-test, two-sided, on
-    samples of the two conditions; the selected units are those with the largest t over all
-    hookpoints together, so of positive selectivity.
+    its kept tokens, then (unless ``signed``) the absolute value. Where the store was extracted with
+    that pool, these are its pooled rows; else they are made from the tokens' rows. Welch's t-test,
+    two-sided, on samples of the two conditions; the selected units are those with the largest t
+    over all hookpoints together, so of positive selectivity.
 
     Parameters
     ----------
@@ -94,17 +97,21 @@ def localize(
     specs = _hookpoints(store, hookpoints)
     k = count_of(top, sum(spec.width for spec in specs))
     sides = sides_of(store, contrast)
-    missing = store.missing()
+    job = source_of(store, pool)
+    missing = store.missing(job)
     if missing:
         raise NotExtractedError(
-            f"{store.path}: {len(missing)} of {store.plan.n_shards} shards are missing, and a test "
+            f"{store.path}: {len(missing)} of {store.n_shards(job)} shards are missing, and a test "
             "needs them all: `actlas extract` the rest first.",
             missing=len(missing),
         )
     names = [spec.name for spec in specs]
-    pooled = pooled_moments(
-        store, names, sides.group, pool=pool, signed=signed, scheduler=scheduler
-    )
+    if job == POOLED:
+        pooled = stored_moments(store, names, sides.group, pool=pool, signed=signed)
+    else:
+        pooled = pooled_moments(
+            store, names, sides.group, pool=pool, signed=signed, scheduler=scheduler
+        )
     positive, negative = (_joined(pooled, names, group) for group in (0, 1))
     counts = [float(condition.n_documents) for condition in sides.conditions]
     finite = (positive.n == counts[0]) & (negative.n == counts[1])
@@ -122,7 +129,8 @@ def localize(
         pool=pool,
         signed=signed,
         top=str(top).strip(),
-        versions=_versions(store),
+        versions=_versions(store, job),
+        store_dtype="float32" if job == POOLED else store.plan.dtype,
     )
     chosen = select(test.t, k)
     return Localization(
@@ -198,11 +206,11 @@ def _refuse_nonfinite(
     )
 
 
-def _versions(store: Store) -> dict[str, str]:
+def _versions(store: Store, job: str) -> dict[str, str]:
     """Return the versions of what made the activations, and of what tested them."""
     found = {name: version(name) for name in ("dask", "scipy")}
     found |= {name: versions()[name] for name in ("actlas", "numpy", "python")}
-    receipts = [store.receipt(shard).versions for shard in range(store.plan.n_shards)]
+    receipts = [store.receipt(shard, job).versions for shard in range(store.n_shards(job))]
     for name in sorted({name for receipt in receipts for name in receipt}):
         used = sorted({receipt.get(name, "-") for receipt in receipts})
         found[f"extract.{name}"] = ", ".join(used)

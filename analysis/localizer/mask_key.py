@@ -19,7 +19,7 @@ class MaskKey(BaseModel):
     model_id, revision, weights_sha256, config_sha256, architecture, d_model, n_layers
         The model, as the store's plan names it.
     compute_dtype, store_dtype : str
-        What the activations were computed and stored in.
+        What the activations were computed and stored in; pooled rows are float32.
     tokenizer_sha256, max_length, long, keep_special
         How the stimuli became tokens. ``max_length`` counts the special tokens too.
     stimuli, stimuli_sha256, text_field, label_field, lowercase
@@ -76,9 +76,11 @@ class MaskKey(BaseModel):
         signed: bool,
         top: str,
         versions: dict[str, str],
+        store_dtype: str | None = None,
     ) -> MaskKey:
         """Return the key of a mask that is made from a store with this plan."""
         model, corpus = plan.model, plan.corpus
+        cutter = plan.tokenizer or plan.processor
         return cls(
             model_id=model.id,
             revision=model.revision,
@@ -88,7 +90,7 @@ class MaskKey(BaseModel):
             d_model=model.d_model,
             n_layers=model.n_layers,
             compute_dtype=model.compute_dtype,
-            tokenizer_sha256=plan.tokenizer.sha256,
+            tokenizer_sha256=cutter.sha256 if cutter is not None else "",
             stimuli=corpus.uri,
             stimuli_sha256=corpus.fingerprint,
             text_field=corpus.text_field,
@@ -97,7 +99,7 @@ class MaskKey(BaseModel):
             max_length=plan.windows.max_length,
             long=plan.windows.long,
             keep_special=plan.keep_special,
-            store_dtype=plan.dtype,
+            store_dtype=store_dtype or plan.dtype,
             plan_sha256=plan_sha256,
             hookpoints=hookpoints,
             positive=positive,

@@ -103,7 +103,7 @@ def prepare(store: Store, asked: TrainOptions, stream: Batches) -> Data:
         All rows are the same.
     """
     if store.rows.special is None:
-        moments = store.statistics(asked.hookpoint)
+        moments: Moments = store.statistics(asked.hookpoint)
         ranges = [store.shard_range(shard) for shard in store.done()]
         n_rows = sum(stop - start for start, stop in ranges)
     else:

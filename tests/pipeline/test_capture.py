@@ -8,8 +8,9 @@ import pytest
 import torch
 from support.models import CONFIGS, build, oracle
 
+from actlas.pipeline.blocks import find_blocks
 from actlas.pipeline.capture import Capture
-from actlas.pipeline.hookpoints import find_blocks, resolve
+from actlas.pipeline.hookpoints import resolve
 from actlas.store.errors import HookpointError
 from actlas.store.schema import HookpointSpec
 
@@ -44,7 +45,7 @@ def executed(model: Any, call: Any) -> set[str]:
 
 def test_every_block_is_as_transformers_itself_says(model: Any) -> None:
     before = n_hooks(model)
-    with torch.inference_mode(), Capture(model, resolve(model, ["resid_*.*"])) as capture:
+    with torch.inference_mode(), Capture(model, resolve(model, ["resid_p*.*"])) as capture:
         found = capture(TOKENS)
         assert n_hooks(model) > before
     assert n_hooks(model) == before
@@ -203,7 +204,7 @@ def test_it_is_used_in_a_with_statement() -> None:
 @pytest.mark.parametrize("name", sorted(set(CONFIGS) - set(MAIN)))
 def test_other_architectures_agree_with_transformers(name: str) -> None:
     model = build(name)
-    with torch.inference_mode(), Capture(model, resolve(model, ["resid_*.*"])) as capture:
+    with torch.inference_mode(), Capture(model, resolve(model, ["resid_p*.*"])) as capture:
         found = capture(TOKENS)
     truth = oracle(model, TOKENS[0].tolist())
     for key, tensor in found.items():

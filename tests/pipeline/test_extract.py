@@ -32,7 +32,8 @@ from actlas.pipeline.cpus import n_cpus
 from actlas.pipeline.device import resolve_device, to_numpy
 from actlas.pipeline.extract import Extractor
 from actlas.pipeline.memory import Projection, batch_bytes, check_memory, shard_bytes
-from actlas.pipeline.model import load_model, load_tokenizer
+from actlas.pipeline.loading import load_model
+from actlas.pipeline.model import load_tokenizer
 from actlas.pipeline.options import RunOptions
 from actlas.store import layout
 from actlas.store.errors import ConfigError, MemoryBudgetError, ModelError, NonFiniteError
@@ -97,7 +98,7 @@ def test_every_row_of_every_block(
         tmp_path / "run.zarr",
         folders[name],
         documents(LENGTHS),
-        ["resid_*.*"],
+        ["resid_p*.*"],
         order=order,
         special=special,
     )
@@ -166,7 +167,7 @@ def test_real_text_through_a_real_model(shared: Path, tmp_path: Path) -> None:
         tmp_path / "run.zarr",
         folder,
         columns,
-        ["embed", "resid_*.*"],
+        ["embed", "resid_p*.*"],
         windows={"max_length": 512, "long": "window"},
         shard_rows=512,
     )

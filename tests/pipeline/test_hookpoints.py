@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from support.models import CONFIGS, build, config_of
 
 from actlas.pipeline.architecture import build_skeleton
-from actlas.pipeline.hookpoints import available, find_blocks, resolve
+from actlas.pipeline.blocks import find_blocks
+from actlas.pipeline.hookpoints import available, resolve
 from actlas.store.errors import HookpointError
 
 
@@ -31,9 +33,10 @@ def names(model: Any, *patterns: str) -> list[str]:
 def test_the_blocks_of_every_architecture_are_found_without_weights(name: str) -> None:
     model = skeleton(name)
     assert all(parameter.is_meta for parameter in model.parameters())
-    found = resolve(model, ["embed", "resid_*.*"])
-    assert [h.name for h in found] == list(available(model))
-    assert [h.name for h in found] == ["embed"] + [
+    found = resolve(model, ["embed", "resid_p*.*"])
+    named = [name for name in available(model) if name.startswith(("embed", "resid_p"))]
+    assert [h.name for h in found] == named
+    assert named == ["embed"] + [
         f"resid_{side}.{layer}" for layer in range(3) for side in ("pre", "post")
     ]
     assert {h.width for h in found[1:]} == {32}
@@ -41,35 +44,48 @@ def test_the_blocks_of_every_architecture_are_found_without_weights(name: str) -
 
 
 def test_the_meta_device_gives_what_a_real_model_gives() -> None:
-    patterns = ["embed", "resid_post.*", "model.layers.*.mlp.up_proj"]
+    patterns = ["embed", "*.*", "model.layers.*.mlp.up_proj"]
     assert resolve(skeleton("llama"), patterns) == resolve(build("llama"), patterns)
 
 
 def test_middle_last_and_globs(llama: Any) -> None:
     assert names(llama, "resid_post.middle", "resid_post.last") == ["resid_post.1", "resid_post.2"]
-    assert names(llama, "resid_*.middle") == ["resid_pre.1", "resid_post.1"]
-    assert names(llama, "resid_*.0") == ["resid_pre.0", "resid_post.0"]
+    assert names(llama, "resid_*.middle") == ["resid_pre.1", "resid_mid.1", "resid_post.1"]
+    assert names(llama, "resid_*.0") == ["resid_pre.0", "resid_mid.0", "resid_post.0"]
+    assert names(llama, "mlp_*.last") == ["mlp_hidden.2", "mlp_out.2"]
+    assert names(llama, "attn_?.middle", "attn_out.last") == ["attn_z.1", "attn_out.2"]
     assert names(llama, "resid_pre.?") == ["resid_pre.0", "resid_pre.1", "resid_pre.2"]
 
 
 def test_model_order_whatever_the_order_asked_for_and_each_once(llama: Any) -> None:
-    asked = ["lm_head", "resid_post.0", "model.layers.0.mlp", "resid_*.0", "embed", "resid_post.0"]
+    gate = "model.layers.0.mlp.gate_proj"
+    asked = ["lm_head", "resid_post.0", "attn_out.0", gate, "resid_*.0", "embed", "resid_post.0"]
     assert names(llama, *asked) == [
         "embed",
         "resid_pre.0",
-        "model.layers.0.mlp",
+        "attn_out.0",
+        "resid_mid.0",
+        gate,
         "resid_post.0",
         "lm_head",
     ]
 
 
+def test_all_names_come_in_the_order_of_the_pass(llama: Any) -> None:
+    kinds = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_hidden", "mlp_out", "resid_post")
+    expected = ["embed", *(f"{kind}.{layer}" for layer in range(3) for kind in kinds)]
+    assert list(available(llama)) == expected
+    widths = {h.name: h.width for h in resolve(llama, ["*.1"])}
+    assert widths == {f"{kind}.1": 48 if kind == "mlp_hidden" else 32 for kind in kinds}
+
+
 def test_module_paths_have_their_own_widths(llama: Any) -> None:
-    found = resolve(llama, ["model.layers.*.self_attn", "model.layers.1.mlp.up_proj", "lm_head"])
+    found = resolve(llama, ["model.layers.*.*.k_proj", "model.layers.1.mlp.up_proj", "lm_head"])
     assert [(h.name, h.width) for h in found] == [
-        ("model.layers.0.self_attn", 32),
-        ("model.layers.1.self_attn", 32),
+        ("model.layers.0.self_attn.k_proj", 16),
+        ("model.layers.1.self_attn.k_proj", 16),
         ("model.layers.1.mlp.up_proj", 48),
-        ("model.layers.2.self_attn", 32),
+        ("model.layers.2.self_attn.k_proj", 16),
         ("lm_head", 97),
     ]
     assert {h.side for h in found} == {"output"}
@@ -87,6 +103,10 @@ def test_a_star_stays_between_two_dots_and_two_stars_do_not(llama: Any) -> None:
 def test_a_name_wins_over_the_path_that_means_the_same(llama: Any) -> None:
     assert names(llama, "model.layers.1", "resid_post.1") == ["resid_post.1"]
     assert names(llama, "model.layers.1") == ["resid_post.1"]
+    assert names(llama, "model.layers.0.self_attn", "model.layers.0.mlp") == [
+        "attn_out.0",
+        "mlp_out.0",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +118,7 @@ def test_a_name_wins_over_the_path_that_means_the_same(llama: Any) -> None:
         ("model.layers.0.mlpp", r"Nearest: model\.layers\.0\.mlp\b"),
         ("attn_*", "No hookpoint 'attn_"),
         ("model.layers", "not reached"),
-        ("model.rotary_emb", r"gives a tensor of shape \[1, 3, 8\]"),
+        ("model.rotary_emb", r"gives a tensor of shape \[1, \d+, 8\]"),
         ("model", "gives BaseModelOutputWithPast"),
     ],
 )
@@ -141,3 +161,86 @@ def test_hidden_lists_of_other_lengths_do_not_mislead() -> None:
     model = build("llama")
     model.model.extra = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(3)])
     assert find_blocks(model) == "model.layers"
+
+
+class Ones(torch.nn.Module):
+    """Attention, in names that say something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up_proj = torch.nn.Linear(24, 72)
+        self.router = torch.nn.Linear(24, 24)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        query, key, value = self.up_proj(x).chunk(3, dim=-1)
+        scores = (query @ key.transpose(1, 2)).softmax(-1)
+        return (self.router(scores @ value),)
+
+
+class Twos(torch.nn.Module):
+    """An MLP, likewise, with a sum and a softmax of its own in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj = torch.nn.Linear(24, 40)
+        self.k_proj = torch.nn.Linear(24, 40)
+        self.o_proj = torch.nn.Linear(40, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.o_proj(self.q_proj(x).softmax(-1) + self.k_proj(x))
+
+
+class Odd(torch.nn.Module):
+    """A block whose modules' names mislead."""
+
+    def __init__(self, attention_first: bool) -> None:
+        super().__init__()
+        self.attention_first = attention_first
+        self.mlp, self.self_attn = Ones(), Twos()
+        self.norm_out, self.norm_in = torch.nn.LayerNorm(24), torch.nn.LayerNorm(24)
+        self.shared = torch.nn.Dropout(0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.attention_first:
+            x = self.shared(self.mlp(self.norm_out(x))[0]) + x
+            return x + self.shared(self.self_attn(self.norm_in(x)))
+        x = x + self.shared(self.self_attn(self.norm_in(x)))
+        return self.shared(self.mlp(self.norm_out(x))[0]) + x
+
+
+class OddModel(torch.nn.Module):
+    """Two such blocks behind an embedding."""
+
+    def __init__(self, attention_first: bool) -> None:
+        super().__init__()
+        text = SimpleNamespace(num_hidden_layers=2, to_dict=dict)
+        self.config = SimpleNamespace(get_text_config=lambda: text)
+        self.tokens = torch.nn.Embedding(50, 24)
+        self.things = torch.nn.ModuleList([Odd(attention_first) for _ in range(2)])
+        self.decoys = torch.nn.ModuleList([torch.nn.LayerNorm(24) for _ in range(2)])
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.tokens
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(input_ids)
+        for thing in self.things:
+            x = thing(x)
+        return self.decoys[1](self.decoys[0](x))
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("attention_first", [True, False])
+def test_parts_are_found_by_what_they_do(attention_first: bool, device: str) -> None:
+    model = OddModel(attention_first).to(device).eval()
+    found = {h.name: (h.module, h.side, h.width) for h in resolve(model, ["*.1"])}
+    second = "norm_in" if attention_first else "norm_out"
+    assert found == {
+        "resid_pre.1": ("things.1", "input", 24),
+        "attn_z.1": ("things.1.mlp.router", "input", 24),
+        "attn_out.1": ("things.1.mlp", "output", 24),
+        "resid_mid.1": (f"things.1.{second}", "input", 24),
+        "mlp_hidden.1": ("things.1.self_attn.o_proj", "input", 40),
+        "mlp_out.1": ("things.1.self_attn", "output", 24),
+        "resid_post.1": ("things.1", "output", 24),
+    }

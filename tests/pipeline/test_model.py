@@ -18,7 +18,8 @@ from support.models import build, config_of, save
 from actlas.pipeline.architecture import is_causal
 from actlas.pipeline.checks import check_causal, check_windows
 from actlas.pipeline.hookpoints import resolve
-from actlas.pipeline.model import ModelDescription, describe_model, find_model, load_model
+from actlas.pipeline.loading import load_model
+from actlas.pipeline.model import ModelDescription, describe_model, find_model
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.weights import file_sha256, weight_files, weights_sha256
 from actlas.store.errors import ModelError

@@ -125,10 +125,10 @@ def test_a_worker_of_another_plan_leaves_no_activations(make: Make, monkeypatch:
 def test_bytes_that_do_not_read_back_are_removed_and_stop_the_run(
     make: Make, monkeypatch: Any
 ) -> None:
-    from actlas.store import commit
+    from actlas.store import writer
 
     store = make()
-    monkeypatch.setattr(commit, "object_digest", lambda objects, key: (1, "0" * 32))
+    monkeypatch.setattr(writer, "object_digest", lambda objects, key: (1, "0" * 32))
     with pytest.raises(RunFaultError, match="disk or the memory is at fault"):
         commit_shard(store, 0, part_of(store, 0), attempt="one")
     assert not list(Path(store.path).glob("activations/*/c/*/0")) and not store.done()

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from actlas.pipeline.architecture import build_skeleton, context_length_of, is_causal, quiet
-from actlas.pipeline.hookpoints import find_blocks, resolve
+from actlas.pipeline.blocks import find_blocks
+from actlas.pipeline.hookpoints import resolve
 from actlas.pipeline.model import load_config
 from actlas.pipeline.weights import file_sha256, weight_files, weights_sha256
 from actlas.store.create import create

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ class Columns:
     label: NDArray[np.int32] | None = None
     label_names: tuple[str, ...] = ()
     source_names: tuple[str, ...] = ("one.jsonl", "two.jsonl")
+    token_column_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    codes: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         raw = [text.encode() for text in self.texts]
@@ -49,6 +52,9 @@ class Columns:
 
     def special(self, start: int, stop: int) -> NDArray[np.bool_]:
         return self._ids[start:stop] == 0
+
+    def token_column(self, name: str, start: int, stop: int) -> NDArray[np.int32]:
+        return self.codes[name][start:stop]
 
     def text(self, start: int, stop: int) -> NDArray[np.uint8]:
         return self._bytes[start:stop]
@@ -118,6 +124,7 @@ def plan_for(columns: Columns, **changes: Any) -> Plan:
         "n_text_bytes": columns.n_text_bytes,
         "n_windows": max(1, columns.n_documents),
         "shard_rows": 256,
+        "token_columns": tuple(columns.token_column_names),
     }
     return Plan.model_validate({**fields, **changes})
 

@@ -1,0 +1,78 @@
+"""Ranges of whole documents become pooled rows: the forward pass of extraction, no row held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from actlas.pipeline.batching import Batch, Inputs
+from actlas.pipeline.extract import Extractor
+from actlas.pipeline.feeding import batch_inputs, range_batches
+from actlas.pipeline.forward import Clock, run_batches
+from actlas.pipeline.pooling import Pooler
+from actlas.store.commit_pooled import PooledRows, commit_pooled
+from actlas.store.pooled import pooled_range
+from actlas.store.schema import Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedPooled:
+    """The pooled rows of one shard, not yet written.
+
+    Attributes
+    ----------
+    pooled : dict of (hookpoint, pool) to ndarray of float32, shape [documents, width]
+    run : dict
+        How they were made, for the receipt.
+    """
+
+    shard: int
+    pooled: PooledRows
+    run: dict[str, Any]
+
+
+class PooledExtractor(Extractor):
+    """One model, loaded once, that computes the pooled rows of one store.
+
+    A shard is a range of whole documents: no document is computed twice, and one of several windows
+    is pooled over all of them. Parameters and errors are those of
+    :class:`~actlas.pipeline.extract.Extractor`.
+    """
+
+    def batches(self, shard: int) -> list[Batch]:
+        """Return the batches of a shard, in the order in which they run."""
+        first, last = self.store.documents.starts(*pooled_range(self.store, shard))[[0, -1]]
+        return range_batches(self.store, int(first), int(last), self.tokens_per_batch)
+
+    def commit(self, computed: ComputedPooled, attempt: str) -> Receipt:  # type: ignore[override]
+        """Write a computed shard and return its receipt."""
+        return commit_pooled(
+            self.store,
+            computed.shard,
+            computed.pooled,
+            attempt=attempt,
+            run=computed.run,
+            on_nonfinite=self.run.on_nonfinite,
+        )
+
+    def _compute(self, shard: int) -> ComputedPooled:  # type: ignore[override]
+        plan = self.plan
+        start = self.store.documents.starts(*pooled_range(self.store, shard))
+        pooler = Pooler(plan.hookpoints, plan.pools, start)
+        batches, clock = self.batches(shard), Clock()
+
+        def take(name: str, gathered: torch.Tensor, inputs: Inputs) -> None:
+            pooler.accumulate(name, gathered, inputs.token)
+
+        if batches:
+            run_batches(
+                self.model,
+                plan.hookpoints,
+                batch_inputs(self.store, batches, pad_id=self.pad_id),
+                take,
+                device=self.device,
+                clock=clock,
+            )
+        return ComputedPooled(shard, pooler.finish(), self._record(batches, clock, 0.0))

@@ -1,0 +1,107 @@
+"""Which parts of a model a forward pass comes to before the deepest hookpoint ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from actlas.pipeline.architecture import modality_of
+from actlas.pipeline.blocks import find_blocks
+from actlas.pipeline.probe import probe_inputs
+from actlas.store.schema import HookpointSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def unreached(skeleton: nn.Module, hookpoints: Sequence[HookpointSpec]) -> tuple[str, ...]:
+    """Return the blocks, and the projection onto the vocabulary, that are never run.
+
+    Seen in a forward pass of the skeleton. Only elements of a list of modules and the model's
+    output embedding are looked at: what else does not run may still be read by other modules.
+
+    Parameters
+    ----------
+    skeleton : torch.nn.Module
+        On the meta device.
+    hookpoints : sequence of HookpointSpec
+
+    Returns
+    -------
+    tuple of str
+        Module paths, none inside another. Empty where the pass cannot be followed to its end
+        without numbers.
+    """
+    from torch import nn
+
+    ran = _ran(skeleton, hookpoints)
+    if ran is None:
+        return ()
+    elements = [
+        f"{path}.{name}"
+        for path, module in skeleton.named_modules()
+        if isinstance(module, nn.ModuleList)
+        for name, _ in module.named_children()
+    ]
+    if modality_of(skeleton.config) == "mixed":  # a pass over text comes to no image tower
+        elements = [path for path in elements if _inside(path, find_blocks(skeleton))]
+    head = skeleton.get_output_embeddings()  # type: ignore[operator]
+    if head is not None:
+        elements += [path for path, module in skeleton.named_modules() if module is head]
+    apart = [path for path in elements if not any(_inside(run, path) for run in ran)]
+    whole = [path for path in apart if not any(path != p and _inside(path, p) for p in apart)]
+    return tuple(path for path in whole if not _shares(skeleton, path, whole))
+
+
+class _EndOfPassError(BaseException):
+    """Ends a pass; no ``Exception``, so that no model takes it for a failure of its own."""
+
+
+def _ran(skeleton: nn.Module, hookpoints: Sequence[HookpointSpec]) -> set[str] | None:
+    """Return the modules that run until every hookpoint was met; None where not all are met."""
+    import torch
+
+    ran: set[str] = set()
+    left = {hookpoint.name for hookpoint in hookpoints}
+
+    def meet(name: str) -> None:
+        left.discard(name)
+        if not left:
+            raise _EndOfPassError
+
+    handles = [
+        module.register_forward_pre_hook(lambda _module, _args, path=path: ran.add(path))
+        for path, module in skeleton.named_modules()
+    ]
+    for hookpoint in hookpoints:
+        module, name = skeleton.get_submodule(hookpoint.module), hookpoint.name
+        if hookpoint.side == "input":
+            handle = module.register_forward_pre_hook(lambda _module, _args, name=name: meet(name))
+        else:
+            handle = module.register_forward_hook(lambda _m, _a, _out, name=name: meet(name))
+        handles.append(handle)
+    try:
+        with torch.no_grad():
+            skeleton(**probe_inputs(skeleton).arrays)
+    except _EndOfPassError:
+        return ran
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError):
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return None
+
+
+def _inside(path: str, parent: str) -> bool:
+    return path == parent or path.startswith(f"{parent}.")
+
+
+def _shares(model: nn.Module, path: str, others: Sequence[str]) -> bool:
+    """Whether a module's parameters are also those of one outside all of these."""
+    own = {id(parameter) for parameter in model.get_submodule(path).parameters()}
+    return any(
+        id(parameter) in own
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not any(_inside(name, other) for other in others)
+    )

@@ -1,0 +1,249 @@
+"""Writing the arrays of one shard create-only, whatever job it is of.
+
+The first writer wins. A later one reads back what is there: what is exact must be its own, what is
+computed must be its own up to rounding.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from actlas.store.arrays import ArraySpec
+from actlas.store.errors import ConflictError, CorruptDataError, NonFiniteError, RunFaultError
+from actlas.store.objects import Objects
+from actlas.store.schema import FORMAT_VERSION, ObjectRecord, Receipt
+from actlas.store.shardfile import ShardReader, ShardWriter, crc32c
+from actlas.store.store import Store
+from actlas.store.version import VERSION
+
+READ_BYTES = 1 << 20
+ADOPT_TOLERANCE = {"float32": 1e-2, "float16": 1e-1, "bfloat16": 1e-1}
+"""How far a row that an earlier attempt left may be from ours, as a share of its norm: kernels
+round differently; another model, or damage, is much further away."""
+COMMIT_THREADS = 4
+"""Arrays of a shard that are written at once: most of the time goes into waiting for the disk."""
+
+
+class ArrayWriter:
+    """Writes arrays of one shard, or adopts what is there, and records each.
+
+    Parameters
+    ----------
+    store : Store
+    shard : int
+        Which shard of every array that is written.
+    attempt : str
+        Names this try, for the records.
+    """
+
+    def __init__(self, store: Store, shard: int, attempt: str) -> None:
+        self.objects = store.objects
+        self.shard = shard
+        self.attempt = attempt
+        self.tolerance = ADOPT_TOLERANCE[store.plan.model.compute_dtype]
+
+    def exact(self, spec: ArraySpec, rows: NDArray[Any]) -> ObjectRecord:
+        """Write what follows from the plan; what is there must be the same.
+
+        Raises
+        ------
+        ConflictError
+            It is not.
+        """
+        stored, record = self.write(spec, rows)
+        if stored is not None and not np.array_equal(stored, rows):
+            raise ConflictError(
+                f"{self.objects.url}/{record.key}: lies there already with other rows than this "
+                "plan gives. Remove that file if no run of another version is writing here.",
+                path=record.key,
+            )
+        return record
+
+    def computed(
+        self, spec: ArraySpec, rows: NDArray[Any]
+    ) -> tuple[NDArray[Any] | None, ObjectRecord]:
+        """Write what a model gave; return what is there instead, which must be alike.
+
+        Raises
+        ------
+        ConflictError
+            It is not: a row is further away than rounding explains.
+        """
+        stored, record = self.write(spec, rows)
+        bad = None if stored is None else first_unlike(stored, rows, self.tolerance)
+        if bad is not None:
+            raise ConflictError(
+                f"{self.objects.url}/{record.key}: lies there already without a receipt, and its "
+                f"row {bad} differs from what this model gives by more than {self.tolerance:g} of "
+                "its norm. It is damaged, or of another model. Remove that file, then run the "
+                "same command again.",
+                path=record.key,
+                row=bad,
+            )
+        return stored, record
+
+    def write(
+        self, spec: ArraySpec, rows: NDArray[Any]
+    ) -> tuple[NDArray[Any] | None, ObjectRecord]:
+        """Create the array's shard. Where one is there already, return its rows too.
+
+        Raises
+        ------
+        ConflictError
+            What is there cannot be read.
+        RunFaultError
+            What was written is not what is read back.
+        """
+        key = spec.key(self.shard)
+        if self.objects.size(key) is None:
+            writer = ShardWriter(spec, rows)
+            if self.objects.create(key, writer.parts()):
+                if object_digest(self.objects, key) != (writer.n_bytes, writer.xxh3):
+                    self.objects.delete(key)
+                    raise RunFaultError(
+                        f"{self.objects.url}/{key}: the {writer.n_bytes} bytes that were written "
+                        "are not those that are read back. The disk or the memory is at fault; "
+                        "the file was removed.",
+                        path=key,
+                    )
+                digest = writer.n_bytes, writer.xxh3
+                return None, self._record(spec, digest, self.attempt, writer.chunk_crc32c)
+        return self._adopt(spec, key)
+
+    def _adopt(self, spec: ArraySpec, key: str) -> tuple[NDArray[Any], ObjectRecord]:
+        try:
+            reader = ShardReader(self.objects, spec, self.shard)
+            start, stop = spec.shard_range(self.shard)
+            rows = reader.read_rows(0, stop - start)
+        except CorruptDataError as error:
+            raise ConflictError(
+                f"{error} It lies under a final name without a receipt. Remove that file, then "
+                "run the same command again.",
+                path=key,
+            ) from error
+        chunks: list[int] = []
+        if not spec.checksummed_chunks:
+            used = range(spec.n_chunks(self.shard))
+            chunks = [crc32c(reader.read_chunk(c).reshape(-1).view(np.uint8).data) for c in used]
+        digest = object_digest(self.objects, key)
+        return rows, self._record(spec, digest, f"before {self.attempt}", chunks)
+
+    def _record(
+        self, spec: ArraySpec, digest: tuple[int, str], attempt: str, chunks: Sequence[int]
+    ) -> ObjectRecord:
+        return ObjectRecord(
+            key=spec.key(self.shard),
+            n_bytes=digest[0],
+            xxh3=digest[1],
+            attempt=attempt,
+            chunk_crc32c=None if spec.checksummed_chunks else tuple(chunks),
+        )
+
+
+def write_receipt(
+    store: Store,
+    job: str,
+    shard: int,
+    covers: tuple[int, int],
+    records: Sequence[ObjectRecord],
+    *,
+    attempt: str,
+    n_nonfinite: Mapping[str, int],
+    run: Mapping[str, Any] | None,
+) -> Receipt:
+    """Write a shard's receipt, the last of its objects, and return the one that stands.
+
+    Raises
+    ------
+    ConflictError
+        The plan at this path is another one by now.
+    """
+    receipt = Receipt(
+        format_version=FORMAT_VERSION,
+        plan_sha256=store.plan_sha256,
+        job=job,
+        shard=shard,
+        start=covers[0],
+        stop=covers[1],
+        attempt=attempt,
+        host=socket.gethostname(),
+        created_unix_s=time.time(),
+        versions=versions(),
+        objects=tuple(records),
+        n_nonfinite=dict(n_nonfinite),
+        run=dict(run or {}),
+    )
+    store.require_same_plan()
+    return store.receipts(job).write(receipt)
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Return the versions of what may have had a hand in a row."""
+    found = {"python": platform.python_version(), "actlas": VERSION}
+    for name in ("numpy", "numcodecs", "torch", "transformers", "tokenizers"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def object_digest(objects: Objects, key: str) -> tuple[int, str]:
+    """Return the size and the XXH3 (128 bits, hexadecimal) of an object, read in pieces.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such object.
+    """
+    n_bytes, digest = 0, xxhash.xxh3_128()
+    while piece := objects.read(key, n_bytes, READ_BYTES):
+        digest.update(piece)
+        n_bytes += len(piece)
+    return n_bytes, digest.hexdigest()
+
+
+def first_unlike(stored: NDArray[Any], rows: NDArray[Any], tolerance: float) -> int | None:
+    """Return the first row whose difference exceeds ``tolerance`` of its norm, or None.
+
+    Rows with NaN or infinity are not compared.
+
+    Parameters
+    ----------
+    stored, rows : ndarray, shape [n, units]
+    tolerance : float
+        Of the row's L2 norm.
+    """
+    for start in range(0, len(rows), 1024):
+        a = stored[start : start + 1024].astype(np.float32)
+        b = rows[start : start + 1024].astype(np.float32)
+        finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            distance = np.linalg.norm(a - b, axis=1)
+            bad = finite & (distance > tolerance * np.linalg.norm(b, axis=1) + 1e-30)
+        if bad.any():
+            return start + int(np.argmax(bad))
+    return None
+
+
+def refuse_nonfinite(name: str, shard: int, count: int, unit: int, dtype: str) -> None:
+    """Raise ``NonFiniteError`` where there are NaN or infinities, and they are refused."""
+    if count:
+        raise NonFiniteError(
+            f"{name}: {count:,} activations of shard {shard} are NaN or infinite in "
+            f"{dtype}, first in unit {unit}. Compute or store in a wider dtype "
+            "(--model-dtype, --dtype), or let them pass with run.on_nonfinite=record.",
+            hookpoint=name,
+            shard=shard,
+            count=count,
+        )
