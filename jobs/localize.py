@@ -30,7 +30,8 @@ POOL_TASK = "pool_shard-"
     "--contrast",
     required=True,
     metavar="POSITIVE:NEGATIVE",
-    help="Two labels of the store's documents, such as S:N.",
+    help="Two labels of the store's documents, such as S:N; or COLUMN=POSITIVE:NEGATIVE of its "
+    "tokens, such as role=user:assistant, or entity=PER:* against all other tokens.",
 )
 @click.option(
     "--pool",
@@ -160,15 +161,19 @@ def _lines(found: Localization, out: Path) -> Iterable[str]:
     positive, negative = found.conditions
     key = found.mask.key
     sample = "last kept token" if key.pool == "last" else "mean over the kept tokens"
+    column = ""
+    if key.column is not None:
+        column, sample = f"{printable(key.column)}=", f"{sample} of that side in each document"
     yield (
-        f"contrast    {printable(positive.label)} ({count(positive.n_documents)} documents) "
+        f"contrast    {column}{printable(positive.label)} ({count(positive.n_documents)} documents) "
         f"against {printable(negative.label)} ({count(negative.n_documents)})"
     )
     n_empty = positive.n_without_tokens + negative.n_without_tokens
     if n_empty or found.n_ignored:
         yield (
             f"left out    {count(n_empty)} of their documents without tokens, "
-            f"{count(found.n_ignored)} documents of neither label"
+            f"{count(found.n_ignored)} documents of neither "
+            f"{'label' if key.column is None else 'side'}"
         )
     yield f"sample      {sample}, {'signed' if key.signed else 'absolute'}"
     effect = found.summary()["median_cohen_d_selected"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from itertools import pairwise
@@ -137,87 +136,13 @@ def pack(
     [[10], [5, 4, 3]]
     """
     ordered = sorted(fed, key=lambda f: (-f.length, f.sequence.start))
-    edges = _cut([f.length for f in ordered], tokens_per_batch, pass_tokens)
+    edges = cut_batches([f.length for f in ordered], tokens_per_batch, pass_tokens)
     return [
         Batch(tuple(ordered[first:stop]), ordered[first].length) for first, stop in pairwise(edges)
     ]
 
 
-def pack_rows(
-    fed: Iterable[Fed],
-    tokens_per_batch: int,
-    *,
-    row_tokens: int | None = None,
-    pass_tokens: int | None = None,
-) -> list[Batch]:
-    """Put sequences one behind the other into rows, and rows of like length together.
-
-    Parameters
-    ----------
-    fed : iterable of Fed
-    tokens_per_batch, pass_tokens : int
-        As for :func:`pack`, of rows instead of sequences.
-    row_tokens : int, optional
-        Tokens of a row at most; a longer sequence has a row to itself. Default: the longest
-        sequence, so that attention over a whole row costs no more than it does for that one.
-
-    Returns
-    -------
-    list of Batch
-        With ``places``. Longest rows first.
-
-    Notes
-    -----
-    Best fit, longest first: each sequence goes into the fullest row that has room for it.
-
-    Examples
-    --------
-    >>> lengths = [3, 9, 4, 2]
-    >>> fed = [Fed(Sequence(i, 0, n, 0, n), 1, 0) for i, n in enumerate(lengths)]
-    >>> [([f.length for f in b.fed], b.length, b.places) for b in pack_rows(fed, 32)]
-    [([10, 5, 4], 10, (0, 10, 15)), ([3], 3, (0,))]
-    """
-    ordered = sorted(fed, key=lambda f: (-f.length, f.sequence.start))
-    if not ordered:
-        return []
-    rows = _fill(ordered, row_tokens or ordered[0].length)
-    filled = sorted(((sum(f.length for f in row), row) for row in rows), key=lambda r: -r[0])
-    edges = _cut([length for length, _ in filled], tokens_per_batch, pass_tokens)
-    return [
-        _in_rows([row for _, row in filled[first:stop]], filled[first][0])
-        for first, stop in pairwise(edges)
-    ]
-
-
-def _fill(ordered: Items[Fed], row_tokens: int) -> list[list[Fed]]:
-    """Put sequences, longest first, into the fewest rows that best fit finds."""
-    rows: list[list[Fed]] = []
-    room: list[tuple[int, int]] = []  # what is free in a row, and which row it is
-    for fed in ordered:
-        at = bisect_left(room, (fed.length, 0))
-        if at < len(room):
-            free, row = room.pop(at)
-            rows[row].append(fed)
-        else:
-            free, row = max(row_tokens, fed.length), len(rows)
-            rows.append([fed])
-        if free > fed.length:
-            insort(room, (free - fed.length, row))
-    return rows
-
-
-def _in_rows(rows: Items[Items[Fed]], length: int) -> Batch:
-    fed, places = [], []
-    for i, row in enumerate(rows):
-        at = i * length
-        for each in row:
-            fed.append(each)
-            places.append(at)
-            at += each.length
-    return Batch(tuple(fed), length, tuple(places))
-
-
-def _cut(lengths: Items[int], budget: int, pass_tokens: int | None) -> list[int]:
+def cut_batches(lengths: Items[int], budget: int, pass_tokens: int | None) -> list[int]:
     """Return where the cheapest batches of rows, longest first, begin and end."""
     n = len(lengths)
     a_pass = max(1, budget // PASS_SHARE if pass_tokens is None else pass_tokens)
@@ -272,71 +197,3 @@ class Inputs(NamedTuple):
     kept: NDArray[np.int64]
     token: NDArray[np.int64]
     piece: Piece | None = None
-
-
-def assemble(
-    batch: Batch,
-    tokens: NDArray[np.int32],
-    first_token: int,
-    *,
-    prefix_ids: Items[int],
-    suffix_ids: Items[int],
-    pad_id: int,
-    causal: bool,
-) -> Inputs:
-    """Lay the tokens of a batch out in rows.
-
-    Parameters
-    ----------
-    batch : Batch
-    tokens : ndarray of int32
-        The corpus' tokens from ``first_token`` on, as far as the batch needs them.
-    first_token : int
-    prefix_ids, suffix_ids : sequence of int
-        What the tokenizer adds around a window; as many are used as each sequence says.
-    pad_id : int
-        What stands in for no token.
-    causal : bool
-        Whether a position sees only earlier ones.
-    """
-    if batch.piece is not None:
-        return _assemble_piece(batch.fed[0], batch.piece, tokens, first_token, prefix_ids)
-    places = batch.places or range(0, batch.n_padded, batch.length)
-    input_ids = np.full(batch.n_padded, pad_id, dtype=np.int64)
-    positions = np.zeros(batch.n_padded, dtype=np.int64)
-    kept, token = [], []
-    for place, fed in zip(places, batch.fed, strict=True):
-        start, stop = fed.sequence.start, fed.sequence.stop
-        begin, end = place + fed.n_prefix, place + fed.n_prefix + stop - start
-        input_ids[place:begin] = prefix_ids[: fed.n_prefix]
-        input_ids[begin:end] = tokens[start - first_token : stop - first_token]
-        input_ids[end : place + fed.length] = suffix_ids[: fed.n_suffix]
-        positions[place : place + fed.length] = np.arange(fed.length)
-        rows = np.arange(fed.sequence.keep_start, fed.sequence.keep_stop, dtype=np.int64)
-        kept.append(begin + rows - start)
-        token.append(rows)
-    shape = batch.n_rows, batch.length
-    arrays: dict[str, NDArray[Any]] = {"input_ids": input_ids.reshape(shape)}
-    if batch.places:
-        arrays["position_ids"] = positions.reshape(shape)
-    elif not causal and batch.n_padded > batch.n_fed:
-        lengths = np.array([fed.length for fed in batch.fed])
-        arrays["attention_mask"] = (np.arange(batch.length) < lengths[:, None]).astype(np.int64)
-    return Inputs(arrays, shape, np.concatenate(kept), np.concatenate(token))
-
-
-def _assemble_piece(
-    fed: Fed, piece: Piece, tokens: NDArray[np.int32], first_token: int, prefix_ids: Items[int]
-) -> Inputs:
-    """Lay out the positions of one piece; of its rows, those of the shard are kept."""
-    sequence = fed.sequence
-    at = sequence.start - fed.n_prefix  # the token that would stand at position 0
-    start, stop = max(piece.start + at, sequence.start), max(piece.stop + at, sequence.start)
-    prefix = np.array(prefix_ids[: fed.n_prefix][piece.start : piece.stop], dtype=np.int64)
-    input_ids = np.concatenate([prefix, tokens[start - first_token : stop - first_token]])
-    rows = np.arange(max(start, sequence.keep_start), min(stop, sequence.keep_stop), dtype=np.int64)
-    arrays: dict[str, NDArray[Any]] = {
-        "input_ids": input_ids.astype(np.int64)[None],
-        "position_ids": np.arange(piece.start, piece.stop, dtype=np.int64)[None],
-    }
-    return Inputs(arrays, (1, len(input_ids)), rows - at - piece.start, rows, piece)

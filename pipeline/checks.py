@@ -12,9 +12,11 @@ from actlas.store.errors import ModelError
 from actlas.store.schema import HookpointSpec, ProcessorSpec
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 N_POSITIONS = 6
+MIN_VOCABULARY = 16
 
 # How far rows may differ that should be equal, as a share of the largest magnitude: rounding in
 # another order, not another value.
@@ -43,11 +45,13 @@ def check_causal(
     """
     import torch
 
+    from actlas.pipeline.device import input_device
+
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     vocabulary = embedding.num_embeddings
     if vocabulary < 2:
         return
-    tokens = torch.arange(N_POSITIONS, device=embedding.weight.device) % vocabulary
+    tokens = torch.arange(N_POSITIONS, device=input_device(model)) % vocabulary
     pair = tokens.repeat(2, 1)
     images = {}
     if processor is not None:
@@ -55,21 +59,58 @@ def check_causal(
         pair = torch.cat([pair, patches, pair], dim=1)
         images = blank_pixels(build_processor(processor), 2)
     pair[1, -1] = (pair[1, -1] + 1) % vocabulary
-    given = {name: torch.from_numpy(values).to(embedding.weight) for name, values in images.items()}
+    given: dict[str, Any] = {
+        name: torch.from_numpy(values).to(pair.device, embedding.weight.dtype)
+        for name, values in images.items()
+    }
     with torch.inference_mode(), Capture(model, hookpoints) as capture:
         activations = capture(pair, **given)
     for name, rows in activations.items():
-        earlier = rows[:, :-1].float()
-        difference = float((earlier[0] - earlier[1]).abs().max())
-        largest = float(earlier.abs().max())
-        if difference > _TOLERANCE.get(str(rows.dtype), 4e-2) * largest:
+        if reason := difference(rows[0, :-1], rows[1, :-1]):
             raise ModelError(
                 f"The plan says that {type(model).__name__} is causal, but at {name} earlier rows "
-                f"change by {difference:.3g} (of at most {largest:.3g}) with the last token. Set "
-                "is_decoder or is_causal in its config.json as the model really is, and plan anew.",
+                f"change by {reason} with the last token. Set is_decoder "
+                "or is_causal in its config.json as the model really is, and plan anew.",
                 field="model.causal",
                 hookpoint=name,
             )
+
+
+def difference(found: torch.Tensor, truth: torch.Tensor, *, by_row: bool = False) -> str | None:
+    """Return by how much rows differ that should be equal; None where it is rounding only.
+
+    Parameters
+    ----------
+    found, truth : Tensor[position, unit]
+        Where one is not finite and the other is, they differ.
+    by_row : bool
+        Measure each row by its own largest magnitude, so that one huge row hides no other; if
+        not, by the largest of all.
+    """
+    dtype, found, truth = str(truth.dtype), found.float(), truth.float()
+    finite = truth.isfinite()
+    if not bool((finite == found.isfinite()).all()):
+        return "NaN or infinity"
+    apart = (found - truth).abs().nan_to_num(0.0)
+    largest = truth.abs().nan_to_num(0.0, posinf=0.0)
+    largest = largest.amax(-1) if by_row else largest.max()
+    share = apart.amax(-1) / largest.clamp(min=1e-30)
+    if bool((share <= _TOLERANCE.get(dtype, 4e-2)).all()):
+        return None
+    return f"{float(apart.max()):.3g} (of at most {float(truth.abs().max()):.3g})"
+
+
+def probe_tokens(model: nn.Module, n: int) -> torch.Tensor | None:
+    """Return ``n`` tokens, no two neighbours alike, to try a model with; None if it knows few."""
+    import torch
+
+    from actlas.pipeline.device import input_device
+
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    vocabulary = embedding.num_embeddings
+    if vocabulary < MIN_VOCABULARY:
+        return None
+    return (1 + 7 * torch.arange(n, device=input_device(model))) % vocabulary
 
 
 def check_windows(config: Any, context_length: int | None, max_length: int) -> None:

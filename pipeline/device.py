@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from actlas.store.errors import ConfigError
 
@@ -43,6 +44,12 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({platform.processor() or platform.machine()})"
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return where a model takes tokens: where its embedding lies, the CPU if that is on disk."""
+    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def synchronize(device: str) -> None:

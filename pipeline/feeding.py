@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 
-from actlas.pipeline.batching import Batch, Inputs, assemble, feed, pack
+from actlas.pipeline.batching import Batch, Inputs, feed, pack
 from actlas.pipeline.image_feeding import (
     around_image,
     image_budget,
@@ -13,6 +13,7 @@ from actlas.pipeline.image_feeding import (
     whole_images,
     with_images,
 )
+from actlas.pipeline.inputs import assemble
 from actlas.pipeline.patches import NO_TOKEN
 from actlas.store import layout
 from actlas.store.schema import Plan

@@ -133,8 +133,11 @@ def with_images(store: Store, batch: Batch, inputs: Inputs) -> Inputs:
     assert plan.processor.image_token_id is not None
     ids = inputs.arrays["input_ids"]
     patches = ids == NO_TOKEN
+    places = batch.places or range(0, batch.n_padded, batch.length)
     documents = [
-        fed.sequence.doc_idx for fed, there in zip(batch.fed, patches, strict=True) if there.any()
+        fed.sequence.doc_idx
+        for fed, place in zip(batch.fed, places, strict=True)
+        if patches.reshape(-1)[place : place + fed.length].any()
     ]
     if not documents:
         return inputs

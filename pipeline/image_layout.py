@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.pipeline.architecture import LOADING_ERRORS, auto_class, loading_error, quiet
+from actlas.pipeline.architecture import LOADING_ERRORS, auto_class, quiet
 from actlas.pipeline.capture import first_tensor
 from actlas.pipeline.vision import blank_pixels
 from actlas.store.errors import HookpointError, ModelError
@@ -96,8 +96,11 @@ def _shapes(
             model(**given)
     except LOADING_ERRORS as error:
         if len(seen) < len(hookpoints):
-            raise loading_error(
-                "forward pass over an image", type(model).__name__, error
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ModelError(
+                f"{type(model).__name__} cannot read what its image processor makes of a picture: "
+                f"{reason}. Expected the preprocessor_config.json that belongs to this model.",
+                field="processor",
             ) from error
     finally:
         for handle in handles:

@@ -90,9 +90,9 @@ def load_model(
     left_out = unreached(skeleton, hookpoints) if skeleton is not None and hookpoints else ()
     where: dict[str, Any] | None = None
     if spread and run is not None and skeleton is not None:
-        where = {**_spread(skeleton, run, numbers), **dict.fromkeys(left_out, "disk")}
+        where = _pieces(skeleton, _spread(skeleton, run, numbers), left_out)
     elif left_out and skeleton is not None:
-        where = _pieces(skeleton, left_out, device)
+        where = _pieces(skeleton, {"": device}, left_out)
     more: dict[str, Any] = {}
     offload = None
     if where is not None:
@@ -147,23 +147,34 @@ def _untrained(spec: ModelSpec, config: Any) -> nn.Module:
     return model
 
 
-def _pieces(skeleton: nn.Module, left_out: Sequence[str], device: str) -> dict[str, Any]:
-    """Return the device of every piece of a model: the largest that have nothing left out."""
-    where: dict[str, Any] = dict.fromkeys(left_out, "disk")
+def _pieces(
+    skeleton: nn.Module, spread: Mapping[str, Any], left_out: Sequence[str]
+) -> dict[str, Any]:
+    """Return the device of every piece of a model: the largest that lie on one, or are left out.
 
-    def place(path: str, module: nn.Module) -> None:
+    Parameters
+    ----------
+    skeleton : torch.nn.Module
+    spread : mapping of str to device
+        Module paths, ``""`` for the whole; all of the model is inside one of them.
+    left_out : sequence of str
+        Module paths, whatever ``spread`` says of them.
+    """
+    where: dict[str, Any] = {}
+    cut = (*spread, *left_out)
+
+    def place(path: str, module: nn.Module, device: Any) -> None:
         prefix = f"{path}." if path else ""
-        if path in where:
-            return
-        if not any(name.startswith(prefix) for name in left_out):
+        device = "disk" if path in left_out else spread.get(path, device)
+        if not any(other != path and other.startswith(prefix) for other in cut):
             where[path] = device
             return
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        where.update((f"{prefix}{name}", device) for name, _ in own)
+        where.update((f"{prefix}{name}", spread.get(f"{prefix}{name}", device)) for name, _ in own)
         for name, child in module.named_children():
-            place(f"{prefix}{name}", child)
+            place(f"{prefix}{name}", child, device)
 
-    place("", skeleton)
+    place("", skeleton, None)
     return where
 
 

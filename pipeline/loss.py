@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from actlas.pipeline.architecture import quiet
+from actlas.pipeline.device import input_device
 from actlas.pipeline.feeding import window_tokens
 from actlas.store.errors import ModelError
 from actlas.store.schema import HookpointSpec, Plan
@@ -81,7 +82,7 @@ class NextTokenLoss:
         """Return what the model does to its projection's output, held against the model itself."""
         embedding = model.get_input_embeddings()  # type: ignore[operator]
         tokens = torch.arange(N_POSITIONS)[None] % embedding.num_embeddings
-        tokens = tokens.to(embedding.weight.device if not embedding.weight.is_meta else "cpu")
+        tokens = tokens.to(input_device(model))
         seen: list[torch.Tensor] = []
         handle = self._head.register_forward_hook(lambda _m, _args, out: seen.append(out))
         try:

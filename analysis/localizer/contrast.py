@@ -9,27 +9,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.analysis.localizer.localization import Condition
+from actlas.analysis.localizer.token_sides import TokenSides, read_sides
 from actlas.store.errors import ConfigError
 from actlas.store.store import Store
 
+Contrast = str | tuple[str, str] | tuple[str, str, str]
+"""``"S:N"``, ``("S", "N")`` of documents; ``"role=a:b"``, ``("role", "a", "b")`` of tokens."""
+
+OTHERS = "*"
+"""All other tokens, also those that a column says nothing of."""
+
 
 class Sides(NamedTuple):
-    """Both conditions; the side of every document (0, 1, or -1 for neither); how many of those."""
+    """Both conditions; what is on which side; how many documents are on neither; the column.
+
+    ``group`` is the side of every document (0, 1, or -1 for neither), or of every token.
+    """
 
     conditions: tuple[Condition, Condition]
-    group: NDArray[np.int8]
+    group: NDArray[np.int8] | TokenSides
     n_ignored: int
+    column: str | None = None
 
 
-def sides_of(store: Store, contrast: str | tuple[str, str]) -> Sides:
-    """Return which document is on which side, and how many samples there are.
+def sides_of(store: Store, contrast: Contrast) -> Sides:
+    """Return what is on which side, and how many samples there are.
 
     Raises
     ------
     ConfigError
-        There are no labels, a label does not exist, or a side has fewer than two documents with
-        tokens.
+        There are no labels, a label or column does not exist, or a side has fewer than two
+        documents with tokens.
     """
+    if (column := column_of(store, contrast)) is not None:
+        return _token_sides(store, *column)
+    assert isinstance(contrast, str) or len(contrast) == 2
     codes, names = store.documents.label_codes, store.documents.label_names
     if codes is None or not names:
         raise ConfigError(
@@ -54,6 +68,57 @@ def sides_of(store: Store, contrast: str | tuple[str, str]) -> Sides:
             )
     n_ignored = int((~np.isin(codes, [names.index(label) for label in pair])).sum())
     return Sides((conditions[0], conditions[1]), group, n_ignored)
+
+
+def column_of(store: Store, contrast: Contrast) -> tuple[str, str, str] | None:
+    """Return the column and the two names of a contrast of tokens; None for one of documents.
+
+    Raises
+    ------
+    ConfigError
+        There is no such column, or it has no such name.
+    """
+    columns = store.documents.token_column_names
+    if isinstance(contrast, str):
+        column, equals, rest = contrast.partition("=")
+        labelled = any("=" in label for label in store.documents.label_names)
+        if not equals or (labelled and column not in columns):
+            return None
+        pair: str | tuple[str, str] = rest
+    elif len(contrast) == 3:
+        column, pair = contrast[0], contrast[1:]
+    else:
+        return None
+    if column not in columns:
+        raise ConfigError(
+            f"contrast {contrast!r}: there is no column of tokens {column!r}. This store's are: "
+            f"{', '.join(columns) or 'none'}. They come from --span-fields, --messages-field and "
+            "images in texts.",
+            column=column,
+        )
+    positive, negative = split_contrast(pair, (*columns[column], OTHERS))
+    if positive == OTHERS:
+        raise ConfigError(
+            f"contrast {contrast!r}: {OTHERS} stands for all other tokens, and comes second."
+        )
+    return column, positive, negative
+
+
+def _token_sides(store: Store, column: str, positive: str, negative: str) -> Sides:
+    names = store.documents.column_names(column)
+    other = None if negative == OTHERS else names.index(negative)
+    sides = read_sides(store, column, names.index(positive), other)
+    found = [int((sides.n[:, side] > 0).sum()) for side in (0, 1)]
+    for label, n_documents in zip((positive, negative), found, strict=True):
+        if n_documents < 2:
+            raise ConfigError(
+                f"{store.path}: {n_documents} documents have tokens of {column}={label}; a t-test "
+                "needs at least 2 on each side.",
+                label=label,
+                column=column,
+            )
+    a, b = (Condition(*pair, 0) for pair in zip((positive, negative), found, strict=True))
+    return Sides((a, b), sides, int((sides.n == 0).all(axis=1).sum()), column)
 
 
 def split_contrast(contrast: str | tuple[str, str], names: Sequence[str]) -> tuple[str, str]:

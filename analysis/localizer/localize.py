@@ -12,16 +12,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.analysis.localizer.contrast import sides_of
+from actlas.analysis.localizer.contrast import Contrast, sides_of
 from actlas.analysis.localizer.localization import Localization
 from actlas.analysis.localizer.masks import Mask, MaskKey, Pool
 from actlas.analysis.localizer.pooled_rows import source_of, stored_moments
 from actlas.analysis.localizer.pooling import pooled_moments
 from actlas.analysis.localizer.pooling_parts import ByGroup
+from actlas.analysis.localizer.token_sides import TokenSides
 from actlas.analysis.localizer.welch import benjamini_hochberg, count_of, select, welch
 from actlas.store.errors import ConfigError, HookpointError, NonFiniteError, NotExtractedError
 from actlas.store.moments import Moments
-from actlas.store.receipts import POOLED
+from actlas.store.receipts import EXTRACT, POOLED
 from actlas.store.schema import HookpointSpec
 from actlas.store.store import Store, open_store
 from actlas.store.writer import versions
@@ -31,7 +32,7 @@ OnNonfinite = Literal["refuse", "omit"]
 
 def localize(
     store: Store | str | os.PathLike[str],
-    contrast: str | tuple[str, str],
+    contrast: Contrast,
     *,
     pool: Pool = "last",
     signed: bool = False,
@@ -54,7 +55,10 @@ def localize(
         Every shard extracted, with labels. It may be larger than memory.
     contrast : str or tuple of str
         ``"S:N"`` or ``("S", "N")``: labels of the positive and of the negative condition. Documents
-        with another label, or none, are left out.
+        with another label, or none, are left out. ``"role=user:assistant"`` or
+        ``("role", "user", "assistant")``: what a column of tokens says of them; ``"entity=PER:*"``
+        sets PER against all other tokens. Each document then gives one sample to every side that it
+        has tokens of: the last, or the mean, of these.
     pool : {"last", "mean"}
     signed : bool
     top : str or int
@@ -97,7 +101,10 @@ def localize(
     specs = _hookpoints(store, hookpoints)
     k = count_of(top, sum(spec.width for spec in specs))
     sides = sides_of(store, contrast)
-    job = source_of(store, pool)
+    tokens = isinstance(sides.group, TokenSides)
+    if tokens:
+        store.rows  # noqa: B018 - raises, where only whole documents have rows
+    job = EXTRACT if tokens else source_of(store, pool)
     missing = store.missing(job)
     if missing:
         raise NotExtractedError(
@@ -106,7 +113,7 @@ def localize(
             missing=len(missing),
         )
     names = [spec.name for spec in specs]
-    if job == POOLED:
+    if job == POOLED and not isinstance(sides.group, TokenSides):
         pooled = stored_moments(store, names, sides.group, pool=pool, signed=signed)
     else:
         pooled = pooled_moments(
@@ -129,6 +136,7 @@ def localize(
         pool=pool,
         signed=signed,
         top=str(top).strip(),
+        column=sides.column,
         versions=_versions(store, job),
         store_dtype="float32" if job == POOLED else store.plan.dtype,
     )

@@ -30,6 +30,8 @@ class MaskKey(BaseModel):
         All that were tested, in the store's order.
     positive, negative, pool, signed, top
         The contrast, and how many units were asked for: ``"1%"`` or ``"128"``.
+    column : str or None
+        Of tokens, that ``positive`` and ``negative`` are names in; None for labels of documents.
     versions : dict
         Of the programs that made it.
     """
@@ -58,6 +60,7 @@ class MaskKey(BaseModel):
     hookpoints: tuple[HookpointSpec, ...] = Field(min_length=1)
     positive: str
     negative: str
+    column: str | None = None
     pool: Pool
     signed: bool
     top: str
@@ -77,6 +80,7 @@ class MaskKey(BaseModel):
         top: str,
         versions: dict[str, str],
         store_dtype: str | None = None,
+        column: str | None = None,
     ) -> MaskKey:
         """Return the key of a mask that is made from a store with this plan."""
         model, corpus = plan.model, plan.corpus
@@ -104,6 +108,7 @@ class MaskKey(BaseModel):
             hookpoints=hookpoints,
             positive=positive,
             negative=negative,
+            column=column,
             pool=pool,
             signed=signed,
             top=top,

@@ -215,11 +215,12 @@ class Mask:
 
     def _words(self) -> str:
         key = self.key
+        column = f"{key.column}=" if key.column is not None else ""
         kind = "top units" if self.seed is None else f"random units, seed {self.seed}"
         return (
             f"mask of {self.n_units:,} of {key.n_units:,} units ({kind}) in {len(self.units)} of "
-            f"{len(key.hookpoints)} hookpoints of {key.model_id}: {key.positive} against "
-            f"{key.negative}, {key.pool}, {'signed' if key.signed else 'absolute'}"
+            f"{len(key.hookpoints)} hookpoints of {key.model_id}: {column}{key.positive} "
+            f"against {key.negative}, {key.pool}, {'signed' if key.signed else 'absolute'}"
         )
 
 

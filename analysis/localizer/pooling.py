@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from actlas.analysis.localizer.mask_key import Pool
 from actlas.analysis.localizer.pooling_parts import ByGroup, Part, merge, pool_shard, shard_samples
+from actlas.analysis.localizer.token_sides import TokenSides, side_samples
 from actlas.store.store import Store
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ FAN_IN = 16
 def pooled_moments(
     store: Store,
     hookpoints: Sequence[str],
-    group: NDArray[np.int8],
+    group: NDArray[np.int8] | TokenSides,
     *,
     n_groups: int = 2,
     pool: Pool = "last",
@@ -57,7 +58,8 @@ def pooled_moments(
     hookpoints : sequence of str
     group : ndarray of int8, shape [documents]
         The condition of each document, in [0, n_groups), or -1. Documents without tokens are left
-        out, whatever their condition.
+        out, whatever their condition. Or the two sides of tokens: each document then gives a
+        sample to every side that it has tokens of.
     pool : {"last", "mean"}
         A document's sample: the row of its last kept token, or the mean over its kept tokens, in
         float64.
@@ -91,7 +93,7 @@ def pooled_moments(
 def _tree_of(
     store: Store,
     hookpoints: Sequence[str],
-    group: NDArray[np.int8],
+    group: NDArray[np.int8] | TokenSides,
     start: NDArray[np.int64],
     n_groups: int,
     pool: Pool,
@@ -101,18 +103,23 @@ def _tree_of(
     from dask.delayed import delayed
 
     samples_of, part_of = delayed(shard_samples, pure=False), delayed(pool_shard, pure=False)
+    sides_of = delayed(side_samples, pure=False)
     merged = delayed(merge, pure=False)
     level: dict[str, list[Any]] = {name: [] for name in hookpoints}
     for shard in range(store.plan.n_shards):
         first, last = store.shard_range(shard)
         lo = int(np.searchsorted(start, first, side="right")) - 1
         hi = int(np.searchsorted(start, last, side="left"))
-        if not (group[lo:hi] >= 0).any():
-            continue
-        seed = store.plan.seed, store.plan.order
-        samples = samples_of(
-            first, last, lo, start[lo : hi + 1], group[lo:hi], *seed, pool, n_groups
-        )
+        edges, seed = start[lo : hi + 1], (store.plan.seed, store.plan.order)
+        if isinstance(group, TokenSides):
+            extent = group.n[lo:hi], group.first[lo:hi], group.last[lo:hi]
+            if not extent[0].any():
+                continue
+            samples = sides_of(first, last, lo, edges, extent, group.reader, *seed, pool)
+        else:
+            if not (group[lo:hi] >= 0).any():
+                continue
+            samples = samples_of(first, last, lo, edges, group[lo:hi], *seed, pool, n_groups)
         for name, parts in level.items():
             parts.append(part_of(store.activations[name], shard, samples, signed))
     for name, parts in level.items():

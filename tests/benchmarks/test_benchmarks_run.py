@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {
     "storage": ["write.fast.actlas.gbps", "read.slices.none.tensorstore.ratio"],
     "extraction": ["embedded_all.serial.ratio", "embedded_all.bytes_per_token"],
+    "moments": ["64.the_pile.cpu_s_per_gb", "256.12_tokens_each.times_plain"],
     "batches": ["cold.none.actlas_float32.ratio", "mixing.long.in_order"],
     "welch": ["stimuli.warm.mean.actlas_localize.gbps"],
     "lookup": ["top.actlas_top_20.warm.ms", "build.index_by_feature.bytes_per_code"],
@@ -22,6 +23,7 @@ EXPECTED = {
 LIBRARIES = {
     "storage": ("tensorstore", "zarrs"),
     "extraction": ("torch", "transformers"),
+    "moments": (),
     "batches": ("torch",),
     "welch": ("dask", "scipy"),
     "lookup": ("torch", "transformers"),

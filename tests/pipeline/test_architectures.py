@@ -217,30 +217,25 @@ def test_attn_z_is_the_attention_weighted_values_of_each_head(name: str) -> None
     assert_close(seen(name).at["attn_z.1"], expected)
 
 
-@pytest.mark.parametrize(("name", "kind"), having(*sorted(KINDS)))
-def test_nothing_runs_after_the_deepest_hookpoint(name: str, kind: str) -> None:
-    got, events = seen(name), []
-    hookpoint = resolve(skeleton(name), [f"{kind}.1"])
-    for path, module in got.model.named_modules():
-        module._forward_pre_hooks.clear()
-        module._forward_hooks.clear()
-        module.register_forward_pre_hook(lambda _m, _a, path=path: events.append((path, "input")))
-    shape = (2, got.hidden[0].shape[1])
-    with torch.no_grad(), Capture(got.model, hookpoint) as capture:
-        capture(**inputs_of(name), shape=shape)
-    early = [path for path, _ in events]
-    events.clear()
+@pytest.mark.parametrize("name", ZOO)
+def test_nothing_runs_after_the_deepest_hookpoint(name: str) -> None:
+    model, inputs = build(name), inputs_of(name)
+    shape = (2, seen(name).hidden[0].shape[1])
+    ran: list[str] = []
+    for path, module in model.named_modules():
+        module.register_forward_pre_hook(lambda _m, _a, path=path: ran.append(path))
     with torch.no_grad(), quiet():
-        got.model(**inputs_of(name))
-    everything = [path for path, _ in events]
-    for module in got.model.modules():
-        module._forward_pre_hooks.clear()
-    module_path = hookpoint[0].module
-    at = everything.index(module_path)
-    inside = [path for path in everything if path.startswith(f"{module_path}.")]
-    stop = at + 1 if hookpoint[0].side == "input" else at + 1 + len(inside)
-    assert early == everything[:stop]
-    assert len(early) < len(everything)
+        model(**inputs)
+    everything = ran.copy()
+    for hookpoint in resolve(skeleton(name), ["*.1"]):
+        ran.clear()
+        with torch.no_grad(), Capture(model, [hookpoint]) as capture:
+            capture(**inputs, shape=shape)
+        until = everything.index(hookpoint.module) + 1
+        if hookpoint.side == "output":
+            until += sum(path.startswith(f"{hookpoint.module}.") for path in everything)
+        assert ran == everything[:until], hookpoint
+        assert until < len(everything)
 
 
 def skeleton_of(config: str, architecture: str, **sizes: Any) -> Any:
@@ -379,7 +374,7 @@ def test_a_vision_language_models_names_are_its_language_models_with_images_too(
 
 @pytest.mark.parametrize("name", ["opt", "gemma2"])
 def test_every_name_is_stored_as_a_hook_of_ones_own_reads_it(name: str, tmp_path: Path) -> None:
-    folder = models.save(name, tmp_path / "model")
+    folder, model = models.save(name, tmp_path / "model"), models.build(name)
     columns = models.documents([1, 0, 23, 16, 40, 2], seed=3)
     store = models.plan_store(tmp_path / "run.zarr", folder, columns, ["*.middle", "*.0"])
     extractor = Extractor(store, RunOptions(device="cpu", threads=1, tokens_per_batch=64))
@@ -391,7 +386,7 @@ def test_every_name_is_stored_as_a_hook_of_ones_own_reads_it(name: str, tmp_path
     }
     for at, n_prefix, ids in models.windows_of(store):
         for hookpoint in store.plan.hookpoints:
-            read = by_hand(extractor.model, hookpoint, ids)[n_prefix:]
+            read = by_hand(model, hookpoint, ids)[n_prefix:]
             rows[hookpoint.name][at : at + len(read)] = read
     for hookpoint in store.plan.hookpoints:
         found = np.empty_like(rows[hookpoint.name])

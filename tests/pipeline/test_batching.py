@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actlas.pipeline.batching import Batch, Fed, assemble, feed, pack, padding_share
+from actlas.pipeline.batching import Batch, Fed, feed, pack, padding_share
+from actlas.pipeline.inputs import assemble
 from actlas.store.layout import Sequence
 
 

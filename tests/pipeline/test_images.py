@@ -24,7 +24,7 @@ from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.pipeline.plan import make_plan
 from actlas.pipeline.vision import load_processor
 from actlas.store import layout
-from actlas.store.errors import ConfigError, CorpusError, HookpointError
+from actlas.store.errors import ConfigError, CorpusError, HookpointError, ModelError
 from actlas.store.store import Store
 
 GRID = SIDE // 8
@@ -440,3 +440,40 @@ def test_the_speed_of_images_is_measured(tmp_path: Path, vit: tuple[Any, Path]) 
     image_folder(tmp_path / "in", 1)
     found = estimate(PlanOptions(model=str(vit[1]), corpus=str(tmp_path / "in")))
     assert found.tokens_per_s is not None and found.tokens_per_s > 0
+
+
+def test_a_processor_of_another_model_is_refused(tmp_path: Path) -> None:
+    import transformers as t
+
+    save_vision("vit", tmp_path / "model")
+    image_folder(tmp_path / "in", 1)
+    made: dict[str, dict[str, Any]] = {
+        r"cannot read what its image processor makes .* \(48\*48\)": {
+            "size": {"height": 48, "width": 48}
+        },
+        "gives pictures of other shapes other inputs": {
+            "size": {"shortest_edge": SIDE},
+            "do_center_crop": False,
+        },
+    }
+    for message, options in made.items():
+        processor: Any = t.CLIPImageProcessorPil(**{"do_center_crop": False, **options})  # type: ignore[no-untyped-call]
+        processor.save_pretrained(tmp_path / "model")
+        with pytest.raises(ModelError, match=message):
+            plan(tmp_path / "s.zarr", tmp_path / "model", tmp_path / "in")
+    (tmp_path / "model/preprocessor_config.json").unlink()
+    with pytest.raises(ModelError, match="The image processor of"):
+        plan(tmp_path / "s.zarr", tmp_path / "model", tmp_path / "in")
+
+
+def test_patch_embeddings_alone_are_a_store_too(tmp_path: Path, vit: tuple[Any, Path]) -> None:
+    image_folder(tmp_path / "in", 2)
+    store = extracted(plan(tmp_path / "s.zarr", vit[1], tmp_path / "in", hookpoints=("embed",)))
+    assert store.plan.windows.max_length == N_PATCHES
+    document = store.document(1)
+    processor = load_processor(vit[1])
+    with Image.open(tmp_path / "in" / document.source.name) as image:
+        inputs = processor(images=[image.convert("RGB")], return_tensors="pt")
+    with torch.no_grad():
+        truth = vit[0].embeddings.patch_embeddings(inputs["pixel_values"])[0].numpy()
+    assert worst(document.activations["embed"], truth) < 1e-5

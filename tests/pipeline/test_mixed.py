@@ -110,6 +110,11 @@ def test_every_row_is_transformers_own(
     assert got.n_documents == 40
     image_id = llava.model.config.image_token_id
     assert got.processor.image_token_id == image_id
+    assert got.token_columns == ("modality",)
+    found = store.rows.columns["modality"][:]
+    assert (found == (store.rows.token_id[:] == -1)).all() and 0 < found.sum() < len(found)
+    named = json.loads((tmp_path / "s.zarr/documents/modality/zarr.json").read_text())
+    assert named["attributes"]["names"] == ["text", "image"]
     crossed = 0
     for doc_idx in range(40):
         document = store.document(doc_idx)
@@ -290,3 +295,23 @@ def test_bfloat16(tmp_path: Path, llava: Llava) -> None:
         document = store.document(doc_idx)
         _, states = alone(llava, rows[document.source.record], tmp_path / "in")
         assert worst(document.activations["resid_post.0"], states[1][1:]) < 0.1
+
+
+def test_the_loss_is_that_of_the_next_text_token(tmp_path: Path, llava: Llava) -> None:
+    rows = write(tmp_path / "in", 12)
+    options = {"image_field": "image", "with_loss": True, "order": "corpus"}
+    store = extracted(plan(tmp_path / "s.zarr", llava, tmp_path / "in", **options))
+    image_id, stored = llava.model.config.image_token_id, store.rows.columns["loss"][:]
+    for doc_idx in range(12):
+        document = store.document(doc_idx)
+        row = rows[document.source.record]
+        ids, states = alone(llava, row, tmp_path / "in")
+        with torch.no_grad():
+            logits = llava.model.lm_head(torch.from_numpy(states[-1]))
+        losses = torch.nn.functional.cross_entropy(
+            logits[1:-1], torch.tensor(ids[2:]).long(), reduction="none"
+        ).numpy()
+        found = stored[document.start : document.start + len(document)]
+        known = np.array([token != image_id or "image" not in row for token in ids[2:]], bool)
+        assert np.isnan(found[:-1][~known]).all() and np.isnan(found[-1])
+        assert np.allclose(found[:-1][known], losses[known], rtol=1e-3, atol=1e-3)

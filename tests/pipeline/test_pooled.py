@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from support.models import build, documents, expected, plan_store, save
 
 from actlas.pipeline.extract_pooled import PooledExtractor
+from actlas.pipeline.memory import shard_bytes
 from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.pipeline.pooling import Pooler
 from actlas.pipeline.settings import resolve_settings
@@ -174,3 +175,11 @@ def test_shards_of_documents(n_documents: int, mean_tokens: int) -> None:
     assert documents == 1 or documents * mean_tokens < 2 * 65_536
     if n_documents * mean_tokens <= 65_536 and n_documents <= 512:
         assert documents >= n_documents, "a small store has one shard"
+
+
+def test_memory_is_that_of_the_pooled_rows(tmp_path: Path) -> None:
+    """No shard of tokens' rows is in memory, so none is counted."""
+    folder = save("llama", tmp_path / "model")
+    changes = {"pools": POOLS, "dense": False, "shard_rows": 1 << 24}
+    store = plan_store(tmp_path / "s", folder, documents(LENGTHS), NAMES, **changes)
+    assert shard_bytes(store.plan) == len(LENGTHS) * 3 * 3 * 32 * 4
