@@ -42,6 +42,7 @@ class Case:
 def cases(folder: Path, quick: bool) -> list[Case]:
     """Return what is measured; models that are not at hand are left out."""
     embedded = str(builtin_model_path("actlas-6m"))
+    less: dict[str, Any] = {"memory": False}
     if quick:
         small = _gpt2(folder / "gpt2", n_layer=2, n_embd=64, n_head=2)
         few: dict[str, Any] = {
@@ -57,18 +58,21 @@ def cases(folder: Path, quick: bool) -> list[Case]:
             Case("gpt2 shape, middle", small, "resid_post.middle", memory=False, **few),
         ]
     found = [
-        Case("embedded, all", embedded, "resid_post.*", 4096),
-        Case("embedded, middle", embedded, "resid_post.middle", 4096, memory=False),
+        Case("embedded, one", embedded, "resid_post.middle", 4096, memory=False),
+        Case("embedded, three", embedded, "resid_post.1,resid_post.3,resid_post.5", 4096, **less),
+        Case("embedded, all", embedded, "resid_post.*", 4096, n_shards=16),
     ]
     for shared in (os.environ.get("ACTLAS_SHARED", ""), ROOT / "shared", ROOT.parent / "shared"):
         stories = Path(shared) / "models" / "stories260K"
         if stories.is_dir():
-            found.append(Case("stories260K, all", str(stories), "resid_post.*", 4096))
+            found.append(Case("stories260K, all", str(stories), "resid_post.*", 4096, **less))
             break
     gpt2 = _gpt2(folder / "gpt2")
-    more: dict[str, Any] = {"n_timed": 3, "max_length": 1024}
-    found.append(Case("gpt2 shape, all", gpt2, "resid_post.*", 1024, **more))
-    found.append(Case("gpt2 shape, middle", gpt2, "resid_post.middle", 1024, memory=False, **more))
+    more: dict[str, Any] = {"n_timed": 3, "max_length": 1024, **less}
+    three = "resid_post.3,resid_post.7,resid_post.11"
+    found.append(Case("gpt2 shape, one", gpt2, "resid_post.middle", 2048, **more))
+    found.append(Case("gpt2 shape, three", gpt2, three, 2048, **more))
+    found.append(Case("gpt2 shape, all", gpt2, "resid_post.*", 2048, **more))
     return found
 
 
@@ -95,7 +99,7 @@ def plan_case(case: Case, folder: Path) -> Path:
     options = PlanOptions(
         model=case.model,
         corpus=str(text),
-        hookpoints=(case.hookpoints,),
+        hookpoints=tuple(case.hookpoints.split(",")),
         max_length=case.max_length,
         shard_rows=case.shard_rows,
         sample="uniform",

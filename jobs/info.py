@@ -16,6 +16,9 @@ from actlas.store.receipts import POOLED
 from actlas.store.statistics import Statistics
 from actlas.store.store import Store, open_store
 
+MAX_NAMES = 12
+"""Of a column of tokens, that are listed."""
+
 
 def info_of(store: Store) -> dict[str, Any]:
     """Return a store's plan and statistics as plain values."""
@@ -28,6 +31,7 @@ def info_of(store: Store) -> dict[str, Any]:
         "n_shards_done": len(done),
         "n_pooled_shards": store.n_shards(POOLED),
         "n_pooled_shards_done": len(store.done(POOLED)) if plan.pools else 0,
+        "token_columns": {n: list(v) for n, v in store.documents.token_column_names.items()},
         "n_stored_bytes": store.n_stored_bytes(),
         "features": [_features(store, name) for name in names(store)],
         "statistics": {h.name: _summary(store, h.name) for h in plan.hookpoints} if done else {},
@@ -97,6 +101,10 @@ def _lines(info: dict[str, Any]) -> Iterable[str]:
     if plan["processor"] is not None:
         yield f"images      {_images(plan)}"
     yield f"rows        {plan['order']} order, seed {plan['seed']}, dtype {plan['dtype']}"
+    for name, values in info["token_columns"].items():
+        more = f" and {len(values) - MAX_NAMES:,} more" if len(values) > MAX_NAMES else ""
+        known = ", ".join(map(printable, values[:MAX_NAMES])) or "nothing"
+        yield f"column      {name} of tokens: {known}{more}"
     if plan["dense"]:
         yield (
             f"shards      {info['n_shards_done']:,} of {info['n_shards']:,} done, "

@@ -27,8 +27,8 @@ PLAN_HELP: Mapping[str, tuple[str, str]] = {
         "none, it must be given",
     ),
     "hookpoints": (
-        "Where to read: names and globs, comma separated or repeated; resid_post.middle and "
-        "resid_post.last too.",
+        "Where to read: names and globs, comma separated or repeated (resid_post.*, attn_z.3, "
+        "mlp_hidden.last, a module's path); `actlas hookpoints MODEL` lists them.",
         "",
     ),
     "max_tokens": ("Stop after the document that reaches this many (2_000_000, 2e6, 2M).", "all"),

@@ -57,8 +57,18 @@ def command(store: str, dry_run: bool, **values: Any) -> None:
         check_same_plan(planned.plan, asked, store)
         word = "planned already"
     plan = planned.plan
+    n_shards = sum(planned.n_shards(job) for job in planned.jobs)
     click.echo(
-        f"{word}: {count(plan.n_documents)} documents, {count(plan.n_tokens)} rows x "
-        f"{len(plan.hookpoints)} hookpoints in {plan.n_shards:,} shards -> next: "
+        f"{word}: {count(plan.n_documents)} documents, {_rows(planned)} x "
+        f"{len(plan.hookpoints)} hookpoints in {n_shards:,} shards -> next: "
         f"{shell('extract', store)}"
     )
+
+
+def _rows(store: Store) -> str:
+    """Say what has rows: tokens, documents, or both."""
+    plan = store.plan
+    found = [f"{count(plan.n_tokens)} rows"] * plan.dense
+    if plan.pools:
+        found.append(f"{count(plan.n_documents * len(plan.pools))} pooled rows")
+    return " and ".join(found)

@@ -42,6 +42,7 @@ def show_of(store: Store, doc_idx: int, pos_idx: int | None) -> dict[str, Any]:
         "record": document.source.record,
         "token_id": document.token_id.tolist(),
         "tokens": document.tokens,
+        "columns": {name: list(values) for name, values in document.columns.items()},
         "norms": _norms(document),
         "pooled_norms": _pooled_norms(store, doc_idx),
     }
@@ -101,22 +102,32 @@ def _lines(shown: dict[str, Any]) -> Iterable[str]:
 
 
 def _table(shown: dict[str, Any], first: int, last: int, pos_idx: int | None) -> Iterable[str]:
-    """Yield a row per token: its place, id and piece, and its L2 norm at each hookpoint."""
+    """Yield a row per token: its place, id, piece and columns, its L2 norm at each hookpoint."""
     hookpoints = list(shown["norms"])
     unit = "   (L2 norms)" if hookpoints else ""
     widths = [max(9, len(name) + 2) for name in hookpoints]
     heads = "".join(f"{name:>{width}}" for name, width in zip(hookpoints, widths, strict=True))
-    yield f"  {'pos':>6} {'id':>7}  {'token':<18}{heads}{unit}"
+    columns = {
+        name: [_short(value or "-") for value in values] for name, values in shown["columns"].items()
+    }
+    wide = {name: max(map(len, (_short(name), *columns[name]))) + 2 for name in columns}
+    named = "".join(f"{_short(name):<{wide[name]}}" for name in columns)
+    yield f"  {'pos':>6} {'id':>7}  {'token':<18}{named}{heads}{unit}"
     for pos in range(first, last):
-        piece = printable(shown["tokens"][pos])
-        piece = piece if len(piece) <= 16 else piece[:15] + "…"
+        piece = _short(shown["tokens"][pos])
+        said = "".join(f"{values[pos]:<{wide[name]}}" for name, values in columns.items())
         norms = "".join(
             f"{shown['norms'][name][pos]:>{width}.4g}"
             for name, width in zip(hookpoints, widths, strict=True)
         )
         mark = ">" if pos == pos_idx else " "
-        line = f"{mark} {pos:>6} {shown['token_id'][pos]:>7}  {'|' + piece + '|':<18}{norms}"
+        line = f"{mark} {pos:>6} {shown['token_id'][pos]:>7}  {'|' + piece + '|':<18}{said}{norms}"
         yield line.rstrip()
+
+
+def _short(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= 16 else text[:15] + "…"
 
 
 @click.command("show", short_help="A document: its text, tokens and norms.")

@@ -163,14 +163,20 @@ def _messages(value: Any) -> list[dict[str, Any]] | Unreadable:
             return Unreadable("a message without a role")
         content = item.get("content")
         if isinstance(content, Sequence) and not isinstance(content, str):
-            texts = [p.get("text") if isinstance(p, Mapping) else None for p in content]
-            kinds = [p.get("type", "text") if isinstance(p, Mapping) else None for p in content]
-            if set(kinds) - {"text"} or not all(isinstance(text, str) for text in texts):
+            texts = [_text_of(part) for part in content]
+            content = "\n".join(text for text in texts if text is not None)
+            if None in texts:
                 return Unreadable("a message with parts that are no text")
-            content = "\n".join(texts)
         if content is not None and not isinstance(content, str):
             return Unreadable("a message whose content is no string")
         # What a table adds where one message has a field and another has not is no field.
         message = {name: inner for name, inner in item.items() if inner is not None}
         messages.append({**message, "content": content or ""})
     return messages
+
+
+def _text_of(part: Any) -> str | None:
+    if not isinstance(part, Mapping) or part.get("type", "text") != "text":
+        return None
+    text = part.get("text")
+    return text if isinstance(text, str) else None

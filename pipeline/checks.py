@@ -53,16 +53,13 @@ def check_causal(
         return
     tokens = torch.arange(N_POSITIONS, device=input_device(model)) % vocabulary
     pair = tokens.repeat(2, 1)
-    images = {}
+    given: dict[str, Any] = {}
     if processor is not None:
         patches = pair.new_full((2, math.prod(processor.grid)), processor.image_token_id or 0)
         pair = torch.cat([pair, patches, pair], dim=1)
-        images = blank_pixels(build_processor(processor), 2)
+        blank = torch.from_numpy(blank_pixels(build_processor(processor), 2))
+        given["pixel_values"] = blank.to(pair.device, embedding.weight.dtype)
     pair[1, -1] = (pair[1, -1] + 1) % vocabulary
-    given: dict[str, Any] = {
-        name: torch.from_numpy(values).to(pair.device, embedding.weight.dtype)
-        for name, values in images.items()
-    }
     with torch.inference_mode(), Capture(model, hookpoints) as capture:
         activations = capture(pair, **given)
     for name, rows in activations.items():

@@ -51,11 +51,12 @@ class DraftColumns:
         codes, used = _used(texts.label, place, texts.labels)
         self.label: NDArray[np.int32] | None = codes if labelled else None
         self.label_names = used if labelled else ()
-        self.token_column_names = dict(names or {})
+        all_names = dict(names or {})
         self._recoded: dict[str, NDArray[np.int32]] = {}
         for name, found in texts.columns.items():
             kept = [code for code, n in cuts.n_of_code[name].items() if n and code >= 0]
-            self._recoded[name], self.token_column_names[name] = _recoded(kept, found)
+            self._recoded[name], all_names[name] = _recoded(kept, found)
+        self.token_column_names: Mapping[str, tuple[str, ...]] = all_names
 
     def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
         """Return the kept tokens [start, stop)."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
+from actlas.pipeline.hookpoints import collapse
 from actlas.store.schema import Plan
 from actlas.store.specs import StoreArrays
 
@@ -145,7 +146,7 @@ class Estimate:
         by_width = sorted(self.hookpoint_widths.items(), key=lambda pair: pair[1])
         for width, group in groupby(by_width, key=lambda pair: pair[1]):
             names = [name for name, _ in group]
-            shown = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, {len(names)}"
+            shown = ", ".join(collapse(names)) + (f", {len(names)}" if len(names) > 1 else "")
             each = " each" if len(names) > 1 else ""
             found.append(
                 f"{shown} hookpoint{'s' * (len(names) > 1)}{each} {about}{self.n_tokens:,} x "

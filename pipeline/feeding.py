@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 
 from actlas.pipeline.batching import Batch, Inputs, feed, pack
@@ -14,7 +14,10 @@ from actlas.pipeline.image_feeding import (
     with_images,
 )
 from actlas.pipeline.inputs import assemble
+from actlas.pipeline.packing import pack_rows
+from actlas.pipeline.passes import Passes
 from actlas.pipeline.patches import NO_TOKEN
+from actlas.pipeline.prefill import Standing, set_apart
 from actlas.store import layout
 from actlas.store.schema import Plan
 from actlas.store.store import Store
@@ -43,7 +46,14 @@ def window_tokens(plan: Plan) -> int:
     return layout.content_length(plan.windows.max_length, n_special)
 
 
-def shard_batches(store: Store, shard: int, tokens_per_batch: int) -> list[Batch]:
+def shard_batches(
+    store: Store,
+    shard: int,
+    tokens_per_batch: int,
+    passes: Passes = Passes(),  # noqa: B008 - immutable
+    *,
+    resume: Standing | None = None,
+) -> list[Batch]:
     """Return the batches of a shard, in the order in which they run.
 
     Parameters
@@ -53,30 +63,50 @@ def shard_batches(store: Store, shard: int, tokens_per_batch: int) -> list[Batch
     shard : int
     tokens_per_batch : int
         See :func:`actlas.pipeline.batching.pack`.
+    passes : Passes
+        How sequences are put into them; by default as every model allows.
+    resume : Standing, optional
+        What the cache holds from the shard before
+        (:attr:`actlas.pipeline.prefill.Prefill.standing`).
     """
-    return range_batches(store, *store.shard_range(shard), tokens_per_batch)
+    return range_batches(store, *store.shard_range(shard), tokens_per_batch, passes, resume=resume)
 
 
-def range_batches(store: Store, start: int, stop: int, tokens_per_batch: int) -> list[Batch]:
+def range_batches(
+    store: Store,
+    start: int,
+    stop: int,
+    tokens_per_batch: int,
+    passes: Passes = Passes(),  # noqa: B008 - immutable
+    *,
+    resume: Standing | None = None,
+) -> list[Batch]:
     """Return the batches of the tokens [start, stop), in the order in which they run."""
     if start == stop:
         return []
-    plan, documents = store.plan, store.documents
+    plan, documents, content = store.plan, store.documents, window_tokens(store.plan)
     first, last = documents.find(start), documents.find(stop - 1)
-    sequences = layout.sequences(
-        documents.starts(first, last + 1),
-        first,
-        start,
-        stop,
-        window_tokens(plan),
-        causal=plan.model.causal,
+    starts = documents.starts(first, last + 1)
+    sequences: Iterable[layout.Sequence] = layout.sequences(
+        starts, first, start, stop, content, causal=plan.model.causal
     )
     prefix, suffix = special_ids(plan)
     if plan.model.modality == "image":
         tokens_per_batch = image_budget(plan, tokens_per_batch)
     elif plan.model.modality == "mixed":
-        sequences = whole_images(store, sequences, stop, window_tokens(plan))
-    return pack(feed(sequences, len(prefix), len(suffix)), tokens_per_batch)
+        sequences = whole_images(store, sequences, stop, content)
+    fed = list(feed(sequences, len(prefix), len(suffix)))
+    apart: list[Batch] = []
+    if passes.by_pieces:
+        goes_on = min(fed[-1].sequence.start + content, int(starts[-1])) > stop
+        apart, fed = set_apart(fed, tokens_per_batch, stop if goes_on else None, resume)
+    if passes.packed:
+        row_tokens = tokens_per_batch if passes.one_row else None
+        pass_tokens = passes.pass_tokens
+        return apart + pack_rows(
+            fed, tokens_per_batch, row_tokens=row_tokens, pass_tokens=pass_tokens
+        )
+    return apart + pack(fed, tokens_per_batch, pass_tokens=passes.pass_tokens)
 
 
 def batch_inputs(

@@ -54,7 +54,7 @@ def _n_pixels(processor: ProcessorSpec) -> int:
 @lru_cache(maxsize=4)
 def _n_pixels_of(processor: str) -> int:
     spec = ProcessorSpec.model_validate_json(processor)
-    height, width = blank_pixels(build_processor(spec))["pixel_values"].shape[-2:]
+    height, width = blank_pixels(build_processor(spec)).shape[-2:]
     return int(height * width)
 
 
@@ -73,7 +73,8 @@ def image_inputs(store: Store, batches: Items[Batch]) -> Iterator[tuple[Batch, I
                 rows = np.arange(sequence.keep_start, sequence.keep_stop, dtype=np.int64)
                 kept.append(i * batch.length + n_prefix + rows - sequence.start)
                 token.append(rows)
-            arrays = _arrays(store.plan, [files[doc_idx - first] for doc_idx in documents], pool)
+            wanted = [files[doc_idx - first] for doc_idx in documents]
+            arrays = {"pixel_values": _pixels(store.plan, wanted, pool)}
             shape = len(batch.fed), batch.length
             yield batch, Inputs(arrays, shape, np.concatenate(kept), np.concatenate(token))
 
@@ -82,8 +83,8 @@ def _n_threads() -> int:
     return min(n_cpus(), MAX_THREADS)
 
 
-def _arrays(plan: Plan, files: Items[bytes], pool: Executor) -> dict[str, NDArray[Any]]:
-    """Return a model's input for image files, in the dtype that computes.
+def _pixels(plan: Plan, files: Items[bytes], pool: Executor) -> NDArray[Any]:
+    """Return ``pixel_values`` of image files in the dtype that computes: not every model rounds.
 
     Each is decoded and brought to size by itself, in threads: Pillow works without Python's lock.
     """
@@ -91,13 +92,10 @@ def _arrays(plan: Plan, files: Items[bytes], pool: Executor) -> dict[str, NDArra
     processor = build_processor(plan.processor)
     dtype = numpy_dtype(plan.model.compute_dtype)
 
-    def one(data: bytes) -> dict[str, NDArray[Any]]:
-        made = pixels(processor, [decode_image(data)])
-        # Not every model rounds pixels itself.
-        return {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in made.items()}
+    def one(data: bytes) -> NDArray[Any]:
+        return pixels(processor, [decode_image(data)]).astype(dtype)
 
-    made = list(pool.map(one, files))
-    return {name: np.concatenate([each[name] for each in made]) for name in made[0]}
+    return np.concatenate(list(pool.map(one, files)))
 
 
 def whole_images(
@@ -143,6 +141,7 @@ def with_images(store: Store, batch: Batch, inputs: Inputs) -> Inputs:
         return inputs
     files = [store.documents.image(doc_idx) or b"" for doc_idx in documents]
     with ThreadPoolExecutor(_n_threads(), thread_name_prefix="actlas-images") as pool:
-        arrays = _arrays(plan, files, pool)
+        pictures = _pixels(plan, files, pool)
     ids = np.where(patches, plan.processor.image_token_id, ids)
-    return inputs._replace(arrays={**inputs.arrays, "input_ids": ids, **arrays})
+    arrays = {**inputs.arrays, "input_ids": ids, "pixel_values": pictures}
+    return inputs._replace(arrays=arrays)

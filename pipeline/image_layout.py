@@ -38,8 +38,8 @@ def image_layout(
     ModelError
         It cannot be seen which positions are patches.
     """
-    inputs = blank_pixels(processor)
-    shapes = _shapes(skeleton, hookpoints, inputs)
+    blank = blank_pixels(processor)
+    shapes = _shapes(skeleton, hookpoints, blank)
     places = {name: _places(shape) for name, shape in shapes.items()}
     counts = {name: int(np.prod(place)) for name, place in places.items()}
     if len(set(counts.values())) > 1:
@@ -52,10 +52,10 @@ def image_layout(
     [place] = {p for p in places.values() if len(p) == 2} or [next(iter(places.values()))]
     if len(place) == 2:
         return {"grid": place, "n_prefix": 0, "n_suffix": 0}
-    _, _, height, width = inputs["pixel_values"].shape
+    height, width = blank.shape[-2:]
     grid = _grid(skeleton.config, height, width, place[0])
     n_special = place[0] - grid[0] * grid[1]
-    n_prefix = _n_prefix(skeleton, inputs, place[0], n_special) if n_special else 0
+    n_prefix = _n_prefix(skeleton, blank, place[0], n_special) if n_special else 0
     return {"grid": grid, "n_prefix": n_prefix, "n_suffix": n_special - n_prefix}
 
 
@@ -64,7 +64,7 @@ def _places(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _shapes(
-    model: nn.Module, hookpoints: Sequence[HookpointSpec], inputs: dict[str, NDArray[Any]]
+    model: nn.Module, hookpoints: Sequence[HookpointSpec], blank: NDArray[Any]
 ) -> dict[str, tuple[int, ...]]:
     """Return the shape of every hookpoint's tensor for one image."""
     import torch
@@ -90,10 +90,9 @@ def _shapes(
             )
         else:
             handles.append(module.register_forward_hook(lambda _m, _a, out, n=name: note(n, out)))
-    given = {name: torch.from_numpy(values).to("meta") for name, values in inputs.items()}
     try:
         with torch.no_grad(), quiet():
-            model(**given)
+            model(pixel_values=torch.from_numpy(blank).to("meta"))
     except LOADING_ERRORS as error:
         if len(seen) < len(hookpoints):
             reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -120,9 +119,7 @@ def _grid(config: Any, height: int, width: int, n_positions: int) -> tuple[int, 
     return rows, columns
 
 
-def _n_prefix(
-    skeleton: nn.Module, inputs: dict[str, NDArray[Any]], n_positions: int, n_special: int
-) -> int:
+def _n_prefix(skeleton: nn.Module, blank: NDArray[Any], n_positions: int, n_special: int) -> int:
     """Return how many positions come before the patches, seen in a model of one block.
 
     Its weights are random: the first tensor with all positions is compared between pictures that
@@ -135,7 +132,7 @@ def _n_prefix(
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(0)
         model = auto_class(type(skeleton).__name__).from_config(config).eval()
-    plain = torch.zeros(inputs["pixel_values"].shape)
+    plain = torch.zeros(blank.shape)
     first, last = plain.clone(), plain.clone()
     first[:, :, 0, 0], last[:, :, -1, -1] = 1.0, 1.0
     seen = [_positions_seen(model, image, n_positions) for image in (plain, first, last)]

@@ -60,9 +60,10 @@ def find_placeholder(processor: Any) -> Placeholder:
     run = runs.pop()
     if runs or run is None:
         raise ModelError(
-            f"{name}: images of other shapes become other numbers of tokens, or several pieces. "
-            "Expected the same number for every image, one token behind the other, and one "
-            "picture to the vision tower (LLaVA does that).",
+            f"{name}: images of other shapes become other numbers of tokens, or several pieces, or "
+            "inputs that are not known. Expected the same number for every image, one token "
+            "behind the other and nothing around them, and one picture to the vision tower (LLaVA "
+            "does that).",
             field="processor",
         )
     n, height, width = run
@@ -72,12 +73,19 @@ def find_placeholder(processor: Any) -> Placeholder:
 
 
 def _run(processor: Any, text: str, token_id: int, image: Image) -> tuple[int, int, int] | None:
-    """Return how many tokens an image becomes, and the pixels of its input; None where not one."""
+    """Return how many tokens an image becomes, and the pixels of its input; None where not one.
+
+    None also where the processor gives the model more than that, or puts tokens of its own around
+    an image, which are not fed.
+    """
     made = processor(text=[text], images=[image], return_tensors="np")
     ids, shape = made["input_ids"][0].tolist(), made["pixel_values"].shape
     n = ids.count(token_id)
     first = ids.index(token_id) if n else 0
-    if not n or ids[first : first + n] != [token_id] * n or len(shape) != 4 or shape[0] != 1:
+    own = len(processor.tokenizer("")["input_ids"])
+    together = ids[first : first + n] == [token_id] * n and len(ids) == n + own
+    known = set(made) <= {"input_ids", "attention_mask", "pixel_values"}
+    if not n or not together or not known or len(shape) != 4 or shape[0] != 1:
         return None
     return n, int(shape[2]), int(shape[3])
 

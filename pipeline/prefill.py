@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 PROBE_TOKENS = 23
 MAX_PROBE_TOKENS = 1 << 15
 
+MAX_MASK = 1 << 27
+"""Pairs of a token and one that it may see for which a mask is made: a piece times all before it,
+a byte each, or four where the attention adds it."""
+
 
 class Standing(NamedTuple):
     """A cache that stands ready: of which sequence, and how many of its positions are in it."""
@@ -43,6 +47,8 @@ def pieces(
     fed: Fed, tokens_per_batch: int, *, start: int = 0, goes_on: bool = False
 ) -> list[Batch]:
     """Cut a sequence into passes of at most ``tokens_per_batch`` tokens. Pure.
+
+    Of fewer where the sequence is so long that the mask would be too large.
 
     Parameters
     ----------
@@ -62,8 +68,9 @@ def pieces(
     [(0, 4, True), (4, 8, True), (8, 10, False)]
     """
     found = []
-    for begin in range(start, fed.length, tokens_per_batch):
-        end = min(begin + tokens_per_batch, fed.length)
+    step = max(1, min(tokens_per_batch, MAX_MASK // fed.length))
+    for begin in range(start, fed.length, step):
+        end = min(begin + step, fed.length)
         piece = Piece(
             fed.sequence.doc_idx, fed.sequence.start, begin, end, goes_on or end < fed.length
         )

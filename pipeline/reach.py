@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from actlas.pipeline.architecture import modality_of
 from actlas.pipeline.blocks import find_blocks
-from actlas.pipeline.probe import probe_inputs
+from actlas.pipeline.trace import trace
 from actlas.store.schema import HookpointSpec
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def unreached(skeleton: nn.Module, hookpoints: Sequence[HookpointSpec]) -> tuple[str, ...]:
     """Return the blocks, and the projection onto the vocabulary, that are never run.
 
-    Seen in a forward pass of the skeleton. Only elements of a list of modules and the model's
+    Seen in one forward pass of the skeleton. Only elements of a list of modules and the model's
     output embedding are looked at: what else does not run may still be read by other modules.
 
     Parameters
@@ -53,44 +53,16 @@ def unreached(skeleton: nn.Module, hookpoints: Sequence[HookpointSpec]) -> tuple
     return tuple(path for path in whole if not _shares(skeleton, path, whole))
 
 
-class _EndOfPassError(BaseException):
-    """Ends a pass; no ``Exception``, so that no model takes it for a failure of its own."""
-
-
 def _ran(skeleton: nn.Module, hookpoints: Sequence[HookpointSpec]) -> set[str] | None:
     """Return the modules that run until every hookpoint was met; None where not all are met."""
-    import torch
-
-    ran: set[str] = set()
-    left = {hookpoint.name for hookpoint in hookpoints}
-
-    def meet(name: str) -> None:
-        left.discard(name)
-        if not left:
-            raise _EndOfPassError
-
-    handles = [
-        module.register_forward_pre_hook(lambda _module, _args, path=path: ran.add(path))
-        for path, module in skeleton.named_modules()
-    ]
+    calls = trace(skeleton).calls
+    met: list[int] = []
     for hookpoint in hookpoints:
-        module, name = skeleton.get_submodule(hookpoint.module), hookpoint.name
-        if hookpoint.side == "input":
-            handle = module.register_forward_pre_hook(lambda _module, _args, name=name: meet(name))
-        else:
-            handle = module.register_forward_hook(lambda _m, _a, _out, name=name: meet(name))
-        handles.append(handle)
-    try:
-        with torch.no_grad():
-            skeleton(**probe_inputs(skeleton).arrays)
-    except _EndOfPassError:
-        return ran
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError):
-        return None
-    finally:
-        for handle in handles:
-            handle.remove()
-    return None
+        times = [call.time(hookpoint.side) for call in calls if call.path == hookpoint.module]
+        if not times or min(times) < 0:
+            return None
+        met.append(min(times))
+    return {call.path for call in calls if call.entered <= max(met)}
 
 
 def _inside(path: str, parent: str) -> bool:

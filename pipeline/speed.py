@@ -78,7 +78,7 @@ def _blank(
 ) -> tuple[str, torch.Tensor]:
     """Return a batch of nothing, and what the model calls it."""
     if model.spec.modality == "image":
-        pixels = torch.from_numpy(blank_pixels(model.processor, n_sequences)["pixel_values"])
+        pixels = torch.from_numpy(blank_pixels(model.processor, n_sequences))
         return "pixel_values", pixels.to(device, dtype)
     return "input_ids", torch.zeros(n_sequences, max_length, dtype=torch.long, device=device)
 

@@ -80,8 +80,10 @@ def _built(config: str) -> Any:
         return load_processor(Path(folder))
 
 
-def pixels(processor: Any, images: Sequence[Image]) -> dict[str, NDArray[Any]]:
-    """Return a model's input for pictures: ``pixel_values`` [image, channel, height, width].
+def pixels(processor: Any, images: Sequence[Image]) -> NDArray[Any]:
+    """Return a model's ``pixel_values`` for pictures; [image, channel, height, width].
+
+    A mask that a processor gives beside them is all ones, every picture having the same shape.
 
     Parameters
     ----------
@@ -89,8 +91,8 @@ def pixels(processor: Any, images: Sequence[Image]) -> dict[str, NDArray[Any]]:
     images : sequence of PIL.Image.Image
         In RGB.
     """
-    features = processor(images=list(images), return_tensors="np")
-    return {name: np.ascontiguousarray(values) for name, values in features.items()}
+    made: NDArray[Any] = processor(images=list(images), return_tensors="np")["pixel_values"]
+    return np.ascontiguousarray(made)
 
 
 def blank_images() -> list[Image]:
@@ -100,8 +102,8 @@ def blank_images() -> list[Image]:
     return [Image.new("RGB", size) for size in ((96, 64), (64, 96), (64, 64), (1400, 900))]
 
 
-def blank_pixels(processor: Any, n_images: int = 1) -> dict[str, NDArray[Any]]:
-    """Return a model's input for blank pictures.
+def blank_pixels(processor: Any, n_images: int = 1) -> NDArray[Any]:
+    """Return ``pixel_values`` for blank pictures.
 
     Raises
     ------
@@ -110,12 +112,12 @@ def blank_pixels(processor: Any, n_images: int = 1) -> dict[str, NDArray[Any]]:
     """
     with quiet():
         made = [pixels(processor, [image]) for image in blank_images()]
-    shapes = {str({name: values.shape for name, values in inputs.items()}) for inputs in made}
-    if len(shapes) > 1 or made[0]["pixel_values"].ndim != 4:
+    shapes = sorted({str(list(values.shape)) for values in made})
+    if len(shapes) > 1 or made[0].ndim != 4:
         raise ModelError(
             f"The image processor {type(processor).__name__} gives pictures of other shapes other "
-            f"inputs ({' and '.join(sorted(shapes))}). Expected [image, channel, height, width], "
-            "the same for all: give it a fixed size or a centre crop in its configuration.",
+            f"inputs ({' and '.join(shapes)}). Expected [image, channel, height, width], the same "
+            "for all: give it a fixed size or a centre crop in its configuration.",
             field="processor",
         )
-    return {name: np.repeat(values, n_images, axis=0) for name, values in made[0].items()}
+    return np.repeat(made[0], n_images, axis=0)

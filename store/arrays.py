@@ -21,10 +21,15 @@ from actlas.store.dtypes import fill_value, numpy_dtype
 COLUMN_COMPRESSION = "column"
 """For integers: Blosc zstd with byte shuffle. The other profiles are the plan's."""
 
-_BLOSC = {
-    "fast": {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"},
-    "dense": {"cname": "zstd", "clevel": 5, "shuffle": "bitshuffle"},
-    COLUMN_COMPRESSION: {"cname": "zstd", "clevel": 3, "shuffle": "shuffle"},
+_BLOCK_BYTES = 1 << 20
+"""Of the activations' Blosc blocks. Zstd makes one entropy code for each 128 KiB: in a block of
+1 MiB a plane of bytes fills such pieces alone, in the small blocks that Blosc would choose two
+planes share one (docs/decisions/0009)."""
+
+_BLOSC: dict[str, dict[str, Any]] = {
+    "fast": {"cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": _BLOCK_BYTES},
+    "dense": {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": _BLOCK_BYTES},
+    COLUMN_COMPRESSION: {"cname": "zstd", "clevel": 3, "shuffle": "shuffle", "blocksize": 0},
 }
 
 
@@ -108,7 +113,7 @@ class ArraySpec:
 
     @property
     def blosc(self) -> dict[str, Any] | None:
-        """Blosc's options, or None where chunks are raw."""
+        """Blosc's options for writing, or None where chunks are raw. Each chunk says its own."""
         return _BLOSC.get(self.compression)
 
     @property
@@ -124,7 +129,7 @@ class ArraySpec:
         crc = {"name": "crc32c"}
         codecs = [little]
         if self.blosc is not None:
-            options = {**self.blosc, "typesize": self.numpy_dtype.itemsize, "blocksize": 0}
+            options = {**self.blosc, "typesize": self.numpy_dtype.itemsize}
             codecs = [little, {"name": "blosc", "configuration": options}, crc]
         sharding = {
             "chunk_shape": [self.chunk_rows, *self.shape[1:]],

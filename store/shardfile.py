@@ -51,13 +51,13 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 @lru_cache(maxsize=32)
-def _blosc(cname: str, clevel: int, shuffle: str) -> Any:
-    return Blosc(cname=cname, clevel=clevel, shuffle=_SHUFFLE[shuffle], blocksize=0)
+def _blosc(cname: str, clevel: int, shuffle: str, blocksize: int) -> Any:
+    return Blosc(cname=cname, clevel=clevel, shuffle=_SHUFFLE[shuffle], blocksize=blocksize)
 
 
 def _codec(spec: ArraySpec) -> Any:
     assert spec.blosc is not None
-    return _blosc(spec.blosc["cname"], spec.blosc["clevel"], spec.blosc["shuffle"])
+    return _blosc(**spec.blosc)
 
 
 def _integers(array: NDArray[Any]) -> NDArray[Any]:

@@ -36,7 +36,17 @@ _NORMALIZATIONS: dict[str, Normalization] = {
     "layer_norm": "layer_norm",
 }
 _UNFOLDED = ("expected_average_only_in", "covariance_whitening")
-_HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
+_HOOKS = {
+    "hook_resid_pre": "resid_pre",
+    "hook_resid_mid": "resid_mid",
+    "hook_resid_post": "resid_post",
+    "hook_attn_out": "attn_out",
+    "hook_mlp_out": "mlp_out",
+    "attn.hook_z": "attn_z",
+    "mlp.hook_post": "mlp_hidden",
+}
+"""TransformerLens's names inside a block, and ours."""
+_HOOK = re.compile(rf"blocks\.(\d+)\.({'|'.join(map(re.escape, _HOOKS))})")
 
 
 def load_sae(path: str | os.PathLike[str], device: str = "cpu") -> SparseAutoencoder:
@@ -138,9 +148,9 @@ def _hook_name(hookpoint: str | None) -> str | None:
     """
     if hookpoint is None:
         return None
-    side, _, layer = hookpoint.partition(".")
-    name = f"blocks.{layer}.hook_{side}"
-    return name if _HOOK.fullmatch(name) else hookpoint
+    kind, _, layer = hookpoint.partition(".")
+    hook = next((hook for hook, own in _HOOKS.items() if own == kind), None)
+    return f"blocks.{layer}.{hook}" if hook and layer.isdigit() else hookpoint
 
 
 def _hookpoint(hook_name: object) -> str | None:
@@ -148,15 +158,15 @@ def _hookpoint(hook_name: object) -> str | None:
 
     >>> _hookpoint("blocks.3.hook_resid_post"), _hookpoint("model.layers.3")
     ('resid_post.3', 'model.layers.3')
-    >>> _hookpoint("blocks.3.attn.hook_z"), _hookpoint(None)
-    (None, None)
+    >>> _hookpoint("blocks.3.attn.hook_z"), _hookpoint("blocks.3.attn.hook_pattern")
+    ('attn_z.3', None)
     """
     if not isinstance(hook_name, str) or not hook_name:
         return None
     match = _HOOK.fullmatch(hook_name)
     if match is None and hook_name.startswith(("blocks.", "hook_")):
         return None
-    return f"{match[2]}.{match[1]}" if match else hook_name
+    return f"{_HOOKS[match[2]]}.{match[1]}" if match else hook_name
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], bytes]:

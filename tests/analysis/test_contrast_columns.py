@@ -9,12 +9,13 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 from support.localizer import labelled, stored
-from support.stores import Columns
+from support.stores import Columns, plan_for
 
 from actlas.analysis.localizer.localize import localize
 from actlas.analysis.localizer.masks import Mask
 from actlas.analysis.localizer.pooling import pooled_moments
 from actlas.analysis.localizer.token_sides import read_sides
+from actlas.store.create import create
 from actlas.store.errors import ConfigError, NotExtractedError
 from actlas.store.store import Store, open_store
 
@@ -137,9 +138,6 @@ def test_errors(store: Store, tmp_path: Path) -> None:
 
 def test_a_store_of_pooled_rows_alone_is_refused(tmp_path: Path) -> None:
     columns = chats(6, [30] * 9)
-    from actlas.store.create import create
-    from support.stores import plan_for
-
     plan = plan_for(columns, dense=False, pools=("mean",))
     create(tmp_path / "p.zarr", plan, columns)
     with pytest.raises(NotExtractedError, match="--pooled-only"):

@@ -137,6 +137,49 @@ def test_our_reader_reads_what_zarr_wrote(make: Make, tmp_path: Path) -> None:
     assert same_bits(LazyArray(LocalObjects(tmp_path / "other"), spec)[:], rows["mlp.1"])
 
 
+@pytest.mark.parametrize(("profile", "cname"), [("fast", "lz4"), ("dense", "zstd")])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_chunks_of_earlier_profiles_still_read(
+    make: Make, tmp_path: Path, profile: str, cname: str, dtype: str
+) -> None:
+    """Stores made before the profiles changed: lz4 or zstd at level 5, Blosc's own block size."""
+    from actlas.store.lazy import LazyArray
+    from actlas.store.objects import LocalObjects
+
+    store = make(compression=profile, dtype=dtype)
+    rows = fill(store)
+    spec = store.arrays.activations["mlp.1"]
+    metadata = json.loads(store.objects.read(spec.metadata_key))
+    options = metadata["codecs"][0]["configuration"]["codecs"][1]["configuration"]
+    now = dict(options)
+    options |= {"cname": cname, "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
+    assert options != now
+    other = tmp_path / "other" / spec.path
+    other.mkdir(parents=True)
+    (other / "zarr.json").write_text(json.dumps(metadata))
+    zarr.open(other, mode="r+")[:] = rows["mlp.1"]
+    found = LazyArray(LocalObjects(tmp_path / "other"), spec)
+    assert same_bits(found[:], rows["mlp.1"])
+    assert same_bits(found[100:300], rows["mlp.1"][100:300])
+
+
+def test_what_is_written_is_what_the_metadata_says(make: Make) -> None:
+    """Blosc's header of the first chunk, byte by byte, beside the array's zarr.json."""
+    for profile, shuffled in (("fast", 0x4), ("dense", 0x1)):
+        store = make(name=f"{profile}.zarr", compression=profile, dtype="float32")
+        fill(store)
+        spec = store.arrays.activations["mlp.1"]
+        header = (Path(store.path) / spec.key(0)).read_bytes()[:16]
+        metadata = json.loads(store.objects.read(spec.metadata_key))
+        options = metadata["codecs"][0]["configuration"]["codecs"][1]["configuration"]
+        assert (options["cname"], header[2] >> 5) == ("zstd", 4)
+        assert (options["shuffle"], header[2] & 0x5) == (
+            {0x4: "bitshuffle", 0x1: "shuffle"}[shuffled],
+            shuffled,
+        )
+        assert options["typesize"] == header[3] == 4
+
+
 def test_profile_none_is_a_raw_row_major_body(make: Make) -> None:
     store = make(compression="none", dtype="float32")
     rows = fill(store)
