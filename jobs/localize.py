@@ -165,7 +165,8 @@ def _lines(found: Localization, out: Path) -> Iterable[str]:
     if key.column is not None:
         column, sample = f"{printable(key.column)}=", f"{sample} of that side in each document"
     yield (
-        f"contrast    {column}{printable(positive.label)} ({count(positive.n_documents)} documents) "
+        f"contrast    {column}{printable(positive.label)} "
+        f"({count(positive.n_documents)} documents) "
         f"against {printable(negative.label)} ({count(negative.n_documents)})"
     )
     n_empty = positive.n_without_tokens + negative.n_without_tokens

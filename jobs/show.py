@@ -108,7 +108,8 @@ def _table(shown: dict[str, Any], first: int, last: int, pos_idx: int | None) ->
     widths = [max(9, len(name) + 2) for name in hookpoints]
     heads = "".join(f"{name:>{width}}" for name, width in zip(hookpoints, widths, strict=True))
     columns = {
-        name: [_short(value or "-") for value in values] for name, values in shown["columns"].items()
+        name: [_short("-" if value is None else value) for value in values]
+        for name, values in shown["columns"].items()
     }
     wide = {name: max(map(len, (_short(name), *columns[name]))) + 2 for name in columns}
     named = "".join(f"{_short(name):<{wide[name]}}" for name in columns)

@@ -193,8 +193,8 @@ class Selection:
     def _spans(self, raw: Raw, text: str) -> dict[str, tuple[Part, ...]] | Unreadable:
         """Return the spans of a record by column; a text without fields has none."""
         parts: dict[str, tuple[Part, ...]] = {}
-        for name, field in self.spans.items():
-            value = field.of(raw) if isinstance(raw, Mapping) else MISSING
+        for name, spans in self.spans.items():
+            value = spans.of(raw) if isinstance(raw, Mapping) else MISSING
             if value is not MISSING:
                 self._seen.add(name)
             found = spans_of(value, name, text)

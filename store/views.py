@@ -67,7 +67,9 @@ class Rows:
         import pandas as pd
 
         stop = len(self) if stop is None else min(stop, len(self))
-        columns: dict[str, Any] = {n: column.read(start, stop) for n, column in self.columns.items()}
+        columns: dict[str, Any] = {
+            name: column.read(start, stop) for name, column in self.columns.items()
+        }
         for name, names in self.names.items():
             columns[name] = pd.Categorical.from_codes(
                 columns[name].tolist(), categories=pd.Index(names, dtype=object)

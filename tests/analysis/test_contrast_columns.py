@@ -123,9 +123,9 @@ def test_special_tokens_are_not_among_all_others(tmp_path: Path) -> None:
 
 
 def test_errors(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no column of tokens 'rol'.* role"):
+    with pytest.raises(ConfigError, match=r"no column of tokens 'rol'.* role"):
         localize(store, "rol=user:assistant")
-    with pytest.raises(ConfigError, match="no label 'tool'.*assistant, user"):
+    with pytest.raises(ConfigError, match=r"no label 'tool'.*assistant, user"):
         localize(store, "role=tool:user")
     with pytest.raises(ConfigError, match="comes second"):
         localize(store, "role=*:user")
