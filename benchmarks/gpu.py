@@ -96,7 +96,13 @@ def bare(extractor: Extractor) -> float:
     Those of all rows together: longer lists are sorted into batches with less padding.
     """
     store = extractor.store
-    batches = range_batches(store, 0, extractor.plan.n_tokens, extractor.tokens_per_batch)
+    batches = range_batches(
+        store,
+        0,
+        extractor.plan.n_tokens,
+        extractor.tokens_per_batch,
+        extractor.passes._replace(by_pieces=False),
+    )
     for _ in range(2):  # The first one also compiles and allocates.
         clock = Clock()
         inputs = batch_inputs(store, batches, pad_id=extractor.pad_id)

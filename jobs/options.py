@@ -93,7 +93,10 @@ RUN_HELP: Mapping[str, tuple[str, str]] = {
     "device_map": ("Spread the model over a worker's GPUs, memory and disk (accelerate).", "none"),
     "max_device_bytes": ("Of weights on each device, with --device-map (8G).", "what is free"),
     "offload_folder": ("Where weights go that fit no memory.", "a temporary folder"),
-    "tokens_per_batch": ("Token budget of a forward pass, padding included.", ""),
+    "tokens_per_batch": (
+        "Token budget of a forward pass, padding included.",
+        "2,048 on a CPU, else 8,192",
+    ),
     "packing": ("Sequences padded to one length, or packed one behind the other.", ""),
     "threads": ("CPU threads of each worker.", "the machine's, divided by its workers"),
     "cpus_per_worker": ("CPUs that Ray reserves for a worker.", ""),

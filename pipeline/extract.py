@@ -6,7 +6,7 @@ both, and ``extract_many`` writes one shard while the next is computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,14 +20,16 @@ from actlas.pipeline.architecture import quiet
 from actlas.pipeline.batching import Batch, Inputs, padding_share
 from actlas.pipeline.checks import check_causal, check_windows
 from actlas.pipeline.cpus import n_cpus
-from actlas.pipeline.device import device_name, resolve_device
+from actlas.pipeline.device import default_tokens_per_batch, device_name, resolve_device
 from actlas.pipeline.feeding import batch_inputs, shard_batches
-from actlas.pipeline.forward import Clock, run_batches
+from actlas.pipeline.forward import Clock, Take, run_batches
 from actlas.pipeline.loading import load_model
 from actlas.pipeline.loss import NextTokenLoss, next_tokens
 from actlas.pipeline.memory import check_memory, project
 from actlas.pipeline.model import find_model, load_config
 from actlas.pipeline.options import RunOptions
+from actlas.pipeline.passes import decide_passes
+from actlas.pipeline.prefill import Prefill
 from actlas.pipeline.rate import Rate, bare_forward_rate
 from actlas.pipeline.staging import staging_for
 from actlas.store import layout
@@ -37,6 +39,9 @@ from actlas.store.errors import MemoryBudgetError
 from actlas.store.schema import HookpointSpec, Receipt
 from actlas.store.specs import LOSS
 from actlas.store.store import Store
+
+MIN_PIECE = 64
+"""Tokens of the smallest piece that a device without memory is tried with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +86,10 @@ class Extractor:
     """
 
     def __init__(self, store: Store, run: RunOptions, *, model: str | None = None) -> None:
-        self.store, self.plan, self.run = store, store.plan, run
         self.device = resolve_device(run.device)
+        self.tokens_per_batch = run.tokens_per_batch or default_tokens_per_batch(self.device)
+        run = run.model_copy(update={"tokens_per_batch": self.tokens_per_batch})
+        self.store, self.plan, self.run = store, store.plan, run
         self.threads = run.threads or max(1, n_cpus() // run.workers)
         torch.set_num_threads(self.threads)
         spec = self.plan.model
@@ -97,7 +104,9 @@ class Extractor:
                 check_causal(self.model, self.plan.hookpoints, self.plan.processor)
         pad = getattr(config.get_text_config(), "pad_token_id", None)
         self.pad_id = pad if isinstance(pad, int) and pad >= 0 else 0
-        self.tokens_per_batch = run.tokens_per_batch
+        with quiet():
+            self.passes = decide_passes(self.model, self.plan, run, self.device)
+        self._prefill = Prefill(self.model)
         self._staging = staging_for(self.device)
         self._loss = NextTokenLoss(self.model) if self.plan.with_loss else None
 
@@ -145,26 +154,44 @@ class Extractor:
             self._staging.put(buffers[name], row_of[inputs.token - start], gathered)
             filled[name] += len(inputs.token)
 
-        run_batches(
-            self.model,
-            self._places,
-            batch_inputs(self.store, batches, pad_id=self.pad_id),
-            take,
-            device=self.device,
-            clock=clock,
-        )
-        self._staging.finish()
+        self._forward(batches, self._places, take, clock)
         if wrong := {name: n for name, n in filled.items() if n != stop - start}:
             raise RuntimeError(f"shard {shard} has tokens [{start}, {stop}), computed were {wrong}")
         return Computed(shard, buffers, self._record(batches, clock, waited_s), loss)
 
+    def _forward(
+        self, batches: list[Batch], places: Sequence[HookpointSpec], take: Take, clock: Clock
+    ) -> None:
+        """Run batches, with the cache of whatever goes through in pieces."""
+        if not batches:
+            return
+        if batches[0].piece is None or batches[0].piece.start == 0:
+            self._prefill.drop()  # Nothing goes on from a cache that was kept.
+        try:
+            run_batches(
+                self.model,
+                places,
+                batch_inputs(self.store, batches, pad_id=self.pad_id),
+                take,
+                device=self.device,
+                clock=clock,
+                extra=self._prefill.kwargs,
+            )
+            self._staging.finish()
+        except BaseException:
+            self._prefill.drop()
+            raise
+        self._prefill.finish()
+
     def _halve(self, shard: int, reason: str) -> None:
         """Halve the token budget after the device ran out of memory."""
-        longest = max(batch.length for batch in self.batches(shard))
-        shortest = max(batch.n_padded for batch in self.batches(shard))
-        if shortest <= longest:
+        batches = self.batches(shard)
+        longest = max(batch.length for batch in batches)
+        least = min(MIN_PIECE, longest) if self.passes.by_pieces else longest
+        tried = min(self.tokens_per_batch, max(batch.n_padded for batch in batches))
+        if tried <= least:
             raise MemoryBudgetError(
-                f"{self.device} has not got the memory for one sequence of {longest:,} tokens "
+                f"{self.device} has not got the memory for {tried:,} tokens of one sequence "
                 f"({reason}). Plan with a smaller --max-length, compute in a smaller "
                 "--model-dtype, or give --device-map auto.",
                 tokens_per_batch=self.tokens_per_batch,
@@ -172,7 +199,7 @@ class Extractor:
         self._staging.finish()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
-        self.tokens_per_batch = max(longest, min(self.tokens_per_batch, shortest) // 2)
+        self.tokens_per_batch = max(least, tried // 2)
 
     def commit(self, computed: Computed, attempt: str) -> Receipt:
         """Write a computed shard and return its receipt."""
@@ -221,11 +248,15 @@ class Extractor:
 
     def batches(self, shard: int) -> list[Batch]:
         """Return the batches of a shard, in the order in which they run."""
-        return shard_batches(self.store, shard, self.tokens_per_batch)
+        return shard_batches(
+            self.store, shard, self.tokens_per_batch, self.passes, resume=self._prefill.standing
+        )
 
     def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.0) -> Rate:
         """Measure the forward pass alone: :func:`actlas.pipeline.rate.bare_forward_rate`."""
-        batches = self.batches(shard)
+        batches = [batch for batch in self.batches(shard) if batch.piece is None]
+        if not batches:
+            return Rate(0, 0.0)
         inputs = partial(batch_inputs, self.store, pad_id=self.pad_id)
         return bare_forward_rate(
             self.model, self._places, batches, inputs, self.device, max_seconds
@@ -243,6 +274,7 @@ class Extractor:
             "forward_s": clock.forward_s,
             "gather_s": clock.gather_s,
             "input_s": clock.input_s,
+            **self.passes.record(),
             "copy_wait_s": self._staging.waited_s - waited_s,
             "torch": torch.__version__,
         }

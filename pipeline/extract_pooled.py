@@ -9,8 +9,8 @@ import torch
 
 from actlas.pipeline.batching import Batch, Inputs
 from actlas.pipeline.extract import Extractor
-from actlas.pipeline.feeding import batch_inputs, range_batches
-from actlas.pipeline.forward import Clock, run_batches
+from actlas.pipeline.feeding import range_batches
+from actlas.pipeline.forward import Clock
 from actlas.pipeline.pooling import Pooler
 from actlas.store.commit_pooled import PooledRows, commit_pooled
 from actlas.store.pooled import pooled_range
@@ -44,7 +44,7 @@ class PooledExtractor(Extractor):
     def batches(self, shard: int) -> list[Batch]:
         """Return the batches of a shard, in the order in which they run."""
         first, last = self.store.documents.starts(*pooled_range(self.store, shard))[[0, -1]]
-        return range_batches(self.store, int(first), int(last), self.tokens_per_batch)
+        return range_batches(self.store, int(first), int(last), self.tokens_per_batch, self.passes)
 
     def commit(self, computed: ComputedPooled, attempt: str) -> Receipt:  # type: ignore[override]
         """Write a computed shard and return its receipt."""
@@ -66,13 +66,5 @@ class PooledExtractor(Extractor):
         def take(name: str, gathered: torch.Tensor, inputs: Inputs) -> None:
             pooler.accumulate(name, gathered, inputs.token)
 
-        if batches:
-            run_batches(
-                self.model,
-                plan.hookpoints,
-                batch_inputs(self.store, batches, pad_id=self.pad_id),
-                take,
-                device=self.device,
-                clock=clock,
-            )
+        self._forward(batches, plan.hookpoints, take, clock)
         return ComputedPooled(shard, pooler.finish(), self._record(batches, clock, 0.0))

@@ -29,6 +29,16 @@ def open_images(options: PlanOptions) -> Corpus:
     return ImageFolder(options)
 
 
+def has_images(options: PlanOptions) -> bool:
+    """Return whether a corpus may have images, for a model that reads texts too."""
+    if options.image_field is not None:
+        return True
+    try:
+        return isinstance(open_mixed(options), ImageFolder)
+    except CorpusError:  # said again, and in full, where the corpus is opened to be read
+        return False
+
+
 def open_mixed(options: PlanOptions) -> Corpus:
     """Find a corpus of texts, of which some may have images; or of images alone.
 

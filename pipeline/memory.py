@@ -18,6 +18,9 @@ from actlas.store.specs import StoreArrays
 SHARDS_IN_MEMORY = 2
 """One that is computed, one that is written."""
 
+DEFAULT_TOKENS_PER_BATCH = 8192
+"""Of a run that says nothing, on a device that is not known yet."""
+
 _BLOCK_TENSORS = 6
 """Tensors of d_model per token that live at once in a block: residual, norm, q, k, v, output."""
 _MLP_TENSORS = 3
@@ -112,7 +115,7 @@ def project(plan: Plan, config: Any, folder: Path, run: RunOptions) -> Projectio
     return Projection(
         weights=weight_bytes(plan, config, folder, run),
         shards=SHARDS_IN_MEMORY * shard_bytes(plan),
-        batch=batch_bytes(plan, config, run.tokens_per_batch),
+        batch=batch_bytes(plan, config, run.tokens_per_batch or DEFAULT_TOKENS_PER_BATCH),
     )
 
 

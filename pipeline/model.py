@@ -20,6 +20,7 @@ from actlas.pipeline.architecture import (
     tower_of,
 )
 from actlas.pipeline.checks import check_windows
+from actlas.pipeline.image_corpus import has_images
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.vision import load_processor
 from actlas.pipeline.weights import (
@@ -30,7 +31,7 @@ from actlas.pipeline.weights import (
     weights_sha256,
 )
 from actlas.store.errors import ModelError
-from actlas.store.schema import ModelSpec
+from actlas.store.schema import Modality, ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,7 +99,7 @@ def describe_model(options: PlanOptions) -> ModelDescription:
         causal=is_causal(config, architecture),
         compute_dtype=compute_dtype_of(options.model_dtype, config, files),
         trust_remote_code=code,
-        modality=modality_of(config),
+        modality=_modality(options, config),
         untrained_seed=options.untrained,
     )
     if options.max_length is not None:
@@ -123,6 +124,15 @@ def _weights_sha256(
     return state_sha256(
         fresh_model(config, architecture, options.untrained, trust_remote_code=code)
     )
+
+
+def _modality(options: PlanOptions, config: Any) -> Modality:
+    """Return what is read: by a model of texts with images, texts alone where there are no images.
+
+    Nothing is then asked of its image processor, of which not every kind is known.
+    """
+    modality = modality_of(config)
+    return "text" if modality == "mixed" and not has_images(options) else modality
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:

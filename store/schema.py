@@ -29,8 +29,10 @@ Layout = Literal["positions", "feature_map"]
 
 
 _RESERVED = frozenset(
-    ("token_id", "doc_idx", "pos_idx", "special", "loss", "start", "text", "text_start")
-    + ("char_start", "char_stop", "source", "record", "label", "meta", "image", "image_start")
+    [
+        *("token_id", "doc_idx", "pos_idx", "special", "loss", "start", "text", "text_start"),
+        *("char_start", "char_stop", "source", "record", "label", "meta", "image", "image_start"),
+    ]
 )
 _COLUMN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]{0,99}")
 

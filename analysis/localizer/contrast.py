@@ -46,9 +46,12 @@ def sides_of(store: Store, contrast: Contrast) -> Sides:
     assert isinstance(contrast, str) or len(contrast) == 2
     codes, names = store.documents.label_codes, store.documents.label_names
     if codes is None or not names:
+        columns = ", ".join(store.documents.token_column_names)
+        tokens = f" Or contrast its tokens, COLUMN=POSITIVE:NEGATIVE: it has {columns}."
         raise ConfigError(
             f"{store.path}: its documents have no labels, so there is nothing to contrast. Plan it "
             "again with --label-field, naming the field of the corpus that holds the condition."
+            f"{tokens * bool(columns)}"
         )
     pair = split_contrast(contrast, names)
     n_tokens = np.diff(store.documents.start)

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {
     "storage": ["write.fast.actlas.gbps", "read.slices.none.tensorstore.ratio"],
+    "compression": ["embedded.fast.ratio", "document.none.cold.ms"],
     "extraction": ["embedded_all.ratio", "embedded_all.bytes_per_token"],
     "moments": ["64.the_pile.cpu_s_per_gb", "256.12_tokens_each.times_plain"],
     "batches": ["cold.none.actlas_float32.ratio", "mixing.long.in_order"],
@@ -22,6 +23,7 @@ EXPECTED = {
 }
 LIBRARIES = {
     "storage": ("tensorstore", "zarrs"),
+    "compression": ("torch", "transformers"),
     "extraction": ("torch", "transformers"),
     "moments": (),
     "batches": ("torch",),

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
-from support.vision import image_folder, save_vision, states_of
+from support.vision import image_folder, picture, save_llava, save_vision, states_of
 
 from actlas.jobs.cli import cli
 from actlas.pipeline.vision import load_processor
@@ -112,3 +113,41 @@ def test_plain_zarr_reads_the_images(made: tuple[Store, Any, Path]) -> None:
     assert raw == (folder / "in/red/001.png").read_bytes()
     with Image.open(folder / "in/red/001.png") as image:
         image.verify()
+
+
+def test_vision_against_text_is_a_contrast(tmp_path: Path) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    pytest.importorskip("dask")
+    model, processor = save_llava(tmp_path / "llava")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(16):
+        row = {"text": " ".join(rng.choice(["cat", "dog", "the", "sat"], 3 + i))}
+        if i % 2:
+            Image.fromarray(picture(rng)).save(tmp_path / f"{i}.png")
+            row = {"text": "<image>" + row["text"], "image": f"{i}.png"}
+        rows.append(row)
+    corpus, store = tmp_path / "a.jsonl", tmp_path / "s.zarr"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--image-field", "image", "--dtype", "float32", "--hookpoints", "resid_post.0")
+    call("extract", store, "--model", tmp_path / "llava", "--corpus", corpus, *options)
+    contrast = ("--contrast", "modality=image:text", "--pool", "mean", "--signed", "--top", "5")
+    call("localize", store, *contrast, "--out", tmp_path / "out")
+    vision, text = [], []
+    for row in rows:
+        with torch.no_grad():
+            if "image" in row:
+                with Image.open(tmp_path / row["image"]) as image:
+                    made = processor(text=[row["text"]], images=[image], return_tensors="pt")
+            else:
+                made = processor.tokenizer(row["text"], return_tensors="pt")
+            states = model(**made, output_hidden_states=True).hidden_states[1][0, 1:].numpy()
+        patches = made["input_ids"][0, 1:].numpy() == model.config.image_token_id
+        text.append(states[~patches].astype(float).mean(axis=0))
+        if patches.any():
+            vision.append(states[patches].astype(float).mean(axis=0))
+    t = stats.ttest_ind(vision, text, equal_var=False).statistic
+    with (tmp_path / "out/units.csv").open() as file:
+        told = [float(row["t"]) for row in csv.DictReader(file)]
+    assert len(vision) == 8 and np.abs(t).max() > 5
+    assert told == pytest.approx(t.tolist(), rel=1e-3, abs=1e-3)

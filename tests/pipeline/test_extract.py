@@ -430,7 +430,7 @@ def test_the_bare_forward_pass_goes_as_deep_and_gathers_nothing(llama: Store) ->
 def test_the_bare_forward_pass_is_measured_long_enough(
     llama: Store, monkeypatch: pytest.MonkeyPatch, pass_s: float, n_passes: int
 ) -> None:
-    extractor = Extractor(llama, run_options(tokens_per_batch=1))
+    extractor = Extractor(llama, run_options(tokens_per_batch=16))
     passes: list[int] = []
     extractor.model.model.layers[0].register_forward_hook(lambda *_args: passes.append(1))
     clock = itertools.count(0.0, pass_s)

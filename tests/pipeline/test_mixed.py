@@ -179,7 +179,8 @@ def test_texts_alone_and_images_alone(tmp_path: Path, llava: Llava) -> None:
     store = extracted(plan(tmp_path / "b.zarr", llava, tmp_path / "texts"))
     _, states = alone(llava, {"text": "one two <image> three"}, tmp_path)
     assert worst(store.document(2).activations["resid_post.0"], states[1][1:]) < 1e-5
-    assert store.documents.image(0) is None and store.plan.n_image_bytes == 0
+    assert store.documents.image(0) is None
+    assert store.plan.model.modality == "text" and store.plan.processor is None
 
 
 def test_windows_behind_the_image_are_text_alone(tmp_path: Path, llava: Llava) -> None:
@@ -236,8 +237,8 @@ def test_an_image_that_no_window_holds_is_refused(tmp_path: Path, llava: Llava) 
     write(tmp_path / "in", 6)
     with pytest.raises(ConfigError, match=r"An image has 25 tokens, .* room for 24"):
         plan(tmp_path / "s.zarr", llava, tmp_path / "in", image_field="image", max_length=25)
-    with pytest.raises(CorpusError, match="none of 6 records has text"):
-        plan(tmp_path / "s.zarr", llava, tmp_path / "in", text_field="nothing")
+    with pytest.raises(CorpusError, match="none of 6 records has text or an image"):
+        plan(tmp_path / "s.zarr", llava, tmp_path / "in", text_field="nothing", image_field="no")
 
 
 def test_an_image_field_is_refused_for_a_model_of_text(tmp_path: Path) -> None:
@@ -315,3 +316,18 @@ def test_the_loss_is_that_of_the_next_text_token(tmp_path: Path, llava: Llava) -
         known = np.array([token != image_id or "image" not in row for token in ids[2:]], bool)
         assert np.isnan(found[:-1][~known]).all() and np.isnan(found[-1])
         assert np.allclose(found[:-1][known], losses[known], rtol=1e-3, atol=1e-3)
+
+
+def test_texts_alone_need_no_image_processor(tmp_path: Path) -> None:
+    model, processor = save_llava(tmp_path / "model")
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (tmp_path / "model" / name).unlink(missing_ok=True)
+    llava = Llava(model, processor, tmp_path / "model")
+    rows = write(tmp_path / "in", 6)
+    store = extracted(plan(tmp_path / "s.zarr", llava, tmp_path / "in"))
+    assert store.plan.n_documents == 5  # the record without text is none
+    document = store.document(store.plan.n_documents - 1)
+    _, states = alone(llava, {"text": rows[document.source.record]["text"]}, tmp_path)
+    assert worst(document.activations["resid_post.1"], states[2][1:]) < 1e-5
+    with pytest.raises(ModelError, match="image processor"):
+        plan(tmp_path / "t.zarr", llava, tmp_path / "in", image_field="image")
