@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import batches, compression, extraction, harness, lookup, moments, storage, welch
+from benchmarks import (
+    batches,
+    compression,
+    extraction,
+    harness,
+    lookup,
+    moments,
+    peers,
+    storage,
+    welch,
+)
 from benchmarks.harness import Report
 
 
 def run(quick: bool) -> Report:
     """Run every benchmark."""
     whole = Report("Benchmarks")
-    for module in (storage, compression, extraction, moments, batches, welch, lookup):
+    for module in (storage, compression, extraction, peers, moments, batches, welch, lookup):
         name, part = module.__name__.rpartition(".")[2], module.run(quick)
         whole.notes += part.notes
         whole.tables += part.tables

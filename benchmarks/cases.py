@@ -89,7 +89,7 @@ def _gpt2(folder: Path, **sizes: Any) -> str:
     return str(folder)
 
 
-def plan_case(case: Case, folder: Path) -> Path:
+def plan_case(case: Case, folder: Path, **changes: Any) -> Path:
     """Plan a store of the case's shards over text written for it."""
     from transformers import AutoTokenizer
 
@@ -103,6 +103,7 @@ def plan_case(case: Case, folder: Path) -> Path:
         max_length=case.max_length,
         shard_rows=case.shard_rows,
         sample="uniform",
+        **changes,
     )
     path = folder / "planned.zarr"
     make_plan(path, options, lambda _text: None)

@@ -23,7 +23,7 @@ PLAN_HELP: Mapping[str, tuple[str, str]] = {
     "model": ("A hub id, a local folder, or builtin:NAME.", "none, it must be given"),
     "corpus": (
         "hf:NAME[:SPLIT], builtin:NAME, or local files, folders and globs of .jsonl, .jsonl.gz, "
-        ".jsonl.zst, .parquet, .txt, .csv.",
+        ".jsonl.zst, .parquet, .txt, .csv; or a folder of images (DIR/label/*.png).",
         "none, it must be given",
     ),
     "hookpoints": (

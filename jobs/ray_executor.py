@@ -247,17 +247,17 @@ class _Driver:
         then on each is alone with its worker.
         """
         slot, shard = flight
-        lost = [shard] if shard is None or kind == "task" else list(slot.shards)
-        if shard is not None:
-            for one in lost:
-                slot.shards.pop(one, None)
+        words = _words(kind, error)
+        if shard is None:
+            self._drop(slot)
+            self._failed_start(Fault(None, kind, words, str(error), slot.name))
+            return
+        lost = [shard] if kind == "task" else list(slot.shards)
+        for one in lost:
+            slot.shards.pop(one, None)
         self._drop(slot)
         for one in lost:
-            fault = Fault(one, kind, _words(kind, error), str(error), slot.name)
-            if one is None:
-                self._failed_start(fault)
-            else:
-                self._blame(fault)
+            self._blame(Fault(one, kind, words, str(error), slot.name))
 
     def _kind_of(self, error: Exception, slot: _Slot) -> FaultKind:
         """Tell a process that died on a living machine from a machine that is lost.

@@ -162,15 +162,19 @@ def context_length_of(text: Any, skeleton: nn.Module) -> int | None:
     return int(length) if length else None
 
 
-def size_of(text: Any, name: str, folder: Path) -> int:
+def size_of(text: Any, name: str, folder: Path, skeleton: nn.Module | None = None) -> int:
     """Return a size from the configuration, or raise a :class:`ModelError`.
 
-    A model of stages has one size for each: its width is that of the last, its blocks are all.
+    A model of stages has one size for each: its width is that of the last, its blocks are all. One
+    of images whose configuration says neither is given as ``skeleton``, and counted: the outputs
+    of its last matrix or convolution, the members of its longest list.
     """
     size = getattr(text, name, None)
     stages = getattr(text, _STAGES.get(name, ""), None)
     if size is None and isinstance(stages, (list, tuple)) and stages:
         size = stages[-1] if name == "hidden_size" else sum(stages)
+    if size is None and skeleton is not None:
+        size = _counted(skeleton)[name]
     if not isinstance(size, int) or size < 1:
         raise ModelError(
             f"{folder / CONFIG_FILE}: expected a positive {name}, got {size!r} in "
@@ -178,6 +182,17 @@ def size_of(text: Any, name: str, folder: Path) -> int:
             path=str(folder),
         )
     return size
+
+
+def _counted(skeleton: nn.Module) -> dict[str, int]:
+    from torch import nn
+
+    matrices = [parameter for parameter in skeleton.parameters() if parameter.ndim > 1]
+    lists = [len(m) for m in skeleton.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
+    return {
+        "hidden_size": int(matrices[-1].shape[0]) if matrices else 0,
+        "num_hidden_layers": max(lists, default=1),
+    }
 
 
 def build_skeleton(config: Any, architecture: str, *, trust_remote_code: bool = False) -> nn.Module:

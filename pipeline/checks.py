@@ -107,7 +107,8 @@ def probe_tokens(model: nn.Module, n: int) -> torch.Tensor | None:
     vocabulary = embedding.num_embeddings
     if vocabulary < MIN_VOCABULARY:
         return None
-    return (1 + 7 * torch.arange(n, device=input_device(model))) % vocabulary
+    tokens: torch.Tensor = (1 + 7 * torch.arange(n, device=input_device(model))) % vocabulary
+    return tokens
 
 
 def check_windows(config: Any, context_length: int | None, max_length: int) -> None:

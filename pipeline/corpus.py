@@ -9,6 +9,8 @@ anything else          a file, a folder (searched through) or a glob of ``.jsonl
                        in a folder that has files of records they are notes, and left out)
 =====================  ==========================================================================
 
+A folder of images is :mod:`actlas.pipeline.image_corpus`, and needs a model that reads them.
+
 Files are read in the order of their names. A record without text, or whose text is no valid
 Unicode, is skipped and counted; an empty text is a document and keeps its place.
 """

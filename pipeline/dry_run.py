@@ -71,6 +71,7 @@ def estimate(options: PlanOptions) -> Estimate:
         **facts,
         longest=max(sample.lengths),
         labels=sample.labels,
+        token_columns={},
         n_read=tally.n_read,
         n_skipped=tally.n_skipped,
         skipped=tuple(tally.lines()),

@@ -21,6 +21,8 @@ class Estimate:
         Kept tokens (rows), documents, windows; kept tokens of the longest document.
     labels : mapping of str to int
         Documents of each label.
+    token_columns : mapping of str to mapping of str to int
+        Of each column of tokens, the tokens of each name; empty where they were not counted.
     n_read, n_skipped : int
         Records.
     skipped : tuple of str
@@ -54,6 +56,7 @@ class Estimate:
     longest: int
     max_length: int
     labels: Mapping[str, int]
+    token_columns: Mapping[str, Mapping[str, int]]
     n_read: int
     n_skipped: int
     skipped: tuple[str, ...]
@@ -95,10 +98,8 @@ class Estimate:
         if self.sampled_documents is not None:
             found.append(f"sample   {self.sampled_documents:,} documents were read" + self._scope())
         if self.labels:
-            shown = sorted(self.labels.items(), key=lambda pair: (-pair[1], pair[0]))
-            more = f", and {len(shown) - 20:,} more labels" if len(shown) > 20 else ""
-            counts = ", ".join(f"{name} {n:,}" for name, n in shown[:20])
-            found.append(f"labels   {counts}{more}")
+            found.append(f"labels   {_counts(self.labels)}")
+        found += [f"columns  {name}: {_counts(n)}" for name, n in self.token_columns.items()]
         found += [f"skipped  {line}" for line in self.skipped]
         if self.hookpoint_bytes:
             found += [f"rows     {line}" for line in self._hookpoint_lines(about)]
@@ -153,6 +154,13 @@ class Estimate:
                 f"{width:,} {self.dtype}, {readable(self.hookpoint_bytes[names[0]])}{each}"
             )
         return found
+
+
+def _counts(names: Mapping[str, int]) -> str:
+    """Write how often each name occurs, the most frequent first."""
+    shown = sorted(names.items(), key=lambda pair: (-pair[1], pair[0]))
+    more = f", and {len(shown) - 20:,} more" if len(shown) > 20 else ""
+    return ", ".join(f"{name} {n:,}" for name, n in shown[:20]) + more
 
 
 def store_bytes(plan: Plan, *, labelled: bool) -> dict[str, object]:

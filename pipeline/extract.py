@@ -40,9 +40,6 @@ from actlas.store.schema import HookpointSpec, Receipt
 from actlas.store.specs import LOSS
 from actlas.store.store import Store
 
-MIN_PIECE = 64
-"""Tokens of the smallest piece that a device without memory is tried with."""
-
 
 @dataclass(frozen=True, slots=True)
 class Computed:
@@ -96,7 +93,9 @@ class Extractor:
         folder = find_model(spec, model or run.model_path)
         config = load_config(folder, trust_remote_code=spec.trust_remote_code)
         check_windows(config, spec.context_length, self.plan.windows.max_length)
-        check_memory(project(self.plan, config, folder, run), run, self.device)
+        pieces = spec.causal and spec.modality == "text"
+        projection = project(self.plan, config, folder, run, by_pieces=pieces)
+        check_memory(projection, run, self.device)
         reached = () if self.plan.with_loss else self.plan.hookpoints
         self.model = load_model(spec, str(folder), self.device, hookpoints=reached, run=run)
         if spec.causal:
@@ -106,6 +105,9 @@ class Extractor:
         self.pad_id = pad if isinstance(pad, int) and pad >= 0 else 0
         with quiet():
             self.passes = decide_passes(self.model, self.plan, run, self.device)
+        if pieces and not self.passes.by_pieces:  # The weights are in memory by now.
+            whole = project(self.plan, config, folder, run)._replace(weights=0)
+            check_memory(whole, run, self.device)
         self._prefill = Prefill(self.model)
         self._staging = staging_for(self.device)
         self._loss = NextTokenLoss(self.model) if self.plan.with_loss else None
@@ -186,8 +188,7 @@ class Extractor:
     def _halve(self, shard: int, reason: str) -> None:
         """Halve the token budget after the device ran out of memory."""
         batches = self.batches(shard)
-        longest = max(batch.length for batch in batches)
-        least = min(MIN_PIECE, longest) if self.passes.by_pieces else longest
+        least = max(batch.n_indivisible for batch in batches)
         tried = min(self.tokens_per_batch, max(batch.n_padded for batch in batches))
         if tried <= least:
             raise MemoryBudgetError(

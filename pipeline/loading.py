@@ -87,7 +87,9 @@ def load_model(
     if hookpoints or spread:
         code = spec.trust_remote_code
         skeleton = build_skeleton(config, spec.architecture, trust_remote_code=code)
-    left_out = unreached(skeleton, hookpoints) if skeleton is not None and hookpoints else ()
+    left_out: tuple[str, ...] = ()
+    if skeleton is not None and hookpoints:
+        left_out = unreached(skeleton, hookpoints, mixed=spec.modality == "mixed")
     where: dict[str, Any] | None = None
     if spread and run is not None and skeleton is not None:
         where = _pieces(skeleton, _spread(skeleton, run, numbers), left_out)

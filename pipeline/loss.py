@@ -69,7 +69,7 @@ class NextTokenLoss:
         """
         losses = np.full(len(target), np.nan, np.float32)
         known = np.flatnonzero(target >= 0)
-        n_rows = max(1, CHUNK_VALUES // int(self._head.weight.shape[0]))  # type: ignore[index, union-attr]
+        n_rows = max(1, CHUNK_VALUES // int(self._head.weight.shape[0]))  # type: ignore[index]
         for start in range(0, len(known), n_rows):
             places = known[start : start + n_rows]
             rows = entering.index_select(0, torch.from_numpy(places).to(entering.device))

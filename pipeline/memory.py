@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from actlas.pipeline.architecture import build_skeleton
 from actlas.pipeline.options import RunOptions
+from actlas.pipeline.prefill import MAX_MASK, cache_bytes
 from actlas.pipeline.reach import unreached
 from actlas.pipeline.weights import n_stored_parameters, weight_files
 from actlas.store.dtypes import numpy_dtype
@@ -21,6 +22,8 @@ SHARDS_IN_MEMORY = 2
 DEFAULT_TOKENS_PER_BATCH = 8192
 """Of a run that says nothing, on a device that is not known yet."""
 
+MASK_BYTES = 5
+"""Of each pair in the mask of a piece: measured with sdpa on a CPU."""
 _BLOCK_TENSORS = 6
 """Tensors of d_model per token that live at once in a block: residual, norm, q, k, v, output."""
 _MLP_TENSORS = 3
@@ -60,13 +63,19 @@ def shard_bytes(plan: Plan) -> int:
     return rows * sum(h.width for h in plan.hookpoints) * numpy_dtype(plan.dtype).itemsize
 
 
-def batch_bytes(plan: Plan, config: Any, tokens_per_batch: int) -> int:
+def batch_bytes(plan: Plan, config: Any, tokens_per_batch: int, *, by_pieces: bool = False) -> int:
     """Return the bytes that a forward pass over one batch holds beside the weights.
 
     An estimate: what a block of the usual shape holds at once, its attention scores where the
-    attention is not fused, and the rows gathered from every hookpoint.
+    attention is not fused, and the rows gathered from every hookpoint. Where longer sequences go
+    through by pieces, a piece, and the cache of the longest.
     """
-    n_tokens = max(tokens_per_batch, plan.windows.max_length)
+    longest = plan.windows.max_length
+    n_tokens = tokens_per_batch if by_pieces else max(tokens_per_batch, longest)
+    cache = 0
+    if by_pieces and longest > tokens_per_batch:
+        mask = MASK_BYTES * min(tokens_per_batch * longest, MAX_MASK)
+        cache = cache_bytes(config, longest, plan.model.compute_dtype) + mask
     item = numpy_dtype(plan.model.compute_dtype).itemsize
     text = config.get_text_config()
     inner = getattr(text, "intermediate_size", None) or 4 * plan.model.d_model
@@ -77,7 +86,7 @@ def batch_bytes(plan: Plan, config: Any, tokens_per_batch: int) -> int:
     widths = [h.width for h in plan.hookpoints]
     gathered = n_tokens * numpy_dtype(plan.dtype).itemsize * sum(widths)
     widest_output = n_tokens * item * max(widths)
-    return in_block + scores + gathered + widest_output
+    return in_block + scores + gathered + widest_output + cache
 
 
 def weight_bytes(plan: Plan, config: Any, folder: Path, run: RunOptions) -> int:
@@ -89,10 +98,9 @@ def weight_bytes(plan: Plan, config: Any, folder: Path, run: RunOptions) -> int:
         return 0
     spec = plan.model
     skeleton = build_skeleton(config, spec.architecture, trust_remote_code=spec.trust_remote_code)
-    left_out = [
-        skeleton.get_submodule(path)
-        for path in (() if plan.with_loss else unreached(skeleton, plan.hookpoints))
-    ]
+    mixed = spec.modality == "mixed"
+    paths = () if plan.with_loss else unreached(skeleton, plan.hookpoints, mixed=mixed)
+    left_out = [skeleton.get_submodule(path) for path in paths]
     n_left_out = sum(p.numel() for module in left_out for p in module.parameters())
     if spec.untrained_seed is None:
         n = n_stored_parameters(weight_files(folder))
@@ -101,7 +109,9 @@ def weight_bytes(plan: Plan, config: Any, folder: Path, run: RunOptions) -> int:
     return (n - n_left_out) * numpy_dtype(spec.compute_dtype).itemsize
 
 
-def project(plan: Plan, config: Any, folder: Path, run: RunOptions) -> Projection:
+def project(
+    plan: Plan, config: Any, folder: Path, run: RunOptions, *, by_pieces: bool = False
+) -> Projection:
     """Project the memory of one worker, weights and shards and a batch.
 
     Parameters
@@ -111,11 +121,14 @@ def project(plan: Plan, config: Any, folder: Path, run: RunOptions) -> Projectio
     folder : Path
         The model's files: only their headers are read.
     run : RunOptions
+    by_pieces : bool
+        Whether sequences longer than the token budget go through in pieces.
     """
+    budget = run.tokens_per_batch or DEFAULT_TOKENS_PER_BATCH
     return Projection(
         weights=weight_bytes(plan, config, folder, run),
         shards=SHARDS_IN_MEMORY * shard_bytes(plan),
-        batch=batch_bytes(plan, config, run.tokens_per_batch or DEFAULT_TOKENS_PER_BATCH),
+        batch=batch_bytes(plan, config, budget, by_pieces=by_pieces),
     )
 
 

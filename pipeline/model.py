@@ -87,14 +87,15 @@ def describe_model(options: PlanOptions) -> ModelDescription:
     architecture = architecture_of(config)
     files = weight_files(folder) if options.untrained is None else ()
     skeleton = build_skeleton(config, architecture, trust_remote_code=code)
+    counted = skeleton if modality_of(config) == "image" else None
     spec = ModelSpec(
         id=identity,
         revision=revision,
         architecture=architecture,
         weights_sha256=_weights_sha256(options, config, architecture, files),
         config_sha256=file_sha256(folder / CONFIG_FILE),
-        d_model=size_of(text, "hidden_size", folder),
-        n_layers=size_of(text, "num_hidden_layers", folder),
+        d_model=size_of(text, "hidden_size", folder, counted),
+        n_layers=size_of(text, "num_hidden_layers", folder, counted),
         context_length=context_length_of(text, skeleton),
         causal=is_causal(config, architecture),
         compute_dtype=compute_dtype_of(options.model_dtype, config, files),

@@ -139,6 +139,7 @@ def _summary(settings: Settings, plan: Plan, draft: Draft, columns: DraftColumns
         **facts,
         longest=int(draft.lengths.max()),
         labels=labels,
+        token_columns={name: columns.n_tokens_of(name) for name in plan.token_columns},
         n_read=tally.n_read,
         n_skipped=tally.n_skipped,
         skipped=tuple(tally.lines()),

@@ -104,7 +104,10 @@ def set_apart(
     list of Fed
         The rest.
     """
-    resumed, long, last, whole = [], [], [], []
+    resumed: list[Batch] = []
+    long: list[Batch] = []
+    last: list[Batch] = []
+    whole: list[Fed] = []
     for each in fed:
         sequence = each.sequence
         ready = Standing(
@@ -178,7 +181,8 @@ def new_cache(model: nn.Module) -> Any:
     """Return an empty key-value cache, its layers as the model's configuration says."""
     from transformers import DynamicCache
 
-    return DynamicCache(config=model.config)
+    config: Any = model.config
+    return DynamicCache(config=config)
 
 
 def cache_bytes(config: Any, n_tokens: int, dtype: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from actlas.pipeline.architecture import modality_of
 from actlas.pipeline.blocks import find_blocks
 from actlas.pipeline.trace import trace
 from actlas.store.schema import HookpointSpec
@@ -14,7 +13,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def unreached(skeleton: nn.Module, hookpoints: Sequence[HookpointSpec]) -> tuple[str, ...]:
+def unreached(
+    skeleton: nn.Module, hookpoints: Sequence[HookpointSpec], *, mixed: bool = False
+) -> tuple[str, ...]:
     """Return the blocks, and the projection onto the vocabulary, that are never run.
 
     Seen in one forward pass of the skeleton. Only elements of a list of modules and the model's
@@ -25,6 +26,8 @@ def unreached(skeleton: nn.Module, hookpoints: Sequence[HookpointSpec]) -> tuple
     skeleton : torch.nn.Module
         On the meta device.
     hookpoints : sequence of HookpointSpec
+    mixed : bool
+        Whether there are images in the texts: a pass over text comes to no image tower.
 
     Returns
     -------
@@ -43,7 +46,7 @@ def unreached(skeleton: nn.Module, hookpoints: Sequence[HookpointSpec]) -> tuple
         if isinstance(module, nn.ModuleList)
         for name, _ in module.named_children()
     ]
-    if modality_of(skeleton.config) == "mixed":  # a pass over text comes to no image tower
+    if mixed:
         elements = [path for path in elements if _inside(path, find_blocks(skeleton))]
     head = skeleton.get_output_embeddings()  # type: ignore[operator]
     if head is not None:

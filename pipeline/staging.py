@@ -98,11 +98,11 @@ class PinnedStaging(Staging):
         there = block[:n_bytes].view(rounded.dtype).view(rounded.shape)
         stream = self._streams.get(rounded.device)
         if stream is None:
-            stream = self._streams[rounded.device] = torch.cuda.Stream(rounded.device)
+            stream = self._streams[rounded.device] = torch.cuda.Stream(rounded.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(rounded.device))
         with torch.cuda.stream(stream):
             there.copy_(rounded, non_blocking=True)
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(stream)
         rounded.record_stream(stream)  # its memory is not given to others before the copy is done
         self._queue.put(_Copy(copied, block, there, buffer, rows))

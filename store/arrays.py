@@ -22,9 +22,8 @@ COLUMN_COMPRESSION = "column"
 """For integers: Blosc zstd with byte shuffle. The other profiles are the plan's."""
 
 _BLOCK_BYTES = 1 << 20
-"""Of the activations' Blosc blocks. Zstd makes one entropy code for each 128 KiB: in a block of
-1 MiB a plane of bytes fills such pieces alone, in the small blocks that Blosc would choose two
-planes share one (docs/decisions/0009)."""
+"""Of the activations' Blosc blocks. Zstd makes one entropy code for each 128 KiB, which in small
+blocks is shared by planes of bytes that have nothing in common (docs/decisions/0009)."""
 
 _BLOSC: dict[str, dict[str, Any]] = {
     "fast": {"cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": _BLOCK_BYTES},

@@ -31,8 +31,8 @@ from actlas.pipeline import rate as rate_module
 from actlas.pipeline.cpus import n_cpus
 from actlas.pipeline.device import resolve_device, to_numpy
 from actlas.pipeline.extract import Extractor
-from actlas.pipeline.memory import Projection, batch_bytes, check_memory, shard_bytes
 from actlas.pipeline.loading import load_model
+from actlas.pipeline.memory import Projection, batch_bytes, check_memory, shard_bytes
 from actlas.pipeline.model import load_tokenizer
 from actlas.pipeline.options import RunOptions
 from actlas.store import layout

@@ -477,3 +477,15 @@ def test_patch_embeddings_alone_are_a_store_too(tmp_path: Path, vit: tuple[Any, 
     with torch.no_grad():
         truth = vit[0].embeddings.patch_embeddings(inputs["pixel_values"])[0].numpy()
     assert worst(document.activations["embed"], truth) < 1e-5
+
+
+def test_a_network_whose_configuration_names_no_sizes(tmp_path: Path) -> None:
+    model = save_vision("mobilenet", tmp_path / "model")
+    image_folder(tmp_path / "in", 2)
+    options = {"hookpoints": ("layer.3",)}
+    store = extracted(plan(tmp_path / "s.zarr", tmp_path / "model", tmp_path / "in", **options))
+    processor = load_processor(tmp_path / "model")
+    document = store.document(2)
+    truth = states_of(model, processor, tmp_path / "in" / document.source.name)[3]
+    assert truth.shape == (32, 5, 5)
+    assert worst(document.activations["layer.3"], truth.reshape(32, 25).T) < 1e-5

@@ -326,6 +326,10 @@ def test_texts_alone_need_no_image_processor(tmp_path: Path) -> None:
     rows = write(tmp_path / "in", 6)
     store = extracted(plan(tmp_path / "s.zarr", llava, tmp_path / "in"))
     assert store.plan.n_documents == 5  # the record without text is none
+    tower = load_model(store.plan.model, hookpoints=store.plan.hookpoints).get_submodule(
+        "model.vision_tower.encoder.layers"
+    )
+    assert all(parameter.is_meta for parameter in tower.parameters())  # nothing comes to it
     document = store.document(store.plan.n_documents - 1)
     _, states = alone(llava, {"text": rows[document.source.record]["text"]}, tmp_path)
     assert worst(document.activations["resid_post.1"], states[2][1:]) < 1e-5

@@ -83,6 +83,7 @@ def save_vision(kind: str, folder: Path) -> Any:
                 crop,
             ),
             "siglip": (lambda: t.SiglipVisionModel(t.SiglipVisionConfig(**SHAPE)), square),
+            "mobilenet": (lambda: t.MobileNetV2Model(t.MobileNetV2Config()), square),
             "resnet": (lambda: t.ResNetModel(t.ResNetConfig(**RESNET)), square),
         }
         build, processor = made[kind]

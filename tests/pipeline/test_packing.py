@@ -1,0 +1,185 @@
+"""Several documents in a row: each has the rows that it has alone, and none sees another."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from support.models import (
+    CONFIGS,
+    build,
+    documents,
+    expected,
+    oracle,
+    plan_store,
+    save,
+    worst,
+)
+
+from actlas.pipeline.architecture import quiet
+from actlas.pipeline.batching import Fed
+from actlas.pipeline.capture import Capture
+from actlas.pipeline.extract import Extractor
+from actlas.pipeline.hookpoints import resolve
+from actlas.pipeline.inputs import assemble
+from actlas.pipeline.options import RunOptions
+from actlas.pipeline.packing import can_pack, pack_rows
+from actlas.pipeline.passes import decide_passes
+from actlas.store.layout import Sequence
+
+ENCODERS = {"bert", "roberta", "modernbert"}
+UNFIT = ENCODERS | {"bloom", "opt", "falcon"}
+"""Without position_ids, or such that do not tell documents apart."""
+LENGTHS = [30, 21, 9, 1, 12, 1, 25, 3]
+EDGES = np.cumsum([0, *LENGTHS])
+TOKENS = np.random.default_rng(0).integers(3, 97, int(EDGES[-1])).astype(np.int32)
+
+
+def made(lengths: list[int], n_prefix: int = 1) -> list[Fed]:
+    edges = np.cumsum([0, *lengths]).tolist()
+    return [
+        Fed(Sequence(i, a, b, a, b), n_prefix, 0)
+        for i, (a, b) in enumerate(itertools.pairwise(edges))
+    ]
+
+
+@given(
+    st.lists(st.integers(1, 60), max_size=50),
+    st.integers(1, 200),
+    st.one_of(st.none(), st.integers(1, 200)),
+)
+def test_every_token_once_in_rows_within_the_budget(
+    lengths: list[int], budget: int, row_tokens: int | None
+) -> None:
+    fed = made(lengths)
+    batches = pack_rows(fed, budget, row_tokens=row_tokens)
+    assert sorted(f for batch in batches for f in batch.fed) == sorted(fed)
+    longest = max((f.length for f in fed), default=0)
+    for batch in batches:
+        assert batch.n_padded <= budget or batch.n_rows == 1
+        assert batch.length <= max(row_tokens or longest, longest)
+        taken: list[int] = []
+        for place, each in zip(batch.places, batch.fed, strict=True):
+            assert place // batch.length == (place + each.length - 1) // batch.length
+            taken += range(place, place + each.length)
+        assert len(taken) == len(set(taken)) == batch.n_fed
+        assert max(taken) < batch.n_padded
+    tokens = np.arange(sum(lengths), dtype=np.int32)
+    seen = []
+    for batch in batches:
+        inputs = assemble(batch, tokens, 0, prefix_ids=(7,), suffix_ids=(), pad_id=0, causal=True)
+        ids, places = inputs.arrays["input_ids"].ravel(), inputs.arrays["position_ids"].ravel()
+        assert np.array_equal(ids[inputs.kept], inputs.token)
+        start = np.concatenate(([0], np.cumsum(lengths)))
+        document = np.searchsorted(start, inputs.token, side="right") - 1
+        assert np.array_equal(places[inputs.kept], 1 + inputs.token - start[document])
+        seen += inputs.token.tolist()
+    assert sorted(seen) == tokens.tolist()
+
+
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - UNFIT))
+@pytest.mark.parametrize("row_tokens", [None, 64])
+def test_no_document_sees_another(name: str, row_tokens: int | None) -> None:
+    model = build(name)
+    hookpoints = resolve(model, ["resid_p*.*"])
+    with quiet():
+        assert can_pack(model, hookpoints) is None
+    fed = made(LENGTHS)
+
+    def run(tokens: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+        rows = {h.name: np.full((EDGES[-1], h.width), np.nan, np.float32) for h in hookpoints}
+        with quiet(), torch.inference_mode(), Capture(model, hookpoints) as capture:
+            for batch in pack_rows(fed, 64, row_tokens=row_tokens):
+                inputs = assemble(
+                    batch, tokens, 0, prefix_ids=(1,), suffix_ids=(), pad_id=0, causal=True
+                )
+                given = {key: torch.from_numpy(array) for key, array in inputs.arrays.items()}
+                for key, tensor in capture(**given, shape=inputs.shape).items():
+                    rows[key][inputs.token] = tensor.flatten(0, 1)[inputs.kept].numpy()
+        return rows
+
+    found = run(TOKENS)
+    for start, stop in itertools.pairwise(EDGES):
+        truth = oracle(model, [1, *TOKENS[start:stop].tolist()])
+        for key, states in truth.items():
+            assert worst(found[key][start:stop], states[1:]) < 1e-4
+    for start, stop in itertools.pairwise(EDGES):
+        other = TOKENS.copy()
+        other[start:stop] = (other[start:stop] - 2) % 94 + 3
+        moved = run(other)
+        kept = np.ones(EDGES[-1], dtype=bool)
+        kept[start:stop] = False
+        for key, states in moved.items():
+            assert worst(states[kept], found[key][kept]) < 1e-6
+            assert not np.allclose(states[~kept], found[key][~kept])
+
+
+@pytest.mark.parametrize("name", sorted(UNFIT & set(CONFIGS)))
+def test_a_model_that_cannot_tell_documents_apart_is_found_out(name: str) -> None:
+    model = build(name)
+    hookpoints = resolve(model, ["resid_post.*"])
+    with quiet():
+        reason = can_pack(model, hookpoints)
+    assert reason is not None
+    assert "position_ids" in reason or "differ" in reason or "change" in reason
+
+
+def test_a_model_that_looks_at_its_neighbours_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One whose rows are right at the places that are tried, but leak into the next document."""
+    model = build("llama")
+    hookpoints = resolve(model, ["resid_post.0"])
+    block = model.model.layers[0]
+    forward = block.forward
+
+    def leaking(hidden: torch.Tensor, *args: Any, **given: Any) -> torch.Tensor:
+        out: torch.Tensor = forward(hidden, *args, **given)
+        places = given["position_ids"]
+        starts = (places[:, 1:] == 0) & (places[:, :-1] > 0)
+        out[:, 1:][starts] += 0.05 * out[:, :-1][starts]
+        return out
+
+    monkeypatch.setattr(block, "forward", leaking)
+    with quiet():
+        assert can_pack(model, hookpoints) is not None
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("order", ["shuffled", "corpus"])
+def test_packed_rows_in_a_store(tmp_path: Path, name: str, order: str) -> None:
+    folder = save(name, tmp_path / name)
+    lengths = [1, 0, 5, 40, 15, 16, 3, 64, 33, 7, 100, 2, 2, 13]
+    patterns = ["resid_p*.*"]
+    store = plan_store(tmp_path / "run.zarr", folder, documents(lengths), patterns, order=order)
+    run = RunOptions(device="cpu", threads=1, tokens_per_batch=64, packing="packed")
+    extractor = Extractor(store, run)
+    assert extractor.passes.packed
+    receipts = list(extractor.extract_many(range(store.plan.n_shards), attempt="test"))
+    assert receipts[0].run["packing"].startswith("packed")
+    assert max(float(receipt.run["padding_share"]) for receipt in receipts) < 0.5
+    names = ["resid_pre.1", "resid_post.2"]
+    truth = expected(store, build(name), names)
+    rows = store.row_of(np.arange(store.plan.n_tokens))
+    for each in names:
+        assert worst(store.activations[each][:][rows], truth[each]) < 1e-4
+
+
+def test_who_may_not_is_padded_and_says_why(tmp_path: Path) -> None:
+    folder = save("bert", tmp_path / "bert")
+    store = plan_store(tmp_path / "run.zarr", folder, documents([5, 9]), ["resid_post.0"])
+    model = build("bert")
+    for packing, why in (("packed", "documents"), ("padded", "as asked"), ("auto", "attention")):
+        run = RunOptions(packing=packing)
+        passes = decide_passes(model, store.plan, run, "cpu")
+        assert not passes.packed
+        assert passes.record()["packing"].startswith("padded: ")
+        assert why in passes.why_packing
+        assert passes.why_pieces == "the model is not causal"
