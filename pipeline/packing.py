@@ -122,7 +122,7 @@ def can_pack(model: nn.Module, hookpoints: Items[HookpointSpec]) -> str | None:
     tokens = probe_tokens(model, 2 * (n + m))
     if tokens is None:
         return f"{type(model).__name__} knows too few tokens to try it with"
-    first, second, other_first, other_second = torch.split(tokens, [n, m, n, m])  # type: ignore[no-untyped-call]
+    first, second, other_first, other_second = torch.split(tokens, [n, m, n, m])
     counted = [torch.arange(length, device=tokens.device) for length in PROBE_LENGTHS]
     places = torch.stack([torch.cat(counted), torch.cat(counted[::-1])])
 
