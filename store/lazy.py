@@ -14,6 +14,9 @@ from actlas.store.layout import ceil_div
 from actlas.store.objects import Objects
 from actlas.store.shardfile import ShardReader
 
+FEW = 8
+"""Rows are read alone where less than one in so many of their chunks' rows is wanted."""
+
 Require = Callable[[NDArray[np.int64]], None]
 """Raises where one of these shards may not be read."""
 Checksums = Callable[[int, str], tuple[int, ...] | None]
@@ -145,6 +148,9 @@ class LazyArray:
             chunk_of = local // spec.chunk_rows
             chunks = np.unique(chunk_of)
             reader = self._reader(int(shard))
+            if reader.row_by_row and len(local) * FEW < len(chunks) * spec.chunk_rows:
+                out[order[lo:hi]] = reader.read_scattered(local)
+                continue
             for chunk, rows in zip(chunks, reader.read_chunks(chunks.tolist()), strict=True):
                 a, b = np.searchsorted(chunk_of, [chunk, chunk + 1])
                 out[order[lo + a : lo + b]] = rows[local[a:b] - chunk * spec.chunk_rows]

@@ -29,6 +29,8 @@ from actlas.store.objects import Objects
 _MISSING = np.iinfo(np.uint64).max
 _SHUFFLE = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
 CRC_BYTES = 4
+SCATTERED = 32
+"""Single rows that one thread reads one after the other."""
 
 
 def crc32c(data: Buffer, value: int = 0) -> int:
@@ -286,6 +288,35 @@ class ShardReader:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether rows can be read alone: raw ones, whose chunks are not to be checked."""
+        return self.spec.blosc is None and self.chunk_crc32c is None
+
+    def read_scattered(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return single rows of the shard, counted from its first; only where :attr:`row_by_row`.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape [n]
+            Sorted, so that the disk is read forwards.
+        """
+        spec = self.spec
+        out = np.empty((len(rows), *spec.shape[1:]), dtype=spec.numpy_dtype)
+        words = out.reshape(len(rows), -1).view(np.uint8)
+        chunk, within = np.divmod(rows, spec.chunk_rows)
+        offsets = (self.index[chunk, 0].astype(np.int64) + within * spec.row_bytes).tolist()
+
+        def fill(first: int) -> None:
+            for i in range(first, min(first + SCATTERED, len(offsets))):
+                data = self.objects.read(self.key, offsets[i], spec.row_bytes)
+                if len(data) != spec.row_bytes:
+                    raise CorruptDataError(f"{self._where()}: the shard is cut", path=self.key)
+                words[i] = np.frombuffer(data, np.uint8)
+
+        deque(codec_threads().map(fill, range(0, len(offsets), SCATTERED)), maxlen=0)
+        return out
 
     def read_rows(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return rows [start, stop) of the shard, counted from its first.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,8 +75,11 @@ class Store:
     (100, 256)
     """
 
-    def __init__(self, objects: Objects, plan_file: PlanFile, plan_sha256: str) -> None:
+    def __init__(
+        self, objects: Objects, plan_file: PlanFile, plan_sha256: str, *, check: bool = True
+    ) -> None:
         self.objects = objects
+        self.check = check
         self.plan_sha256 = plan_sha256
         self.path = objects.url
         self.plan: Plan = plan_file.plan
@@ -86,7 +89,7 @@ class Store:
         self._inverse = lru_cache(maxsize=16)(self._shard_rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.path,)
+        return partial(open_store, check=self.check), (self.path,)
 
     @cached_property
     def arrays(self) -> StoreArrays:
@@ -361,7 +364,8 @@ class Store:
         return next((r.chunk_crc32c for r in records if r.key == key), None)
 
     def _lazy(self, spec: ArraySpec) -> LazyArray:
-        return LazyArray(self.objects, spec, self.require, self._chunk_checksums)
+        checksums = self._chunk_checksums if self.check else None
+        return LazyArray(self.objects, spec, self.require, checksums)
 
     def _chunk_checksums(self, shard: int, key: str) -> tuple[int, ...] | None:
         records = self.receipt(shard).objects
@@ -432,13 +436,18 @@ def read_json(objects: Objects, key: str) -> dict[str, Any]:
     return value
 
 
-def open_store(path: str | os.PathLike[str]) -> Store:
+def open_store(path: str | os.PathLike[str], *, check: bool = True) -> Store:
     """Open a store to read it: numpy and nothing heavier.
 
     Parameters
     ----------
     path : path
         The store's folder.
+
+    check : bool
+        Hold raw chunks against the receipts' checksums. Without that, scattered rows in profile
+        ``none`` are read alone and not with the whole chunk that the checksum is of: for looking at
+        single documents of large stores. Compressed chunks are always checked.
 
     Raises
     ------
@@ -472,4 +481,4 @@ def open_store(path: str | os.PathLike[str]) -> Store:
             path=objects.url,
         ) from error
     plan_file = unseal(data, PlanFile, f"{objects.url}/{PLAN_KEY}")
-    return Store(objects, plan_file, seal_of(data))
+    return Store(objects, plan_file, seal_of(data), check=check)

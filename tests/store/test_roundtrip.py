@@ -164,6 +164,33 @@ def test_chunks_of_earlier_profiles_still_read(
     assert same_bits(found[100:300], rows["mlp.1"][100:300])
 
 
+@pytest.mark.parametrize("compression", ["none", "fast"])
+def test_rows_read_alone_are_the_same(make: Make, compression: str) -> None:
+    store = make(compression=compression)
+    raw = open_store(store.path, check=False)
+    assert not pickle.loads(pickle.dumps(raw)).check
+    rng = np.random.default_rng(0)
+    for name, array in store.activations.items():
+        for n in (1, 3, len(array)):
+            rows = rng.integers(0, len(array), n)
+            assert raw.activations[name][rows].tobytes() == array[rows].tobytes()
+    name, array = next(iter(store.activations.items()))
+    before = array[[2]].tobytes()
+    file = Path(store.path) / array.spec.key(0)
+    data = bytearray(file.read_bytes())
+    data[array.spec.row_bytes * 2] ^= 1  # in row 2, or in the only chunk
+    file.write_bytes(data)
+    fresh = open_store(store.path, check=False).activations[name]
+    with pytest.raises(CorruptDataError):
+        open_store(store.path).activations[name][[2]]
+    if compression == "none":
+        found = fresh[[2]].tobytes()  # as was asked for, nobody looks
+        assert [a ^ b for a, b in zip(before, found, strict=True)] == [1] + [0] * (len(before) - 1)
+    else:
+        with pytest.raises(CorruptDataError):
+            fresh[[2]]
+
+
 def test_what_is_written_is_what_the_metadata_says(make: Make) -> None:
     """Blosc's header of the first chunk, byte by byte, beside the array's zarr.json."""
     for profile, shuffled in (("fast", 0x4), ("dense", 0x1)):
