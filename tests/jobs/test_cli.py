@@ -75,7 +75,11 @@ def test_help_states_every_default(verb: str) -> None:
     if verb == "extract":
         for model in (PlanOptions, RunOptions):
             assert all(f"--{n.replace('_', '-')}" in result.stdout for n in model.model_fields)
-    for text in ("[default: 2,048 on a CPU, else 8,192]", "[default: inline]", "[default: resid_post.*]"):
+    for text in (
+        "[default: 2,048 on a CPU, else 8,192]",
+        "[default: inline]",
+        "[default: resid_post.*]",
+    ):
         assert verb != "extract" or text in " ".join(result.stdout.split())
 
 

@@ -167,12 +167,13 @@ def test_chunks_of_earlier_profiles_still_read(
 @pytest.mark.parametrize("compression", ["none", "fast"])
 def test_rows_read_alone_are_the_same(make: Make, compression: str) -> None:
     store = make(compression=compression)
+    fill(store)
     raw = open_store(store.path, check=False)
     assert not pickle.loads(pickle.dumps(raw)).check
     rng = np.random.default_rng(0)
     for name, array in store.activations.items():
-        for n in (1, 3, len(array)):
-            rows = rng.integers(0, len(array), n)
+        for n in (1, 3, 1024):
+            rows = rng.integers(0, 1024, n)
             assert raw.activations[name][rows].tobytes() == array[rows].tobytes()
     name, array = next(iter(store.activations.items()))
     before = array[[2]].tobytes()
