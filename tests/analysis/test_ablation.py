@@ -25,9 +25,17 @@ from actlas.store.errors import MaskError, ModelError
 from actlas.store.schema import HookpointSpec
 
 UNITS: dict[str, dict[str, tuple[int, ...]]] = {
-    "llama": {"resid_post.0": (1, 5), "resid_post.2": (0, 31), "model.layers.1.mlp": (7,)},
-    "gpt2": {"resid_post.0": (3,), "resid_post.1": (0, 30, 31), "transformer.h.2.mlp": (2, 9)},
+    "llama": {"resid_post.0": (1, 5), "resid_post.2": (0, 31), "mlp_out.1": (7,)},
+    "gpt2": {"resid_post.0": (3,), "resid_post.1": (0, 30, 31), "mlp_out.2": (2, 9)},
 }
+
+
+def _module(hookpoint: str, name: str) -> str:
+    """The module that a hookpoint is the output of."""
+    kind, layer = hookpoint.split(".")
+    return f"{BLOCKS[name]}.{layer}" + (".mlp" if kind == "mlp_out" else "")
+
+
 BLOCKS = {"llama": "model.layers", "gpt2": "transformer.h"}
 
 
@@ -70,10 +78,7 @@ def by_hand(model: Any, places: dict[str, list[int]], tokens: torch.Tensor) -> t
 def test_equals_a_hook_written_by_hand(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     mask = mask_for(save(name, tmp_path / "model"), UNITS[name])
     model = build(name).to(dtype)
-    places = {
-        hookpoint.replace("resid_post", BLOCKS[name]): list(units)
-        for hookpoint, units in UNITS[name].items()
-    }
+    places = {_module(hookpoint, name): list(units) for hookpoint, units in UNITS[name].items()}
     intact = by_hand(model, {}, ids())
     expected = by_hand(model, places, ids())
     with ablated(model, mask), torch.no_grad():
