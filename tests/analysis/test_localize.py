@@ -18,6 +18,8 @@ import actlas
 from actlas.analysis.localizer.contrast import split_contrast
 from actlas.analysis.localizer.localization import Localization
 from actlas.analysis.localizer.localize import localize
+from actlas.pipeline import extract as extract_module
+from actlas.pipeline.passes import Passes
 from actlas.store.create import create
 from actlas.store.errors import ConfigError, HookpointError, NonFiniteError, NotExtractedError
 from actlas.store.store import Store
@@ -52,16 +54,9 @@ def published(shared: Path) -> list[tuple[str, str]]:
 HOOKPOINTS = [f"resid_post.{i}" for i in range(5)]
 
 
-@pytest.fixture(scope="module", params=[12, 512], ids=["truncated", "whole"])
-def real(
-    request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Real:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder, length = shared / "models/stories260K", request.param
-    where = tmp_path_factory.mktemp("real")
-    stores = [
+def extracted(where: Path, folder: Path, shared: Path, length: int) -> list[Store]:
+    """The stimuli one by one, and in batches."""
+    return [
         actlas.extract(
             where / f"{n_tokens}.zarr",
             model=str(folder),
@@ -80,6 +75,21 @@ def real(
         )
         for n_tokens in (1, 4096)
     ]
+
+
+@pytest.fixture(scope="module", params=[12, 512], ids=["truncated", "whole"])
+def real(
+    request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Real:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, length = shared / "models/stories260K", request.param
+    where = tmp_path_factory.mktemp("real")
+    with pytest.MonkeyPatch.context() as patch:
+        # One by one and whole, where a budget of one token would mean pieces of one token.
+        patch.setattr(extract_module, "decide_passes", lambda *_about: Passes())
+        stores = extracted(where, folder, shared, length)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     stimuli = published(shared)
     found: list[list[NDArray[np.float64]]] = []
