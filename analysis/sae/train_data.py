@@ -112,7 +112,7 @@ def prepare(store: Store, asked: TrainOptions, stream: Batches) -> Data:
         raise NonFiniteError(
             f"{store.path}: {asked.hookpoint} holds NaN or infinity in "
             f"{int((moments.n < n_rows).sum()):,} of its {len(moments.n):,} units: nothing can be "
-            "trained on it. `actlas summary` says more."
+            "trained on it. `actlas info` says more."
         )
     variance = float((moments.m2 / moments.n).sum())
     if not variance > 0:
