@@ -100,7 +100,8 @@ def _lines(info: dict[str, Any]) -> Iterable[str]:
         )
     if plan["processor"] is not None:
         yield f"images      {_images(plan)}"
-    yield f"rows        {plan['order']} order, seed {plan['seed']}, dtype {plan['dtype']}"
+    if plan["dense"]:
+        yield f"rows        {plan['order']} order, seed {plan['seed']}, dtype {plan['dtype']}"
     for name, values in info["token_columns"].items():
         more = f" and {len(values) - MAX_NAMES:,} more" if len(values) > MAX_NAMES else ""
         known = ", ".join(map(printable, values[:MAX_NAMES])) or "nothing"
@@ -111,7 +112,7 @@ def _lines(info: dict[str, Any]) -> Iterable[str]:
             f"{count(plan['shard_rows'])} rows each, compression {plan['compression']}"
         )
     if plan["pools"]:
-        alone = "" if plan["dense"] else "; no token has rows (--pooled-only)"
+        alone = "" if plan["dense"] else ", float32; no token has rows (--pooled-only)"
         yield (
             f"pooled      {', '.join(plan['pools'])} of each document: "
             f"{info['n_pooled_shards_done']:,} of {info['n_pooled_shards']:,} shards done{alone}"
@@ -123,10 +124,9 @@ def _lines(info: dict[str, Any]) -> Iterable[str]:
             f"({each['sae_kind']}), {each['state']}"
         )
     yield ""
-    header = (
-        *("hookpoint", "width", "mean norm", "rms norm", "|mean|", "mean std", "within"),
-        *("min", "max"),
-    )
+    header = ("hookpoint", "width")
+    if plan["dense"]:
+        header += ("mean norm", "rms norm", "|mean|", "mean std", "within", "min", "max")
     yield f"{header[0]:<24}" + "".join(f"{name:>11}" for name in header[1:])
     for hookpoint in plan["hookpoints"]:
         summary = info["statistics"].get(hookpoint["name"])

@@ -47,9 +47,10 @@ def check_same_plan(plan: Plan, asked: Asked, path: str) -> None:
     """
     defaults = PlanOptions(model="", corpus="").model_dump(mode="json")
     for field, value in asked.plan.items():
-        resolved = _RESOLVED[field](plan) if field in _RESOLVED else defaults[field]
-        planned = plan.request.get(field, resolved)
-        if value in (planned, resolved) or (field == "model" and moved_model(plan, asked)):
+        resolved = _RESOLVED[field](plan) if field in _RESOLVED else None
+        planned = plan.request.get(field, defaults[field] if resolved is None else resolved)
+        same = value == planned or (resolved is not None and value == resolved)
+        if same or (field == "model" and moved_model(plan, asked)):
             continue
         shown = resolved if planned is None else planned
         where = asked.origin.get(f"plan.{field}", field)

@@ -12,7 +12,7 @@ import numpy as np
 from actlas.jobs.flags import debug_option, json_option
 from actlas.jobs.formatting import count, printable
 from actlas.store.documents import Document
-from actlas.store.errors import ConfigError
+from actlas.store.errors import ConfigError, NotExtractedError
 from actlas.store.store import Store, open_store
 
 AROUND = 8
@@ -61,10 +61,13 @@ def _norms(document: Document) -> dict[str, list[float]]:
 
 def _pooled_norms(store: Store, doc_idx: int) -> dict[str, dict[str, float]]:
     """Return, by hookpoint and pool, the L2 norm of the document's pooled row."""
-    return {
-        name: {pool: float(np.linalg.norm(array[doc_idx])) for pool, array in pools.items()}
-        for name, pools in store.pooled.items()
-    }
+    try:
+        return {
+            name: {pool: float(np.linalg.norm(array[doc_idx])) for pool, array in pools.items()}
+            for name, pools in store.pooled.items()
+        }
+    except NotExtractedError:  # which `actlas status` tells; its tokens may have their rows
+        return {}
 
 
 def _lines(shown: dict[str, Any]) -> Iterable[str]:

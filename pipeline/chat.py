@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,7 @@ from actlas.pipeline.spans import Part
 from actlas.pipeline.tokenization import Cutter
 from actlas.store.errors import ModelError
 
+_SPECIAL = Unreadable("a message contains a special token's string")
 _CHANGED = Unreadable("the chat template changes, drops or repeats what a message says")
 
 
@@ -99,6 +100,9 @@ class Chat:
         messages = _messages(value)
         if isinstance(messages, Unreadable):
             return messages
+        beside = ({k: v for k, v in message.items() if k != "content"} for message in messages)
+        if any(self._special.search(string) for string in _strings(list(beside))):
+            return _SPECIAL
         text = self._render(messages)
         if isinstance(text, Unreadable):
             return text
@@ -108,7 +112,7 @@ class Chat:
         for match in self._special.finditer(text):
             start, stop = match.span(1)
             if any(part.start < stop and start < part.stop for part in parts):
-                return Unreadable("a message contains a special token's string")
+                return _SPECIAL
         return text, parts
 
     def _render(self, messages: Sequence[Mapping[str, Any]]) -> str | Unreadable:
@@ -152,6 +156,19 @@ class Chat:
                 parts.append(Part(at, at + len(form), messages[i]["role"]))
             at += len(form) + len(behind)
         return tuple(parts) if at == len(text) else _CHANGED
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every string in a value, at any depth, names of fields too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield str(name)
+            yield from _strings(inner)
+    elif isinstance(value, Sequence) and not isinstance(value, bytes):
+        for inner in value:
+            yield from _strings(inner)
 
 
 def _messages(value: Any) -> list[dict[str, Any]] | Unreadable:

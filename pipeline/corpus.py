@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from actlas.pipeline.folders import files_below
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.readers import READERS, Position, read_records, suffix_of
 from actlas.pipeline.records import RawSource, Record, Selection, Tally
@@ -114,8 +115,7 @@ def find_files(pattern: str) -> Found:
     known = ", ".join(READERS)
     path = Path(pattern).expanduser()
     if path.is_dir():
-        found = (file for file in path.rglob("*") if not _hidden(file, path))
-        every = sorted(file for file in found if file.is_file() and suffix_of(file))
+        every = sorted(file for file in files_below(path) if suffix_of(file))
         files = [file for file in every if suffix_of(file) != ".txt"] or every
         if not files:
             raise CorpusError(
@@ -141,10 +141,6 @@ def find_files(pattern: str) -> Found:
             path=pattern,
         )
     return Found(files, _fixed_part(path))
-
-
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
 def _fixed_part(pattern: Path) -> Path:

@@ -35,6 +35,8 @@ class Estimate:
         Pooled rows of each hookpoint, one per document.
     pooled_bytes : int
         Bytes of all of them.
+    n_pooled_shards : int
+        Shards of every pooled array.
     n_shards, shard_rows, n_objects : int
         Objects are files, or keys in an object store. No shards where only documents have rows.
     crossing_share : float or None
@@ -67,6 +69,7 @@ class Estimate:
     documents_bytes: int
     pools: tuple[str, ...]
     pooled_bytes: int
+    n_pooled_shards: int
     n_shards: int
     shard_rows: int
     n_objects: int
@@ -117,7 +120,8 @@ class Estimate:
             f"{readable(self.rows_bytes)}, documents {readable(self.documents_bytes)}"
         )
         shards = f"{about}{self.n_shards:,} of {self.shard_rows:,} rows, "
-        shards = shards if self.hookpoint_bytes else ""
+        if not self.hookpoint_bytes:
+            shards = f"{about}{self.n_pooled_shards:,} of documents, "
         found.append(f"shards   {shards}{about}{self.n_objects:,} objects" + self._crossing())
         return [*found, f"time     {self._time()}"]
 
@@ -183,6 +187,7 @@ def store_bytes(plan: Plan, *, labelled: bool) -> dict[str, object]:
         "n_shards": plan.n_shards,
         "shard_rows": plan.shard_rows,
         "pools": plan.pools,
+        "n_pooled_shards": arrays.n_pooled_shards,
         "pooled_bytes": sum(spec.n_rows * spec.row_bytes for spec in arrays.pooled.values()),
         "n_objects": objects + plan.n_shards * plan.dense + arrays.n_pooled_shards,
     }

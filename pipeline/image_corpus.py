@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from actlas.pipeline.corpus import Corpus, open_corpus
+from actlas.pipeline.folders import files_below
 from actlas.pipeline.images import SUFFIXES, is_image, read_image
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.readers import Unreadable
@@ -151,7 +152,7 @@ def _find(uri: str) -> tuple[Path, list[Path]]:
     found: Iterable[Path]
     if path.is_dir():
         root = path
-        found = (f for f in path.rglob("*") if not _hidden(f, path) and is_image(f) and f.is_file())
+        found = (file for file in files_below(path) if is_image(file))
     elif path.is_file():
         root, found = path.parent, [path] if is_image(path) else []
     else:
@@ -168,10 +169,6 @@ def _find(uri: str) -> tuple[Path, list[Path]]:
             path=uri,
         )
     return root, files
-
-
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
 def _read(file: Path) -> bytes | Unreadable:

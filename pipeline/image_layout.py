@@ -49,7 +49,14 @@ def image_layout(
             "are shared by all hookpoints of a store. Make a store for each number.",
             positions=counts,
         )
-    [place] = {p for p in places.values() if len(p) == 2} or [next(iter(places.values()))]
+    maps = {place for place in places.values() if len(place) == 2}
+    if len(maps) > 1:
+        raise HookpointError(
+            f"These hookpoints give feature maps of other shapes ({places}), and rows are shared "
+            "by all hookpoints of a store. Make a store for each shape.",
+            positions=counts,
+        )
+    place = next(iter(maps or places.values()))
     if len(place) == 2:
         return {"grid": place, "n_prefix": 0, "n_suffix": 0}
     height, width = blank.shape[-2:]

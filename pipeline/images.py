@@ -134,8 +134,23 @@ def _check_header(image: Image) -> None:
         raise ImageError(_too_many())
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise ImageError("an image of several frames")
-    if image.mode not in _COLOURS:
+    if image.mode not in _COLOURS or _is_deep(image):
         raise ImageError(f"an image of mode {image.mode}: more than 8 bits a channel")
+
+
+def _is_deep(image: Image) -> bool:
+    """Whether a file has more than 8 bits a channel, which Pillow cuts to 8 without a word."""
+    given: list[Any] = []
+    for tile in getattr(image, "tile", ()):
+        arguments = tile[3]
+        given += arguments if isinstance(arguments, (tuple, list)) else [arguments]
+    if any(isinstance(value, str) and ";16" in value for value in given):
+        return True
+    if image.format == "PPM":  # the largest value of a channel
+        return any(isinstance(value, int) and value > 255 for value in given)
+    tags: Any = getattr(image, "tag_v2", None)
+    bits = tags.get(258, 8) if image.format == "TIFF" and tags is not None else 8
+    return max(bits if isinstance(bits, tuple) else (bits,)) > 8
 
 
 def _too_many() -> str:

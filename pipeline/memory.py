@@ -73,7 +73,7 @@ def batch_bytes(plan: Plan, config: Any, tokens_per_batch: int, *, by_pieces: bo
     longest = plan.windows.max_length
     n_tokens = tokens_per_batch if by_pieces else max(tokens_per_batch, longest)
     cache = 0
-    if by_pieces and longest > tokens_per_batch:
+    if by_pieces:
         mask = MASK_BYTES * min(tokens_per_batch * longest, MAX_MASK)
         cache = cache_bytes(config, longest, plan.model.compute_dtype) + mask
     item = numpy_dtype(plan.model.compute_dtype).itemsize

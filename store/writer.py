@@ -216,7 +216,8 @@ def object_digest(objects: Objects, key: str) -> tuple[int, str]:
 def first_unlike(stored: NDArray[Any], rows: NDArray[Any], tolerance: float) -> int | None:
     """Return the first row whose difference exceeds ``tolerance`` of its norm, or None.
 
-    Rows with NaN or infinity are not compared.
+    NaN and infinity are compared by their places: a row that has them where the other has not is
+    unlike it.
 
     Parameters
     ----------
@@ -227,10 +228,12 @@ def first_unlike(stored: NDArray[Any], rows: NDArray[Any], tolerance: float) -> 
     for start in range(0, len(rows), 1024):
         a = stored[start : start + 1024].astype(np.float32)
         b = rows[start : start + 1024].astype(np.float32)
-        finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+        finite = np.isfinite(b)
+        bad = (np.isfinite(a) != finite).any(axis=1)
+        a, b = np.where(finite, a, 0), np.where(finite, b, 0)
         with np.errstate(invalid="ignore", over="ignore"):
             distance = np.linalg.norm(a - b, axis=1)
-            bad = finite & (distance > tolerance * np.linalg.norm(b, axis=1) + 1e-30)
+            bad |= distance > tolerance * np.linalg.norm(b, axis=1) + 1e-30
         if bad.any():
             return start + int(np.argmax(bad))
     return None

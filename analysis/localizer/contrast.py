@@ -99,7 +99,7 @@ def column_of(store: Store, contrast: Contrast) -> tuple[str, str, str] | None:
             "images in texts.",
             column=column,
         )
-    positive, negative = split_contrast(pair, (*columns[column], OTHERS))
+    positive, negative = split_contrast(pair, (*columns[column], OTHERS), column)
     if positive == OTHERS:
         raise ConfigError(
             f"contrast {contrast!r}: {OTHERS} stands for all other tokens, and comes second."
@@ -124,7 +124,9 @@ def _token_sides(store: Store, column: str, positive: str, negative: str) -> Sid
     return Sides((a, b), sides, int((sides.n == 0).all(axis=1).sum()), column)
 
 
-def split_contrast(contrast: str | tuple[str, str], names: Sequence[str]) -> tuple[str, str]:
+def split_contrast(
+    contrast: str | tuple[str, str], names: Sequence[str], column: str | None = None
+) -> tuple[str, str]:
     """Return the two labels of a contrast.
 
     Examples
@@ -149,9 +151,10 @@ def split_contrast(contrast: str | tuple[str, str], names: Sequence[str]) -> tup
     known = [pair for pair in pairs if pair[0] in names and pair[1] in names]
     if not known:
         unknown = [label for label in pairs[0] if label not in names]
+        of = "" if column is None else f" in column {column}"
         raise ConfigError(
-            f"contrast {contrast!r}: there is no label {' and no label '.join(map(repr, unknown))}."
-            f" {_labels(names)}",
+            f"contrast {contrast!r}: there is no label {' and no label '.join(map(repr, unknown))}"
+            f"{of}. {_labels(names, column)}",
             labels=list(names),
         )
     if len(known) > 1:
@@ -164,6 +167,9 @@ def split_contrast(contrast: str | tuple[str, str], names: Sequence[str]) -> tup
     return known[0]
 
 
-def _labels(names: Sequence[str], limit: int = 50) -> str:
+def _labels(names: Sequence[str], column: str | None = None, limit: int = 50) -> str:
+    if column is not None:
+        named = [name for name in names if name != OTHERS]
+        return f"It has: {', '.join(named[:limit])}; {OTHERS} is every other token."
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"This store's labels are: {', '.join(names[:limit])}{more}."

@@ -19,14 +19,14 @@ BLOCK_BYTES = 64 << 20
 
 
 def source_of(store: Store, pool: Pool) -> str:
-    """Return the job whose rows are tested: pooled ones where the plan has them, else tokens'.
+    """Return the job whose rows are tested: pooled ones where there are all, else tokens'.
 
     Raises
     ------
     NotExtractedError
         The store has rows for documents alone, and they are pooled in another way.
     """
-    if pool in store.plan.pools:
+    if pool in store.plan.pools and not (store.plan.dense and store.missing(POOLED)):
         return POOLED
     if not store.plan.dense:
         next(iter(store.pooled.values()))[pool]  # raises, and says which pools there are

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from support.stores import plan_for, words_columns
+from support.workers import fake_store
 
 from actlas.jobs import config, formatting
-from actlas.jobs.config import resolve
+from actlas.jobs.config import Asked, resolve
 from actlas.jobs.formatting import parse_count, printable
 from actlas.jobs.options import HELP
 from actlas.jobs.resume import check_same_plan
@@ -210,3 +211,34 @@ def test_printable_text_steers_no_terminal() -> None:
 @pytest.mark.parametrize("module", [config, formatting])
 def test_the_examples_hold(module: Any) -> None:
     assert doctest.testmod(module) == (0, doctest.testmod(module).attempted)
+
+
+TURNED_ON: dict[str, object] = {
+    "pool": ["mean"],
+    "pooled_only": True,
+    "with_loss": True,
+    "untrained": 3,
+    "span_fields": ["entity"],
+    "messages_field": "messages",
+    "image_field": "image",
+    "keep_special": True,
+    "lowercase": True,
+    "trust_remote_code": True,
+    "max_tokens": 100,
+}
+
+
+@pytest.mark.parametrize("field", TURNED_ON)
+def test_turning_an_option_of_the_plan_off_is_refused(tmp_path: Path, field: str) -> None:
+    store = fake_store(tmp_path)
+    planned = PlanOptions.model_validate({"model": "", "corpus": "", field: TURNED_ON[field]})
+    request = planned.model_dump(mode="json")
+    plan = store.plan.model_copy(update={"request": request})
+    default = PlanOptions(model="", corpus="").model_dump(mode="json")[field]
+    with pytest.raises(PlanMismatchError, match=field):
+        check_same_plan(plan, Asked({field: default}, RunOptions()), "run.zarr")
+    check_same_plan(plan, Asked({field: request[field]}, RunOptions()), "run.zarr")
+    open_plan = store.plan.model_copy(update={"request": {}})  # of a version without the option
+    check_same_plan(open_plan, Asked({field: default}, RunOptions()), "run.zarr")
+    with pytest.raises(PlanMismatchError, match=field):
+        check_same_plan(open_plan, Asked({field: request[field]}, RunOptions()), "run.zarr")

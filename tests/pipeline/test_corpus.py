@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from actlas.pipeline import readers
-from actlas.pipeline.corpus import open_corpus
+from actlas.pipeline.corpus import find_files, open_corpus
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.readers import READERS
 from actlas.store.errors import ConfigError, CorpusError
@@ -332,3 +332,19 @@ def test_a_text_that_is_too_long_names_the_limit(
     (tmp_path / "a.txt").write_text("x" * 11)
     with pytest.raises(CorpusError, match=r"longer than 64 MiB.*A document may have 64 MiB"):
         texts_of(tmp_path / "a.txt")
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    there, root = tmp_path / "there", tmp_path / "root"
+    (there / "deep").mkdir(parents=True)
+    (root / ".hidden").mkdir(parents=True)
+    (there / "deep" / "a.jsonl").write_text('{"text": "a"}')
+    (root / "b.jsonl").write_text('{"text": "b"}')
+    (root / ".hidden" / "c.jsonl").write_text('{"text": "c"}')
+    (root / "link").symlink_to(there)
+    (root / "file.jsonl").symlink_to(there / "deep" / "a.jsonl")
+    (there / "up").symlink_to(root)  # round and round
+    (root / "broken.jsonl").symlink_to(tmp_path / "nowhere")
+    found = find_files(str(root))
+    names = [file.relative_to(root).as_posix() for file in found.files]
+    assert names == ["b.jsonl", "file.jsonl", "link/deep/a.jsonl"]

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -489,3 +490,28 @@ def test_a_network_whose_configuration_names_no_sizes(tmp_path: Path) -> None:
     truth = states_of(model, processor, tmp_path / "in" / document.source.name)[3]
     assert truth.shape == (32, 5, 5)
     assert worst(document.activations["layer.3"], truth.reshape(32, 25).T) < 1e-5
+
+
+def test_sixteen_bits_a_channel_are_not_cut_to_eight(tmp_path: Path) -> None:
+    """Pillow calls such files RGB, and drops half of what they hold."""
+    rows = b"".join(b"\0" + b"\x12\x34" * 3 * 4 for _ in range(4))
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        end = zlib.crc32(kind + body).to_bytes(4, "big")
+        return len(body).to_bytes(4, "big") + kind + body + end
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    png += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    deep = {
+        "png": png,
+        "ppm": b"P6 4 4 65535\n" + b"\x12\x34" * 3 * 16,
+        "plain ppm": b"P3 1 1 1000\n 1 2 999\n",
+    }
+    for name, data in deep.items():
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.mode == "RGB", name
+        with pytest.raises(images.ImageError, match="more than 8 bits a channel"):
+            images.decode_image(data)
+    for data in (b"P6 4 4 255\n" + b"\x12" * 48, encoded(np.zeros((4, 4, 3), np.uint8), "TIFF")):
+        assert images.decode_image(data).size == (4, 4)

@@ -35,6 +35,7 @@ from actlas.store.objects import LocalObjects
 from actlas.store.shardfile import ShardWriter
 from actlas.store.store import Store, open_store
 from actlas.store.verify import verify
+from actlas.store.writer import first_unlike
 
 Make = Callable[..., Store]
 
@@ -401,3 +402,19 @@ def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / "ledger/staging/dead.part").write_bytes(b"half")
     assert here.sweep() == 1
     assert here.read("a/b") == b"whole" and not list(here.names("ledger/staging"))
+
+
+def test_a_row_that_another_attempt_left_with_nan_is_not_adopted(make: Make) -> None:
+    store = make(compression="none", dtype="float32")
+    rows = part_of(store, 0)
+    name = next(iter(rows))
+    for bad in (np.nan, np.inf):
+        left = {key: values.copy() for key, values in rows.items()}
+        left[name][7, 1] = bad
+        assert first_unlike(left[name], rows[name], 1e-2) == 7
+        assert first_unlike(rows[name], left[name], 1e-2) == 7
+        assert first_unlike(left[name], left[name], 1e-2) is None  # the same kernel overflows alike
+        left[name][3] *= 1.5
+        again = left[name].copy()
+        again[3] /= 1.5
+        assert first_unlike(left[name], again, 1e-2) == 3
