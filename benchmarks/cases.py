@@ -42,7 +42,7 @@ class Case:
 def cases(folder: Path, quick: bool) -> list[Case]:
     """Return what is measured; models that are not at hand are left out."""
     embedded = str(builtin_model_path("actlas-6m"))
-    less: dict[str, Any] = {"memory": False}
+    less: dict[str, Any] = {"memory": False, "n_shards": 4}
     if quick:
         small = _gpt2(folder / "gpt2", n_layer=2, n_embd=64, n_head=2)
         few: dict[str, Any] = {
@@ -58,14 +58,14 @@ def cases(folder: Path, quick: bool) -> list[Case]:
             Case("gpt2 shape, middle", small, "resid_post.middle", memory=False, **few),
         ]
     found = [
-        Case("embedded, one", embedded, "resid_post.middle", 4096, memory=False),
-        Case("embedded, three", embedded, "resid_post.1,resid_post.3,resid_post.5", 4096, **less),
-        Case("embedded, all", embedded, "resid_post.*", 4096, n_shards=16),
+        Case("embedded, one", embedded, "resid_post.middle", 16_384, **less),
+        Case("embedded, three", embedded, "resid_post.1,resid_post.3,resid_post.5", 16_384, **less),
+        Case("embedded, all", embedded, "resid_post.*", 16_384, n_shards=16),
     ]
     for shared in (os.environ.get("ACTLAS_SHARED", ""), ROOT / "shared", ROOT.parent / "shared"):
         stories = Path(shared) / "models" / "stories260K"
         if stories.is_dir():
-            found.append(Case("stories260K, all", str(stories), "resid_post.*", 4096, **less))
+            found.append(Case("stories260K, all", str(stories), "resid_post.*", 16_384, **less))
             break
     gpt2 = _gpt2(folder / "gpt2")
     more: dict[str, Any] = {"n_timed": 3, "max_length": 1024, **less}

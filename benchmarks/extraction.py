@@ -176,8 +176,8 @@ def run(quick: bool) -> Report:
             f"`{DURABLE}`: as many bytes as the rows have before compression, written and synced. "
             f"The limit is the slower of the two. `{OURS}`: a shard is committed while the next is "
             "computed, as every executor does; the last one has nothing to be beside. Committed: "
-            "statistics, compression `fast`, fsync, read back, receipt. Rows are kept tokens; "
-            "padding and tokens computed again do not count. `of CPU`: the share of the bare pass "
+            "statistics, compression `dense` (the default), fsync, read back, receipt. Rows are "
+            "kept tokens; padding and tokens computed again do not count. `of CPU`: the share of the bare pass "
             "in seconds of the processors; other work disturbs it less.",
         ),
     )

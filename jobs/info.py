@@ -124,7 +124,7 @@ def _lines(info: dict[str, Any]) -> Iterable[str]:
             f"({each['sae_kind']}), {each['state']}"
         )
     yield ""
-    header = ("hookpoint", "width")
+    header: tuple[str, ...] = ("hookpoint", "width")
     if plan["dense"]:
         header += ("mean norm", "rms norm", "|mean|", "mean std", "within", "min", "max")
     yield f"{header[0]:<24}" + "".join(f"{name:>11}" for name in header[1:])

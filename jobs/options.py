@@ -70,7 +70,10 @@ PLAN_HELP: Mapping[str, tuple[str, str]] = {
         "Which documents under --max-tokens: from all over the corpus, or its beginning.",
         "uniform for local files; head for streams and for corpus order",
     ),
-    "compression": ("Of the stored activations.", ""),
+    "compression": (
+        "Of the stored activations: dense is the smallest, fast the cheapest to write, none raw.",
+        "",
+    ),
     "shard_rows": (
         "Rows of a shard, a power of two.",
         "65,536, halved until a shard fits memory and there are 16",

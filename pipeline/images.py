@@ -150,7 +150,7 @@ def _is_deep(image: Image) -> bool:
         return any(isinstance(value, int) and value > 255 for value in given)
     tags: Any = getattr(image, "tag_v2", None)
     bits = tags.get(258, 8) if image.format == "TIFF" and tags is not None else 8
-    return max(bits if isinstance(bits, tuple) else (bits,)) > 8
+    return any(int(n) > 8 for n in (bits if isinstance(bits, tuple) else (bits,)))
 
 
 def _too_many() -> str:

@@ -71,7 +71,9 @@ class PlanOptions(_Options):
     """What is stored."""
     model_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """What computes. Default: the checkpoint's."""
-    compression: Compression = "fast"
+    compression: Compression = "dense"
+    """Of the stored activations: ``dense`` is smaller and faster to read than ``fast``, which is
+    cheaper to write; ``none`` is a raw array."""
     shard_rows: int | None = Field(default=None, ge=16, le=1 << 24)
     """A power of two. Default: 65,536 halved until a shard fits memory and there are 16."""
     seed: int = Field(default=0, ge=0, lt=2**63)
