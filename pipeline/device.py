@@ -70,7 +70,15 @@ def synchronize(device: str) -> None:
 
 def to_device(arrays: Mapping[str, NDArray[Any]], device: str) -> dict[str, torch.Tensor]:
     """Return what a model takes on a device, by name."""
-    return {name: to_torch(array).to(device) for name, array in arrays.items()}
+    return {name: send(array, torch.device(device)) for name, array in arrays.items()}
+
+
+def send(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Return an array on a device; to CUDA by pinned memory, so that nobody waits for it."""
+    tensor = to_torch(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def to_torch(array: NDArray[Any]) -> torch.Tensor:

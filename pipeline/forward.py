@@ -15,7 +15,7 @@ from torch import nn
 from actlas.pipeline.architecture import quiet
 from actlas.pipeline.batching import Batch, Inputs
 from actlas.pipeline.capture import Capture
-from actlas.pipeline.device import synchronize, to_device
+from actlas.pipeline.device import send, synchronize, to_device
 from actlas.store.schema import HookpointSpec
 
 Take = Callable[[str, "torch.Tensor", Inputs], None]
@@ -101,7 +101,7 @@ def _run_one(
         started = time.perf_counter()
         kept = kept_on.get(tensor.device)
         if kept is None:
-            kept = kept_on[tensor.device] = torch.from_numpy(inputs.kept).to(tensor.device)
+            kept = kept_on[tensor.device] = send(inputs.kept, tensor.device)
         take(name, tensor.flatten(0, 1).index_select(0, kept), inputs)
         gather_s += time.perf_counter() - started
 
