@@ -177,8 +177,8 @@ def run(quick: bool) -> Report:
             f"The limit is the slower of the two. `{OURS}`: a shard is committed while the next is "
             "computed, as every executor does; the last one has nothing to be beside. Committed: "
             "statistics, compression `dense` (the default), fsync, read back, receipt. Rows are "
-            "kept tokens; padding and tokens computed again do not count. `of CPU`: the share of the bare pass "
-            "in seconds of the processors; other work disturbs it less.",
+            "kept tokens; padding and tokens computed again do not count. `of CPU`: the share of "
+            "the bare pass in seconds of the processors; other work disturbs it less.",
         ),
     )
     shares = Table(
