@@ -184,7 +184,7 @@ def test_the_same_again_is_accepted(given: dict[str, Any]) -> None:
         ("model_dtype", "float16", "auto"),
         ("seed", 1, 0),
         ("keep_special", True, False),
-        ("compression", "none", "fast"),
+        ("compression", "none", "dense"),
         ("shard_rows", 512, 256),
         ("lowercase", True, False),
         ("revision", "abc", None),
