@@ -77,6 +77,10 @@ class Hand:
         self._writing = self._writer.submit(write)
         return self._writing
 
+    def close(self) -> None:
+        """Wait for what is being written: who ends a run gives up its lease after that."""
+        self._writer.shutdown(wait=True)
+
     def _tried(
         self, shard: int, started: float, waited_s: float, make: Callable[[], Receipt]
     ) -> Done | Fault:

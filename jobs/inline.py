@@ -37,12 +37,15 @@ def run_inline(job: Job, ledger: Ledger, watch: Watch, stop: Stop) -> None:
         if not in_quarantine and outcome.shard is not None:
             queue.append(outcome.shard)
 
-    with stop:
-        hand.measure(job.shards[0])
-        while (queue and not stop.requested) or written:
-            if queue and not stop.requested:
-                shard = queue.popleft()
-                watch.state(NAME, "busy", shard)
-                written.append(hand.begin(shard))
-            while written and (written[0].done() or not queue or stop.requested):
-                heed(written.popleft().result())
+    try:
+        with stop:
+            hand.measure(job.shards[0])
+            while (queue and not stop.requested) or written:
+                if queue and not stop.requested:
+                    shard = queue.popleft()
+                    watch.state(NAME, "busy", shard)
+                    written.append(hand.begin(shard))
+                while written and (written[0].done() or not queue or stop.requested):
+                    heed(written.popleft().result())
+    finally:
+        hand.close()

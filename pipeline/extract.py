@@ -40,6 +40,9 @@ from actlas.store.schema import HookpointSpec, Receipt
 from actlas.store.specs import LOSS
 from actlas.store.store import Store
 
+MIN_PIECE = 16
+"""Tokens of the smallest piece that a device without memory is tried with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Computed:
@@ -98,19 +101,19 @@ class Extractor:
         check_memory(projection, run, self.device)
         reached = () if self.plan.with_loss else self.plan.hookpoints
         self.model = load_model(spec, str(folder), self.device, hookpoints=reached, run=run)
+        self._loss = NextTokenLoss(self.model) if self.plan.with_loss else None
         if spec.causal:
             with quiet():
-                check_causal(self.model, self.plan.hookpoints, self.plan.processor)
+                check_causal(self.model, self._places, self.plan.processor)
         pad = getattr(config.get_text_config(), "pad_token_id", None)
         self.pad_id = pad if isinstance(pad, int) and pad >= 0 else 0
         with quiet():
-            self.passes = decide_passes(self.model, self.plan, run, self.device)
+            self.passes = decide_passes(self.model, self.plan, run, self.device, self._places)
         if pieces and not self.passes.by_pieces:  # The weights are in memory by now.
             whole = project(self.plan, config, folder, run)._replace(weights=0)
             check_memory(whole, run, self.device)
         self._prefill = Prefill(self.model)
         self._staging = staging_for(self.device)
-        self._loss = NextTokenLoss(self.model) if self.plan.with_loss else None
 
     def compute(self, shard: int) -> Computed:
         """Run the model over a shard and return its activations, rows as they are stored.
@@ -188,7 +191,8 @@ class Extractor:
     def _halve(self, shard: int, reason: str) -> None:
         """Halve the token budget after the device ran out of memory."""
         batches = self.batches(shard)
-        least = max(batch.n_indivisible for batch in batches)
+        longest = max(batch.length for batch in batches)
+        least = min(MIN_PIECE, longest) if self.passes.by_pieces else longest
         tried = min(self.tokens_per_batch, max(batch.n_padded for batch in batches))
         if tried <= least:
             raise MemoryBudgetError(

@@ -106,7 +106,8 @@ def weight_bytes(plan: Plan, config: Any, folder: Path, run: RunOptions) -> int:
         n = n_stored_parameters(weight_files(folder))
     else:
         n, n_left_out = sum(p.numel() for p in skeleton.parameters()), 0
-    return (n - n_left_out) * numpy_dtype(spec.compute_dtype).itemsize
+    drawn = spec.untrained_seed is not None  # in float32, then rounded
+    return (n - n_left_out) * (4 if drawn else numpy_dtype(spec.compute_dtype).itemsize)
 
 
 def project(

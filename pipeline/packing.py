@@ -36,8 +36,9 @@ def pack_rows(
     tokens_per_batch, pass_tokens : int
         As for :func:`pack`, of rows instead of sequences.
     row_tokens : int, optional
-        Tokens of a row at most; a longer sequence has a row to itself. Default: the longest
-        sequence, so that attention over a whole row costs no more than it does for that one.
+        Tokens of a row at most, and a pass for each row; a longer sequence has a row to itself.
+        Default: the longest sequence, so that attention over a whole row costs no more than it does
+        for that one, and as many rows in a pass as fit.
 
     Returns
     -------
@@ -61,7 +62,9 @@ def pack_rows(
         return []
     rows = _fill(ordered, row_tokens or ordered[0].length)
     filled = sorted(((sum(f.length for f in row), row) for row in rows), key=lambda r: -r[0])
-    edges = cut_batches([length for length, _ in filled], tokens_per_batch, pass_tokens)
+    edges = list(range(len(filled) + 1))
+    if row_tokens is None:
+        edges = cut_batches([length for length, _ in filled], tokens_per_batch, pass_tokens)
     return [
         _in_rows([row for _, row in filled[first:stop]], filled[first][0])
         for first, stop in pairwise(edges)
@@ -96,7 +99,9 @@ def _in_rows(rows: Items[Items[Fed]], length: int) -> Batch:
     return Batch(tuple(fed), length, tuple(places))
 
 
-def can_pack(model: nn.Module, hookpoints: Items[HookpointSpec]) -> str | None:
+def can_pack(
+    model: nn.Module, hookpoints: Items[HookpointSpec], *, one_row: bool = False
+) -> str | None:
     """Return why sequences cannot share a row of this model's input; None where they can.
 
     It is tried: two documents in one row, in either order, must give the rows that each gives
@@ -108,6 +113,8 @@ def can_pack(model: nn.Module, hookpoints: Items[HookpointSpec]) -> str | None:
         Loaded, with the attention it will run with.
     hookpoints : sequence of HookpointSpec
         All rows at these are compared.
+    one_row : bool
+        Try one row at a time: attention of variable length tells documents apart only so.
 
     Notes
     -----
@@ -134,7 +141,15 @@ def can_pack(model: nn.Module, hookpoints: Items[HookpointSpec]) -> str | None:
 
         alone = [capture(document[None]) for document in (first, second)]
         try:
-            two = run((first, second), (second, first))
+            if one_row:
+                swapped_ids = torch.cat((second, first))[None]
+                other_row = capture(swapped_ids, position_ids=places[1:])
+                two = {
+                    name: torch.cat([rows, other_row[name]])
+                    for name, rows in run((first, second)).items()
+                }
+            else:
+                two = run((first, second), (second, first))
             one = run((first, second))
             after, before = run((first, other_second)), run((other_first, second))
         except (TypeError, ValueError, RuntimeError) as error:

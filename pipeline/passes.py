@@ -9,12 +9,13 @@ How it is called::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from actlas.pipeline.options import RunOptions
 from actlas.pipeline.packing import can_pack
 from actlas.pipeline.prefill import can_prefill
-from actlas.store.schema import Plan
+from actlas.store.schema import HookpointSpec, Plan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +58,13 @@ class Passes(NamedTuple):
         }
 
 
-def decide_passes(model: nn.Module, plan: Plan, run: RunOptions, device: str) -> Passes:
+def decide_passes(
+    model: nn.Module,
+    plan: Plan,
+    run: RunOptions,
+    device: str,
+    places: Sequence[HookpointSpec] | None = None,
+) -> Passes:
     """Decide how a loaded model is fed, trying on it whatever is not certain.
 
     Parameters
@@ -69,7 +76,11 @@ def decide_passes(model: nn.Module, plan: Plan, run: RunOptions, device: str) ->
         Elsewhere packing needs a mask, under which attention computes what it then hides; on a
         CPU passes so small that next to nothing is padding were measured to be as fast.
     device : str
+    places : sequence of HookpointSpec, optional
+        Where rows are read; the deepest decides how much of the model is tried. Default: the plan's
+        hookpoints.
     """
+    read = plan.hookpoints if places is None else tuple(places)
     pass_tokens = CPU_PASS_TOKENS if device == "cpu" else None
     if plan.model.modality != "text":
         why = f"of {plan.model.modality} sequences only the text alone could be shared or cut"
@@ -81,10 +92,10 @@ def decide_passes(model: nn.Module, plan: Plan, run: RunOptions, device: str) ->
     elif run.packing == "auto" and not one_row:
         not_packed = f"{attention} attention would compute what packing hides"
     else:
-        not_packed = can_pack(model, plan.hookpoints)
+        not_packed = can_pack(model, read, one_row=one_row)
     not_cut: str | None = "the model is not causal"
     if plan.model.causal:
-        not_cut = can_prefill(model, plan.hookpoints, plan.windows.max_length)
+        not_cut = can_prefill(model, read, plan.windows.max_length)
     return Passes(
         packed=not_packed is None,
         one_row=one_row,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PROBE_TOKENS = 23
-MAX_PROBE_TOKENS = 1 << 15
+MAX_PROBE_TOKENS = 1 << 13
 
 MAX_MASK = 1 << 27
 """Pairs of a token and one that it may see for which a mask is made: a piece times all before it,

@@ -95,17 +95,21 @@ class PinnedStaging(Staging):
         rounded = gathered.to(torch_dtype(buffer.dtype)).contiguous()
         n_bytes = rounded.numel() * rounded.element_size()
         block = self._block(n_bytes)
-        there = block[:n_bytes].view(rounded.dtype).view(rounded.shape)
-        stream = self._streams.get(rounded.device)
-        if stream is None:
-            stream = self._streams[rounded.device] = torch.cuda.Stream(rounded.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(rounded.device))
-        with torch.cuda.stream(stream):
-            there.copy_(rounded, non_blocking=True)
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record(stream)
-        rounded.record_stream(stream)  # its memory is not given to others before the copy is done
-        self._queue.put(_Copy(copied, block, there, buffer, rows))
+        try:
+            there = block[:n_bytes].view(rounded.dtype).view(rounded.shape)
+            stream = self._streams.get(rounded.device)
+            if stream is None:
+                stream = self._streams[rounded.device] = torch.cuda.Stream(rounded.device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream(rounded.device))
+            with torch.cuda.stream(stream):
+                there.copy_(rounded, non_blocking=True)
+                copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                copied.record(stream)
+            rounded.record_stream(stream)  # its memory is nobody else's before that
+            self._queue.put(_Copy(copied, block, there, buffer, rows))
+        except BaseException:
+            self._give_back(block, block.numel())
+            raise
 
     def finish(self) -> None:
         """Wait for every copy."""
@@ -120,8 +124,9 @@ class PinnedStaging(Staging):
         self._free.clear()
 
     def _check(self) -> None:
-        if self._error is not None:
-            raise RuntimeError("activations were not copied from the device") from self._error
+        error, self._error = self._error, None  # of this shard alone
+        if error is not None:
+            raise RuntimeError("activations were not copied from the device") from error
 
     def _block(self, n_bytes: int) -> torch.Tensor:
         """Return pinned memory of at least so many bytes, a power of two, free or new."""
@@ -137,7 +142,23 @@ class PinnedStaging(Staging):
                 self._drop_free(size)
                 self._n_bytes += size
         self.waited_s += time.perf_counter() - began
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True) if block is None else block
+        if block is not None:
+            return block
+        try:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        except BaseException:
+            self._give_back(None, size)
+            raise
+
+    def _give_back(self, block: torch.Tensor | None, size: int) -> None:
+        """Take a block back, or forget one that was never had."""
+        with self._changed:
+            if block is None:
+                self._n_bytes -= size
+            else:
+                self._free.setdefault(size, []).append(block)
+            self._n_copies -= 1
+            self._changed.notify_all()
 
     def _has_room(self, size: int) -> bool:
         n_free = sum(n * len(blocks) for n, blocks in self._free.items())
@@ -159,10 +180,7 @@ class PinnedStaging(Staging):
                     scatter(copy.buffer, copy.rows, copy.rows_there)
             except BaseException as error:  # noqa: BLE001 - raised in the thread that computes
                 self._error = error
-            with self._changed:
-                self._free.setdefault(copy.block.numel(), []).append(copy.block)
-                self._n_copies -= 1
-                self._changed.notify_all()
+            self._give_back(copy.block, copy.block.numel())
             del copy
 
 
