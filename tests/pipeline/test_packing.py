@@ -29,6 +29,7 @@ from actlas.pipeline.capture import Capture
 from actlas.pipeline.extract import Extractor
 from actlas.pipeline.hookpoints import resolve
 from actlas.pipeline.inputs import assemble
+from actlas.pipeline.loss import NextTokenLoss
 from actlas.pipeline.options import RunOptions
 from actlas.pipeline.packing import can_pack, pack_rows
 from actlas.pipeline.passes import decide_passes
@@ -183,3 +184,27 @@ def test_who_may_not_is_padded_and_says_why(tmp_path: Path) -> None:
         assert passes.record()["packing"].startswith("padded: ")
         assert why in passes.why_packing
         assert passes.why_pieces == "the model is not causal"
+
+
+def test_what_is_tried_is_as_deep_as_losses_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leak behind the deepest hookpoint is in the losses all the same."""
+    folder = save("llama", tmp_path / "llama")
+    store = plan_store(tmp_path / "run.zarr", folder, documents([5, 9]), ["resid_post.0"])
+    model = build("llama")
+    block = model.model.layers[2]
+    forward = block.forward
+
+    def leaking(hidden: torch.Tensor, *args: Any, **given: Any) -> torch.Tensor:
+        out: torch.Tensor = forward(hidden, *args, **given)
+        return torch.cat([out[:, :1], out[:, 1:] + 0.5 * out[:, :-1]], dim=1)
+
+    monkeypatch.setattr(block, "forward", leaking)
+    run = RunOptions(packing="packed")
+    loss = NextTokenLoss(model).place
+    with quiet():
+        assert decide_passes(model, store.plan, run, "cpu").packed
+        deeper = decide_passes(model, store.plan, run, "cpu", (*store.plan.hookpoints, loss))
+    assert not deeper.packed
+    assert not deeper.by_pieces
