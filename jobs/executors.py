@@ -45,6 +45,9 @@ class StagedWorker(Worker, Protocol):
     def commit(self, computed: Any, attempt: str) -> Receipt:
         """Write what was computed, in another thread, and return its receipt."""
 
+    def close(self) -> None:
+        """Let go of what is held beside the model."""
+
 
 MakeWorker = Callable[[str, RunOptions], Worker]
 """Opens the store at a path and loads the model. Called in the worker's own process."""

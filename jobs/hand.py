@@ -80,6 +80,8 @@ class Hand:
     def close(self) -> None:
         """Wait for what is being written: who ends a run gives up its lease after that."""
         self._writer.shutdown(wait=True)
+        if isinstance(self._worker, StagedWorker):
+            self._worker.close()
 
     def _tried(
         self, shard: int, started: float, waited_s: float, make: Callable[[], Receipt]

@@ -51,6 +51,10 @@ class ShardWorker:
         logs.LOGGER.info("committed", extra=extra)
         return receipt
 
+    def close(self) -> None:
+        """End the threads that copy from a device, and give their memory back."""
+        self._extractor.close()
+
     def bare_forward_rate(self, shard: int = 0) -> Rate | None:
         """Measure the forward pass alone; None below ``ENOUGH_S``, which would say nothing."""
         rate = self._extractor.bare_forward_rate(shard)

@@ -87,11 +87,6 @@ class Batch(NamedTuple):
         """Tokens that the model computes, padding included."""
         return self.n_rows * self.length
 
-    @property
-    def n_indivisible(self) -> int:
-        """Tokens that must go through in one pass, however small the budget."""
-        return 1 if self.piece is not None else max(fed.length for fed in self.fed)
-
 
 def feed(sequences: Iterable[Sequence], n_prefix: int, n_suffix: int) -> Iterator[Fed]:
     """Say how every sequence is fed.

@@ -218,6 +218,10 @@ class Extractor:
             loss=computed.loss,
         )
 
+    def close(self) -> None:
+        """Give back what copies from a device hold."""
+        self._staging.close()
+
     def extract(self, shard: int, *, attempt: str) -> Receipt:
         """Compute a shard and write it.
 

@@ -30,7 +30,7 @@ class Staged(FakeWorker):
         self.held, self.most = 0, 0
         self.lock = threading.Lock()
         self.computing = {shard: threading.Event() for shard in range(self.store.plan.n_shards)}
-        self.overlap = True
+        self.overlap, self.closed = True, False
 
     def compute(self, shard: int) -> int:
         self.computing[shard].set()
@@ -40,6 +40,9 @@ class Staged(FakeWorker):
         if self.faults().get("bad compute") == shard:
             raise RuntimeError("no such rows")
         return shard
+
+    def close(self) -> None:
+        self.closed = True
 
     def commit(self, computed: int, attempt: str) -> Receipt:
         following = self.computing.get(computed + 1)
@@ -66,6 +69,7 @@ def test_writing_goes_on_beside(store: Store) -> None:
     outcome = run_extraction(store, options(), make)
     assert outcome.exit_code == EXIT_DONE
     check_whole(store)
+    assert workers[0].closed
     assert workers[0].most == 2  # each commit waited for the next to begin, and no third was held
 
 
