@@ -26,6 +26,8 @@ Section = Literal["plan", "run"]
 SECTIONS: Mapping[str, type[BaseModel]] = {"plan": PlanOptions, "run": RunOptions}
 LISTS = frozenset({"hookpoints", "pool", "span_fields"})
 """Fields of the plan that hold names, comma separated on a command line."""
+STORE_KEY = "store"
+"""Of a file: where the rows go."""
 _REMOTE = ("hf:", "builtin:")
 
 
@@ -41,11 +43,14 @@ class Asked:
         The whole run: given fields over defaults.
     origin : mapping
         Where each given field came from (``--max-tokens``, ``run.yaml``), for messages.
+    store : str, optional
+        Where a file says that the rows go; a command that is given a store does not ask.
     """
 
     plan: Mapping[str, Any]
     run: RunOptions
     origin: Mapping[str, str] = field(default_factory=dict)
+    store: str | None = None
 
     def plan_options(self) -> PlanOptions:
         """Return the whole plan, given fields over defaults.
@@ -80,18 +85,20 @@ def resolve(
     overrides : sequence of str
         ``plan.seed=1``, ``run.workers=4``; the value is YAML.
     file : path, optional
-        YAML with the sections ``plan`` and ``run``.
+        YAML with the sections ``plan`` and ``run``, and with ``store``, a path or URL.
 
     Raises
     ------
     ConfigError
         A key is unknown, a value is not of its type, the file cannot be read.
     """
+    store: str | None = None
     given: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     origin: dict[str, str] = {}
     layers: list[tuple[str, Mapping[str, Mapping[str, Any]]]] = []
     if file is not None:
-        layers.append((os.fspath(file), read_file(file)))
+        store, sections = read_file(file)
+        layers.append((os.fspath(file), sections))
     layers.append(("", {str(name): values for name, values in options.items()}))
     layers.extend((text, read_override(text)) for text in overrides)
     for where, layer in layers:
@@ -105,11 +112,11 @@ def resolve(
     dumped = plan.model_dump(mode="json", include=set(given["plan"]))
     if run.model_path is not None:
         run = run.model_copy(update={"model_path": _absolute(run.model_path)})
-    return Asked(_absolute_paths(dumped), run, origin)
+    return Asked(_absolute_paths(dumped), run, origin, store)
 
 
-def read_file(file: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """Read a YAML file of sections, safely, and check its keys.
+def read_file(file: str | os.PathLike[str]) -> tuple[str | None, dict[str, dict[str, Any]]]:
+    """Read a YAML file safely and check its keys: the store that it names, and its sections.
 
     Raises
     ------
@@ -130,15 +137,18 @@ def read_file(file: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
             f"{where}: got a {type(body).__name__}, expected the sections `plan:` and `run:`",
             path=where,
         )
+    store = body.pop(STORE_KEY, None)
+    if store is not None and not (isinstance(store, str) and store.strip()):
+        raise ConfigError(f"{where}: store: got {store!r}, expected a path or URL", key=STORE_KEY)
     layer: dict[str, dict[str, Any]] = {}
     for section, values in body.items():
-        _known(str(section), SECTIONS, where, "section")
+        _known(str(section), [*SECTIONS, STORE_KEY], where, "section")
         if not isinstance(values, dict | None):
             raise ConfigError(f"{where}: {section}: got {values!r}, expected keys and values")
         layer[section] = dict(values or {})
         for key in layer[section]:
             _known(str(key), SECTIONS[section].model_fields, where, f"key in `{section}:`")
-    return layer
+    return store, layer
 
 
 def read_override(text: str) -> dict[str, dict[str, Any]]:
@@ -184,7 +194,7 @@ def _read_value(model: type[BaseModel], key: str, value: Any, source: str) -> An
     wanted = set(get_args(model.model_fields[key].annotation)) or {
         model.model_fields[key].annotation
     }
-    if int in wanted and isinstance(value, str):
+    if int in wanted and isinstance(value, str) and Literal[value] not in wanted:
         try:
             return parse_count(value)
         except ConfigError as error:

@@ -55,12 +55,20 @@ MakeWorker = Callable[[str, RunOptions], Worker]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The shards to do, and who can do them."""
+    """The shards to do, and who can do them.
+
+    Attributes
+    ----------
+    follows : frozenset of int
+        Shards that are best done by whoever did the one before: see
+        :mod:`actlas.jobs.neighbours`.
+    """
 
     store: str
     run: RunOptions
     shards: tuple[int, ...]
     make_worker: MakeWorker
+    follows: frozenset[int] = frozenset()
 
 
 class Done(NamedTuple):
@@ -85,7 +93,7 @@ class Watch(Protocol):
         """One plain line for the user."""
 
     def state(self, worker: str, state: str, shard: int | None = None) -> None:
-        """Tell that a worker is now starting, busy with a shard, idle or gone."""
+        """Tell that a worker is now waiting for a place, starting, busy with a shard, idle, gone."""
 
     def done(self, done: Done) -> None:
         """Tell that a shard has its receipt."""

@@ -8,10 +8,12 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 
 from actlas.jobs.executors import Done, StagedWorker, Worker
 from actlas.jobs.ledger import Fault, fault_of
 from actlas.jobs.logs import LOGGER
+from actlas.jobs.turns import Turns
 from actlas.store.schema import Receipt
 
 
@@ -28,10 +30,14 @@ class Hand:
         For messages.
     store : str
         Where the store is, for errors of the operating system that name no file.
+    turns : Turns, optional
+        Waited for before a shard is written. A worker that cannot compute and commit apart has
+        its turn for both.
     """
 
-    def __init__(self, worker: Worker, name: str, store: str) -> None:
+    def __init__(self, worker: Worker, name: str, store: str, turns: Turns | None = None) -> None:
         self._worker, self._name, self._store = worker, name, store
+        self._turns = turns
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="actlas-writer")
         self._writing: Future[Done | Fault] | None = None
         self._bare: float | None = None
@@ -86,9 +92,10 @@ class Hand:
     def _tried(
         self, shard: int, started: float, waited_s: float, make: Callable[[], Receipt]
     ) -> Done | Fault:
-        began = time.perf_counter()
         try:
-            receipt = make()
+            with nullcontext(0.0) if self._turns is None else self._turns.turn() as turn_wait_s:
+                began = time.perf_counter()
+                receipt = make()
         except Exception as error:  # noqa: BLE001 - kept whole in the fault, charged by the driver
             return fault_of(error, shard, self._name, self._store)
         now = time.perf_counter()
@@ -101,7 +108,12 @@ class Hand:
             n_nonfinite=sum(receipt.n_nonfinite.values()),
             seconds=now - started,
             worker=self._name,
-            run={**numbers, "write_s": now - began, "write_wait_s": waited_s},
+            run={
+                **numbers,
+                "write_s": now - began,
+                "write_wait_s": waited_s,
+                "turn_wait_s": turn_wait_s,
+            },
             bare_tokens_per_s=bare,
         )
 

@@ -9,6 +9,7 @@ from actlas.jobs.executors import Done, Job, Watch
 from actlas.jobs.hand import Hand
 from actlas.jobs.ledger import Fault, Ledger
 from actlas.jobs.signals import Stop
+from actlas.jobs.turns import turns_of
 from actlas.pipeline.cpus import n_cpus
 
 NAME = "this process"
@@ -22,7 +23,7 @@ def run_inline(job: Job, ledger: Ledger, watch: Watch, stop: Stop) -> None:
     watch.state(NAME, "starting")
     threads = job.run.threads or n_cpus()
     run = job.run.model_copy(update={"threads": threads, "workers": 1})
-    hand = Hand(job.make_worker(job.store, run), NAME, job.store)
+    hand = Hand(job.make_worker(job.store, run), NAME, job.store, turns_of(run))
     queue = deque(job.shards)
     written: deque[Future[Done | Fault]] = deque()
 

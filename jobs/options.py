@@ -83,7 +83,11 @@ PLAN_HELP: Mapping[str, tuple[str, str]] = {
 
 RUN_HELP: Mapping[str, tuple[str, str]] = {
     "executor": ("In this process, or on Ray.", ""),
-    "workers": ("Workers on Ray, each with its own copy of the model.", ""),
+    "workers": (
+        "Workers on Ray, each with its own copy of the model; auto is as many as there is room "
+        "for, more as machines join.",
+        "",
+    ),
     "address": (
         "Of a running Ray cluster; auto finds it.",
         "RAY_ADDRESS, else Ray is started on this machine",
@@ -119,6 +123,15 @@ RUN_HELP: Mapping[str, tuple[str, str]] = {
         "On Ray a shard may take 10 times the median so far, and never less than this.",
         "",
     ),
+    "start_limit_s": (
+        "A worker on Ray may take this long to load its model, or --deadline-floor-s if that is "
+        "more.",
+        "",
+    ),
+    "writers_per_machine": (
+        "How many shards the workers of one machine may write at once.",
+        "any number",
+    ),
     "retry_quarantined": ("Take shards out of quarantine and try them again.", ""),
 }
 
@@ -142,6 +155,16 @@ class Count(_IntType):
             return value if isinstance(value, int) else parse_count(str(value))
         except ConfigError as error:
             self.fail(error.message, param, ctx)
+
+
+class CountOrAuto(Count):
+    """A whole number, or auto."""
+
+    name = "count|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse, or fail as click does."""
+        return value if value == "auto" else super().convert(value, param, ctx)
 
 
 def section_options(section: Section) -> Callable[[F], F]:
@@ -228,6 +251,8 @@ def _shown(default: Any) -> str:
 
 def _click_type(annotation: Any) -> Any:
     """Return click's type for a field's annotation, None set aside."""
+    if Literal["auto"] in get_args(annotation) and get_origin(annotation) is not Literal:
+        return CountOrAuto()
     if get_origin(annotation) in (Union, UnionType):
         annotation = next(arg for arg in get_args(annotation) if arg is not type(None))
     if get_origin(annotation) is Literal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import sys
@@ -81,7 +82,7 @@ def _start(ray: Any, run: RunOptions) -> None:
     try:
         ray.init(
             address="local",
-            num_cpus=max(n_cpus(), int(-(-run.workers * run.cpus_per_worker // 1))),
+            num_cpus=max(n_cpus(), math.ceil(run.n_workers * run.cpus_per_worker)),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             configure_logging=False,
@@ -144,26 +145,46 @@ def reservation(run: RunOptions) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        No machine of a cluster without an autoscaler could ever hold one worker.
+        This Ray of our own can never hold one worker. (A machine may always join a cluster.)
     """
     nodes = [node["Resources"] for node in alive_nodes()]
-    gpus = run.gpus_per_worker
+    cpus, gpus = run.cpus_per_worker, run.gpus_per_worker
+    most_cpus = max((n.get("CPU", 0.0) for n in nodes), default=0.0)
+    most_gpus = max((n.get("GPU", 0.0) for n in nodes), default=0.0)
     if gpus is None:
-        gpus = 1.0 if run.device != "cpu" and any(n.get("GPU", 0) for n in nodes) else 0.0
-    if not any(n.get("CPU", 0) >= run.cpus_per_worker and n.get("GPU", 0) >= gpus for n in nodes):
-        cpus = max((n.get("CPU", 0) for n in nodes), default=0)
-        most = max((n.get("GPU", 0) for n in nodes), default=0)
+        gpus = 1.0 if run.device != "cpu" and most_gpus else 0.0
+    own = address_of(run) is None
+    if own and not any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes):
         raise ConfigError(
-            f"a worker asks for {run.cpus_per_worker:g} CPUs and {gpus:g} GPUs, and no machine of "
-            f"this Ray has both (at most {cpus:g} CPUs, {most:g} GPUs): lower --cpus-per-worker or "
-            "--gpus-per-worker, or add machines."
+            f"a worker asks for {cpus:g} CPUs and {gpus:g} GPUs, and no machine of "
+            f"this Ray has both (at most {most_cpus:g} CPUs, {most_gpus:g} GPUs): lower "
+            "--cpus-per-worker or --gpus-per-worker, or add machines."
         )
-    return {
-        "num_cpus": run.cpus_per_worker,
-        "num_gpus": gpus,
-        "max_restarts": 0,
-        "max_task_retries": 0,
-    }
+    if own and run.workers == "auto" and gpus:
+        cpus = 0.0  # its GPUs alone say how many workers there are
+    return {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+
+
+def room(run: RunOptions, reserved: dict[str, Any]) -> int:
+    """Return how many workers fit the living machines together, were they there for us alone.
+
+    On a Ray of our own without GPUs: one, which has all of the processor's threads.
+
+    Parameters
+    ----------
+    run : RunOptions
+    reserved : dict
+        One worker's :func:`reservation`.
+    """
+    asked = {"CPU": reserved["num_cpus"], "GPU": reserved["num_gpus"]}
+    if address_of(run) is None and not asked["GPU"]:
+        return 1
+    fit = 0
+    for node in alive_nodes():
+        there = node["Resources"]
+        shares = [there.get(name, 0.0) / amount for name, amount in asked.items() if amount]
+        fit += int(min(shares, default=1.0) + 1e-6)
+    return fit
 
 
 def worker_options(run: RunOptions) -> RunOptions:
@@ -173,9 +194,14 @@ def worker_options(run: RunOptions) -> RunOptions:
     wherever there may be several machines.
     """
     address, many = address_of(run), len(alive_nodes()) > 1
-    share = int(run.cpus_per_worker) if many else n_cpus() // run.workers
+    workers = run.workers
+    if isinstance(workers, str):
+        workers = max(1, room(run, reservation(run)))
+        many = many or address is not None  # others may join
+    share = int(run.cpus_per_worker) if many else n_cpus() // workers
     return run.model_copy(
         update={
+            "workers": workers,
             "threads": run.threads or max(1, share),
             "address": "auto" if many and address is None else address,
         }

@@ -150,7 +150,7 @@ def open_encoder(store: str, run: RunOptions, *, sae: str, name: str) -> Encoder
 
     if run.executor == "ray":
         logs.start(store, "worker")
-    torch.set_num_threads(run.threads or max(1, n_cpus() // run.workers))
+    torch.set_num_threads(run.threads or max(1, n_cpus() // run.n_workers))
     opened = open_store(store)
     return Encoder(opened, opened.features(name), load_sae(sae), resolve_device(run.device))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from typing import Any
@@ -31,10 +32,7 @@ def report_of(report: Report, path: str, seconds: float) -> dict[str, Any]:
         "missing": list(report.missing),
         "missing_pooled": list(report.missing_pooled),
         "unclaimed": list(report.unclaimed),
-        "damages": [
-            {"key": d.key, "what": d.what, "start": d.start, "stop": d.stop, "of": d.of}
-            for d in report.damages
-        ],
+        "damages": [dataclasses.asdict(damage) for damage in report.damages],
     }
 
 
@@ -56,8 +54,8 @@ def _lines(report: Report, path: str, seconds: float) -> list[str]:
     )
     if not report.ok:
         lines.append(
-            f"damaged: {len(report.damages):,} findings; checked {checked} -> next: keep this "
-            "output; the rows named are not to be trusted"
+            f"damaged: {len(report.damages):,} findings; checked {checked}; the rows named are not "
+            f"to be trusted -> next: {shell('repair', path)}"
         )
     elif report.missing or report.missing_pooled:
         lines.append(f"whole so far: {checked} -> next: {shell('extract', path)}")

@@ -22,12 +22,14 @@ ENOUGH_S = 0.3
 class ShardWorker:
     """Extracts shards of one store with one model."""
 
-    def __init__(self, store: str, run: RunOptions, job: str = EXTRACT) -> None:
+    def __init__(
+        self, store: str, run: RunOptions, job: str = EXTRACT, *, mend: bool = False
+    ) -> None:
         from actlas.pipeline.extract import Extractor
         from actlas.pipeline.extract_pooled import PooledExtractor
 
         extractor = PooledExtractor if job == POOLED else Extractor
-        self._extractor = extractor(open_store(store), run)
+        self._extractor = extractor(open_store(store), run, mend=mend)
         self._how = {"executor": run.executor, "workers": run.workers}
 
     def extract(self, shard: int, *, attempt: str) -> Receipt:
@@ -61,13 +63,20 @@ class ShardWorker:
         return rate if rate.seconds >= ENOUGH_S else None
 
 
-def open_worker(store: str, run: RunOptions, job: str = EXTRACT) -> ShardWorker:
+def open_worker(
+    store: str, run: RunOptions, job: str = EXTRACT, *, mend: bool = False
+) -> ShardWorker:
     """Open a store and load its model; on Ray, in a process of its own with a log of its own."""
     if run.executor == "ray":
         logs.start(store, "worker")
-    return ShardWorker(store, run, job)
+    return ShardWorker(store, run, job, mend=mend)
 
 
 def open_pooler(store: str, run: RunOptions) -> ShardWorker:
     """Open a worker that makes pooled rows."""
     return open_worker(store, run, POOLED)
+
+
+def open_mender(store: str, run: RunOptions, job: str = EXTRACT) -> ShardWorker:
+    """Open a worker that puts back what is damaged of shards."""
+    return open_worker(store, run, job, mend=True)

@@ -12,7 +12,7 @@ the shard exactly.
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,26 +46,46 @@ def fit_borders(
     ndarray of int64, shape [documents]
         ``order[i]``: which of the given documents comes i-th.
     """
-    sizes: list[int] = lengths.tolist()
-    near = min(NEAR * sum(sizes) // max(1, len(sizes)), shard_rows // 2)
-    queue: deque[int] = deque()
-    order: list[int] = []
-    upcoming, room = 0, shard_rows
-    while upcoming < len(sizes) or queue:
-        while upcoming < len(sizes) and len(queue) < look_ahead:
-            queue.append(upcoming)
-            upcoming += 1
-        if room <= near or sizes[queue[0]] >= room:
-            places = _fill([sizes[i] for i in queue], room, content)
-            chosen = [queue[k] for k in places]
-            left = set(chosen)
-            queue = deque(i for i in queue if i not in left)
+    n = len(lengths)
+    edges = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    near = min(NEAR * int(edges[-1]) // max(1, n), shard_rows // 2)
+    order = np.empty(n, dtype=np.int64)
+    # Before `upcoming` come those of earlier look-aheads that are still waiting, in their order.
+    waiting: list[int] = []
+    upcoming, placed, room = 0, 0, shard_rows
+    while placed < n:
+        if waiting and room > near and lengths[waiting[0]] < room:
+            chosen: Sequence[int] = _in_turn(waiting, lengths[waiting].tolist(), room, near)
+            waiting = waiting[len(chosen) :]
+        elif not waiting and room > near and lengths[upcoming] < room:
+            # All up to the border's neighbourhood, found without a step for each.
+            reached = np.searchsorted(
+                edges, [edges[upcoming] + room - near, edges[upcoming] + room]
+            )
+            chosen = range(upcoming, min(n, int(reached[0]), int(reached[1]) - 1))
+            upcoming = chosen.stop
         else:
-            chosen = [queue.popleft()]
-        order += chosen
-        taken = sum(sizes[i] for i in chosen)
+            more = min(n, upcoming + look_ahead - len(waiting))
+            waiting += range(upcoming, more)
+            upcoming = more
+            places = _fill(lengths[waiting].tolist(), room, content)
+            chosen = [waiting[k] for k in places]
+            left = set(chosen)
+            waiting = [i for i in waiting if i not in left]
+        order[placed : placed + len(chosen)] = chosen
+        placed += len(chosen)
+        taken = int(lengths[chosen].sum())
         room = room - taken if taken < room else shard_rows - (taken - room) % shard_rows
-    return np.array(order, dtype=np.int64)
+    return order
+
+
+def _in_turn(waiting: list[int], sizes: list[int], room: int, near: int) -> list[int]:
+    """Return the first of those that wait, up to the border's neighbourhood."""
+    n = 0
+    while n < len(sizes) and room > near and sizes[n] < room:
+        room -= sizes[n]
+        n += 1
+    return waiting[:n]
 
 
 def _fill(sizes: list[int], room: int, content: int) -> list[int]:

@@ -12,12 +12,16 @@ import numpy as np
 from actlas.pipeline.assembly import assemble
 from actlas.pipeline.corpus import Corpus
 from actlas.pipeline.estimate import Estimate, store_bytes
-from actlas.pipeline.options import PlanOptions
+from actlas.pipeline.footprint import sample_rates
+from actlas.pipeline.memory import project
+from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.pipeline.records import Record
+from actlas.pipeline.sampled import SampledColumns
 from actlas.pipeline.settings import Settings, resolve_settings
 from actlas.pipeline.tokenization import batches
 from actlas.store import layout
 from actlas.store.errors import CorpusError
+from actlas.store.schema import Plan
 
 SAMPLE_CHARS = 2 << 20
 """Text that is tokenized."""
@@ -27,11 +31,9 @@ SAMPLE_CHARS = 2 << 20
 class _Sample:
     """What the first documents hold."""
 
-    lengths: list[int] = field(default_factory=list)
+    columns: SampledColumns
     labels: Counter[str] = field(default_factory=Counter)
     n_chars: int = 0
-    n_bytes: int = 0
-    n_image_bytes: int = 0
     rest: Iterator[Record] | None = None
     """The documents behind them, where there are any."""
 
@@ -51,7 +53,8 @@ def estimate(options: PlanOptions) -> Estimate:
     settings = resolve_settings(options)
     corpus, windows = settings.corpus, settings.windows
     sample = _read(settings)
-    n_tokens = sum(sample.lengths)
+    columns, lengths = sample.columns, np.array(sample.columns.lengths)
+    n_tokens = int(lengths.sum())
     total = _total_tokens(corpus, sample, n_tokens)
     goal = min(filter(None, (total, options.max_tokens)), default=n_tokens)
     ratio = goal / n_tokens
@@ -59,17 +62,20 @@ def estimate(options: PlanOptions) -> Estimate:
         settings,
         fingerprint="",
         sample="all" if sample.rest is None else settings.sample,
-        n_documents=max(1, round(len(sample.lengths) * ratio)),
+        n_documents=max(1, round(len(lengths) * ratio)),
         n_tokens=max(1, round(n_tokens * ratio)),
-        n_text_bytes=round(sample.n_bytes * ratio),
-        n_image_bytes=round(sample.n_image_bytes * ratio),
-        n_windows=max(1, round(layout.n_windows(np.array(sample.lengths), windows.kept) * ratio)),
+        n_text_bytes=round(columns.n_all_text_bytes * ratio),
+        n_image_bytes=round(columns.n_all_image_bytes * ratio),
+        n_windows=max(1, round(layout.n_windows(lengths, windows.kept) * ratio)),
     )
-    tally, speed = corpus.tally, forward_speed(settings.model, settings.max_length)
-    facts: Any = store_bytes(plan, labelled=corpus.labelled)
+    model = settings.model
+    tally, speed = corpus.tally, forward_speed(model, settings.max_length)
+    rates = sample_rates(_kept(plan, columns), columns)
+    facts: Any = store_bytes(plan, rates, labelled=corpus.labelled)
     return Estimate(
         **facts,
-        longest=max(sample.lengths),
+        longest=int(lengths.max()),
+        memory=project(plan, model.skeleton.config, model.folder, RunOptions()),
         labels=sample.labels,
         token_columns={},
         n_read=tally.n_read,
@@ -78,37 +84,44 @@ def estimate(options: PlanOptions) -> Estimate:
         crossing_share=None,
         tokens_per_s=speed.tokens_per_s,
         speed=speed.how,
-        sampled_documents=None if sample.rest is None and ratio == 1 else len(sample.lengths),
+        sampled_documents=None if sample.rest is None and ratio == 1 else len(lengths),
         scaled=total is not None or options.max_tokens is not None,
     )
 
 
+def _kept(plan: Plan, columns: SampledColumns) -> Plan:
+    """Return the plan over the documents of the sample alone, without their images."""
+    counts = {name: getattr(columns, name) for name in ("n_documents", "n_tokens", "n_text_bytes")}
+    return plan.model_copy(update={**counts, "processor": None, "n_image_bytes": 0})
+
+
 def _read(settings: Settings) -> _Sample:
-    sample = _Sample()
-    records = _without_images(settings.corpus.records(), sample)
+    columns = SampledColumns(settings.windows, settings.token_columns)
+    sample = _Sample(columns)
+    records = _without_images(settings.corpus.records(), columns)
     for batch in batches(records):
         cuts = settings.cutter.cut([record.text for record in batch])
         for record, tokens in zip(batch, cuts, strict=True):
-            sample.lengths.append(len(settings.windows.apply(tokens)))
+            columns.add(record.text, settings.windows.apply(tokens), record.record)
             sample.n_chars += len(record.text)
-            sample.n_bytes += len(record.text.encode())
             sample.labels.update([record.label] if record.label is not None else [])
         if sample.n_chars >= SAMPLE_CHARS:
             sample.rest = records
             break
-    if sum(sample.lengths) == 0:
+    if sum(columns.lengths) == 0:
         raise CorpusError(
-            f"{settings.corpus.uri}: {len(sample.lengths):,} documents were read, and there is not "
-            "one token in them. Expected text.",
+            f"{settings.corpus.uri}: {len(columns.lengths):,} documents were read, and there is "
+            "not one token in them. Expected text.",
             corpus=settings.corpus.uri,
         )
+    columns.close()
     return sample
 
 
-def _without_images(records: Iterator[Record], sample: _Sample) -> Iterator[Record]:
+def _without_images(records: Iterator[Record], columns: SampledColumns) -> Iterator[Record]:
     """Yield records as texts: a batch of them may be thousands."""
     for record in records:
-        sample.n_image_bytes += len(record.image or b"")
+        columns.n_all_image_bytes += len(record.image or b"")
         yield record._replace(image=None)
 
 

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
+from actlas.pipeline.footprint import Footprint, Rates, footprint
 from actlas.pipeline.hookpoints import collapse
+from actlas.pipeline.memory import SHARDS_IN_MEMORY, Projection
 from actlas.store.schema import Plan
 from actlas.store.specs import StoreArrays
+
+PUTS_PER_S = 3_500
+"""Of one prefix in Amazon's S3, as documented."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,10 @@ class Estimate:
         Shards of every pooled array.
     n_shards, shard_rows, n_objects : int
         Objects are files, or keys in an object store. No shards where only documents have rows.
+    stored : Footprint
+        What will lie on disk, compressed and with everything beside the rows.
+    memory : Projection or None
+        Of one worker at the default token budget; None where it is not known.
     crossing_share : float or None
         Share of the tokens that are computed again at shard borders; None where not known.
     tokens_per_s : float or None
@@ -65,6 +74,7 @@ class Estimate:
     hookpoint_bytes: Mapping[str, int]
     hookpoint_widths: Mapping[str, int]
     dtype: str
+    compression: str
     rows_bytes: int
     documents_bytes: int
     pools: tuple[str, ...]
@@ -73,7 +83,9 @@ class Estimate:
     n_shards: int
     shard_rows: int
     n_objects: int
+    stored: Footprint
     crossing_share: float | None
+    memory: Projection | None = None
     tokens_per_s: float | None = None
     speed: str = "not measured"
     sampled_documents: int | None = None
@@ -89,6 +101,14 @@ class Estimate:
     def hours(self) -> float | None:
         """Hours of a forward pass over every token here, where its speed is known."""
         return self.n_tokens / self.tokens_per_s / 3600 if self.tokens_per_s else None
+
+    @property
+    def shards_per_s(self) -> float | None:
+        """Shards that one process finishes in a second, where its speed is known."""
+        if not self.tokens_per_s:
+            return None
+        n_shards = self.n_shards if self.hookpoint_bytes else self.n_pooled_shards
+        return self.tokens_per_s * n_shards / self.n_tokens if n_shards else None
 
     def lines(self) -> list[str]:
         """Return it as lines for a person."""
@@ -112,18 +132,14 @@ class Estimate:
                 f"{sum(self.hookpoint_widths.values()):,} units of {len(self.hookpoint_widths)} "
                 f"hookpoints in float32, {readable(self.pooled_bytes)}"
             )
-        activations = sum(self.hookpoint_bytes.values())
-        pooled = f", pooled {readable(self.pooled_bytes)}" if self.pooled_bytes else ""
-        found.append(
-            f"store    {about}{readable(self.total_bytes)} before compression: activations "
-            f"{readable(activations)}{pooled}, row columns "
-            f"{readable(self.rows_bytes)}, documents {readable(self.documents_bytes)}"
-        )
-        shards = f"{about}{self.n_shards:,} of {self.shard_rows:,} rows, "
-        if not self.hookpoint_bytes:
-            shards = f"{about}{self.n_pooled_shards:,} of documents, "
-        found.append(f"shards   {shards}{about}{self.n_objects:,} objects" + self._crossing())
-        return [*found, f"time     {self._time()}"]
+        found += self._store_lines(about)
+        found.append(f"shards   {self._shards(about)}" + self._crossing())
+        found.append(f"time     {self._time()}")
+        if self.shards_per_s is not None:
+            found.append(f"load     {self._load(self.shards_per_s)}")
+        if self.memory is not None:
+            found.append(f"memory   {self._memory(self.memory)}")
+        return found
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -137,6 +153,67 @@ class Estimate:
         if self.crossing_share is None or not self.hookpoint_bytes:
             return ""
         return f"; {self.crossing_share:.2%} of the tokens computed twice at their borders"
+
+    def _store_lines(self, about: str) -> list[str]:
+        """Say what will lie on disk, and how that was found."""
+        stored = self.stored
+        ledger = stored.bytes_of("receipts") + stored.bytes_of("metadata")
+        parts = {
+            "activations": stored.bytes_of("activations"),
+            "pooled": stored.bytes_of("pooled"),
+            "row columns": stored.bytes_of("rows"),
+            "statistics": stored.bytes_of("statistics"),
+            "documents": stored.bytes_of("documents"),
+            "ledger": ledger,
+        }
+        shown = ", ".join(f"{name} {readable(n)}" for name, n in parts.items() if n)
+        folders = ", ".join(f"{path} {about}{n:,}" for path, n in stored.folders.items())
+        return [
+            f"store    {about}{readable(stored.n_bytes)} on disk: {shown}",
+            f"ratio    {self._ratio()}",
+            f"objects  {about}{stored.n_objects:,}, {stored.objects_per_shard:,} a shard; most "
+            f"entries: {folders}",
+        ]
+
+    def _ratio(self) -> str:
+        raw = sum(self.hookpoint_bytes.values()) + self.pooled_bytes
+        name = self.compression
+        if name == "none":
+            return f"1: activations are stored raw ({readable(raw)})"
+        if self.stored.ratio is None or not self.hookpoint_bytes:
+            return (
+                f"not known for {name} {self.dtype if self.hookpoint_bytes else 'float32'}: "
+                f"activations are counted raw ({readable(raw)}), and will be less"
+            )
+        low, usual, high = self.stored.ratio
+        return (
+            f"{usual:g} ({low:g} to {high:g}): measured for {name} {self.dtype}, residual streams "
+            f"of three models, not of this one; {readable(raw)} raw"
+        )
+
+    def _shards(self, about: str) -> str:
+        if not self.hookpoint_bytes:
+            return f"{about}{self.n_pooled_shards:,} of documents"
+        return f"{about}{self.n_shards:,} of {self.shard_rows:,} rows"
+
+    def _load(self, shards_per_s: float) -> str:
+        """Say what each process asks of the driver and of the disk or object store."""
+        stored = self.stored
+        puts = shards_per_s * stored.objects_per_shard
+        written = shards_per_s * stored.bytes_per_shard
+        return (
+            f"of each process: a shard in {1 / shards_per_s:,.3g} s, {puts:,.3g} objects "
+            f"and {readable(written)} written a second (and read back, "
+            f"{shards_per_s * stored.gets_per_shard:,.3g} reads); "
+            f"{PUTS_PER_S / puts:,.0f} such reach S3's {PUTS_PER_S:,} a second"
+        )
+
+    def _memory(self, memory: Projection) -> str:
+        return (
+            f"{readable(memory.total)} a worker: {readable(memory.weights)} of weights, "
+            f"{readable(memory.shards)} for {SHARDS_IN_MEMORY} shards, {readable(memory.batch)} "
+            "for a batch (on the device, where there is one)"
+        )
 
     def _time(self) -> str:
         if self.hours is None:
@@ -167,11 +244,11 @@ def _counts(names: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {n:,}" for name, n in shown[:20]) + more
 
 
-def store_bytes(plan: Plan, *, labelled: bool) -> dict[str, object]:
-    """Return the parts of an estimate that follow from a plan alone."""
+def store_bytes(plan: Plan, rates: Rates, *, labelled: bool) -> dict[str, object]:
+    """Return the parts of an estimate that follow from a plan and what samples of it came to."""
+    stored = footprint(plan, rates, labelled=labelled)
     arrays = StoreArrays(plan, () if labelled else None)
     documents = sum(spec.n_rows * spec.row_bytes for spec in arrays.documents.values())
-    objects = sum(1 + spec.n_shards for spec in arrays.all().values())
     return {
         "n_tokens": plan.n_tokens,
         "n_documents": plan.n_documents,
@@ -182,6 +259,7 @@ def store_bytes(plan: Plan, *, labelled: bool) -> dict[str, object]:
         },
         "hookpoint_widths": {hookpoint.name: hookpoint.width for hookpoint in plan.hookpoints},
         "dtype": plan.dtype,
+        "compression": plan.compression,
         "rows_bytes": sum(spec.n_rows * spec.row_bytes for spec in arrays.rows.values()),
         "documents_bytes": documents,
         "n_shards": plan.n_shards,
@@ -189,7 +267,8 @@ def store_bytes(plan: Plan, *, labelled: bool) -> dict[str, object]:
         "pools": plan.pools,
         "n_pooled_shards": arrays.n_pooled_shards,
         "pooled_bytes": sum(spec.n_rows * spec.row_bytes for spec in arrays.pooled.values()),
-        "n_objects": objects + plan.n_shards * plan.dense + arrays.n_pooled_shards,
+        "n_objects": stored.n_objects,
+        "stored": stored,
     }
 
 

@@ -36,6 +36,7 @@ from actlas.store import layout
 from actlas.store.commit import commit_shard
 from actlas.store.dtypes import numpy_dtype
 from actlas.store.errors import MemoryBudgetError
+from actlas.store.repair import repair_shard
 from actlas.store.schema import HookpointSpec, Receipt
 from actlas.store.specs import LOSS
 from actlas.store.store import Store
@@ -74,6 +75,8 @@ class Extractor:
     model : str, optional
         Where to load the model from, if not from ``run.model_path``, nor from where the plan found
         it; its files must be the same.
+    mend : bool
+        Whether to put back what is damaged of shards, instead of writing new ones.
 
     Raises
     ------
@@ -85,12 +88,15 @@ class Extractor:
         There is no such device.
     """
 
-    def __init__(self, store: Store, run: RunOptions, *, model: str | None = None) -> None:
+    def __init__(
+        self, store: Store, run: RunOptions, *, model: str | None = None, mend: bool = False
+    ) -> None:
+        self._commit = repair_shard if mend else commit_shard
         self.device = resolve_device(run.device)
         self.tokens_per_batch = run.tokens_per_batch or default_tokens_per_batch(self.device)
         run = run.model_copy(update={"tokens_per_batch": self.tokens_per_batch})
         self.store, self.plan, self.run = store, store.plan, run
-        self.threads = run.threads or max(1, n_cpus() // run.workers)
+        self.threads = run.threads or max(1, n_cpus() // run.n_workers)
         torch.set_num_threads(self.threads)
         spec = self.plan.model
         folder = find_model(spec, model or run.model_path)
@@ -208,7 +214,7 @@ class Extractor:
 
     def commit(self, computed: Computed, attempt: str) -> Receipt:
         """Write a computed shard and return its receipt."""
-        return commit_shard(
+        return self._commit(
             self.store,
             computed.shard,
             computed.activations,

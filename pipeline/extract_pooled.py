@@ -11,10 +11,13 @@ from actlas.pipeline.batching import Batch, Inputs
 from actlas.pipeline.extract import Extractor
 from actlas.pipeline.feeding import range_batches
 from actlas.pipeline.forward import Clock
+from actlas.pipeline.options import RunOptions
 from actlas.pipeline.pooling import Pooler
 from actlas.store.commit_pooled import PooledRows, commit_pooled
 from actlas.store.pooled import pooled_range
+from actlas.store.repair import repair_pooled
 from actlas.store.schema import Receipt
+from actlas.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,12 @@ class PooledExtractor(Extractor):
     :class:`~actlas.pipeline.extract.Extractor`.
     """
 
+    def __init__(
+        self, store: Store, run: RunOptions, *, model: str | None = None, mend: bool = False
+    ) -> None:
+        super().__init__(store, run, model=model)
+        self._commit_pooled = repair_pooled if mend else commit_pooled
+
     def batches(self, shard: int) -> list[Batch]:
         """Return the batches of a shard, in the order in which they run."""
         first, last = self.store.documents.starts(*pooled_range(self.store, shard))[[0, -1]]
@@ -48,7 +57,7 @@ class PooledExtractor(Extractor):
 
     def commit(self, computed: ComputedPooled, attempt: str) -> Receipt:  # type: ignore[override]
         """Write a computed shard and return its receipt."""
-        return commit_pooled(
+        return self._commit_pooled(
             self.store,
             computed.shard,
             computed.pooled,

@@ -156,10 +156,10 @@ def check_memory(projection: Projection, run: RunOptions, device: str) -> None:
         free, there = free_host_bytes(), total_host_bytes()
         if free is not None and needed > free:
             raise _over_budget(needed, free, "the free memory", projection, advice)
-        if run.address is None and there is not None and needed * run.workers > there:
-            source = f"this machine's memory over {run.workers} workers"
+        if run.address is None and there is not None and needed * run.n_workers > there:
+            source = f"this machine's memory over {run.n_workers} workers"
             advice = f"Fewer workers, {advice[0].lower()}{advice[1:]}"
-            raise _over_budget(needed, there // run.workers, source, projection, advice)
+            raise _over_budget(needed, there // run.n_workers, source, projection, advice)
     device_free = _free_device_bytes(device)
     on_device = projection.weights + projection.batch
     if device_free is not None and on_device > device_free:

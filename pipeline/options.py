@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from actlas.store.dtypes import ActivationDtype
 from actlas.store.schema import Compression, LongDocuments, Order, Pool
@@ -83,7 +83,10 @@ class RunOptions(_Options):
     """How rows are made: executor, workers, device, budgets. Free to change between runs."""
 
     executor: Literal["inline", "ray"] = "inline"
-    workers: int = Field(default=1, ge=1)
+    workers: int | Literal["auto"] = 1
+    """On Ray. A number: those that a cluster has no place for wait for one, which is what asks an
+    autoscaler for machines. ``auto``: as many as the machines have room for, more as machines join
+    and fewer as they leave; on a Ray of our own one per GPU, or one."""
     address: str | None = None
     """Of a Ray cluster (``auto`` finds a running one). Default: a local one is started."""
     model_path: str | None = None
@@ -117,4 +120,20 @@ class RunOptions(_Options):
     max_node_losses: int = Field(default=20, ge=1)
     deadline_floor_s: float = Field(default=300, gt=0)
     """A shard may take ten times the running median, and never less than this."""
+    start_limit_s: float = Field(default=1800, gt=0)
+    """A worker may take this long to load its model, or ``deadline_floor_s`` if that is more."""
+    writers_per_machine: int | None = Field(default=None, ge=1)
+    """How many shards may be written at once by the workers of one machine. Default: any."""
     retry_quarantined: bool = False
+
+    @field_validator("workers")
+    @classmethod
+    def _at_least_one(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("should be greater than or equal to 1, or auto")
+        return value
+
+    @property
+    def n_workers(self) -> int:
+        """How many workers share this machine, as far as is known: 1 where that is ``auto``."""
+        return self.workers if isinstance(self.workers, int) else 1

@@ -14,7 +14,9 @@ from actlas.pipeline.columns import DraftColumns
 from actlas.pipeline.draft import Draft, Say, collect
 from actlas.pipeline.dry_run import estimate
 from actlas.pipeline.estimate import Estimate, store_bytes
-from actlas.pipeline.options import PlanOptions
+from actlas.pipeline.footprint import sample_rates
+from actlas.pipeline.memory import project
+from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.pipeline.settings import Settings, resolve_settings
 from actlas.pipeline.spans import part_columns
 from actlas.pipeline.spool import open_spool
@@ -53,10 +55,13 @@ def make_plan(
     RunFaultError
         The disk is full or fails. Nothing is left behind.
     """
-    say = progress or (lambda _: None)
-    final = Path(path).absolute()
-    refuse_existing(final)
-    settings = resolve_settings(options)
+    refuse_existing(Path(path).absolute())
+    return plan_settings(path, resolve_settings(options), progress or (lambda _: None))
+
+
+def plan_settings(path: str | os.PathLike[str], settings: Settings, say: Say) -> Store:
+    """Do what :func:`make_plan` does, once every option is decided."""
+    final, options = Path(path).absolute(), settings.options
     say(f"planning {settings.corpus.describe()}")
     try:
         with open_spool(final) as spool:
@@ -78,9 +83,9 @@ def make_plan(
                 draft, labelled=settings.corpus.labelled, names=settings.cutter.columns
             )
             plan = _plan(settings, draft, columns)
-            for line in _summary(settings, plan, draft, columns).lines():
-                say(line)
             images = columns if plan.processor is not None else None
+            for line in _summary(settings, plan, draft, columns, images).lines():
+                say(line)
             return create(final, plan, columns, images)
     except OSError as error:
         fault = run_fault(error, str(final))
@@ -125,18 +130,27 @@ def _plan(settings: Settings, draft: Draft, columns: DraftColumns) -> Plan:
     )
 
 
-def _summary(settings: Settings, plan: Plan, draft: Draft, columns: DraftColumns) -> Estimate:
+def _summary(
+    settings: Settings,
+    plan: Plan,
+    draft: Draft,
+    columns: DraftColumns,
+    images: DraftColumns | None,
+) -> Estimate:
     from actlas.pipeline.speed import forward_speed
 
-    tally, speed = settings.corpus.tally, forward_speed(settings.model, settings.max_length)
+    model = settings.model
+    tally, speed = settings.corpus.tally, forward_speed(model, settings.max_length)
     labels: dict[str, int] = {}
     if columns.label is not None:
         codes, counts = np.unique(columns.label[columns.label >= 0], return_counts=True)
         pairs = zip(codes.tolist(), counts.tolist(), strict=True)
         labels = {columns.label_names[code]: n for code, n in pairs}
-    facts: Any = store_bytes(plan, labelled=columns.label is not None)
+    rates = sample_rates(plan, columns, images)
+    facts: Any = store_bytes(plan, rates, labelled=columns.label is not None)
     return Estimate(
         **facts,
+        memory=project(plan, model.skeleton.config, model.folder, RunOptions()),
         longest=int(draft.lengths.max()),
         labels=labels,
         token_columns={name: columns.n_tokens_of(name) for name in plan.token_columns},

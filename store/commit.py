@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.errors import ConflictError, HookpointError
+from actlas.store.errors import HookpointError
 from actlas.store.receipts import EXTRACT
 from actlas.store.schema import ObjectRecord, Receipt
 from actlas.store.specs import LOSS
@@ -62,11 +62,37 @@ def commit_shard(
     RunFaultError
         The disk is full or fails.
     """
-    _check_shapes(store, shard, activations, loss)
+    check_shapes(store, shard, activations, loss)
     receipts = store.receipts()
     if receipts.exists(shard):
         return receipts.read(shard)
     store.require_same_plan()
+    writer = ArrayWriter(store, shard, attempt)
+    records, n_nonfinite = write_arrays(
+        store, shard, activations, writer, on_nonfinite=on_nonfinite, loss=loss
+    )
+    return write_receipt(
+        store,
+        EXTRACT,
+        shard,
+        store.shard_range(shard),
+        records,
+        attempt=attempt,
+        n_nonfinite=n_nonfinite,
+        run=run,
+    )
+
+
+def write_arrays(
+    store: Store,
+    shard: int,
+    activations: Mapping[str, NDArray[Any]],
+    writer: ArrayWriter,
+    *,
+    on_nonfinite: str,
+    loss: NDArray[np.float32] | None,
+) -> tuple[list[ObjectRecord], dict[str, int]]:
+    """Write all arrays of a shard; return their records, and NaN and infinities by hookpoint."""
     with ThreadPoolExecutor(COMMIT_THREADS, thread_name_prefix="actlas-commit") as pool:
         statistics_of = partial(ShardStatistics.of, documents=store.shard_documents(shard))
         found = dict(zip(activations, pool.map(statistics_of, activations.values()), strict=True))
@@ -75,20 +101,20 @@ def commit_shard(
                 count = _n_nonfinite(statistics, len(activations[name]))
                 unit = int(statistics.moments.n.argmin())
                 refuse_nonfinite(name, shard, count, unit, store.plan.dtype)
-        writer = ArrayWriter(store, shard, attempt)
         try:
             # Columns first: who is wrong about which row is which writes nothing else.
             columns = store.shard_columns(shard)
             specs = [store.arrays.rows[name] for name in columns]
             records = list(pool.map(writer.exact, specs, columns.values()))
             if loss is not None:
-                records.append(_write_loss(store, writer, loss))
+                records.append(writer.losses(store.arrays.rows[LOSS], loss))
 
             def write(name: str) -> list[ObjectRecord]:
                 stored, dense = writer.computed(store.arrays.activations[name], activations[name])
                 if stored is not None:
                     found[name] = statistics_of(stored)
-                return [dense, _write_statistics(store, writer, name, found[name])]
+                table = found[name].table(store.arrays.statistics_names)[None]
+                return [dense, writer.derived(store.arrays.statistics[name], table)]
 
             for written in pool.map(write, activations):
                 records += written
@@ -96,54 +122,16 @@ def commit_shard(
             pool.shutdown(cancel_futures=True)
             raise
     start, stop = store.shard_range(shard)
-    return write_receipt(
-        store,
-        EXTRACT,
-        shard,
-        (start, stop),
-        records,
-        attempt=attempt,
-        n_nonfinite={name: _n_nonfinite(s, stop - start) for name, s in found.items()},
-        run=run,
-    )
+    return records, {name: _n_nonfinite(s, stop - start) for name, s in found.items()}
 
 
-def _write_statistics(
-    store: Store, writer: ArrayWriter, name: str, statistics: ShardStatistics
-) -> ObjectRecord:
-    table = statistics.table(store.arrays.statistics_names)[None]
-    stored, record = writer.write(store.arrays.statistics[name], table)
-    # Of each unit's largest number: another processor may sum up in another order.
-    rounding = 1e-9 * np.nanmax(np.abs(table), axis=1, keepdims=True)
-    if stored is not None and not np.allclose(stored, table, 0, rounding, equal_nan=True):
-        raise ConflictError(
-            f"{store.path}/{record.key}: lies there already and is not the statistics of its "
-            "rows. Remove that file, then run the same command again.",
-            path=record.key,
-        )
-    return record
-
-
-def _write_loss(store: Store, writer: ArrayWriter, loss: NDArray[np.float32]) -> ObjectRecord:
-    stored, record = writer.write(store.arrays.rows[LOSS], loss)
-    tolerance = writer.tolerance
-    alike = stored is None or np.allclose(stored, loss, tolerance, tolerance, equal_nan=True)
-    if not alike:
-        raise ConflictError(
-            f"{store.path}/{record.key}: lies there already without a receipt, and differs from "
-            "the losses that this model gives. It is damaged, or of another model. Remove that "
-            "file, then run the same command again.",
-            path=record.key,
-        )
-    return record
-
-
-def _check_shapes(
+def check_shapes(
     store: Store,
     shard: int,
     activations: Mapping[str, NDArray[Any]],
     loss: NDArray[np.float32] | None,
 ) -> None:
+    """Raise where the arrays are not those of the plan's shard."""
     if (loss is not None) != store.plan.with_loss:
         raise ValueError(f"shard {shard}: a loss where the plan has one, and only there")
     if set(activations) != set(store.arrays.activations):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from actlas.store.pooled import pooled_range
 from actlas.store.receipts import POOLED
-from actlas.store.schema import Pool, Receipt
+from actlas.store.schema import ObjectRecord, Pool, Receipt
 from actlas.store.store import Store
 from actlas.store.writer import COMMIT_THREADS, ArrayWriter, refuse_nonfinite, write_receipt
 
@@ -54,19 +54,35 @@ def commit_pooled(
     RunFaultError
         The disk is full or fails.
     """
-    start, stop = pooled_range(store, shard)
-    _check_shapes(store, shard, pooled, stop - start)
+    check_pooled_shapes(store, shard, pooled)
     receipts = store.receipts(POOLED)
     if receipts.exists(shard):
         return receipts.read(shard)
     store.require_same_plan()
-    empty = np.diff(store.documents.starts(start, stop)) == 0
+    writer = ArrayWriter(store, shard, attempt)
+    records, n_nonfinite = write_pooled(store, shard, pooled, writer, on_nonfinite=on_nonfinite)
+    return write_receipt(
+        store,
+        POOLED,
+        shard,
+        pooled_range(store, shard),
+        records,
+        attempt=attempt,
+        n_nonfinite=n_nonfinite,
+        run=run,
+    )
+
+
+def write_pooled(
+    store: Store, shard: int, pooled: PooledRows, writer: ArrayWriter, *, on_nonfinite: str
+) -> tuple[list[ObjectRecord], dict[str, int]]:
+    """Write all arrays of a shard; return their records, and NaN and infinities by hookpoint."""
+    empty = np.diff(store.documents.starts(*pooled_range(store, shard))) == 0
     if on_nonfinite == "refuse":
         for (name, pool), rows in pooled.items():
             bad = ~np.isfinite(rows[~empty])
             unit = int(bad.any(axis=0).argmax())
             refuse_nonfinite(f"{name}, {pool}", shard, int(bad.sum()), unit, "float32")
-    writer = ArrayWriter(store, shard, attempt)
     with ThreadPoolExecutor(COMMIT_THREADS, thread_name_prefix="actlas-commit") as pool_of_threads:
         specs = [store.arrays.pooled[key] for key in pooled]
         written = list(pool_of_threads.map(writer.computed, specs, pooled.values()))
@@ -74,26 +90,19 @@ def commit_pooled(
     for (name, _), rows, (stored, _) in zip(pooled, pooled.values(), written, strict=True):
         final = rows if stored is None else stored
         n_nonfinite[name] += int((~np.isfinite(final[~empty])).sum())
-    return write_receipt(
-        store,
-        POOLED,
-        shard,
-        (start, stop),
-        [record for _, record in written],
-        attempt=attempt,
-        n_nonfinite=n_nonfinite,
-        run=run,
-    )
+    return [record for _, record in written], n_nonfinite
 
 
-def _check_shapes(store: Store, shard: int, pooled: PooledRows, n_documents: int) -> None:
+def check_pooled_shapes(store: Store, shard: int, pooled: PooledRows) -> None:
+    """Raise where the arrays are not those of the plan's shard."""
+    start, stop = pooled_range(store, shard)
     if set(pooled) != set(store.arrays.pooled):
         raise ValueError(
             f"shard {shard}: got pooled rows of {sorted(pooled)}, the plan has "
             f"{sorted(store.arrays.pooled)}"
         )
     for key, rows in pooled.items():
-        expected = n_documents, store.arrays.pooled[key].shape[1]
+        expected = stop - start, store.arrays.pooled[key].shape[1]
         if rows.shape != expected or rows.dtype != np.float32:
             raise ValueError(
                 f"shard {shard}, {' '.join(key)}: got {rows.dtype} {rows.shape}, expected float32 "

@@ -24,11 +24,12 @@ from typing_extensions import Buffer
 
 from actlas.store.arrays import ArraySpec, group_metadata, metadata_bytes
 from actlas.store.errors import StoreExistsError, run_fault
+from actlas.store.metadata import ledger_metadata, root_metadata
 from actlas.store.objects import LocalObjects, Objects, sync_folder
-from actlas.store.schema import FORMAT_VERSION, Plan, PlanFile, seal
+from actlas.store.schema import Plan, PlanFile, seal
 from actlas.store.shardfile import ShardWriter
 from actlas.store.specs import StoreArrays
-from actlas.store.store import PLAN_KEY, Store, open_store
+from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store, open_store
 
 
 class DocumentColumns(Protocol):
@@ -219,9 +220,8 @@ def write(
             raise StoreExistsError(f"{objects.url}/{key}: somebody else is planning here.")
         written[key] = digest.hexdigest(), n_bytes
 
-    root = {"actlas": {"format_version": FORMAT_VERSION, "plan": plan.model_dump(mode="json")}}
-    put("zarr.json", [metadata_bytes(group_metadata(root))])
-    put("ledger/zarr.json", [metadata_bytes(_ledger_metadata())])
+    put("zarr.json", [metadata_bytes(root_metadata(plan))])
+    put("ledger/zarr.json", [metadata_bytes(ledger_metadata())])
     for group in arrays.groups:
         put(f"{group}/zarr.json", [metadata_bytes(group_metadata())])
     for spec in arrays.all().values():
@@ -229,14 +229,16 @@ def write(
     for name, spec in arrays.documents.items():
         for shard in range(spec.n_shards):
             start, stop = spec.shard_range(shard)
-            rows = _document_rows(columns, images, name, spec, start, stop)
+            rows = document_rows(columns, images, name, spec, start, stop)
             put(spec.key(shard), ShardWriter(spec, rows).parts())
-    plan_file = PlanFile(plan=plan, objects=written, created_unix_s=time.time())
-    if not objects.create(PLAN_KEY, [seal(plan_file)]):
+    plan_file = PlanFile(plan=plan, objects=written, created_unix_s=time.time(), has_copy=True)
+    sealed = seal(plan_file)
+    objects.create(PLAN_COPY_KEY, [sealed])
+    if not objects.create(PLAN_KEY, [sealed]):
         raise StoreExistsError(f"{objects.url}: somebody else planned here.")
 
 
-def _document_rows(
+def document_rows(
     columns: DocumentColumns,
     images: ImageColumns | None,
     name: str,
@@ -260,22 +262,3 @@ def _document_rows(
     if rows.shape != (stop - start,):
         raise ValueError(f"documents/{name}: got {rows.shape} for [{start}, {stop})")
     return rows
-
-
-def _ledger_metadata() -> dict[str, Any]:
-    """Return the ``zarr.json`` of an empty array, in whose folder plan, receipts and leases lie.
-
-    Zarr's libraries list a group's members, and warn of what is none; they never list an array's.
-    """
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [0],
-        "data_type": "uint8",
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0,
-        "codecs": [{"name": "bytes"}],
-        "attributes": {"about": "plan.json, receipts/, quarantine/, lease/ and logs/ of actlas"},
-        "dimension_names": ["ledger"],
-    }

@@ -27,7 +27,7 @@ from actlas.store.arrays import COLUMN_COMPRESSION, ArraySpec, group_metadata, m
 from actlas.store.errors import ConflictError, RunFaultError
 from actlas.store.layout import ceil_div
 from actlas.store.objects import Objects
-from actlas.store.receipts import Receipts, receipt_key
+from actlas.store.receipts import EXTRACT, Receipts, receipt_key
 from actlas.store.schema import FORMAT_VERSION, ObjectRecord, Receipt, seal_of
 from actlas.store.shardfile import ShardWriter
 from actlas.store.store import Store
@@ -190,7 +190,7 @@ def input_seal(objects: Objects, key: str) -> str:
 
 def extract_inputs(store: Store, shards: range) -> dict[str, str]:
     """Return the extract receipts of some shards as inputs."""
-    keys = [receipt_key("extract", shard) for shard in shards]
+    keys = [store.receipts(EXTRACT).key(shard) for shard in shards]
     return {key: input_seal(store.objects, key) for key in keys}
 
 

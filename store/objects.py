@@ -1,8 +1,9 @@
-"""Where a store's bytes lie: create-only objects under keys, on a local file system.
+"""Where a store's bytes lie: create-only objects under keys, in a folder or in a bucket.
 
 An object appears under its final name whole, durable, and once: the first writer wins. Locally a
 file is staged, synced, linked to its name and the folder is synced; the final name is never opened
-for writing. An object store does the same with a conditional PUT.
+for writing. An object store does the same with a conditional PUT, see
+:mod:`actlas.store.remote_objects`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Protocol
 
 from typing_extensions import Buffer
 
-from actlas.store.errors import RunFaultError, StoreNotFoundError, run_fault
+from actlas.store.errors import RunFaultError, run_fault
 
 STAGING = "ledger/staging"
 
@@ -27,7 +28,11 @@ class Objects(Protocol):
 
     @property
     def url(self) -> str:
-        """Where it is, for messages."""
+        """Where it is: a folder or a URL, without credentials."""
+
+    @property
+    def n_readers(self) -> int:
+        """How many reads at once keep it busy."""
 
     def create(self, key: str, parts: Iterable[Buffer]) -> bool:
         """Write an object whole and durable; False if there was one already, left as it is."""
@@ -40,6 +45,15 @@ class Objects(Protocol):
 
     def read(self, key: str, offset: int = 0, n_bytes: int | None = None) -> bytes:
         """Return bytes [offset, offset + n_bytes) or to the end.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such object.
+        """
+
+    def pieces(self, key: str, n_bytes: int) -> Iterator[bytes]:
+        """Yield a whole object in order, some ``n_bytes`` at a time.
 
         Raises
         ------
@@ -80,6 +94,11 @@ class LocalObjects:
         """The root folder."""
         return str(self.root)
 
+    @property
+    def n_readers(self) -> int:
+        """As many as processors: the disk answers faster than a chunk is decoded."""
+        return min(8, os.cpu_count() or 1)
+
     def path(self, key: str) -> Path:
         """Return the file of a key, which never leaves the root."""
         path = self.root / key
@@ -104,20 +123,24 @@ class LocalObjects:
         return created
 
     def replace(self, key: str, data: bytes) -> None:
-        """Write beside, then rename over."""
+        """Stage, sync, rename over and sync the folder."""
         final = self.path(key)
-        temporary = final.with_name(f"{final.name}.{uuid.uuid4().hex}.part")
+        staging = self.path(STAGING)
+        temporary = staging / f"{uuid.uuid4().hex}.part"
         with _faults(final):
+            self._make_folder(staging)
             self._make_folder(final.parent)
             try:
                 _write_durably(temporary, [data])
                 temporary.replace(final)
             finally:
                 temporary.unlink(missing_ok=True)
+            sync_folder(final.parent)
 
     def delete(self, key: str) -> None:
-        """Unlink the file."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        """Unlink the file. A folder of that name is no object."""
+        nothing = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        with _faults(self.path(key)), nothing:
             self.path(key).unlink()
 
     def read(self, key: str, offset: int = 0, n_bytes: int | None = None) -> bytes:
@@ -129,6 +152,13 @@ class LocalObjects:
                 return _pread(fd, wanted, offset)
             finally:
                 os.close(fd)
+
+    def pieces(self, key: str, n_bytes: int) -> Iterator[bytes]:
+        """Read from front to end."""
+        offset = 0
+        while piece := self.read(key, offset, n_bytes):
+            offset += len(piece)
+            yield piece
 
     def size(self, key: str) -> int | None:
         """Return the file's size."""
@@ -176,22 +206,31 @@ class LocalObjects:
         sync_folder(folder.parent)
 
 
-def open_objects(url: str | os.PathLike[str]) -> LocalObjects:
-    """Return the objects at a path.
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is the URL of a bucket, and not of a folder.
+
+    >>> is_url("s3://bucket/run.zarr"), is_url("run.zarr"), is_url("file:///tmp/run.zarr")
+    (True, False, False)
+    """
+    scheme, separator, _ = os.fspath(path).partition("://")
+    return bool(separator) and scheme.isalnum() and scheme.lower() != "file"
+
+
+def open_objects(url: str | os.PathLike[str]) -> Objects:
+    """Return the objects at a path or a URL.
 
     Raises
     ------
     StoreNotFoundError
         It is a URL of a kind that this version does not open.
+    ConfigError
+        It is a URL with credentials in it, or of no bucket.
     """
     text = os.fspath(url)
-    scheme, separator, _ = text.partition("://")
-    if separator and scheme != "file":
-        raise StoreNotFoundError(
-            f"{text}: got a {scheme}:// URL; this version opens stores on a file system. Give a "
-            "path, or mount the bucket.",
-            path=text,
-        )
+    if is_url(text):
+        from actlas.store.remote_objects import RemoteObjects
+
+        return RemoteObjects(text)
     return LocalObjects(text.removeprefix("file://"))
 
 

@@ -1,15 +1,23 @@
-"""The ledger of what is done: one receipt per shard of a job, written last."""
+"""The ledger of what is done: one receipt per shard of a job, written last.
+
+A shard that was repaired with other bits has a receipt of a later *generation* beside the first::
+
+    ledger/receipts/extract/00000003.json          written by the run
+    ledger/repairs/extract/00000003.0001.json      written by a repair: this one stands
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cached_property
 
 from actlas.store.errors import FormatError
 from actlas.store.objects import Objects
 from actlas.store.schema import Receipt, seal, unseal
 
-_NAME = re.compile(r"[0-9]{8}\.json")
+_NAME = re.compile(r"[0-9]{8}\.json", re.ASCII)
+_REPAIRED = re.compile(r"([0-9]{8})\.([0-9]{4})\.json", re.ASCII)
 
 EXTRACT = "extract"
 """The job that every store begins with: every token's rows."""
@@ -17,8 +25,10 @@ POOLED = "pooled"
 """The job of pooled rows; its shards are ranges of documents."""
 
 
-def receipt_key(job: str, shard: int) -> str:
-    """Return the key of a shard's receipt."""
+def receipt_key(job: str, shard: int, generation: int = 0) -> str:
+    """Return the key of a shard's receipt; generation 0 is the run's own."""
+    if generation:
+        return f"ledger/repairs/{job}/{shard:08d}.{generation:04d}.json"
     return f"ledger/receipts/{job}/{shard:08d}.json"
 
 
@@ -45,14 +55,34 @@ class Receipts:
 
     def done(self) -> frozenset[int]:
         """Return the shards that have a receipt, by a fresh listing."""
-        return frozenset(self._listed())
+        self.__dict__.pop("generations", None)
+        return frozenset(self._listed()) | frozenset(self.generations)
+
+    @cached_property
+    def generations(self) -> dict[int, list[int]]:
+        """The generations of the shards that were repaired, rising; listed once."""
+        found: dict[int, list[int]] = {}
+        for name in self.objects.names(f"ledger/repairs/{self.job}"):
+            match = _REPAIRED.fullmatch(name)
+            if match is not None and int(match[1]) < self.n_shards and int(match[2]):
+                found.setdefault(int(match[1]), []).append(int(match[2]))
+        return {shard: sorted(generations) for shard, generations in found.items()}
+
+    def generation(self, shard: int) -> int:
+        """Return the generation that stands: the highest."""
+        return self.generations.get(shard, [0])[-1]
+
+    def key(self, shard: int) -> str:
+        """Return the key of the receipt that stands."""
+        return receipt_key(self.job, shard, self.generation(shard))
 
     def exists(self, shard: int) -> bool:
         """Whether a shard is done."""
-        return self.objects.size(receipt_key(self.job, shard)) is not None
+        first = receipt_key(self.job, shard)
+        return self.objects.size(first) is not None or shard in self.generations
 
-    def read(self, shard: int) -> Receipt:
-        """Return a shard's receipt, checked.
+    def read(self, shard: int, generation: int | None = None) -> Receipt:
+        """Return a shard's receipt, checked: the one that stands, or an earlier one.
 
         Raises
         ------
@@ -61,12 +91,14 @@ class Receipts:
         CorruptDataError, FormatError
             The receipt is not the one that was written, or belongs elsewhere.
         """
-        key = receipt_key(self.job, shard)
+        if generation is None:
+            generation = self.generation(shard)
+        key = receipt_key(self.job, shard, generation)
         receipt = unseal(self.objects.read(key), Receipt, f"{self.objects.url}/{key}")
-        if (receipt.job, receipt.shard) != (self.job, shard):
+        if (receipt.job, receipt.shard, receipt.generation) != (self.job, shard, generation):
             raise FormatError(
                 f"{self.objects.url}/{key}: this is the receipt of {receipt.job} shard "
-                f"{receipt.shard}; the file was moved.",
+                f"{receipt.shard}, generation {receipt.generation}; the file was moved.",
                 path=key,
             )
         if receipt.plan_sha256 != self.plan_sha256:
@@ -80,9 +112,11 @@ class Receipts:
 
     def write(self, receipt: Receipt) -> Receipt:
         """Write a receipt and return the one that stands: the first writer's."""
-        if self.objects.create(receipt_key(self.job, receipt.shard), [seal(receipt)]):
-            return receipt
-        return self.read(receipt.shard)
+        key = receipt_key(self.job, receipt.shard, receipt.generation)
+        created = self.objects.create(key, [seal(receipt)])
+        if receipt.generation:
+            self.__dict__.pop("generations", None)
+        return receipt if created else self.read(receipt.shard)
 
     def _listed(self) -> Iterator[int]:
         for name in self.objects.names(f"ledger/receipts/{self.job}"):

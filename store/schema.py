@@ -243,6 +243,8 @@ class Receipt(_Spec):
     """How it was made: device, seconds of forward pass and of writing, token budget."""
     inputs: dict[str, str] = Field(default_factory=dict)
     """Of derived data: the sealed records that it was made from, by key, with their seals."""
+    generation: int = Field(default=0, ge=0)
+    """0 as a run wrote it; higher where a repair gave other bits: the highest stands."""
 
 
 class FeaturesSpec(_Spec):
@@ -269,6 +271,8 @@ class PlanFile(_Spec):
     plan: Plan
     objects: dict[str, tuple[str, int]]
     created_unix_s: float
+    has_copy: bool = False
+    """Whether the same bytes lie at ``ledger/plan.copy.json``; an earlier version wrote none."""
 
 
 SpecT = TypeVar("SpecT", bound=BaseModel)

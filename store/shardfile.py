@@ -45,8 +45,15 @@ def codec_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="actlas-codec")
 
 
+@lru_cache(maxsize=4)
+def reading_threads(n: int) -> ThreadPoolExecutor:
+    """Return this process's threads for reading: as many as keep a kind of store busy."""
+    return ThreadPoolExecutor(n, thread_name_prefix="actlas-reading")
+
+
 def _after_fork() -> None:
     codec_threads.cache_clear()
+    reading_threads.cache_clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -227,6 +234,10 @@ class ShardReader:
         self.chunk_crc32c = chunk_crc32c
         self.index = self._read_index()
 
+    @property
+    def _threads(self) -> ThreadPoolExecutor:
+        return reading_threads(self.objects.n_readers)
+
     def _where(self, chunk: int | None = None) -> str:
         start, stop = self.spec.shard_range(self.shard)
         if chunk is not None:
@@ -280,10 +291,10 @@ class ShardReader:
         if len(chunks) <= 1:
             yield from (self.read_chunk(chunk) for chunk in chunks)
             return
-        ahead = 2 * (os.cpu_count() or 1)
+        ahead = 2 * self.objects.n_readers
         running: deque[Future[NDArray[Any]]] = deque()
         for chunk in chunks:
-            running.append(codec_threads().submit(self.read_chunk, chunk))
+            running.append(self._threads.submit(self.read_chunk, chunk))
             if len(running) > ahead:
                 yield running.popleft().result()
         while running:
@@ -315,7 +326,7 @@ class ShardReader:
                     raise CorruptDataError(f"{self._where()}: the shard is cut", path=self.key)
                 words[i] = np.frombuffer(data, np.uint8)
 
-        deque(codec_threads().map(fill, range(0, len(offsets), SCATTERED)), maxlen=0)
+        deque(self._threads.map(fill, range(0, len(offsets), SCATTERED)), maxlen=0)
         return out
 
     def read_rows(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -346,5 +357,5 @@ class ShardReader:
             for chunk in chunks:
                 fill(chunk)
         else:
-            deque(codec_threads().map(fill, chunks), maxlen=0)
+            deque(self._threads.map(fill, chunks), maxlen=0)
         return rows

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from actlas.store.units import Units
 
 PLAN_KEY = "ledger/plan.json"
+PLAN_COPY_KEY = "ledger/plan.copy.json"
+"""The same bytes once more: without them nothing else could be proved or repaired."""
 
 
 class Store:
@@ -85,6 +87,7 @@ class Store:
         self.plan: Plan = plan_file.plan
         self.plan_file = plan_file
         self._seen: dict[str, frozenset[int]] = {}
+        self._receipts: dict[str, Receipts] = {}
         self._receipt = lru_cache(maxsize=4096)(self._read_receipt)
         self._inverse = lru_cache(maxsize=16)(self._shard_rows)
 
@@ -172,7 +175,16 @@ class Store:
 
     def receipts(self, job: str = EXTRACT) -> Receipts:
         """Return the receipts of a job."""
-        return Receipts(self.objects, job, self.n_shards(job), self.plan_sha256)
+        if job not in self._receipts:
+            n_shards = self.n_shards(job)
+            self._receipts[job] = Receipts(self.objects, job, n_shards, self.plan_sha256)
+        return self._receipts[job]
+
+    def forget(self, job: str) -> None:
+        """Forget what was read of a job's receipts: one of them was replaced."""
+        self._receipts.pop(job, None)
+        self._seen.pop(job, None)
+        self._receipt.cache_clear()
 
     def done(self, job: str = EXTRACT) -> frozenset[int]:
         """Return the shards of a job that have a receipt, by a fresh listing."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from actlas.store.arrays import ArraySpec
-from actlas.store.errors import ActlasError, CorruptDataError
-from actlas.store.receipts import EXTRACT, POOLED, receipt_key
+from actlas.store.errors import ActlasError, CorruptDataError, RunFaultError
+from actlas.store.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.schema import ObjectRecord
 from actlas.store.shardfile import ShardReader
-from actlas.store.store import PLAN_KEY, Store
+from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store
 from actlas.store.verify_derived import (
     DerivedCheck,
     claimed,
@@ -46,6 +47,10 @@ class Damage:
         The rows [start, stop) that it takes with it, where it holds rows.
     of : {"rows", "documents"}
         What these are: pooled rows are one per document.
+    job, shard : str, int, or None
+        The shard of a job that it belongs to, or the unit of derived data.
+    stray : bool
+        Whether nothing of this store has its name.
     """
 
     key: str
@@ -53,6 +58,9 @@ class Damage:
     start: int | None = None
     stop: int | None = None
     of: str = "rows"
+    job: str | None = None
+    shard: int | None = None
+    stray: bool = False
 
     def __str__(self) -> str:
         rows = f", {self.of} [{self.start}, {self.stop})" if self.start is not None else ""
@@ -105,15 +113,27 @@ class _Check(NamedTuple):
     """A check to do, and what is damaged if it cannot be done."""
 
     run: Callable[[], _Checked]
-    key: str
-    where: tuple[int, int, str] | tuple[()] = ()
+    otherwise: Callable[[str], Damage]
 
     def __call__(self) -> _Checked:
         try:
             return self.run()
         except (ActlasError, OSError, ValueError) as error:
-            what = f"cannot be checked: {error}"
-            return _Checked(0, 0, [Damage(self.key, what, *self.where)])
+            _raise_if_outside(error)
+            return _Checked(0, 0, [self.otherwise(f"cannot be checked: {error}")])
+
+
+def _raise_if_outside(error: Exception) -> None:
+    """Raise what says nothing about the store: an outage, no credentials, too many open files.
+
+    A file that cannot be read for a fault of its own is damaged.
+    """
+    its_own = (errno.EIO, errno.EACCES, errno.EPERM)
+    if isinstance(error, RunFaultError) and error.details.get("errno") not in its_own:
+        raise error
+
+
+_NO_UNIT = (None, None)
 
 
 class _Shard(NamedTuple):
@@ -121,12 +141,25 @@ class _Shard(NamedTuple):
 
     job: str
     number: int
-    where: tuple[int, int, str]
+    start: int
+    stop: int
     specs: dict[str, ArraySpec]
+
+    def damage(
+        self, key: str, what: str, start: int | None = None, stop: int | None = None
+    ) -> Damage:
+        """Return a damage that takes these rows with it, or all of the shard's."""
+        lo = self.start if start is None else start
+        hi = self.stop if stop is None else stop
+        of = "documents" if self.job == POOLED else "rows"
+        return Damage(key, what, lo, hi, of, self.job, self.number)
 
 
 def verify(
-    store: Store, full: bool = False, progress: Callable[[int, int], None] | None = None
+    store: Store,
+    full: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    only: Collection[Damage] | None = None,
 ) -> Report:
     """Check a store against its plan and its receipts.
 
@@ -138,30 +171,65 @@ def verify(
         Read every byte. Otherwise only metadata and receipts are read, and sizes compared.
     progress : callable, optional
         Called with (objects checked, objects in all).
+    only : collection of Damage, optional
+        Look only at what was found before: at those shards, units and objects.
     """
     done = {job: store.done(job) for job in store.jobs}
     shards = [_shard(store, job, number) for job in done for number in sorted(done[job])]
+    if only is not None:
+        return _verify_only(store, shards, full, only)
     n_all = len(store.plan_file.objects) + sum(len(shard.specs) for shard in shards)
-    damages: list[Damage] = []
-    n_objects, n_bytes = 0, 0
-    for checked in _in_threads(_checks(store, shards, full)):
-        damages += checked.damages
-        n_objects += checked.n_objects
-        n_bytes += checked.n_bytes
-        if progress is not None:
-            progress(n_objects, n_all)
+    n_objects, n_bytes, damages = _run(_checks(store, shards, full), n_all, progress)
     strays, unclaimed = _strays(store, done)
     missing = {j: tuple(sorted(set(range(store.n_shards(j))) - done[j])) for j in done}
-    unique = {(d.key, d.start, d.stop): d for d in reversed(damages + strays)}
     return Report(
         full=full,
         n_objects=n_objects,
         n_bytes=n_bytes,
         missing=missing.get(EXTRACT, ()),
-        damages=tuple(reversed(unique.values())),
+        damages=_once(damages + strays),
         unclaimed=unclaimed,
         missing_pooled=missing.get(POOLED, ()),
     )
+
+
+def _verify_only(
+    store: Store, shards: list[_Shard], full: bool, only: Collection[Damage]
+) -> Report:
+    """Check again what was found damaged before."""
+    units, keys = {(d.job, d.shard) for d in only}, {d.key for d in only}
+    wanted = [shard for shard in shards if (shard.job, shard.number) in units]
+
+    def checks() -> Iterator[_Check]:
+        for check in _checks(store, wanted, full):
+            damage = check.otherwise("")
+            in_shard = damage.job in store.jobs
+            if in_shard or damage.key in keys or (damage.job, damage.shard) in units - {_NO_UNIT}:
+                yield check
+
+    n_objects, n_bytes, damages = _run(checks(), 0, None)
+    there = [d for d in only if d.stray and store.objects.size(d.key) is not None]
+    return Report(full, n_objects, n_bytes, (), _once(damages + there))
+
+
+def _run(
+    checks: Iterator[_Check], n_all: int, progress: Callable[[int, int], None] | None
+) -> _Checked:
+    n_objects, n_bytes = 0, 0
+    damages: list[Damage] = []
+    for checked in _in_threads(checks):
+        damages += checked.damages
+        n_objects += checked.n_objects
+        n_bytes += checked.n_bytes
+        if progress is not None:
+            progress(n_objects, n_all)
+    return _Checked(n_objects, n_bytes, damages)
+
+
+def _once(damages: list[Damage]) -> tuple[Damage, ...]:
+    """Return each damage once, in the order found."""
+    unique = {(d.key, d.start, d.stop): d for d in reversed(damages)}
+    return tuple(reversed(unique.values()))
 
 
 def _in_threads(checks: Iterator[_Check]) -> Iterator[_Checked]:
@@ -179,16 +247,34 @@ def _in_threads(checks: Iterator[_Check]) -> Iterator[_Checked]:
 
 def _derived(check: DerivedCheck) -> _Checked:
     n_objects, n_bytes, findings = check.run()
-    return _Checked(n_objects, n_bytes, [Damage(*finding) for finding in findings])
+    damages = [
+        Damage(f.key, f.what, f.start, f.stop, job=check.job, shard=check.unit) for f in findings
+    ]
+    return _Checked(n_objects, n_bytes, damages)
 
 
 def _checks(store: Store, shards: list[_Shard], full: bool) -> Iterator[_Check]:
+    if store.plan_file.has_copy:
+        yield _Check(partial(_check_plan_copy, store), partial(Damage, PLAN_COPY_KEY))
     for key, (digest, n_bytes) in store.plan_file.objects.items():
-        yield _Check(partial(_check_planned, store, key, digest, n_bytes, full), key)
+        run = partial(_check_planned, store, key, digest, n_bytes, full)
+        yield _Check(run, partial(Damage, key))
     for shard in shards:
         yield from _shard_checks(store, shard, full)
     for check in derived_checks(store, full):
-        yield _Check(partial(_derived, check), check.key)
+        damage = partial(Damage, check.key, job=check.job, shard=check.unit)
+        yield _Check(partial(_derived, check), damage)
+
+
+def _check_plan_copy(store: Store) -> _Checked:
+    size = store.objects.size(PLAN_COPY_KEY)
+    if size is None:
+        n_bytes = store.objects.size(PLAN_KEY) or 0
+        return _Checked(0, 0, [Damage(PLAN_COPY_KEY, size_words(None, n_bytes))])
+    data = store.objects.read(PLAN_COPY_KEY)
+    if data == store.objects.read(PLAN_KEY):
+        return _Checked(0, 0, [])
+    return _Checked(0, 0, [Damage(PLAN_COPY_KEY, f"is not the same as {PLAN_KEY}")])
 
 
 def _check_planned(store: Store, key: str, digest: str, n_bytes: int, full: bool) -> _Checked:
@@ -196,42 +282,59 @@ def _check_planned(store: Store, key: str, digest: str, n_bytes: int, full: bool
     if size != n_bytes:
         return _Checked(1, 0, [Damage(key, size_words(size, n_bytes))])
     if full or key.endswith("zarr.json"):
-        sha256, offset = hashlib.sha256(), 0
-        while piece := store.objects.read(key, offset, READ_BYTES):
+        sha256 = hashlib.sha256()
+        for piece in store.objects.pieces(key, READ_BYTES):
             sha256.update(piece)
-            offset += len(piece)
         if sha256.hexdigest() != digest:
             return _Checked(1, n_bytes, [Damage(key, "its sha256 is not the plan's")])
     return _Checked(1, n_bytes, [])
 
 
 def _shard_checks(store: Store, shard: _Shard, full: bool) -> Iterator[_Check]:
-    """Yield the checks of one finished shard: its receipt, then all that the receipt names."""
-    key = receipt_key(shard.job, shard.number)
+    """Yield the checks of one finished shard: its receipts, then all that they name."""
+    receipts = store.receipts(shard.job)
+    for generation in [0, *receipts.generations.get(shard.number, [])][:-1]:
+        key = receipt_key(shard.job, shard.number, generation)
+        earlier = partial(_check_superseded, receipts, shard, generation)
+        yield _Check(earlier, partial(shard.damage, key))
+    key = receipts.key(shard.number)
     try:
-        receipt = store.receipts(shard.job).read(shard.number)
+        receipt = receipts.read(shard.number)
     except (ActlasError, OSError) as error:
-        damage = Damage(key, f"unreadable receipt: {error}", *shard.where)
-        yield _Check(lambda: _Checked(0, 0, [damage]), key)
+        _raise_if_outside(error)
+        damage = shard.damage(key, f"unreadable receipt: {error}")
+        yield _Check(lambda: _Checked(0, 0, [damage]), partial(shard.damage, key))
         return
     named = {record.key for record in receipt.objects}
-    if named != set(shard.specs) or (receipt.start, receipt.stop) != shard.where[:2]:
+    if named != set(shard.specs) or (receipt.start, receipt.stop) != (shard.start, shard.stop):
         odd = sorted(set(shard.specs) ^ named)
-        unfit = Damage(key, f"does not fit the plan ({odd})", *shard.where)
-        yield _Check(lambda: _Checked(0, 0, [unfit]), key)
+        unfit = shard.damage(key, f"does not fit the plan ({odd})")
+        yield _Check(lambda: _Checked(0, 0, [unfit]), partial(shard.damage, key))
     for record in receipt.objects:
         if record.key in shard.specs:
             check = partial(_check_record, store, shard, record, full)
-            yield _Check(check, record.key, shard.where)
+            yield _Check(check, partial(shard.damage, record.key))
     if full and shard.job == EXTRACT:
         columns = store.arrays.rows["doc_idx"].key(shard.number)
-        yield _Check(partial(_check_columns, store, shard.number), columns, shard.where)
+        run = partial(_check_columns, store, shard)
+        yield _Check(run, partial(shard.damage, columns))
+
+
+def _check_superseded(receipts: Receipts, shard: _Shard, generation: int) -> _Checked:
+    """Check a receipt that a repair has put another in the place of. It may be gone."""
+    key = receipt_key(shard.job, shard.number, generation)
+    if receipts.objects.size(key) is None:
+        return _Checked(0, 0, [])
+    try:
+        receipts.read(shard.number, generation)
+    except CorruptDataError as error:
+        return _Checked(1, 0, [shard.damage(key, f"unreadable receipt: {error}")])
+    return _Checked(1, 0, [])
 
 
 def _shard(store: Store, job: str, number: int) -> _Shard:
     start, stop = store.covered(number, job)
-    of = "documents" if job == POOLED else "rows"
-    return _Shard(job, number, (start, stop, of), _shard_specs(store, job, number))
+    return _Shard(job, number, start, stop, _shard_specs(store, job, number))
 
 
 def _shard_specs(store: Store, job: str, number: int) -> dict[str, ArraySpec]:
@@ -246,8 +349,7 @@ def _shard_specs(store: Store, job: str, number: int) -> dict[str, ArraySpec]:
 def _check_record(store: Store, shard: _Shard, record: ObjectRecord, full: bool) -> _Checked:
     size = store.objects.size(record.key)
     if size != record.n_bytes:
-        what = size_words(size, record.n_bytes)
-        return _Checked(1, 0, [Damage(record.key, what, *shard.where)])
+        return _Checked(1, 0, [shard.damage(record.key, size_words(size, record.n_bytes))])
     if full and object_digest(store.objects, record.key)[1] != record.xxh3:
         what = "its bytes are not those that the receipt describes"
         return _Checked(1, size, _locate(store, shard, record, what))
@@ -256,8 +358,7 @@ def _check_record(store: Store, shard: _Shard, record: ObjectRecord, full: bool)
 
 def _locate(store: Store, shard: _Shard, record: ObjectRecord, what: str) -> list[Damage]:
     """Narrow a damaged object down to the chunks that cannot be read."""
-    start, stop, of = shard.where
-    whole, spec = [Damage(record.key, what, start, stop, of)], shard.specs[record.key]
+    whole, spec = [shard.damage(record.key, what)], shard.specs[record.key]
     if spec.path.startswith("statistics/"):
         return whole
     try:
@@ -268,25 +369,25 @@ def _locate(store: Store, shard: _Shard, record: ObjectRecord, what: str) -> lis
     for chunk in range(spec.n_chunks(shard.number)):
         try:
             reader.read_chunk(chunk)
-        except (CorruptDataError, OSError) as error:
-            first = start + chunk * spec.chunk_rows
-            last = min(first + spec.chunk_rows, stop)
-            damages.append(Damage(record.key, f"{what}; {error}", first, last, of))
+        except (CorruptDataError, FileNotFoundError) as error:
+            first = shard.start + chunk * spec.chunk_rows
+            last = min(first + spec.chunk_rows, shard.stop)
+            damages.append(shard.damage(record.key, f"{what}; {error}", first, last))
     return damages or whole
 
 
-def _check_columns(store: Store, shard: int) -> _Checked:
+def _check_columns(store: Store, shard: _Shard) -> _Checked:
     """Hold the stored row columns against those that the plan gives."""
-    start, stop = store.shard_range(shard)
     damages = []
-    for name, expected in store.shard_columns(shard).items():
+    for name, expected in store.shard_columns(shard.number).items():
         spec = store.arrays.rows[name]
         try:
-            stored = ShardReader(store.objects, spec, shard).read_rows(0, stop - start)
-        except (ActlasError, OSError):
+            reader = ShardReader(store.objects, spec, shard.number)
+            stored = reader.read_rows(0, shard.stop - shard.start)
+        except (CorruptDataError, FileNotFoundError):
             continue  # _check_record names it
         if not np.array_equal(stored, expected):
-            damages.append(Damage(spec.key(shard), "not the rows of this plan", start, stop))
+            damages.append(shard.damage(spec.key(shard.number), "not the rows of this plan"))
     return _Checked(0, 0, damages)
 
 
@@ -295,12 +396,14 @@ def _strays(
 ) -> tuple[list[Damage], tuple[str, ...]]:
     """Find whatever lies in the store and belongs to nobody, and shards without a receipt."""
     standing = claimed(store)
-    expected = {PLAN_KEY, *store.plan_file.objects, *standing}
+    expected = {PLAN_KEY, PLAN_COPY_KEY, *store.plan_file.objects, *standing}
     in_shards: dict[str, bool] = {}
     for job in store.jobs:
         for number in range(store.n_shards(job)):
             in_shards.update(dict.fromkeys(_shard_specs(store, job, number), number in done[job]))
             expected.add(receipt_key(job, number))
+        for number, generations in store.receipts(job).generations.items():
+            expected.update(receipt_key(job, number, g) for g in generations)
     strays, unclaimed = [], []
     for key in store.objects.walk():
         if key in in_shards:
@@ -309,5 +412,6 @@ def _strays(
         elif key not in expected and is_leftover(key, standing):
             unclaimed.append(key)
         elif key not in expected and not key.startswith(VOLATILE):
-            strays.append(Damage(key, "a stray file: nothing of this store has this name"))
+            what = "a stray file: nothing of this store has this name"
+            strays.append(Damage(key, what, stray=True))
     return strays, tuple(sorted(unclaimed))

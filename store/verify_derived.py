@@ -18,6 +18,10 @@ from actlas.store.writer import object_digest
 if TYPE_CHECKING:
     from actlas.store.store import Store
 
+_EXTRACTED = re.compile(
+    r"ledger/(?:receipts|repairs)/extract/([0-9]{8})\.(?:[0-9]{4}\.)?json", re.A
+)
+"""The key of a receipt of extraction, of any generation."""
 _MARKED = re.compile(r"((features|extremes)/[^ ]*-[0-9a-f]{12})/")
 """A key inside a group that one attempt wrote."""
 
@@ -36,6 +40,8 @@ class DerivedCheck(NamedTuple):
 
     run: Callable[[], tuple[int, int, list[Finding]]]
     key: str
+    job: str | None = None
+    unit: int | None = None
 
 
 def derived_jobs(store: Store) -> dict[str, list[int]]:
@@ -52,17 +58,17 @@ def derived_checks(store: Store, full: bool) -> Iterator[DerivedCheck]:
     """Yield the checks of all derived data of a store."""
     for name in names(store):
         yield DerivedCheck(partial(_check_spec, store, name), spec_key(name))
-    for key in _plain_groups(store):
+    for key in plain_groups(store):
         yield DerivedCheck(partial(_check_plain, store, key), key)
     for job, units in derived_jobs(store).items():
         for unit in units:
             check = partial(_check_receipt, store, job, unit, full)
-            yield DerivedCheck(check, receipt_key(job, unit))
+            yield DerivedCheck(check, receipt_key(job, unit), job, unit)
 
 
 def claimed(store: Store) -> frozenset[str]:
     """Return every key that derived data stands for."""
-    keys = {spec_key(name) for name in names(store)} | set(_plain_groups(store))
+    keys = {spec_key(name) for name in names(store)} | set(plain_groups(store))
     for job, units in derived_jobs(store).items():
         for unit in units:
             keys.add(receipt_key(job, unit))
@@ -81,7 +87,7 @@ def is_leftover(key: str, standing: frozenset[str]) -> bool:
     return match is not None and f"{match[1]}/zarr.json" not in standing
 
 
-def _plain_groups(store: Store) -> list[str]:
+def plain_groups(store: Store) -> list[str]:
     """Return the metadata keys of the plain groups above derived data that are there."""
     folders = ["features", "extremes"]
     for name in names(store):
@@ -129,7 +135,11 @@ def _check_receipt(store: Store, job: str, unit: int, full: bool) -> tuple[int, 
 
 
 def _seal_there(store: Store, key: str) -> str | None:
-    if not key.startswith(("ledger/receipts/", FOLDER)):
+    """Return the seal of a record that stands now; None where it is gone or superseded."""
+    if not key.startswith(("ledger/receipts/", "ledger/repairs/", FOLDER)):
+        return None
+    match = _EXTRACTED.fullmatch(key)
+    if match is not None and store.receipts(EXTRACT).key(int(match[1])) != key:
         return None
     try:
         return seal_of(store.objects.read(key))

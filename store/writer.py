@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +31,8 @@ READ_BYTES = 1 << 20
 ADOPT_TOLERANCE = {"float32": 1e-2, "float16": 1e-1, "bfloat16": 1e-1}
 """How far a row that an earlier attempt left may be from ours, as a share of its norm: kernels
 round differently; another model, or damage, is much further away."""
+Unlike = Callable[[NDArray[Any]], str | None]
+"""Says why stored rows are not what they should be, or None."""
 COMMIT_THREADS = 4
 """Arrays of a shard that are written at once: most of the time goes into waiting for the disk."""
 
@@ -61,14 +63,16 @@ class ArrayWriter:
         ConflictError
             It is not.
         """
-        stored, record = self.write(spec, rows)
-        if stored is not None and not np.array_equal(stored, rows):
-            raise ConflictError(
-                f"{self.objects.url}/{record.key}: lies there already with other rows than this "
-                "plan gives. Remove that file if no run of another version is writing here.",
-                path=record.key,
+
+        def unlike(stored: NDArray[Any]) -> str | None:
+            if np.array_equal(stored, rows):
+                return None
+            return (
+                "lies there already with other rows than this plan gives. Remove that file if no "
+                "run of another version is writing here."
             )
-        return record
+
+        return self._hold(spec, rows, unlike)[1]
 
     def computed(
         self, spec: ArraySpec, rows: NDArray[Any]
@@ -80,18 +84,73 @@ class ArrayWriter:
         ConflictError
             It is not: a row is further away than rounding explains.
         """
-        stored, record = self.write(spec, rows)
-        bad = None if stored is None else first_unlike(stored, rows, self.tolerance)
-        if bad is not None:
-            raise ConflictError(
-                f"{self.objects.url}/{record.key}: lies there already without a receipt, and its "
-                f"row {bad} differs from what this model gives by more than {self.tolerance:g} of "
-                "its norm. It is damaged, or of another model. Remove that file, then run the "
-                "same command again.",
-                path=record.key,
-                row=bad,
+
+        def unlike(stored: NDArray[Any]) -> str | None:
+            bad = first_unlike(stored, rows, self.tolerance)
+            if bad is None:
+                return None
+            return (
+                f"lies there already, and its row {bad} differs from what this model gives by "
+                f"more than {self.tolerance:g} of its norm. It is damaged, or of another model. "
+                "Remove that file, then run the same command again."
             )
+
+        return self._hold(spec, rows, unlike)
+
+    def losses(self, spec: ArraySpec, rows: NDArray[np.float32]) -> ObjectRecord:
+        """Write losses that a model gave; what is there must be alike.
+
+        Raises
+        ------
+        ConflictError
+            It is not.
+        """
+
+        def unlike(stored: NDArray[Any]) -> str | None:
+            if np.allclose(stored, rows, self.tolerance, self.tolerance, equal_nan=True):
+                return None
+            return (
+                "lies there already, and differs from the losses that this model gives. It is "
+                "damaged, or of another model. Remove that file, then run the same command again."
+            )
+
+        return self._hold(spec, rows, unlike)[1]
+
+    def derived(self, spec: ArraySpec, table: NDArray[np.float64]) -> ObjectRecord:
+        """Write what was worked out from rows; what is there must be the same up to rounding.
+
+        Raises
+        ------
+        ConflictError
+            It is not.
+        """
+
+        def unlike(stored: NDArray[Any]) -> str | None:
+            # Of each unit's largest number: another processor may sum up in another order.
+            rounding = 1e-9 * np.nanmax(np.abs(table), axis=1, keepdims=True)
+            if np.allclose(stored, table, 0, rounding, equal_nan=True):
+                return None
+            return (
+                "lies there already and is not the statistics of its rows. Remove that file, then "
+                "run the same command again."
+            )
+
+        return self._hold(spec, table, unlike)[1]
+
+    def _hold(
+        self, spec: ArraySpec, rows: NDArray[Any], unlike: Unlike
+    ) -> tuple[NDArray[Any] | None, ObjectRecord]:
+        """Write, and hold what is there already against what should be."""
+        stored, record = self.write(spec, rows)
+        if stored is not None and (why := unlike(stored)) is not None:
+            return self.beaten(spec, rows, record, why)
         return stored, record
+
+    def beaten(
+        self, spec: ArraySpec, rows: NDArray[Any], record: ObjectRecord, why: str
+    ) -> tuple[NDArray[Any] | None, ObjectRecord]:
+        """Decide what becomes of an object that is not what it should be: here an error."""
+        raise ConflictError(f"{self.objects.url}/{record.key}: {why}", path=record.key)
 
     def write(
         self, spec: ArraySpec, rows: NDArray[Any]
@@ -161,6 +220,7 @@ def write_receipt(
     attempt: str,
     n_nonfinite: Mapping[str, int],
     run: Mapping[str, Any] | None,
+    generation: int = 0,
 ) -> Receipt:
     """Write a shard's receipt, the last of its objects, and return the one that stands.
 
@@ -183,6 +243,7 @@ def write_receipt(
         objects=tuple(records),
         n_nonfinite=dict(n_nonfinite),
         run=dict(run or {}),
+        generation=generation,
     )
     store.require_same_plan()
     return store.receipts(job).write(receipt)
@@ -207,7 +268,7 @@ def object_digest(objects: Objects, key: str) -> tuple[int, str]:
         There is no such object.
     """
     n_bytes, digest = 0, xxhash.xxh3_128()
-    while piece := objects.read(key, n_bytes, READ_BYTES):
+    for piece in objects.pieces(key, READ_BYTES):
         digest.update(piece)
         n_bytes += len(piece)
     return n_bytes, digest.hexdigest()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from actlas.jobs.executors import Done
 from actlas.jobs.hand import Hand
 from actlas.jobs.ledger import Ledger
 from actlas.jobs.logs import LOGGER
+from actlas.jobs.ray_executor import RayCluster, _Heard
 from actlas.jobs.run import run_extraction
 from actlas.store import lease
 from actlas.store.errors import (
@@ -117,13 +119,15 @@ def test_a_failed_measurement_charges_nothing(
 def test_a_ray_that_fails_is_no_ones_fault(
     ray_started: None, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ray
     from ray.exceptions import RaySystemError
 
-    def lost(*_args: object, **_named: object) -> None:
-        raise RaySystemError("the head is gone")
+    answer: Future[object] = Future()
+    answer.set_exception(RaySystemError("the head is gone"))
 
-    monkeypatch.setattr(ray, "wait", lost)
+    def lost(self: RayCluster, worker: int, shard: int | None, _reference: object) -> None:
+        self._heard.put(_Heard(worker, shard, answer))
+
+    monkeypatch.setattr(RayCluster, "_listen", lost)
     with pytest.raises(RunFaultError, match=r"Ray itself failed.*the head is gone"):
         run_extraction(store, options("ray"), make_fake)
     assert quarantined(store) == {}

@@ -23,7 +23,7 @@ from actlas.store.statistics import (
     ShardDocuments,
     ShardStatistics,
 )
-from actlas.store.store import PLAN_KEY, Store, open_store
+from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store, open_store
 from actlas.store.verify import verify
 
 # Empty, of one token, ending at a border (64), over several shards, over one exactly.
@@ -200,7 +200,9 @@ def earlier(store: Store) -> Store:
         data = json.dumps(body, indent=1, ensure_ascii=False).encode() + b"\n"
         (root / key).write_bytes(data)
         objects[key] = hashlib.sha256(data).hexdigest(), len(data)
-    (root / PLAN_KEY).write_bytes(seal(file.model_copy(update={"objects": objects})))
+    earlier = file.model_copy(update={"objects": objects, "has_copy": False})
+    (root / PLAN_KEY).write_bytes(seal(earlier))
+    (root / PLAN_COPY_KEY).unlink()
     return open_store(store.path)
 
 

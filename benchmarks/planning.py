@@ -1,0 +1,119 @@
+"""A corpus of a billion made-up tokens, planned by everything that plans but the tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.pipeline.options import PlanOptions
+from actlas.pipeline.plan import plan_settings
+from actlas.pipeline.records import Record, Tally
+from actlas.pipeline.settings import resolve_settings
+from actlas.pipeline.tokenization import Tokens
+from actlas.store.schema import TokenizerSpec
+from benchmarks import harness
+
+MEDIAN_TOKENS, SIGMA = 60, 1.0
+"""Of log-normal lengths: the mean is 99 tokens, so that 10 million make a billion."""
+CHARACTERS = 4
+"""Of each token, so that texts are as long as English ones."""
+BLOCK = 1 << 16
+
+
+def lengths(seed: int, n: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the lengths of ``n`` documents in blocks: the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, n, BLOCK):
+        drawn = rng.lognormal(np.log(MEDIAN_TOKENS), SIGMA, min(BLOCK, n - start))
+        yield np.maximum(1, drawn).astype(np.int64)
+
+
+class MadeUpCorpus:
+    """Records whose text is as long as its tokens, read from nowhere."""
+
+    uri, finite, drawn, labelled, text_field = "made-up", True, False, False, "text"
+
+    def __init__(self, n_documents: int) -> None:
+        self.n_documents = n_documents
+        self.tally = Tally()
+
+    def records(self) -> Iterator[Record]:
+        self.tally = Tally()
+        letters = "abcdefghijklmnopqrstuvwxyz    " * 4096
+        for block in lengths(0, self.n_documents):
+            for n in block.tolist():
+                self.tally.n_read += 1
+                yield Record(letters[: n * CHARACTERS], None, self.uri, self.tally.n_read - 1)
+
+    def describe(self) -> str:
+        return f"{self.n_documents:,} made-up documents"
+
+    def fraction(self) -> float | None:
+        return None
+
+
+class MadeUpCutter:
+    """Gives every four characters a token, without looking at them."""
+
+    columns: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - as the real one has it
+
+    def __init__(self, spec: TokenizerSpec) -> None:
+        self.spec = spec
+        rng = np.random.default_rng(1)
+        self.ids = rng.zipf(1.3, BLOCK).clip(3, spec.vocab_size - 1).astype(np.int32)
+        self.starts = np.arange(1 << 18, dtype=np.int32) * CHARACTERS
+
+    def cut(self, texts: Sequence[str]) -> Iterator[Tokens]:
+        for i, text in enumerate(texts):
+            n = len(text) // CHARACTERS
+            at = (i * 7919) % (BLOCK // 2)
+            ids = np.resize(self.ids[at : at + n], n) if n > BLOCK // 2 else self.ids[at : at + n]
+            yield Tokens(ids, self.starts[:n], len(text))
+
+
+class Planned(NamedTuple):
+    """What planning took; bytes of memory are those added at the highest point."""
+
+    seconds: float
+    n_documents: int
+    n_tokens: int
+    memory_bytes: int
+    disk_bytes: int
+    start_s: float
+
+
+def plan(path: str, n_documents: int, shard_rows: int) -> dict[str, Any]:
+    """In a process of its own: plan such a store, and say what that took."""
+    options = PlanOptions(
+        model="builtin:actlas-6m",
+        corpus="builtin:python-docs",
+        hookpoints=("resid_post.middle",),
+        shard_rows=shard_rows,
+    )
+    real = resolve_settings(options)
+    assert real.cutter.spec is not None
+    made_up: Any = {"corpus": MadeUpCorpus(n_documents), "cutter": MadeUpCutter(real.cutter.spec)}
+    settings = dataclasses.replace(real, **made_up)
+    plan_settings(path + ".first", dataclasses.replace(settings, corpus=MadeUpCorpus(1_000)), _no)
+    began = time.perf_counter()
+    memory = harness.peak_of(lambda: plan_settings(path, settings, _no) and None)
+    seconds = time.perf_counter() - began
+    import actlas
+
+    store = actlas.open(path)
+    began = time.perf_counter()
+    n = len(store.documents.start)
+    start_s = time.perf_counter() - began
+    disk = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+    found = Planned(seconds, n - 1, store.plan.n_tokens, memory, disk, start_s)
+    return found._asdict()
+
+
+def _no(_text: str) -> None:
+    return None

@@ -1,0 +1,308 @@
+"""``actlas repair``: put back what ``actlas verify`` finds damaged, and nothing else."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from actlas.jobs.flags import debug_option
+from actlas.jobs.formatting import command as shell
+from actlas.jobs.formatting import count, ranges
+from actlas.jobs.options import asked_for, section_options
+from actlas.jobs.progress import NowAndThen
+from actlas.jobs.repair_derived import drop_derived, redo_derived
+from actlas.jobs.run import Work, extraction, pooling, run_work
+from actlas.jobs.worker import open_mender
+from actlas.store import lease
+from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE, EXIT_RESUME, ActlasError, ConfigError
+from actlas.store.objects import open_objects
+from actlas.store.receipts import EXTRACT, POOLED
+from actlas.store.repair import drop_unreadable
+from actlas.store.repair_plan import put_back_from, repair_metadata, repair_plan
+from actlas.store.store import Store, open_store
+from actlas.store.verify import Damage, verify
+
+if TYPE_CHECKING:
+    from actlas.jobs.executors import MakeWorker
+    from actlas.pipeline.options import RunOptions
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair came to.
+
+    Attributes
+    ----------
+    exit_code : int
+        0 where nothing is damaged any longer, 4 where something is, 75 where it was stopped.
+    plan : tuple of str
+        Keys of the plan and of what follows from it that were put back.
+    shards : dict of str to tuple of int
+        The shards that were computed anew, by job.
+    derived : tuple of str
+        The derived jobs of which something was dropped and made again.
+    left : tuple of Damage
+        What is still damaged.
+    """
+
+    exit_code: int
+    plan: tuple[str, ...] = ()
+    shards: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    derived: tuple[str, ...] = ()
+    left: tuple[Damage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Mending(Work):
+    """A job over the damaged shards of another one."""
+
+    damages: tuple[Damage, ...] = ()
+    mended: set[int] = field(default_factory=set)
+
+    def all(self, store: Store) -> list[int]:
+        """Return the damaged shards."""
+        return sorted({d.shard for d in self.damages if d.shard is not None})
+
+    def missing(self, store: Store) -> list[int]:
+        """Return those that are damaged still, by reading them."""
+        store.forget(self.job)
+        left = [d for d in self.damages if d.shard not in self.mended]
+        found = verify(store, full=True, only=left).damages if left else ()
+        damaged = {d.shard for d in found if d.shard is not None and d.job == self.job}
+        self.mended.update(set(self.all(store)) - damaged)
+        return sorted(damaged)
+
+
+def repair(
+    path: str,
+    run: RunOptions,
+    *,
+    findings: Sequence[Damage] | None = None,
+    full: bool = True,
+    remove_strays: bool = False,
+    make_mender: MakeWorker = open_mender,
+    make_pool_mender: MakeWorker | None = None,
+    say: Say = lambda _: None,
+) -> Repaired:
+    """Put back what is damaged of a store, and compute again only that.
+
+    Parameters
+    ----------
+    path : str
+        Of the store.
+    run : RunOptions
+        How damaged shards are computed.
+    findings : sequence of Damage, optional
+        What ``verify`` found: only that is looked at. By default the whole store is verified.
+    full : bool
+        Read every byte where there are no findings; otherwise sizes, metadata and receipts.
+    remove_strays : bool
+        Remove objects that nothing of a store has the name of.
+    make_mender, make_pool_mender : callable
+        Open a worker for shards, and for shards of documents.
+    say : callable
+        Is told each step in a line.
+
+    Raises
+    ------
+    LeaseHeldError
+        Another driver works on this store.
+    CorruptDataError
+        The plan and its copy are both lost.
+    ActlasError
+        What stopped the run where no shard is to blame.
+    """
+    objects = open_objects(path)
+    with lease.hold(objects, say=say):
+        put_back = repair_plan(objects)
+        for key in put_back:
+            say(f"put back: {key}")
+        store = open_store(path)
+        damages = _find(store, findings, full, say)
+        put_back += _repair_planned(store, damages, say)
+        _drop(store, damages, remove_strays, say)
+        derived = drop_derived(store, damages, say)
+    shards: dict[str, tuple[int, ...]] = {}
+    pool_mender = make_pool_mender or functools.partial(open_mender, job=POOLED)
+    for like, maker in ((extraction, make_mender), (pooling, pool_mender)):
+        outcome = _mend(store, like(store), damages, run, maker, shards)
+        if outcome == EXIT_RESUME:
+            return Repaired(EXIT_RESUME, tuple(put_back), shards, tuple(derived), tuple(damages))
+    store = open_store(path)  # nothing read before it was repaired
+    derived += redo_derived(store, derived, run, say)
+    left = verify(store, full=True, only=damages).damages if damages else ()
+    code = EXIT_DAMAGE if left else EXIT_DONE
+    return Repaired(code, tuple(put_back), shards, tuple(dict.fromkeys(derived)), left)
+
+
+def _find(store: Store, findings: Sequence[Damage] | None, full: bool, say: Say) -> list[Damage]:
+    """Return what is damaged, found now: what was found before may be mended by now."""
+    if findings is not None:
+        return list(verify(store, full=True, only=findings).damages) if findings else []
+    tell = NowAndThen()
+    what = "every byte" if full else "sizes, metadata and receipts"
+    say(f"verifying {what} of {store.path}")
+    report = verify(
+        store,
+        full=full,
+        progress=lambda done, of: tell(f"{count(done)} of {count(of)} objects checked"),
+    )
+    return list(report.damages)
+
+
+def _repair_planned(store: Store, damages: Sequence[Damage], say: Say) -> list[str]:
+    """Put back metadata and documents: from the plan, then from the corpus."""
+    keys = [d.key for d in damages if d.key in store.plan_file.objects]
+    if not keys:
+        return []
+    written = repair_metadata(store, keys)
+    if left := [key for key in keys if key not in written]:
+        written += _plan_again(store, left, say)
+    for key in written:
+        say(f"put back: {key}")
+    return written
+
+
+def _plan_again(store: Store, keys: Sequence[str], say: Say) -> list[str]:
+    """Plan once more beside the store, and take the objects that are what they were."""
+    from actlas.pipeline.options import PlanOptions
+    from actlas.pipeline.plan import make_plan
+
+    if store.plan.model.trust_remote_code:
+        say(f"{keys[0]}: its model has code of its own, which is not run for a repair")
+        return []
+    say(f"{len(keys)} objects of documents are damaged: planning once more from the corpus")
+    with tempfile.TemporaryDirectory(prefix="actlas-repair-") as folder:
+        try:
+            options = PlanOptions.model_validate(store.plan.request)
+            again = make_plan(Path(folder) / "again.zarr", options)
+        except (ActlasError, ValueError) as error:
+            say(f"planning once more failed: {error}")
+            return []
+        return put_back_from(store, again, keys)
+
+
+def _drop(store: Store, damages: Sequence[Damage], remove_strays: bool, say: Say) -> None:
+    """Remove receipts that are superseded and damaged, and strays where that was asked for."""
+    for damage in damages:
+        if damage.stray and remove_strays:
+            store.objects.delete(damage.key)
+            say(f"removed: {damage.key}")
+        elif damage.job in store.jobs and damage.shard is not None:
+            for key in drop_unreadable(store.receipts(damage.job), damage.shard):
+                say(f"removed: {key}, which a later receipt stands for")
+
+
+def _mend(
+    store: Store,
+    like: Work,
+    damages: Iterable[Damage],
+    run: RunOptions,
+    make_worker: MakeWorker,
+    shards: dict[str, tuple[int, ...]],
+) -> int:
+    """Compute the damaged shards of a job again; return an exit code."""
+    found = tuple(d for d in damages if d.job == like.job and d.shard is not None)
+    if not found or like.job not in store.jobs:
+        return EXIT_DONE
+    work = Mending(
+        like.job, "repairing", like.what, like.per_row, like.after, like.rows, damages=found
+    )
+    wanted = work.missing(store)
+    if not wanted:
+        return EXIT_DONE
+    again = run.model_copy(update={"retry_quarantined": True})
+    outcome = run_work(store, work, again, make_worker)
+    shards[like.job] = tuple(wanted)
+    return outcome.exit_code
+
+
+def read_findings(file: str) -> list[Damage]:
+    """Read what ``actlas verify --json`` printed.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read, or is something else.
+    """
+    try:
+        body = json.loads(Path(file).read_text())
+        return [Damage(**damage) for damage in body["damages"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{file}: expected what `actlas verify STORE --full --json` prints ({error})", path=file
+        ) from error
+
+
+def line_of(path: str, made: Repaired) -> str:
+    """Say in one line what was repaired and what to do next."""
+    parts = []
+    if made.plan:
+        parts.append(f"{len(made.plan)} objects of the plan and its documents")
+    for job, numbers in made.shards.items():
+        what = {EXTRACT: "shards", POOLED: "shards of documents"}[job]
+        parts.append(f"{what} {ranges(list(numbers))}")
+    if made.derived:
+        parts.append(f"derived data ({', '.join(made.derived)})")
+    text = "; ".join(parts) or "nothing"
+    if made.exit_code == EXIT_RESUME:
+        return "stopped: what was repaired stays -> next: run the same command again"
+    if made.left:
+        return (
+            f"repaired: {text}; {len(made.left):,} findings are left -> next: "
+            f"{shell('verify', path, '--full')}"
+        )
+    if not parts:
+        return f"nothing is damaged -> next: {shell('verify', path, '--full')}"
+    return f"repaired: {text} -> next: {shell('verify', path, '--full')}"
+
+
+@click.command("repair", short_help="Put back what verify finds damaged.")
+@click.argument("store")
+@click.option(
+    "--findings",
+    metavar="FILE.json",
+    type=click.Path(),
+    help="What `actlas verify --json` printed: only that is looked at.  [default: verify --full "
+    "first]",
+)
+@click.option(
+    "--fast",
+    is_flag=True,
+    help="Look for damage by sizes, metadata and receipts alone.  [default: read every byte]",
+)
+@click.option(
+    "--remove-strays",
+    is_flag=True,
+    help="Remove files that nothing of a store has the name of.  [default: name them]",
+)
+@section_options("run")
+@debug_option
+def command(
+    store: str, findings: str | None, fast: bool, remove_strays: bool, **values: Any
+) -> int:
+    """Put back what is damaged of STORE, and compute again only that.
+
+    Rows that come out with the same bits leave their receipts as they are; others get a receipt of
+    the next generation. Exits with 4 where something could not be repaired.
+    """
+    run = asked_for(values).run
+    named = None if findings is None else read_findings(findings)
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    made = repair(store, run, findings=named, full=not fast, remove_strays=remove_strays, say=say)
+    for damage in made.left:
+        click.echo(f"left: {damage}")
+    click.echo(line_of(store, made))
+    return made.exit_code

@@ -1,0 +1,139 @@
+"""Repairing what a store's plan stands for: the plan itself, and the metadata that follows from it.
+
+All of it has its sha256 in the plan, and the plan has a copy, so what is put back is proved to be
+what was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from actlas.store.arrays import group_metadata, metadata_bytes
+from actlas.store.errors import ActlasError, CorruptDataError
+from actlas.store.metadata import ledger_metadata, root_metadata
+from actlas.store.objects import Objects
+from actlas.store.schema import PlanFile, unseal
+from actlas.store.specs import StoreArrays
+from actlas.store.statistics import EARLIER_STATISTICS, STATISTICS
+from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store
+
+ROOT_KEY = "zarr.json"
+
+
+def repair_plan(objects: Objects) -> list[str]:
+    """Put the plan, its copy and the root's metadata back; return the keys that were written.
+
+    Raises
+    ------
+    CorruptDataError
+        Neither the plan nor its copy can be read, or they are two different plans.
+    """
+    found = {key: _read_plan(objects, key) for key in (PLAN_KEY, PLAN_COPY_KEY)}
+    whole = {key: plan for key, plan in found.items() if plan is not None}
+    if not whole:
+        raise CorruptDataError(
+            f"{objects.url}: neither {PLAN_KEY} nor its copy can be read, and without a plan "
+            "nothing here can be proved. Put one of them back from a backup, or extract again.",
+            path=objects.url,
+        )
+    if len({data for data, _ in whole.values()}) > 1:
+        raise CorruptDataError(
+            f"{objects.url}: {PLAN_KEY} and {PLAN_COPY_KEY} are two different plans, each whole. "
+            "Receipts name theirs by plan_sha256: remove the other.",
+            path=objects.url,
+        )
+    data, plan_file = next(iter(whole.values()))
+    written = []
+    for key in (PLAN_KEY, PLAN_COPY_KEY):
+        if key not in whole and (key == PLAN_KEY or plan_file.has_copy):
+            objects.replace(key, data)
+            written.append(key)
+    root = metadata_bytes(root_metadata(plan_file.plan))
+    if _put_back(objects, plan_file, ROOT_KEY, root):
+        written.append(ROOT_KEY)
+    return written
+
+
+def repair_metadata(store: Store, keys: Iterable[str]) -> list[str]:
+    """Put back metadata that follows from the plan; return the keys that could be.
+
+    Names (of labels, sources, codes) lie in their arrays' own metadata alone: what holds them is
+    put back only where another array has the same ones.
+    """
+    wanted = set(keys)
+    written = []
+    for key, data in _metadata(store):
+        if key in wanted and _put_back(store.objects, store.plan_file, key, data):
+            written.append(key)
+            wanted.remove(key)
+    return written
+
+
+def put_back_from(store: Store, other: Store, keys: Iterable[str]) -> list[str]:
+    """Put back objects from another store of the same documents; return the keys that could be."""
+    written = []
+    for key in keys:
+        try:
+            data = other.objects.read(key)
+        except FileNotFoundError:
+            continue
+        if _put_back(store.objects, store.plan_file, key, data):
+            written.append(key)
+    return written
+
+
+def _read_plan(objects: Objects, key: str) -> tuple[bytes, PlanFile] | None:
+    try:
+        data = objects.read(key)
+        return data, unseal(data, PlanFile, f"{objects.url}/{key}")
+    except (FileNotFoundError, ActlasError):
+        return None
+
+
+def _put_back(objects: Objects, plan_file: PlanFile, key: str, data: bytes) -> bool:
+    """Replace an object by what the plan's sha256 says that it was; False where it is whole."""
+    expected = plan_file.objects.get(key)
+    if expected is None or (hashlib.sha256(data).hexdigest(), len(data)) != expected:
+        return False
+    try:
+        if objects.read(key) == data:
+            return False
+    except FileNotFoundError:
+        pass
+    objects.replace(key, data)
+    return True
+
+
+def _metadata(store: Store) -> Iterator[tuple[str, bytes]]:
+    """Yield what each ``zarr.json`` should be, as far as the plan says it."""
+    plan = store.plan
+    yield ROOT_KEY, metadata_bytes(root_metadata(plan))
+    yield "ledger/zarr.json", metadata_bytes(ledger_metadata())
+    labels = _names(store, "documents/label")
+    columns = {}
+    for name in plan.token_columns:
+        columns[name] = _names(store, f"documents/{name}") or _names(store, f"rows/{name}") or ()
+    sources = _names(store, "documents/source") or ()
+    for statistics in (STATISTICS, EARLIER_STATISTICS):
+        arrays = StoreArrays(plan, labels, sources, columns, statistics)
+        for group in arrays.groups:
+            yield f"{group}/zarr.json", metadata_bytes(group_metadata())
+        for spec in arrays.all().values():
+            yield spec.metadata_key, metadata_bytes(spec.metadata())
+
+
+def _names(store: Store, path: str) -> tuple[str, ...] | None:
+    """Return the names in an array's attributes, where its metadata is whole."""
+    key = f"{path}/zarr.json"
+    expected = store.plan_file.objects.get(key)
+    try:
+        data = store.objects.read(key)
+    except FileNotFoundError:
+        return None
+    if expected is None or hashlib.sha256(data).hexdigest() != expected[0]:
+        return None
+    body: dict[str, Any] = json.loads(data)
+    return tuple(body.get("attributes", {}).get("names", ()))

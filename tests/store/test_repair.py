@@ -1,0 +1,257 @@
+"""Repair at the level of a store: what is whole stays to the bit, what is damaged comes back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xxhash
+import zarr
+from numpy.typing import NDArray
+from support.stores import Columns, fill, truth, words_columns
+
+from actlas.store import layout
+from actlas.store.errors import ConflictError, CorruptDataError
+from actlas.store.receipts import receipt_key
+from actlas.store.repair import repair_shard
+from actlas.store.repair_plan import put_back_from, repair_metadata, repair_plan
+from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store, open_store
+from actlas.store.verify import Damage, verify
+
+Make = Callable[..., Store]
+SHARD = 1
+
+
+def rows_of(store: Store, shard: int, noise: int = 0) -> dict[str, NDArray[Any]]:
+    """The shard's rows as a model gives them; ``noise`` turns the last bit of some of them."""
+    start, stop = store.shard_range(shard)
+    t = layout.shard_tokens(store.plan.order, store.plan.seed, start, stop)
+    rows = {name: truth(store, name)[t].copy() for name in store.activations}
+    if noise:
+        for values in rows.values():
+            values.view(np.uint16)[::3] ^= 1
+    return rows
+
+
+def contents(store: Store) -> dict[str, bytes]:
+    root = Path(store.path)
+    files = (p for p in root.rglob("*") if p.is_file())
+    skipped = {"lease", "logs", "staging"}
+    return {
+        p.relative_to(root).as_posix(): p.read_bytes() for p in files if not skipped & {*p.parts}
+    }
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+HARMS: list[Callable[[Path], None]] = [flip, truncate, empty, Path.unlink]
+
+
+def shard_keys(store: Store, shard: int) -> list[str]:
+    arrays = store.arrays
+    groups = (arrays.rows, arrays.activations, arrays.statistics)
+    return [spec.key(shard) for group in groups for spec in group.values()]
+
+
+@pytest.mark.parametrize("compression", ["none", "dense"])
+@pytest.mark.parametrize("harm", HARMS)
+def test_the_same_bits_come_back_under_the_same_receipt(
+    make: Make, harm: Callable[[Path], None], compression: str
+) -> None:
+    store = make(compression=compression)
+    fill(store)
+    before = contents(store)
+    for key in shard_keys(store, SHARD):
+        harm(Path(store.path) / key)
+        assert not verify(open_store(store.path), full=True).ok
+        repair_shard(open_store(store.path), SHARD, rows_of(store, SHARD), attempt="again")
+        assert contents(store) == before, key
+    assert verify(open_store(store.path), full=True).ok
+
+
+def test_other_bits_get_a_receipt_of_the_next_generation(make: Make) -> None:
+    store = make()
+    fill(store)
+    before = contents(store)
+    key = store.arrays.activations["mlp.1"].key(SHARD)
+    for generation in (1, 2):
+        flip(Path(store.path) / key)
+        noisy = rows_of(store, SHARD, noise=generation)
+        if generation == 2:
+            noisy = {name: values[::1] for name, values in rows_of(store, SHARD).items()}
+        receipt = repair_shard(open_store(store.path), SHARD, noisy, attempt=f"again {generation}")
+        assert receipt.generation == generation
+        opened = open_store(store.path)
+        report = verify(opened, full=True)
+        assert report.ok, report.damages
+        assert opened.receipt(SHARD) == receipt
+        start, stop = opened.shard_range(SHARD)
+        np.testing.assert_array_equal(opened.activations["mlp.1"][start:stop], noisy["mlp.1"])
+        plain = zarr.open_array(f"{store.path}/activations/mlp.1", mode="r")[start:stop]
+        np.testing.assert_array_equal(np.asarray(plain), noisy["mlp.1"])
+        for record in receipt.objects:
+            data = (Path(store.path) / record.key).read_bytes()
+            assert (len(data), xxhash.xxh3_128(data).hexdigest()) == (record.n_bytes, record.xxh3)
+    # Nothing else changed, and the statistics are of the rows that are there now.
+    statistics = open_store(store.path).statistics("mlp.1")
+    every = open_store(store.path).activations["mlp.1"][:].astype(np.float64)
+    np.testing.assert_allclose(statistics.mean, every.mean(axis=0), rtol=1e-9, atol=1e-12)
+    after = contents(store)
+    touched = {k for k in after if after[k] != before.get(k)}
+    repairs = {receipt_key("extract", SHARD, g) for g in (1, 2)}
+    assert touched <= {key, store.arrays.statistics["mlp.1"].key(SHARD), *repairs}
+    assert repairs <= touched and before.keys() <= after.keys()
+
+
+def test_whole_arrays_are_kept_though_the_model_rounds_otherwise(make: Make) -> None:
+    store = make()
+    fill(store)
+    kept = store.arrays.activations["resid_post.0"].key(SHARD)
+    harmed = store.arrays.activations["mlp.1"].key(SHARD)
+    whole = (Path(store.path) / kept).read_bytes()
+    flip(Path(store.path) / harmed)
+    receipt = repair_shard(store, SHARD, rows_of(store, SHARD, noise=1), attempt="again")
+    assert (Path(store.path) / kept).read_bytes() == whole and receipt.generation == 1
+    attempts = {record.key: record.attempt for record in receipt.objects}
+    assert attempts[kept] == "test" and attempts[harmed] == "again"
+    assert verify(open_store(store.path), full=True).ok
+
+
+def test_another_model_repairs_nothing(make: Make) -> None:
+    store = make()
+    fill(store)
+    harmed = Path(store.path) / store.arrays.activations["mlp.1"].key(SHARD)
+    flip(harmed)
+    before = contents(store)
+    other = {name: -values for name, values in rows_of(store, SHARD).items()}
+    with pytest.raises(ConflictError, match="look at the model"):
+        repair_shard(store, SHARD, other, attempt="other")
+    assert set(contents(store)) == set(before)  # no receipt of another generation
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, empty])
+def test_a_damaged_receipt_is_written_anew_from_the_bytes(
+    make: Make, harm: Callable[[Path], None]
+) -> None:
+    store = make()
+    fill(store)
+    before = contents(store)
+    key = receipt_key("extract", SHARD)
+    harm(Path(store.path) / key)
+    with pytest.raises(CorruptDataError):
+        open_store(store.path).receipt(SHARD)
+    receipt = repair_shard(store, SHARD, rows_of(store, SHARD, noise=1), attempt="again")
+    opened = open_store(store.path)
+    assert receipt.generation == 1 and opened.receipt(SHARD) == receipt
+    after = contents(store)
+    assert set(before) - set(after) == {key}  # what could not be read is gone
+    assert all(after[k] == before[k] for k in before if k != key)  # rows adopted as they lie
+    assert opened.missing() == [] and verify(opened, full=True).ok
+
+
+def test_a_superseded_receipt_is_looked_at_too(make: Make) -> None:
+    store = make()
+    fill(store)
+    flip(Path(store.path) / store.arrays.activations["mlp.1"].key(SHARD))
+    repair_shard(store, SHARD, rows_of(store, SHARD, noise=1), attempt="again")
+    flip(Path(store.path) / receipt_key("extract", SHARD))
+    (damage,) = verify(open_store(store.path), full=True).damages
+    assert (damage.key, damage.job, damage.shard) == (receipt_key("extract", 1), "extract", 1)
+    assert open_store(store.path).receipt(SHARD).generation == 1  # nobody reads it
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("key", [PLAN_KEY, PLAN_COPY_KEY, "zarr.json"])
+def test_the_plan_comes_back(make: Make, key: str, harm: Callable[[Path], None]) -> None:
+    store = make()
+    fill(store)
+    before = contents(store)
+    harm(Path(store.path) / key)
+    assert repair_plan(store.objects) == [key]
+    assert contents(store) == before
+    assert repair_plan(store.objects) == []
+
+
+def test_a_plan_lost_twice_says_so(make: Make) -> None:
+    store = make()
+    for key in (PLAN_KEY, PLAN_COPY_KEY):
+        flip(Path(store.path) / key)
+    with pytest.raises(CorruptDataError, match="neither"):
+        repair_plan(store.objects)
+
+
+def test_two_whole_plans_are_not_chosen_between(make: Make) -> None:
+    store, other = make(), make(seed=8, name="other.zarr")
+    shutil.copy(Path(other.path) / PLAN_KEY, Path(store.path) / PLAN_COPY_KEY)
+    with pytest.raises(CorruptDataError, match="two different plans"):
+        repair_plan(store.objects)
+    assert [d.key for d in verify(open_store(store.path)).damages] == [PLAN_COPY_KEY]
+
+
+def labelled() -> Columns:
+    columns = words_columns(0, 60, 20)
+    columns.label = np.arange(60, dtype=np.int32) % 2
+    columns.label_names = ("ja", "nein")
+    return columns
+
+
+def test_metadata_comes_back_from_the_plan_and_documents_from_another_planning(make: Make) -> None:
+    columns = labelled()
+    store, again = make(columns=columns), make(columns=columns, name="again.zarr")
+    fill(store)
+    before = contents(store)
+    planned = sorted(store.plan_file.objects)
+    for key in planned:
+        if key == "zarr.json":
+            continue
+        for harm in (flip, Path.unlink):
+            harm(Path(store.path) / key)
+            opened = open_store(store.path)
+            written = repair_metadata(opened, [key])
+            names_alone = key in ("documents/label/zarr.json", "documents/source/zarr.json")
+            assert written == ([key] if key.endswith("zarr.json") and not names_alone else [])
+            if not written:
+                assert put_back_from(opened, again, [key]) == [key]
+            assert contents(store) == before, key
+
+
+def test_another_planning_of_other_documents_puts_nothing_back(make: Make) -> None:
+    store, other = make(), make(words_seed=5, name="other.zarr")
+    key = store.arrays.documents["text"].key(0)
+    flip(Path(store.path) / key)
+    harmed = (Path(store.path) / key).read_bytes()
+    assert put_back_from(store, other, [key]) == []
+    assert (Path(store.path) / key).read_bytes() == harmed
+
+
+def test_verify_looks_again_only_at_what_was_found(make: Make) -> None:
+    store = make()
+    fill(store)
+    keys = [store.arrays.activations["mlp.1"].key(s) for s in (0, 2)]
+    flip(Path(store.path) / keys[0])
+    flip(Path(store.path) / keys[1])
+    found = verify(open_store(store.path), full=True).damages
+    first = [d for d in found if d.shard == 0]
+    again = verify(open_store(store.path), full=True, only=first)
+    assert again.damages == tuple(first)
+    assert again.n_objects == len(store.receipt(0).objects)
+    repair_shard(store, 0, rows_of(store, 0), attempt="again")
+    assert verify(open_store(store.path), full=True, only=first).ok
+    gone = Damage("of/no/such", "a stray", stray=True)
+    assert verify(open_store(store.path), full=True, only=[gone]).ok
