@@ -87,7 +87,8 @@ def batches(
     prefetch : bool
         Read the next group while this one is used, in a second pool.
     threads : int, optional
-        That read, check and decode. Default: two a core (they wait for the disk), from 4 to 16.
+        That read, check and decode. Default: two a core (they wait for the disk), from 4 to 16;
+        on an object store 64 (``ACTLAS_READERS``).
 
     Raises
     ------
@@ -147,7 +148,8 @@ def batches(
             pool_slots(selection.sizes, rows),
             left_out,
             ahead=prefetch,
-            threads=threads or max(4, min(16, 2 * (os.cpu_count() or 1))),
+            threads=threads
+            or max(4, min(16, 2 * (os.cpu_count() or 1)), store.objects.n_readers),
         ),
         key,
         epochs=epochs,

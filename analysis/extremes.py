@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from actlas.store import layout
 from actlas.store.derived import Unit, commit, ensure_groups, extract_inputs, sweep_unit
 from actlas.store.errors import ConfigError, NotExtractedError
+from actlas.store.units import KEEP_MAX as KEEP_MAX
 from actlas.store.units import Units, extreme_specs, job_of, open_units
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from actlas.store.store import Store
 
 KEEP = 64
-KEEP_MAX = 1024
 BLOCK_VALUES = 1 << 22
 
 Progress = Callable[[int, int], None]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+import actlas
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.plan import plan_settings
 from actlas.pipeline.records import Record, Tally
@@ -26,11 +29,11 @@ CHARACTERS = 4
 BLOCK = 1 << 16
 
 
-def lengths(seed: int, n: int) -> Iterator[NDArray[np.int64]]:
+def lengths(seed: int, n: int, median: int) -> Iterator[NDArray[np.int64]]:
     """Yield the lengths of ``n`` documents in blocks: the same for the same seed."""
     rng = np.random.default_rng(seed)
     for start in range(0, n, BLOCK):
-        drawn = rng.lognormal(np.log(MEDIAN_TOKENS), SIGMA, min(BLOCK, n - start))
+        drawn = rng.lognormal(np.log(median), SIGMA, min(BLOCK, n - start))
         yield np.maximum(1, drawn).astype(np.int64)
 
 
@@ -39,14 +42,14 @@ class MadeUpCorpus:
 
     uri, finite, drawn, labelled, text_field = "made-up", True, False, False, "text"
 
-    def __init__(self, n_documents: int) -> None:
-        self.n_documents = n_documents
+    def __init__(self, n_documents: int, median: int) -> None:
+        self.n_documents, self.median = n_documents, median
         self.tally = Tally()
 
     def records(self) -> Iterator[Record]:
         self.tally = Tally()
-        letters = "abcdefghijklmnopqrstuvwxyz    " * 4096
-        for block in lengths(0, self.n_documents):
+        letters = "abcdefghijklmnopqrstuvwxyz    " * (1 << 17)
+        for block in lengths(0, self.n_documents, self.median):
             for n in block.tolist():
                 self.tally.n_read += 1
                 yield Record(letters[: n * CHARACTERS], None, self.uri, self.tally.n_read - 1)
@@ -77,19 +80,11 @@ class MadeUpCutter:
             yield Tokens(ids, self.starts[:n], len(text))
 
 
-class Planned(NamedTuple):
-    """What planning took; bytes of memory are those added at the highest point."""
+def plan(path: str, n_documents: int, median: int, shard_rows: int) -> dict[str, float]:
+    """In a process of its own: plan such a store, and say what that took.
 
-    seconds: float
-    n_documents: int
-    n_tokens: int
-    memory_bytes: int
-    disk_bytes: int
-    start_s: float
-
-
-def plan(path: str, n_documents: int, shard_rows: int) -> dict[str, Any]:
-    """In a process of its own: plan such a store, and say what that took."""
+    Bytes of memory are those added at the highest point, after a small plan was made.
+    """
     options = PlanOptions(
         model="builtin:actlas-6m",
         corpus="builtin:python-docs",
@@ -97,23 +92,42 @@ def plan(path: str, n_documents: int, shard_rows: int) -> dict[str, Any]:
         shard_rows=shard_rows,
     )
     real = resolve_settings(options)
-    assert real.cutter.spec is not None
-    made_up: Any = {"corpus": MadeUpCorpus(n_documents), "cutter": MadeUpCutter(real.cutter.spec)}
+    assert isinstance(real.cutter.spec, TokenizerSpec)
+    made_up: Any = {"cutter": MadeUpCutter(real.cutter.spec)}
     settings = dataclasses.replace(real, **made_up)
-    plan_settings(path + ".first", dataclasses.replace(settings, corpus=MadeUpCorpus(1_000)), _no)
+
+    def planned(where: str, n: int) -> None:
+        corpus = MadeUpCorpus(n, median)
+        plan_settings(where, dataclasses.replace(settings, corpus=corpus), lambda _: None)
+
+    first = path + ".first"
+    planned(first, 1_000)
+    shutil.rmtree(first)
     began = time.perf_counter()
-    memory = harness.peak_of(lambda: plan_settings(path, settings, _no) and None)
+    memory = harness.peak_of(lambda: planned(path, n_documents))
     seconds = time.perf_counter() - began
-    import actlas
+    found = actlas.open(path).plan
+    assert found.n_documents == n_documents
+    files = [file for file in Path(path).rglob("*") if file.is_file()]
+    return {
+        "seconds": seconds,
+        "n_documents": n_documents,
+        "n_tokens": found.n_tokens,
+        "memory_bytes": memory,
+        "disk_bytes": sum(file.stat().st_size for file in files),
+        "raw_bytes": 8 * found.n_tokens + found.n_text_bytes + 40 * n_documents,
+    }
 
-    store = actlas.open(path)
+
+def raw_write(path: str, n_bytes: int) -> float:
+    """Write as many bytes, random ones, to one file and sync it; return the seconds."""
+    block = np.random.default_rng(0).bytes(1 << 24)
     began = time.perf_counter()
-    n = len(store.documents.start)
-    start_s = time.perf_counter() - began
-    disk = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
-    found = Planned(seconds, n - 1, store.plan.n_tokens, memory, disk, start_s)
-    return found._asdict()
-
-
-def _no(_text: str) -> None:
-    return None
+    with Path(path).open("xb") as file:
+        for start in range(0, n_bytes, len(block)):
+            file.write(block[: n_bytes - start])
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - began
+    Path(path).unlink()
+    return seconds

@@ -22,7 +22,8 @@ from actlas.jobs.pending import Pending
 from actlas.jobs.signals import Stop
 from actlas.store.errors import ActlasError
 
-WAIT_S = 0.5
+SOON_S, WAIT_S = 0.01, 0.5
+"""How long to wait for events, at least and at most."""
 ROOM_S = 2.0
 """How often a cluster is asked how many workers it has room for."""
 PATIENCE_S = 10.0
@@ -129,6 +130,8 @@ class Driver:
         self._waiting: dict[int, None] = {}
         self._open: tuple[dict[int, None], ...] = tuple({} for _ in range(IN_FLIGHT))
         """Workers that may be given a shard, by how many they have."""
+        self._draining: dict[int, None] = {}
+        """Workers that get no second shard, so that they will soon have none: for a retry."""
         self._n_workers = 0
         self._names: deque[str] = deque()
         self._n_flying = 0
@@ -173,7 +176,7 @@ class Driver:
         """Return how long to wait for events: no longer than to the next deadline."""
         now = self._clock()
         next_late = self._working.left(self._limit_s(), now)
-        return max(0.0, min(WAIT_S, next_late))
+        return max(SOON_S, min(WAIT_S, next_late))
 
     # Workers
 
@@ -197,13 +200,13 @@ class Driver:
 
         With ``auto`` one is wanted where there is no room at all: waiting, it asks for a machine.
         """
-        most = self._job.run.workers
-        if isinstance(most, str):
-            now = self._clock()
-            if now - self._asked >= ROOM_S:
-                self._room, self._asked = self._cluster.room(), now
-            most = max(1, self._room)
-        return min(most, self._n_pending() + self._n_flying)
+        asked, useful = self._job.run.workers, self._n_pending() + self._n_flying
+        if isinstance(asked, int):
+            return min(asked, useful)
+        now = self._clock()
+        if now - self._asked >= ROOM_S:
+            self._room, self._asked = self._cluster.room(), now
+        return min(max(1, self._room), useful)
 
     def _say_that_all_wait(self) -> None:
         now = self._clock()
@@ -237,7 +240,7 @@ class Driver:
     def _dispatch(self) -> None:
         """Give shards to those who have the fewest, none of them a second before all have one.
 
-        A shard that failed before is alone with its worker.
+        A shard that failed before is alone with its worker, and the next who has none gets it.
         """
         for n, willing in enumerate(self._open):
             while willing and (self._pending or (self._retries and not n)):
@@ -257,14 +260,23 @@ class Driver:
                 self._cluster.send(number, shard)
 
     def _close(self, number: int, worker: _Worker) -> None:
+        self._draining.pop(number, None)
         if len(worker.shards) < IN_FLIGHT:
             self._open[len(worker.shards)].pop(number, None)
 
     def _reopen(self, number: int, worker: _Worker) -> None:
-        """Let a worker be given shards, as many as it may have."""
-        alone = worker.shards and worker.shards[0] in self._alone
-        if len(worker.shards) < IN_FLIGHT and not alone:
-            self._open[len(worker.shards)][number] = None
+        """Let a worker be given shards, as many as it may have.
+
+        For each retry somebody gets no second one: else nobody would be free for it before all
+        else is done, and the poison would be found last.
+        """
+        n = len(worker.shards)
+        if n == IN_FLIGHT or (n and worker.shards[0] in self._alone):
+            return
+        if n and len(self._draining) < len(self._retries):
+            self._draining[number] = None
+        else:
+            self._open[n][number] = None
 
     # Events
 

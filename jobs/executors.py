@@ -93,7 +93,7 @@ class Watch(Protocol):
         """One plain line for the user."""
 
     def state(self, worker: str, state: str, shard: int | None = None) -> None:
-        """Tell that a worker is now waiting for a place, starting, busy with a shard, idle, gone."""
+        """Tell that a worker is waiting for a place, starting, busy with a shard, idle or gone."""
 
     def done(self, done: Done) -> None:
         """Tell that a shard has its receipt."""

@@ -99,10 +99,12 @@ def open_or_plan(path: str, asked: Asked) -> Store:
 
         try:
             return make(path, asked)
-        except StoreExistsError:  # another planner was faster, or something else lies there
+        except StoreExistsError as exists:  # another planner was faster, or else
             try:
                 store = open_store(path)
             except StoreNotFoundError as error:
+                if "begun" in exists.details:
+                    raise exists from error
                 raise StoreExistsError(
                     f"{path}: something lies there that is no store. Give another path, or "
                     "remove it.",

@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 
+from actlas.store.display import printable as printable
 from actlas.store.errors import ConfigError
 
 _COUNT = re.compile(r"(?P<number>\d+(\.\d+)?(e\+?\d+)?)(?P<unit>[kmgbt]?)", re.IGNORECASE)
@@ -76,17 +77,6 @@ def duration(seconds: float) -> str:
     if whole < 7200:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def printable(text: str) -> str:
-    r"""Return text with control characters escaped, so that it cannot steer a terminal.
-
-    Newlines and tabs are escaped too: the result is one line.
-
-    >>> printable("a\x1b[31mb\n")
-    'a\\x1b[31mb\\n'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def command(*words: str) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actlas.pipeline.feeding import window_tokens
 from actlas.store.store import Store
 
 
@@ -16,6 +15,8 @@ def follows(store: Store, shards: Sequence[int]) -> frozenset[int]:
     Whoever computed that one has the sequence's cache. A sequence of a model that is not causal is
     computed whole for either, so there is nothing to keep.
     """
+    from actlas.pipeline.feeding import window_tokens
+
     plan = store.plan
     if not plan.model.causal or not shards:
         return frozenset()

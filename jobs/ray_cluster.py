@@ -194,8 +194,9 @@ def worker_options(run: RunOptions) -> RunOptions:
     wherever there may be several machines.
     """
     address, many = address_of(run), len(alive_nodes()) > 1
-    workers = run.workers
-    if isinstance(workers, str):
+    if isinstance(run.workers, int):
+        workers = run.workers
+    else:
         workers = max(1, room(run, reservation(run)))
         many = many or address is not None  # others may join
     share = int(run.cpus_per_worker) if many else n_cpus() // workers

@@ -122,9 +122,7 @@ class RayCluster:
         handle = self._class.options(**self._options, max_concurrency=IN_FLIGHT).remote()
         self._actors[worker] = _Actor(handle)
         self._listen(worker, None, handle.place.remote())
-        prepared = handle.prepare.remote(
-            job.make_worker, job.store, self._run, name, job.shards[0]
-        )
+        prepared = handle.prepare.remote(job.make_worker, job.store, self._run, name, job.shards[0])
         self._listen(worker, None, prepared)
 
     def send(self, worker: int, shard: int) -> None:

@@ -10,6 +10,7 @@ from actlas.jobs import executors, logs
 from actlas.jobs.executors import Job, MakeWorker
 from actlas.jobs.formatting import command, count, duration, n_bytes, ranges
 from actlas.jobs.ledger import Ledger
+from actlas.jobs.neighbours import follows
 from actlas.jobs.progress import PlainProgress, display
 from actlas.jobs.signals import Stop
 from actlas.jobs.tally import Tally, stage_line
@@ -156,7 +157,8 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
             if shards:
                 _introduce(store, work, run, watch, shards)
                 with watch.shown():
-                    job = Job(store.path, run, shards, make_worker)
+                    chained = follows(store, shards) if work.job == EXTRACT else frozenset[int]()
+                    job = Job(store.path, run, shards, make_worker, chained)
                     executors.named(run.executor)(job, ledger, watch, stop)
             if held.lost.is_set():
                 raise LeaseHeldError(
@@ -195,7 +197,8 @@ def _tally(store: Store, work: Work, missing: list[int]) -> Tally:
 def _introduce(
     store: Store, work: Work, run: RunOptions, watch: PlainProgress, shards: tuple[int, ...]
 ) -> None:
-    workers = f", {run.workers} workers" if run.executor == "ray" else ""
+    n = "as many workers as fit" if run.workers == "auto" else f"{run.workers} workers"
+    workers = f", {n}" if run.executor == "ray" else ""
     n_all = len(work.all(store)) if work.job == POOLED else store.plan.n_shards
     resumed = "" if len(shards) == n_all else f" of {n_all:,}"
     rest = " (the rest is done)" if resumed else ""

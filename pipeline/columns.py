@@ -41,9 +41,12 @@ class DraftColumns:
         self.n_documents = len(order)
         self.n_tokens = int(self.start[-1])
         self.n_text_bytes = int(self.text_start[-1])
-        image_edges = np.array(texts.image_edges, np.int64)
-        self._image_from = image_edges[place]
-        self.image_start = _edges(image_edges[place + 1] - self._image_from)
+        # Without images no memory goes into where they begin.
+        self._image_from = self.image_start = np.broadcast_to(np.int64(0), len(order) + 1)
+        if texts.image_edges is not None:
+            image_edges = np.array(texts.image_edges, np.int64)
+            self._image_from = image_edges[place]
+            self.image_start = _edges(image_edges[place + 1] - self._image_from)
         self.n_image_bytes = int(self.image_start[-1])
         self.char_stop = np.array(cuts.char_stop, np.int32)[order]
         self.record = np.array(texts.record, np.int64)[place]

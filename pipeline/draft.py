@@ -61,7 +61,8 @@ class Texts:
         self.file = spool.file("texts", np.uint8)
         self.edges = array("q", [0])
         self.images = spool.file("images", np.uint8)
-        self.image_edges = array("q", [0])
+        self.image_edges: array[int] | None = None
+        """None while no document has an image."""
         self.source, self.record, self.label = array("i"), array("q"), array("i")
         self.sources, self.labels = Names(), Names()
         self.columns = {name: Names() for name in columns}
@@ -75,8 +76,7 @@ class Texts:
         """Keep a document's text, its parts and its origin; return it."""
         self.file.append(record.text.encode())
         self.edges.append(self.file.n_items)
-        self.images.append(record.image or b"")
-        self.image_edges.append(self.images.n_items)
+        self._append_image(record.image)
         self.source.append(self.sources.code(record.source))
         self.record.append(record.record)
         self.label.append(self.labels.code(record.label))
@@ -91,6 +91,13 @@ class Texts:
             file.append(codes)
             edges.append(file.n_items)
         return Item(record.text, len(self) - 1, parts)
+
+    def _append_image(self, image: bytes | None) -> None:
+        if image and self.image_edges is None:
+            self.image_edges = array("q", [0]) * (len(self) + 1)
+        if self.image_edges is not None:
+            self.images.append(image or b"")
+            self.image_edges.append(self.images.n_items)
 
     def _coded(self, record: Record) -> Parts:
         coded = []

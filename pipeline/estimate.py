@@ -202,10 +202,9 @@ class Estimate:
         puts = shards_per_s * stored.objects_per_shard
         written = shards_per_s * stored.bytes_per_shard
         return (
-            f"of each process: a shard in {1 / shards_per_s:,.3g} s, {puts:,.3g} objects "
-            f"and {readable(written)} written a second (and read back, "
-            f"{shards_per_s * stored.gets_per_shard:,.3g} reads); "
-            f"{PUTS_PER_S / puts:,.0f} such reach S3's {PUTS_PER_S:,} a second"
+            f"of each process: a shard in {1 / shards_per_s:,.3g} s; a second {puts:,.3g} objects "
+            f"and {readable(written)} written, and read back; {PUTS_PER_S / puts:,.0f} of them "
+            f"reach the {PUTS_PER_S:,} that S3 takes below a prefix"
         )
 
     def _memory(self, memory: Projection) -> str:

@@ -23,7 +23,7 @@ from actlas.store.schema import FORMAT_VERSION, ObjectRecord, Plan, Receipt, sea
 from actlas.store.shardfile import CRC_BYTES, encode_chunk
 from actlas.store.specs import LOSS, StoreArrays
 from actlas.store.statistics import ShardDocuments, ShardStatistics
-from actlas.store.writer import READ_BYTES, versions
+from actlas.store.writer import versions
 
 RATIOS: Mapping[tuple[str, str], tuple[float, float, float]] = {
     ("bfloat16", "dense"): (1.46, 1.47, 1.48),
@@ -72,9 +72,8 @@ class Footprint:
         Lowest, usual and highest ratio of the activations' raw bytes to the stored ones; None
         where they are stored raw, or where nothing is known.
     objects_per_shard, bytes_per_shard : int
-        Of a full shard, its receipt included; of pooled rows where there are no others.
-    gets_per_shard : int
-        Reads with which a worker holds what it wrote against what it meant to write.
+        Of a full shard, its receipt included; of pooled rows where there are no others. Each object
+        is asked for, written and read back: three requests of an object store.
     folders : mapping of str to int
         The folders with the most entries, and how many each has.
     """
@@ -83,7 +82,6 @@ class Footprint:
     ratio: tuple[float, float, float] | None
     objects_per_shard: int
     bytes_per_shard: int
-    gets_per_shard: int
     folders: Mapping[str, int]
 
     @property
@@ -148,7 +146,6 @@ def footprint(plan: Plan, rates: Rates, *, labelled: bool) -> Footprint:
         ratio=ratio,
         objects_per_shard=len(per_shard) + 1,
         bytes_per_shard=sum(per_shard) + first,
-        gets_per_shard=sum(layout.ceil_div(n, READ_BYTES) + 1 for n in per_shard),
         folders=_folders(arrays, jobs),
     )
 

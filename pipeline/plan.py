@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,16 +54,16 @@ def make_plan(
     RunFaultError
         The disk is full or fails. Nothing is left behind.
     """
-    refuse_existing(Path(path).absolute())
+    refuse_existing(path)
     return plan_settings(path, resolve_settings(options), progress or (lambda _: None))
 
 
 def plan_settings(path: str | os.PathLike[str], settings: Settings, say: Say) -> Store:
     """Do what :func:`make_plan` does, once every option is decided."""
-    final, options = Path(path).absolute(), settings.options
+    options = settings.options
     say(f"planning {settings.corpus.describe()}")
     try:
-        with open_spool(final) as spool:
+        with open_spool(path) as spool:
             draft = collect(
                 settings.corpus,
                 settings.cutter,
@@ -86,9 +85,9 @@ def plan_settings(path: str | os.PathLike[str], settings: Settings, say: Say) ->
             images = columns if plan.processor is not None else None
             for line in _summary(settings, plan, draft, columns, images).lines():
                 say(line)
-            return create(final, plan, columns, images)
+            return create(path, plan, columns, images)
     except OSError as error:
-        fault = run_fault(error, str(final))
+        fault = run_fault(error, str(error.filename or path))
         if fault is None:
             raise
         raise fault from error

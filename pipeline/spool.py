@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.store.create import workplace
+
 _BUFFER_BYTES = 1 << 20
 
 
@@ -125,10 +127,12 @@ class Spool:
 def open_spool(store_path: str | os.PathLike[str]) -> Iterator[Spool]:
     """Make a spool beside a store's future place, and remove it whatever happens.
 
+    Of a store that will lie in a bucket it is in the folder for temporary files (``TMPDIR``).
+
     Its name is that of a planner at work, which :func:`actlas.store.create.create` sweeps away
     where the process was killed.
     """
-    final = Path(store_path).absolute()
+    final = workplace(store_path)
     name = f".{final.name}.{socket.gethostname()}-{os.getpid()}.{uuid.uuid4().hex[:8]}.planning"
     spool = Spool(final.with_name(name))
     spool.folder.mkdir(parents=True)

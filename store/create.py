@@ -1,7 +1,9 @@
 """Making a store: its metadata, its documents, and the plan, which comes last.
 
 Locally it is made beside its final place and renamed there whole, so a store either is there with
-its plan or is not there.
+its plan or is not there. A bucket has no renaming: there every object is created once, the root's
+metadata with the whole plan in it first and the plan's own object last. What lies between is no
+store; the same planning goes on with it, and another one is refused at its first object.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import hashlib
 import os
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,13 +26,15 @@ from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 from actlas.store.arrays import ArraySpec, group_metadata, metadata_bytes
-from actlas.store.errors import StoreExistsError, run_fault
+from actlas.store.errors import FormatError, StoreExistsError, run_fault
 from actlas.store.metadata import ledger_metadata, root_metadata
-from actlas.store.objects import LocalObjects, Objects, sync_folder
-from actlas.store.schema import Plan, PlanFile, seal
+from actlas.store.objects import LocalObjects, Objects, is_url, open_objects, sync_folder
+from actlas.store.schema import Plan, PlanFile, seal, unseal
 from actlas.store.shardfile import ShardWriter
 from actlas.store.specs import StoreArrays
-from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store, open_store
+from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store, open_store, read_json
+
+READ_BYTES = 1 << 20
 
 
 class DocumentColumns(Protocol):
@@ -99,7 +104,8 @@ def create(
     Parameters
     ----------
     path : path
-        Must not exist, or be an empty folder.
+        Must not exist, or be an empty folder; or a bucket's URL with nothing below it but what an
+        interrupted planning of the same plan has left.
     plan : Plan
         What a row is.
     columns : DocumentColumns
@@ -112,12 +118,16 @@ def create(
     StoreExistsError
         There is something at ``path``; it is left as it is.
     RunFaultError
-        The disk is full or fails. Nothing is left behind.
+        The disk is full or fails, and nothing is left behind. Or the object store does: what is
+        there already is gone on with when the same is planned again.
     """
     _check_counts(plan, columns, images)
-    final = Path(path).absolute()
-    refuse_existing(final)
+    refuse_existing(path)
+    final = workplace(path)
     _sweep(final)
+    if is_url(path):
+        write(open_objects(path), plan, columns, images)
+        return open_store(path)
     staging = final.with_name(f".{final.name}.{_here()}.{uuid.uuid4().hex[:8]}.planning")
     try:
         try:
@@ -135,8 +145,47 @@ def create(
     return open_store(final)
 
 
-def refuse_existing(path: Path) -> None:
+def refuse_existing(path: str | os.PathLike[str]) -> None:
     """Raise ``StoreExistsError`` where a new store would not be alone."""
+    if is_url(path):
+        _refuse_objects(open_objects(path))
+    else:
+        _refuse_files(Path(path).absolute())
+
+
+def workplace(path: str | os.PathLike[str]) -> Path:
+    """Return beside what a planner keeps its files while it works.
+
+    Beside the store's own folder; where it will lie in a bucket, in the folder for temporary files
+    (``TMPDIR``).
+    """
+    if not is_url(path):
+        return Path(path).absolute()
+    return Path(tempfile.gettempdir()) / os.fspath(path).rstrip("/").rpartition("/")[2]
+
+
+def _refuse_objects(objects: Objects) -> None:
+    if objects.size(PLAN_KEY) is not None:
+        raise StoreExistsError(
+            f"{objects.url}: there is a store here already, and it is left as it is. `actlas "
+            f"extract {objects.url}` goes on with it; give another path for another plan.",
+            path=objects.url,
+        )
+    if next(objects.walk(), None) is None:
+        return
+    try:
+        root = read_json(objects, "zarr.json").get("attributes")
+    except (FileNotFoundError, FormatError):
+        root = None
+    if not isinstance(root, dict) or "actlas" not in root:
+        raise StoreExistsError(
+            f"{objects.url}: there is something below this prefix, and it is no store. Give a "
+            "prefix with nothing below it.",
+            path=objects.url,
+        )
+
+
+def _refuse_files(path: Path) -> None:
     above = next((parent for parent in path.parents if parent.exists()), path.parent)
     if not above.is_dir():
         raise StoreExistsError(
@@ -200,7 +249,15 @@ def _check_counts(plan: Plan, columns: DocumentColumns, images: ImageColumns | N
 def write(
     objects: Objects, plan: Plan, columns: DocumentColumns, images: ImageColumns | None = None
 ) -> None:
-    """Write every object of a new store, the plan last."""
+    """Write every object of a new store, the plan last.
+
+    What an interrupted planning left is gone on with where it is the same to the byte.
+
+    Raises
+    ------
+    StoreExistsError
+        Something else lies there, or somebody else has planned meanwhile.
+    """
     labels = columns.label_names if columns.label is not None else None
     arrays = StoreArrays(plan, labels, columns.source_names, columns.token_column_names)
     written: dict[str, tuple[str, int]] = {}
@@ -216,9 +273,16 @@ def write(
                 n_bytes += memoryview(part).nbytes
                 yield part
 
-        if not objects.create(key, passing()):
-            raise StoreExistsError(f"{objects.url}/{key}: somebody else is planning here.")
+        created = objects.create(key, passing())
         written[key] = digest.hexdigest(), n_bytes
+        if not created and _digest(objects, key) != written[key]:
+            raise StoreExistsError(
+                f"{objects.url}/{key}: the planning of another plan was begun here, and not "
+                "finished. Plan with the same options to go on with it; or remove all that lies "
+                "below this prefix, or give another.",
+                path=objects.url,
+                begun=True,
+            )
 
     put("zarr.json", [metadata_bytes(root_metadata(plan))])
     put("ledger/zarr.json", [metadata_bytes(ledger_metadata())])
@@ -233,9 +297,32 @@ def write(
             put(spec.key(shard), ShardWriter(spec, rows).parts())
     plan_file = PlanFile(plan=plan, objects=written, created_unix_s=time.time(), has_copy=True)
     sealed = seal(plan_file)
-    objects.create(PLAN_COPY_KEY, [sealed])
+    if not objects.create(PLAN_COPY_KEY, [sealed]):
+        sealed = _begun_plan(objects, plan_file)
     if not objects.create(PLAN_KEY, [sealed]):
-        raise StoreExistsError(f"{objects.url}: somebody else planned here.")
+        raise StoreExistsError(f"{objects.url}: somebody else planned here.", path=objects.url)
+
+
+def _begun_plan(objects: Objects, ours: PlanFile) -> bytes:
+    """Return the plan that an interrupted planning was about to finish with."""
+    sealed = objects.read(PLAN_COPY_KEY)
+    theirs = unseal(sealed, PlanFile, f"{objects.url}/{PLAN_COPY_KEY}")
+    if theirs.model_copy(update={"created_unix_s": ours.created_unix_s}) != ours:
+        raise StoreExistsError(
+            f"{objects.url}/{PLAN_COPY_KEY}: this is another plan. Remove all that lies below "
+            "this prefix, or give another.",
+            path=objects.url,
+            begun=True,
+        )
+    return sealed
+
+
+def _digest(objects: Objects, key: str) -> tuple[str, int]:
+    digest, n_bytes = hashlib.sha256(), 0
+    for piece in objects.pieces(key, READ_BYTES):
+        digest.update(piece)
+        n_bytes += len(piece)
+    return digest.hexdigest(), n_bytes
 
 
 def document_rows(
@@ -246,6 +333,7 @@ def document_rows(
     start: int,
     stop: int,
 ) -> NDArray[Any]:
+    """Return elements [start, stop) of a column of the documents, in its dtype."""
     readers: dict[str, Callable[[int, int], Any]] = {
         "token_id": columns.token_ids,
         "char_start": columns.char_starts,

@@ -24,7 +24,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from actlas.store.arrays import COLUMN_COMPRESSION, ArraySpec, group_metadata, metadata_bytes
-from actlas.store.errors import ConflictError, RunFaultError
+from actlas.store.errors import ConflictError, FormatError, RunFaultError
 from actlas.store.layout import ceil_div
 from actlas.store.objects import Objects
 from actlas.store.receipts import EXTRACT, Receipts, receipt_key
@@ -35,6 +35,7 @@ from actlas.store.writer import object_digest, versions
 
 FLAT_CHUNK = 65_536
 """Elements of an inner chunk of a flat array."""
+_GROUP = re.compile(r"(?:features|extremes)(?:/[A-Za-z0-9_][A-Za-z0-9_.\-]*)+-[0-9a-f]{12}")
 MARK_DIGITS = 12
 """Of the mark that ends the name of an attempt's group."""
 
@@ -81,8 +82,33 @@ def receipts_of(store: Store, job: str, n: int) -> Receipts:
 
 
 def group_of(receipt: Receipt) -> str:
-    """Return the folder of the group that a receipt names."""
-    return receipt.objects[0].key.rsplit("/", 1)[0]
+    """Return the folder of the group that a receipt names.
+
+    Raises
+    ------
+    FormatError
+        It names none, or a folder where no derived data lies.
+    """
+    folder = receipt.objects[0].key.rpartition("/")[0] if receipt.objects else ""
+    return group_named(folder, receipt)
+
+
+def group_named(folder: object, receipt: Receipt) -> str:
+    """Return a group's folder as a receipt names it, which lies where derived data does.
+
+    Raises
+    ------
+    FormatError
+        It does not.
+    """
+    if isinstance(folder, str) and _GROUP.fullmatch(folder):
+        return folder
+    raise FormatError(
+        f"the receipt of {receipt.job} {receipt.shard} names {str(folder)[:200]!r} as its group; "
+        "expected a folder of features/ or extremes/ that an attempt wrote.",
+        job=receipt.job,
+        shard=receipt.shard,
+    )
 
 
 def commit(

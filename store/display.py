@@ -29,6 +29,17 @@ def human_bytes(n_bytes: float) -> str:
     return f"{n_bytes:,.1f} PB"
 
 
+def printable(text: str) -> str:
+    r"""Return text with control characters escaped, so that it cannot steer a terminal.
+
+    Newlines and tabs are escaped too: the result is one line.
+
+    >>> printable("a\x1b[31mb\n")
+    'a\\x1b[31mb\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def table_html(rows: list[tuple[str, Any]]) -> str:
     """Return a table of two columns, escaped."""
     cells = "".join(

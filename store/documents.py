@@ -13,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store import display
+from actlas.store.display import printable
+from actlas.store.errors import CorruptDataError
 from actlas.store.lazy import LazyArray
+from actlas.store.plausible import check_edges, check_rising, check_span
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +115,8 @@ class Document:
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= 60 else self.text[:57] + "…"
-        return f"<document {self.doc_idx} of {self.source.name}: {len(self)} tokens, {text!r}>"
+        source = printable(self.source.name)
+        return f"<document {self.doc_idx} of {source}: {len(self)} tokens, {text!r}>"
 
     def _repr_html_(self) -> str:
         return display.document_html(self)
@@ -170,13 +174,15 @@ class Documents:
         return len(self.columns["source"])
 
     def __repr__(self) -> str:
-        labels = f", labels {', '.join(self.label_names)}" if self.label_names else ""
+        named = printable(", ".join(self.label_names))
+        labels = f", labels {named}" if self.label_names else ""
         return f"<{len(self):,} documents of {len(self.source_names):,} sources{labels}>"
 
     @cached_property
     def start(self) -> NDArray[np.int64]:
         """The first kept token of every document; shape [documents + 1]. Kept in memory."""
         start: NDArray[np.int64] = self.columns["start"][:]
+        check_edges(start, len(self.columns["token_id"]), "documents/start")
         return start
 
     def starts(self, lo: int, hi: int) -> NDArray[np.int64]:
@@ -244,7 +250,14 @@ class Documents:
         """Return a document's whole text."""
         self.check(doc_idx)
         lo, hi = self.columns["text_start"].read(doc_idx, doc_idx + 2).tolist()
-        return self.columns["text"].read(lo, hi).tobytes().decode("utf-8")
+        check_span(lo, hi, len(self.columns["text"]), f"documents/text_start, document {doc_idx}")
+        try:
+            return self.columns["text"].read(lo, hi).tobytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CorruptDataError(
+                f"documents/text, document {doc_idx}: is not UTF-8 ({error.reason})",
+                path="documents/text",
+            ) from error
 
     def image(self, doc_idx: int) -> bytes | None:
         """Return a document's image file, byte for byte as it was read; None where it has none."""
@@ -256,6 +269,7 @@ class Documents:
     def images(self, lo: int, hi: int) -> list[bytes]:
         """Return the image files of documents [lo, hi), empty where one has none."""
         edges = self.columns["image_start"].read(lo, hi + 1)
+        check_rising(edges, len(self.columns["image"]), "documents/image_start")
         data = self.columns["image"].read(int(edges[0]), int(edges[-1]))
         places = itertools.pairwise((edges - edges[0]).tolist())
         return [data[start:stop].tobytes() for start, stop in places]
@@ -266,28 +280,38 @@ class Documents:
         if "label" not in self.columns:
             return None
         code = int(self.columns["label"].read(doc_idx, doc_idx + 1)[0])
-        return self.label_names[code] if code >= 0 else None
+        return self._name(self.label_names, code, "label") if code >= 0 else None
 
     def source(self, doc_idx: int) -> Source:
         """Return where a document came from."""
         self.check(doc_idx)
         code = int(self.columns["source"].read(doc_idx, doc_idx + 1)[0])
         record = int(self.columns["record"].read(doc_idx, doc_idx + 1)[0])
-        return Source(self.source_names[code], record)
+        return Source(self._name(self.source_names, code, "source"), record)
+
+    @staticmethod
+    def _name(names: tuple[str, ...], code: int, column: str) -> str:
+        check_span(code, code + 1, len(names), f"documents/{column}, a code of {len(names)} names")
+        return names[code]
 
     def document(self, doc_idx: int, activations: Mapping[str, NDArray[Any]]) -> Document:
         """Return one document, with the activations that are given for it."""
         self.check(doc_idx)
         start, stop = (int(t) for t in self.starts(doc_idx, doc_idx + 1))
+        text = self.text(doc_idx)
+        chars = self.columns["char_start"].read(start, stop)
+        char_stop = int(self.columns["char_stop"].read(doc_idx, doc_idx + 1)[0])
+        where = f"documents/char_start, document {doc_idx}"
+        check_rising(np.append(chars, char_stop), len(text), where)
         return Document(
             doc_idx=doc_idx,
-            text=self.text(doc_idx),
+            text=text,
             label=self.label(doc_idx),
             source=self.source(doc_idx),
             start=start,
             token_id=self.token_ids(start, stop),
-            char_start=self.columns["char_start"].read(start, stop),
-            char_stop=int(self.columns["char_stop"].read(doc_idx, doc_idx + 1)[0]),
+            char_start=chars,
+            char_stop=char_stop,
             special=self.special(start, stop),
             activations=activations,
             columns={name: self._named(name, start, stop) for name in self.token_column_names},
@@ -295,7 +319,10 @@ class Documents:
 
     def _named(self, name: str, start: int, stop: int) -> tuple[str | None, ...]:
         names: tuple[str | None, ...] = (*self.token_column_names[name], None)  # -1 is the last
-        return tuple(names[code] for code in self.token_column(name, start, stop).tolist())
+        codes = self.token_column(name, start, stop)
+        what = f"documents/{name}, a code of {len(names) - 1} names"
+        check_span(int(codes.min(initial=-1)) + 1, int(codes.max(initial=-1)) + 1, len(names), what)
+        return tuple(names[code] for code in codes.tolist())
 
     def context(self, doc_idx: int, pos_idx: int, words: int = 20) -> Context:
         """Return a token of a document among its words: :meth:`Document.context`."""

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from actlas.store.arrays import ArraySpec
 from actlas.store.codes import index_dtype, token_dtype
-from actlas.store.derived import flat, group_of, receipts_of
-from actlas.store.errors import FeatureError
+from actlas.store.derived import flat, group_named, group_of, receipts_of
+from actlas.store.errors import FeatureError, FormatError
 from actlas.store.lazy import LazyArray
+from actlas.store.plausible import CHANGED, check_edges
 
 if TYPE_CHECKING:
     from typing import Any
@@ -79,9 +80,12 @@ class FeatureTables:
             Not every token is encoded.
         """
         receipt = self._table("encoded", "encode")
-        groups: list[str] = receipt.run["groups"]
-        spec = flat("nnz_start", len(groups) + 1, "int64", "edge")
-        return TokenTable(self._read(receipt, spec), groups)
+        groups = _groups(receipt)
+        if len(groups) != self.store.plan.n_shards:
+            raise _odd(receipt, f"names {len(groups)} groups of {self.store.plan.n_shards} shards")
+        nnz_start = self._read(receipt, flat("nnz_start", len(groups) + 1, "int64", "edge"))
+        check_edges(nnz_start, int(nnz_start[-1]), f"{receipt.job}: nnz_start")
+        return TokenTable(nnz_start, groups)
 
     @cached_property
     def features(self) -> FeatureTable:
@@ -93,12 +97,17 @@ class FeatureTables:
             The set is not indexed.
         """
         receipt = self._table("indexed", "index")
-        groups: list[str] = receipt.run["groups"]
+        groups = _groups(receipt)
         n = self.n_features
+        block_start = self._read(receipt, flat("block_start", len(groups) + 1, "int64", "edge"))
+        check_edges(block_start, n, f"{receipt.job}: block_start")
+        count = self._read(receipt, flat("count", n, "int64", "feature"))
+        if count.min() < 0 or count.max() > self.store.plan.n_tokens:
+            raise _odd(receipt, f"counts {count.min()} to {count.max()} tokens of a feature")
         return FeatureTable(
-            self._read(receipt, flat("block_start", len(groups) + 1, "int64", "edge")),
+            block_start,
             groups,
-            self._read(receipt, flat("count", n, "int64", "feature")),
+            count,
             self._read(receipt, flat("sum", n, "float64", "feature")),
             self._read(receipt, flat("max", n, "float32", "feature")),
         )
@@ -141,3 +150,15 @@ class FeatureTables:
 
     def _lazy(self, folder: str, name: str, n: int, dtype: str) -> LazyArray:
         return LazyArray(self.store.objects, flat(f"{folder}/{name}", n, dtype, name))
+
+
+def _groups(receipt: Receipt) -> list[str]:
+    """Return the groups that a table is over, each where derived data lies."""
+    groups = receipt.run.get("groups")
+    if not isinstance(groups, list) or not groups:
+        raise _odd(receipt, "names no groups")
+    return [group_named(group, receipt) for group in groups]
+
+
+def _odd(receipt: Receipt, what: str) -> FormatError:
+    return FormatError(f"the receipt of {receipt.job} {what}. {CHANGED}", job=receipt.job)

@@ -20,6 +20,7 @@ from actlas.store.codes import NAME, Codes, index_dtype, names, spec_key
 from actlas.store.contexts import Contexts, Peak, contexts_of, one_per_document
 from actlas.store.errors import FeatureError
 from actlas.store.feature_tables import FeatureTables
+from actlas.store.plausible import check_rising, check_span
 from actlas.store.schema import FeaturesSpec, seal_of, unseal
 
 if TYPE_CHECKING:
@@ -94,8 +95,12 @@ class Features:
             lo, hi = max(start, first) - first, min(stop, last) - first
             group = self._tables.shard(shard)
             indptr = group.indptr.read(lo, hi + 1)
+            check_rising(indptr, len(group.indices), group.indptr.spec.path)
             a, b = int(indptr[0]), int(indptr[-1])
-            parts.append((indptr - a, group.indices.read(a, b), group.data.read(a, b)))
+            indices = group.indices.read(a, b)
+            largest = int(indices.max(initial=0))
+            check_span(0, largest + 1, self.n_features, group.indices.spec.path)
+            parts.append((indptr - a, indices, group.data.read(a, b)))
         if not parts:
             empty = np.zeros(0, index_dtype(self.n_features))
             return Codes(start, np.zeros(1, np.int64), empty, np.zeros(0, np.float32))
@@ -176,7 +181,10 @@ class Features:
         block = int(np.searchsorted(edges, feature, side="right")) - 1
         group, place = self._tables.block(block), feature - int(edges[block])
         at = int(group.indptr.read(place, place + 1)[0])
+        check_span(at, at + n, len(group.indices), group.indptr.spec.path)
         t = group.indices.read(at + start, at + stop).astype(np.int64)
+        lowest, highest = int(t.min(initial=0)), int(t.max(initial=0))
+        check_span(lowest, highest + 1, self.store.plan.n_tokens, group.indices.spec.path)
         return Peak(t, group.data.read(at + start, at + stop))
 
     def quantile(self, feature: int, q: float) -> float:

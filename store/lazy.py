@@ -17,6 +17,9 @@ from actlas.store.shardfile import ShardReader
 FEW = 8
 """Rows are read alone where less than one in so many of their chunks' rows is wanted."""
 
+LARGE_BYTES = 64 << 20
+"""For more than this no memory is taken before every shard was seen to hold its chunks."""
+
 Require = Callable[[NDArray[np.int64]], None]
 """Raises where one of these shards may not be read."""
 Checksums = Callable[[int, str], tuple[int, ...] | None]
@@ -117,6 +120,10 @@ class LazyArray:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Return rows [start, stop); shape [stop - start, ...]."""
         spec = self.spec
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"{self!r}: rows [{start}, {stop}) are outside [0, {len(self)})")
+        if (stop - start) * spec.row_bytes > LARGE_BYTES:
+            self._require_there(start, stop)
         out = np.empty((stop - start, *spec.shape[1:]), dtype=self.dtype)
         if stop == start:
             return out
@@ -160,6 +167,13 @@ class LazyArray:
         """Return the reader of one shard's chunks, for those who plan their own reading."""
         self._check(np.array([shard], dtype=np.int64))
         return self._reader(shard)
+
+    def _require_there(self, start: int, stop: int) -> None:
+        """Look at every shard of these rows before memory is taken for them."""
+        step = self.spec.shard_rows
+        for shard in range(start // step, ceil_div(stop, step)):
+            self._check(np.array([shard], dtype=np.int64))
+            self._reader(shard)
 
     def _check(self, shards: NDArray[np.int64]) -> None:
         if self._require is not None:

@@ -18,7 +18,8 @@ from typing import Protocol
 
 from typing_extensions import Buffer
 
-from actlas.store.errors import RunFaultError, run_fault
+from actlas.store.errors import FormatError, RunFaultError, run_fault
+from actlas.store.inside import MAX_RECORD_BYTES, Inside
 
 STAGING = "ledger/staging"
 
@@ -88,6 +89,7 @@ class LocalObjects:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).absolute()
+        self._inside = Inside(self.root)
 
     @property
     def url(self) -> str:
@@ -101,10 +103,7 @@ class LocalObjects:
 
     def path(self, key: str) -> Path:
         """Return the file of a key, which never leaves the root."""
-        path = self.root / key
-        if key.startswith("/") or ".." in key.split("/"):
-            raise ValueError(f"a key stays inside its store, got {key!r}")
-        return path
+        return self._inside.path(key)
 
     def create(self, key: str, parts: Iterable[Buffer]) -> bool:
         """Stage, sync, link and sync the folder; False if the name was taken."""
@@ -139,6 +138,7 @@ class LocalObjects:
 
     def delete(self, key: str) -> None:
         """Unlink the file. A folder of that name is no object."""
+        self._inside.folder(self.path(key).parent)
         nothing = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
         with _faults(self.path(key)), nothing:
             self.path(key).unlink()
@@ -146,9 +146,11 @@ class LocalObjects:
     def read(self, key: str, offset: int = 0, n_bytes: int | None = None) -> bytes:
         """Read with ``pread``; fewer bytes come back only at the end of the file."""
         with _faults(self.path(key)):
-            fd = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._inside.open(self.path(key))
             try:
                 wanted = os.fstat(fd).st_size - offset if n_bytes is None else n_bytes
+                if n_bytes is None and wanted > MAX_RECORD_BYTES:
+                    raise FormatError(f"{self.url}/{key}: {wanted:,} bytes are no record.")
                 return _pread(fd, wanted, offset)
             finally:
                 os.close(fd)
@@ -162,30 +164,28 @@ class LocalObjects:
 
     def size(self, key: str) -> int | None:
         """Return the file's size."""
-        try:
-            return self.path(key).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return self._inside.size(self.path(key))
 
     def names(self, folder: str) -> Iterator[str]:
         """List a folder."""
         try:
-            with os.scandir(self.path(folder)) as entries:
+            with os.scandir(self._inside.folder(self.path(folder))) as entries:
                 for entry in entries:
                     yield entry.name
         except (FileNotFoundError, NotADirectoryError):
             return
 
     def walk(self) -> Iterator[str]:
-        """Walk the root folder."""
-        for folder, _, names in os.walk(self.root):
+        """Walk the root folder. A link to a folder is told of as if it were a file."""
+        for folder, below, names in os.walk(self.root):
             prefix = Path(folder).relative_to(self.root).as_posix()
-            for name in names:
+            links = [name for name in below if Path(folder, name).is_symlink()]
+            for name in (*names, *links):
                 yield name if prefix == "." else f"{prefix}/{name}"
 
     def prune(self, folder: str) -> None:
         """Remove empty folders, the deepest first; what holds a file stays."""
-        for where, _, _ in sorted(os.walk(self.path(folder)), reverse=True):
+        for where, _, _ in sorted(os.walk(self._inside.folder(self.path(folder))), reverse=True):
             with contextlib.suppress(OSError):
                 Path(where).rmdir()
 
@@ -198,7 +198,7 @@ class LocalObjects:
 
     def _make_folder(self, folder: Path) -> None:
         """Create a folder and its parents, each synced into the one above it."""
-        if folder.is_dir():
+        if self._inside.folder(folder).is_dir():
             return
         if folder != self.root:
             self._make_folder(folder.parent)

@@ -135,9 +135,7 @@ def client(url: str, settings: Settings, n_sent: int | None = None) -> ObjectSto
 
 
 @lru_cache(maxsize=64)
-def _client(
-    url: str, settings: Settings, slow_s: float | None, _environment: int
-) -> ObjectStore:
+def _client(url: str, settings: Settings, slow_s: float | None, _environment: int) -> ObjectStore:
     try:
         from obstore.exceptions import BaseError
         from obstore.store import from_url
@@ -155,7 +153,7 @@ def _client(
         options["read_timeout"] = timedelta(seconds=request_s)  # between two pieces of an answer
     # The first few tries are obstore's own; what it gives up is tried again until `retry_s`.
     retry: RetryConfig = {
-        "max_retries": 3,
+        "max_retries": 3 if settings.retry_s else 0,
         "retry_timeout": timedelta(seconds=settings.retry_s),
         "backoff": {
             "init_backoff": timedelta(milliseconds=100),

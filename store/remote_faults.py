@@ -44,7 +44,7 @@ class Trouble(NamedTuple):
 
     kind: Kind
     words: str
-    hint: str = "when the store answers again"
+    hint: str = "wait until the store answers again"
 
 
 def trouble(error: Exception) -> Trouble:
@@ -54,6 +54,9 @@ def trouble(error: Exception) -> Trouble:
     number = int(status["status"]) if status else 0
     words = f"{number}{status['words'].rstrip()}" if status else _first(error)
     words += f" ({code['code']})" if code else ""
+    if any(sign in text for sign in _NO_CREDENTIALS):
+        hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
+        return Trouble("final", "no credentials were found", hint)
     if any(sign in text for sign in _NO_BUCKET):
         return Trouble("final", f"no such bucket: {words}", "make the bucket or mend the URL")
     if isinstance(error, FileNotFoundError):
@@ -71,9 +74,6 @@ def trouble(error: Exception) -> Trouble:
         return Trouble("passing", words)
     if number:
         return Trouble("final", words, "look at the bucket's rules and at the endpoint")
-    if any(sign in text for sign in _NO_CREDENTIALS):
-        hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
-        return Trouble("final", "no credentials were found", hint)
     if "BadScheme" in text:
         hint = "set AWS_ALLOW_HTTP=true if you mean to send it unencrypted"
         return Trouble("final", "the endpoint is http:// and not https://", hint)
@@ -98,7 +98,7 @@ def outage(url: str, found: Trouble, seconds: float = 0.0) -> RunFaultError:
     """Return the run fault that a trouble becomes when no more tries are made."""
     tried = f", tried for {seconds:.0f} s" if seconds >= 1 else ""
     return RunFaultError(
-        f"{url}: {found.words}{tried}. Nothing already written is harmed: {found.hint}, run the "
-        "same command again.",
+        f"{url}: {found.words}{tried}. Nothing already written is harmed: {found.hint}, then run "
+        "the same command again.",
         path=url,
     )

@@ -331,9 +331,11 @@ class RemoteObjects:
         RunFaultError
             It failed for good, or for longer than ``ACTLAS_RETRY_S``.
         """
-        where, settings = f"{self._url}/{key}", self._settings
+        if key.startswith("/") or ".." in key.split("/"):
+            raise ValueError(f"a key stays inside its store, got {key!r}")
+        where, settings = f"{self._url}/{key}", _patient(self._url, self._settings)
         began, wait_s = time.monotonic(), 0.1
-        limit = began + _patience(self._url, settings)
+        limit = began + settings.retry_s
         while True:
             try:
                 result = do(client(self._url, settings, n_sent))
@@ -366,12 +368,12 @@ def _errors() -> tuple[type[Exception], ...]:
     return BaseError, FileNotFoundError, ConnectionError, TimeoutError, _CutError
 
 
-def _patience(url: str, settings: Settings) -> float:
-    """Return for how many seconds a request is tried again."""
+def _patient(url: str, settings: Settings) -> Settings:
+    """Return the settings without tries of any kind where the store was found out just now."""
     since = _outages.get(url)
     if since is not None and time.monotonic() - since < OUT_S:
-        return 0.0
-    return settings.retry_s
+        return settings._replace(retry_s=0.0)
+    return settings
 
 
 def _missing(where: str) -> FileNotFoundError:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,6 +26,22 @@ LongDocuments = Literal["window", "truncate"]
 Modality = Literal["text", "image", "mixed"]
 Pool = Literal["last", "mean", "sum"]
 Layout = Literal["positions", "feature_map"]
+
+# What a record may say at most. A store may come from a stranger: a number beyond these would have
+# memory taken, or a loop run, for data that nobody has.
+MAX_WIDTH = 1 << 20
+MAX_ROWS = 1 << 48
+MAX_BYTES = 1 << 56
+MAX_SHARDS = 1 << 22
+MAX_SHARD_ROWS = 1 << 24
+MAX_FEATURES = 1 << 26
+MAX_HOOKPOINTS = 4096
+MAX_DEPTH = 64
+"""Of JSON in JSON."""
+
+Line = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Text that is shown to people: no control character, which could steer a terminal."""
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 _RESERVED = frozenset(
@@ -54,7 +70,13 @@ def check_token_columns(names: Sequence[str]) -> None:
 
 
 class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, ser_json_inf_nan="strings")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=False,
+        ser_json_inf_nan="strings",
+        allow_inf_nan=False,
+    )
 
 
 class ModelSpec(_Spec):
@@ -64,31 +86,31 @@ class ModelSpec(_Spec):
     ``config.json``: a model that differs in one bit is another model.
     """
 
-    id: str
-    revision: str | None
-    architecture: str
+    id: Line
+    revision: Line | None
+    architecture: Line
     weights_sha256: str
     config_sha256: str
-    d_model: int = Field(gt=0)
-    n_layers: int = Field(gt=0)
-    context_length: int | None = Field(gt=0)
+    d_model: int = Field(gt=0, le=MAX_WIDTH)
+    n_layers: int = Field(gt=0, le=MAX_WIDTH)
+    context_length: int | None = Field(gt=0, lt=MAX_ROWS)
     causal: bool
     compute_dtype: ActivationDtype
     trust_remote_code: bool = False
     modality: Modality = "text"
     """What it reads: texts, images, or texts with images in them."""
-    untrained_seed: int | None = None
+    untrained_seed: Count | None = None
     """The model's shape with fresh weights of this seed; ``weights_sha256`` is then over those."""
 
 
 class TokenizerSpec(_Spec):
     """Which tokenizer cuts the text, and what it adds around each window."""
 
-    id: str
+    id: Line
     sha256: str
-    vocab_size: int = Field(gt=0)
-    prefix_ids: tuple[int, ...]
-    suffix_ids: tuple[int, ...]
+    vocab_size: int = Field(gt=0, lt=1 << 31)
+    prefix_ids: tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...]
+    suffix_ids: tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...]
 
 
 class ProcessorSpec(_Spec):
@@ -98,14 +120,14 @@ class ProcessorSpec(_Spec):
     ``sha256`` is over it as JSON (sorted keys, no blanks).
     """
 
-    id: str
+    id: Line
     sha256: str
     config: dict[str, Any]
-    grid: tuple[int, int]
+    grid: tuple[Annotated[int, Field(ge=0, le=1 << 16)], Annotated[int, Field(ge=0, le=1 << 16)]]
     """Rows and columns of an image's patches."""
-    n_prefix: int = Field(default=0, ge=0)
+    n_prefix: int = Field(default=0, ge=0, lt=1 << 31)
     """Positions before the patches that are none of the image (a class token, registers)."""
-    n_suffix: int = Field(default=0, ge=0)
+    n_suffix: int = Field(default=0, ge=0, lt=1 << 31)
     image_token_id: int | None = None
     """In a mixed sequence: what stands where a patch goes."""
 
@@ -116,20 +138,20 @@ class CorpusSpec(_Spec):
     ``fingerprint`` is a sha256 over the chosen documents' text, in plan order.
     """
 
-    uri: str
+    uri: Line
     fingerprint: str
     text_field: str | None
     label_field: str | None
     lowercase: bool
     sample: Literal["all", "uniform", "head"]
-    n_records_read: int = Field(ge=0)
-    n_records_skipped: int = Field(ge=0)
+    n_records_read: Count
+    n_records_skipped: Count
 
 
 class WindowSpec(_Spec):
     """How a document becomes sequences. ``max_length`` counts the special tokens too."""
 
-    max_length: int = Field(gt=0)
+    max_length: int = Field(gt=0, lt=MAX_ROWS)
     long: LongDocuments
 
 
@@ -137,9 +159,9 @@ class HookpointSpec(_Spec):
     """One array of activations: where it is read in the model, and how wide it is."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=200)
-    module: str
+    module: Line
     side: Literal["input", "output"]
-    width: int = Field(gt=0)
+    width: int = Field(gt=0, le=MAX_WIDTH)
     layout: Layout = "positions"
     """How its tensor lies: [batch, position, unit], or [batch, unit, height, width], whose
     positions are read row by row."""
@@ -155,19 +177,19 @@ class Plan(_Spec):
     """None for a model that reads images alone."""
     corpus: CorpusSpec
     windows: WindowSpec
-    hookpoints: tuple[HookpointSpec, ...] = Field(min_length=1)
+    hookpoints: tuple[HookpointSpec, ...] = Field(min_length=1, max_length=MAX_HOOKPOINTS)
     order: Order
     seed: int = Field(ge=0, lt=2**63)
     keep_special: bool
     dtype: ActivationDtype
     compression: Compression
-    n_documents: int = Field(ge=0)
-    n_tokens: int = Field(gt=0)
-    n_text_bytes: int = Field(ge=0)
-    n_windows: int = Field(gt=0)
-    shard_rows: int = Field(gt=0)
+    n_documents: int = Field(ge=0, lt=MAX_ROWS)
+    n_tokens: int = Field(gt=0, lt=MAX_ROWS)
+    n_text_bytes: int = Field(ge=0, lt=MAX_BYTES)
+    n_windows: int = Field(gt=0, lt=MAX_ROWS)
+    shard_rows: int = Field(gt=0, le=MAX_SHARD_ROWS)
     processor: ProcessorSpec | None = None
-    n_image_bytes: int = Field(default=0, ge=0)
+    n_image_bytes: int = Field(default=0, ge=0, lt=MAX_BYTES)
     """Of the image files that lie in ``documents/image``."""
     token_columns: tuple[str, ...] = ()
     """Columns of named codes for every token, beside token_id: ``role``, ``modality``, or a field
@@ -188,6 +210,11 @@ class Plan(_Spec):
             raise ValueError(f"hookpoint names must be unique, got {names}")
         if self.shard_rows & (self.shard_rows - 1):
             raise ValueError(f"shard_rows must be a power of two, got {self.shard_rows}")
+        if self.n_shards > MAX_SHARDS:
+            raise ValueError(
+                f"at most {MAX_SHARDS:,} shards, got {self.n_shards:,}: raise shard_rows, "
+                f"{self.shard_rows}"
+            )
         if len(set(self.pools)) != len(self.pools):
             raise ValueError(f"pools must be unique, got {self.pools}")
         check_token_columns(self.token_columns)
@@ -213,11 +240,11 @@ class ObjectRecord(_Spec):
     chunks carry no checksum of their own.
     """
 
-    key: str
-    n_bytes: int = Field(ge=0)
+    key: Line
+    n_bytes: Count
     xxh3: str = Field(pattern=r"^[0-9a-f]{32}$")
-    attempt: str
-    chunk_crc32c: tuple[int, ...] | None = None
+    attempt: Line
+    chunk_crc32c: tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...] | None = None
 
 
 class Receipt(_Spec):
@@ -229,21 +256,21 @@ class Receipt(_Spec):
 
     format_version: int
     plan_sha256: str
-    job: str
-    shard: int = Field(ge=0)
-    start: int = Field(ge=0)
-    stop: int
-    attempt: str
-    host: str
+    job: Line
+    shard: int = Field(ge=0, lt=10**8)
+    start: Count
+    stop: Count
+    attempt: Line
+    host: Line
     created_unix_s: float
     versions: dict[str, str]
     objects: tuple[ObjectRecord, ...]
-    n_nonfinite: dict[str, int]
+    n_nonfinite: dict[str, Count]
     run: dict[str, Any] = Field(default_factory=dict)
     """How it was made: device, seconds of forward pass and of writing, token budget."""
     inputs: dict[str, str] = Field(default_factory=dict)
     """Of derived data: the sealed records that it was made from, by key, with their seals."""
-    generation: int = Field(default=0, ge=0)
+    generation: int = Field(default=0, ge=0, lt=10**4)
     """0 as a run wrote it; higher where a repair gave other bits: the highest stands."""
 
 
@@ -257,11 +284,11 @@ class FeaturesSpec(_Spec):
     format_version: int
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=100)
     plan_sha256: str
-    hookpoint: str
-    n_features: int = Field(gt=0)
-    sae_kind: str
+    hookpoint: Line
+    n_features: int = Field(gt=0, le=MAX_FEATURES)
+    sae_kind: Line
     sae_sha256: str
-    sae_path: str
+    sae_path: Line
     created_unix_s: float
 
 
@@ -269,7 +296,7 @@ class PlanFile(_Spec):
     """The plan as it lies in the ledger: with the sha256 and size of all that it rests on."""
 
     plan: Plan
-    objects: dict[str, tuple[str, int]]
+    objects: dict[str, tuple[str, Count]]
     created_unix_s: float
     has_copy: bool = False
     """Whether the same bytes lie at ``ledger/plan.copy.json``; an earlier version wrote none."""
@@ -320,6 +347,8 @@ def unseal(data: bytes, cls: type[SpecT], where: str) -> SpecT:
         )
     try:
         record = json.loads(body)
+        if too_deep(record):
+            raise ValueError(f"JSON nested more than {MAX_DEPTH} deep")
         version = record.get("format_version", record.get("plan", {}).get("format_version"))
         if version != FORMAT_VERSION:
             raise version_error(where, version)
@@ -330,6 +359,21 @@ def unseal(data: bytes, cls: type[SpecT], where: str) -> SpecT:
         if isinstance(error, FormatError):
             raise
         raise FormatError(f"{where}: no record of a store ({error})", path=where) from error
+
+
+def too_deep(value: Any, depth: int = MAX_DEPTH) -> bool:
+    """Whether plain values are nested deeper than any record is; looked at without recursion."""
+    level = [value]
+    for _ in range(depth):
+        below: list[Any] = []
+        for item in level:
+            inner = item.values() if isinstance(item, dict) else item
+            if isinstance(item, dict | list):
+                below += (part for part in inner if isinstance(part, dict | list))
+        if not below:
+            return False
+        level = below
+    return True
 
 
 def version_error(where: str, version: object) -> FormatError:

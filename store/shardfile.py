@@ -267,6 +267,20 @@ class ShardReader:
         used = index[: self.spec.n_chunks(self.shard)]
         if len(used) and (used > np.uint64(size)).any():
             raise CorruptDataError(f"{self._where()}: its index points outside it", path=self.key)
+        # No byte is of two chunks: a few would otherwise stand for any number of rows.
+        if used[:, 1].sum(dtype=np.float64) > size - n_bytes:
+            raise CorruptDataError(f"{self._where()}: its chunks overlap", path=self.key)
+        checksums = self.chunk_crc32c
+        if (
+            not self.spec.checksummed_chunks
+            and checksums is not None
+            and len(checksums) < len(used)
+        ):
+            raise CorruptDataError(
+                f"{self._where()}: its receipt has {len(checksums)} checksums for {len(used)} "
+                "chunks",
+                path=self.key,
+            )
         return index
 
     def read_chunk(self, chunk: int, out: NDArray[Any] | None = None) -> NDArray[Any]:

@@ -22,7 +22,8 @@ from actlas.store.errors import (
     StoreNotFoundError,
 )
 from actlas.store.lazy import LazyArray
-from actlas.store.objects import Objects, open_objects
+from actlas.store.objects import Objects, is_url, open_objects
+from actlas.store.plausible import check_objects
 from actlas.store.pooled import Pooled, pooled_range
 from actlas.store.receipts import EXTRACT, POOLED, Receipts
 from actlas.store.schema import (
@@ -403,13 +404,13 @@ class Store:
         return layout.shard_rows_of(self.plan.order, self.plan.seed, *self.shard_range(shard))
 
     def _attribute_names(self, key: str, attribute: str = "names") -> list[str]:
-        digest, _ = self.plan_file.objects[key]
+        digest, _ = self.plan_file.objects.get(key, ("", 0))
         if hashlib.sha256(self.objects.read(key)).hexdigest() != digest:
             raise CorruptDataError(
                 f"{self.path}/{key}: its sha256 is not the plan's: the names in it were changed.",
                 path=key,
             )
-        names = read_json(self.objects, key).get("attributes", {}).get(attribute, [])
+        names = attributes_of(read_json(self.objects, key)).get(attribute, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise FormatError(f"{self.path}/{key}: attribute `{attribute}` must list strings")
         return names
@@ -429,6 +430,12 @@ class Store:
 
     def _repr_html_(self) -> str:
         return display.store_html(self)
+
+
+def attributes_of(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a ``zarr.json``; none where they are no JSON object."""
+    attributes = metadata.get("attributes")
+    return attributes if isinstance(attributes, dict) else {}
 
 
 def read_json(objects: Objects, key: str) -> dict[str, Any]:
@@ -453,9 +460,8 @@ def open_store(path: str | os.PathLike[str], *, check: bool = True) -> Store:
 
     Parameters
     ----------
-    path : path
-        The store's folder.
-
+    path : path or URL
+        The store's folder, or its place in a bucket: ``s3://bucket/run.zarr``.
     check : bool
         Hold raw chunks against the receipts' checksums. Without that, scattered rows in profile
         ``none`` are read alone and not with the whole chunk that the checksum is of: for looking at
@@ -479,7 +485,8 @@ def open_store(path: str | os.PathLike[str], *, check: bool = True) -> Store:
             "makes one.",
             path=objects.url,
         ) from error
-    version = root.get("attributes", {}).get("actlas", {}).get("format_version")
+    ours = attributes_of(root).get("actlas")
+    version = ours.get("format_version") if isinstance(ours, dict) else None
     if version is None:
         raise FormatError(f"{objects.url}: a Zarr group, but no store of actlas.", path=path)
     if version != FORMAT_VERSION:
@@ -488,9 +495,10 @@ def open_store(path: str | os.PathLike[str], *, check: bool = True) -> Store:
         data = objects.read(PLAN_KEY)
     except FileNotFoundError as error:
         raise StoreNotFoundError(
-            f"{objects.url}: planning was not finished here ({PLAN_KEY} is missing). Remove the "
-            "folder and plan again.",
+            f"{objects.url}: planning was not finished here ({PLAN_KEY} is missing). "
+            + ("Plan again." if is_url(objects.url) else "Remove the folder and plan again."),
             path=objects.url,
         ) from error
     plan_file = unseal(data, PlanFile, f"{objects.url}/{PLAN_KEY}")
+    check_objects(plan_file, f"{objects.url}/{PLAN_KEY}")
     return Store(objects, plan_file, seal_of(data), check=check)

@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 from actlas.store.arrays import COLUMN_COMPRESSION, ArraySpec
 from actlas.store.contexts import Contexts, Peak, contexts_of, one_per_document
 from actlas.store.derived import group_of, receipts_of
-from actlas.store.errors import FeatureError
+from actlas.store.errors import FeatureError, FormatError
 from actlas.store.lazy import LazyArray
+from actlas.store.plausible import CHANGED, check_span
 
 if TYPE_CHECKING:
     from actlas.store.schema import Receipt
     from actlas.store.store import Store
 
 CHUNK_UNITS = 256
+KEEP_MAX = 1024
+"""Tokens of each end, at most."""
 ENDS = ("top", "bottom")
 
 
@@ -62,7 +65,7 @@ class Units:
     def __init__(self, store: Store, hookpoint: str, receipt: Receipt) -> None:
         self.store, self.hookpoint = store, hookpoint
         self.n_units = store.activations[hookpoint].shape[1]
-        self.k = int(receipt.run["k"])
+        self.k = _kept(receipt)
         self._folder = group_of(receipt)
 
     def __len__(self) -> int:
@@ -157,6 +160,8 @@ class Units:
         t = self._arrays[f"{end}_t"].read(unit, unit + 1)[0, :k]
         value = self._arrays[f"{end}_value"].read(unit, unit + 1)[0, :k]
         there = t >= 0
+        what = f"{self._folder}/{end}_t"
+        check_span(0, int(t.max(initial=-1)) + 1, self.store.plan.n_tokens, what)
         return Peak(t[there], value[there])
 
     @cached_property
@@ -167,6 +172,18 @@ class Units:
             kept = {f: fields[f] for f in ArraySpec.__dataclass_fields__}
             found[name] = LazyArray(self.store.objects, ArraySpec(**kept))
         return found
+
+
+def _kept(receipt: Receipt) -> int:
+    """Return how many tokens of each end a receipt says were kept."""
+    k = receipt.run.get("k")
+    if isinstance(k, int) and 1 <= k <= KEEP_MAX:
+        return k
+    raise FormatError(
+        f"the receipt of {receipt.job} says that {str(k)[:100]} tokens of each end were kept; "
+        f"expected 1 to {KEEP_MAX}. {CHANGED}",
+        job=receipt.job,
+    )
 
 
 def open_units(store: Store, hookpoint: str) -> Units:

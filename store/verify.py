@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -179,7 +178,7 @@ def verify(
     if only is not None:
         return _verify_only(store, shards, full, only)
     n_all = len(store.plan_file.objects) + sum(len(shard.specs) for shard in shards)
-    n_objects, n_bytes, damages = _run(_checks(store, shards, full), n_all, progress)
+    n_objects, n_bytes, damages = _run(store, _checks(store, shards, full), n_all, progress)
     strays, unclaimed = _strays(store, done)
     missing = {j: tuple(sorted(set(range(store.n_shards(j))) - done[j])) for j in done}
     return Report(
@@ -207,17 +206,20 @@ def _verify_only(
             if in_shard or damage.key in keys or (damage.job, damage.shard) in units - {_NO_UNIT}:
                 yield check
 
-    n_objects, n_bytes, damages = _run(checks(), 0, None)
+    n_objects, n_bytes, damages = _run(store, checks(), 0, None)
     there = [d for d in only if d.stray and store.objects.size(d.key) is not None]
     return Report(full, n_objects, n_bytes, (), _once(damages + there))
 
 
 def _run(
-    checks: Iterator[_Check], n_all: int, progress: Callable[[int, int], None] | None
+    store: Store,
+    checks: Iterator[_Check],
+    n_all: int,
+    progress: Callable[[int, int], None] | None,
 ) -> _Checked:
     n_objects, n_bytes = 0, 0
     damages: list[Damage] = []
-    for checked in _in_threads(checks):
+    for checked in _in_threads(checks, store.objects.n_readers):
         damages += checked.damages
         n_objects += checked.n_objects
         n_bytes += checked.n_bytes
@@ -232,9 +234,8 @@ def _once(damages: list[Damage]) -> tuple[Damage, ...]:
     return tuple(reversed(unique.values()))
 
 
-def _in_threads(checks: Iterator[_Check]) -> Iterator[_Checked]:
+def _in_threads(checks: Iterator[_Check], n_threads: int) -> Iterator[_Checked]:
     """Run checks in threads, a bounded number ahead, and yield outcomes in order."""
-    n_threads = min(8, os.cpu_count() or 1)
     running: deque[Future[_Checked]] = deque()
     with ThreadPoolExecutor(n_threads, thread_name_prefix="actlas-verify") as pool:
         for check in checks:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from actlas.store.schema import HookpointSpec, Plan
+from actlas.store.schema import MAX_HOOKPOINTS, MAX_WIDTH, HookpointSpec, Line, Plan
 
 Pool = Literal["last", "mean"]
 
@@ -38,16 +38,16 @@ class MaskKey(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    model_id: str
+    model_id: Line
     revision: str | None
     weights_sha256: str
     config_sha256: str
     architecture: str
-    d_model: int = Field(gt=0)
-    n_layers: int = Field(gt=0)
+    d_model: int = Field(gt=0, le=MAX_WIDTH)
+    n_layers: int = Field(gt=0, le=MAX_WIDTH)
     compute_dtype: str
     tokenizer_sha256: str
-    stimuli: str
+    stimuli: Line
     stimuli_sha256: str
     text_field: str | None
     label_field: str | None
@@ -57,7 +57,7 @@ class MaskKey(BaseModel):
     keep_special: bool
     store_dtype: str
     plan_sha256: str
-    hookpoints: tuple[HookpointSpec, ...] = Field(min_length=1)
+    hookpoints: tuple[HookpointSpec, ...] = Field(min_length=1, max_length=MAX_HOOKPOINTS)
     positive: str
     negative: str
     column: str | None = None

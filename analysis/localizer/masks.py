@@ -8,6 +8,7 @@ that was made with other settings can come back in its place.
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from actlas.store.schema import (
 )
 
 FILE_NAME = "mask.json"
+MAX_FILE_BYTES = 256 << 20
+MAX_UNITS = 1 << 26
+"""Of all hookpoints together: more than the largest models have, and what fits memory."""
 _CHECKED = ("weights_sha256", "config_sha256", "architecture", "d_model", "n_layers")
 
 
@@ -77,6 +81,8 @@ class Mask:
 
     def __post_init__(self) -> None:
         width = {hookpoint.name: hookpoint.width for hookpoint in self.key.hookpoints}
+        if self.key.n_units > MAX_UNITS:
+            raise _units_error(f"expected at most {MAX_UNITS:,} in all, got {self.key.n_units:,}")
         for name, units in self.units.items():
             if name not in width:
                 raise _units_error(f"hookpoint {name!r} was not tested: {', '.join(width)}")
@@ -190,7 +196,7 @@ class Mask:
         if file.is_dir():
             file /= FILE_NAME
         try:
-            record = unseal(file.read_bytes(), _MaskFile, str(file))
+            record = unseal(_bytes_of(file), _MaskFile, str(file))
         except FileNotFoundError as error:
             raise _error(
                 f"{file}: there is no mask here. `actlas localize` makes one", "path"
@@ -222,6 +228,23 @@ class Mask:
             f"{len(key.hookpoints)} hookpoints of {key.model_id}: {column}{key.positive} "
             f"against {key.negative}, {key.pool}, {'signed' if key.signed else 'absolute'}"
         )
+
+
+def _bytes_of(file: Path) -> bytes:
+    """Return the bytes of a plain file that can be a mask; a pipe would be waited for for ever."""
+    try:
+        found = file.stat()
+        if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_FILE_BYTES:
+            return file.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _error(f"{file}: cannot be read ({error.strerror})", "path") from error
+    raise _error(
+        f"{file}: expected a file of at most {MAX_FILE_BYTES >> 20} MiB, as `actlas localize` "
+        "writes it",
+        "path",
+    )
 
 
 def _error(message: str, field: str) -> MaskError:

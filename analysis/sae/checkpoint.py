@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from actlas.analysis.sae.autoencoder import Kind, Normalization, SparseAutoencoder, shapes
 from actlas.store.errors import SaeError, run_fault
+from actlas.store.schema import too_deep
 from actlas.store.version import VERSION
 
 CONFIG_FILE = "cfg.json"
@@ -23,6 +25,7 @@ SAELENS_VERSION = "6.0.0"
 """The version of SAELens's format that is written."""
 
 MAX_CONFIG_BYTES = 1 << 24
+_DTYPES = ("F32", "F16", "BF16", "F64")
 _KINDS: dict[str, Kind] = {
     "standard": "relu",
     "topk": "topk",
@@ -179,8 +182,13 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], bytes]:
         )
     path = folder / CONFIG_FILE
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise SaeError(f"{path}: larger than any configuration.", path=str(path))
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_CONFIG_BYTES:
+            raise SaeError(
+                f"{path}: no configuration: expected a file of at most "
+                f"{MAX_CONFIG_BYTES >> 20} MiB.",
+                path=str(path),
+            )
         data = path.read_bytes()
         config = json.loads(data)
     except FileNotFoundError as error:
@@ -190,8 +198,10 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], bytes]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise SaeError(f"{path}: expected JSON ({error}).", path=str(path)) from error
-    if not isinstance(config, dict):
-        raise SaeError(f"{path}: expected a JSON object.", path=str(path))
+    except OSError as error:
+        raise SaeError(f"{path}: cannot be read ({error.strerror}).", path=str(path)) from error
+    if not isinstance(config, dict) or too_deep(config):
+        raise SaeError(f"{path}: expected a JSON object, not nested deep.", path=str(path))
     return config, data
 
 
@@ -236,7 +246,13 @@ def _check_types(config: dict[str, Any], folder: Path) -> None:
         "rescale_acts_by_decoder_norm": (bool,),
         "normalize_activations": (str, bool, type(None)),
         "reshape_activations": (str,),
+        "model_name": (str, type(None)),
     }
+    metadata = config.get("metadata")
+    if isinstance(metadata, dict) and not isinstance(metadata.get("model_name"), str | None):
+        raise SaeError(
+            f"{folder / CONFIG_FILE}: metadata.model_name is no string.", field="model_name"
+        )
     for name, expected in kinds.items():
         if name in config and not isinstance(config[name], expected):
             words = " or ".join(kind.__name__ for kind in expected)
@@ -320,7 +336,14 @@ def _read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[st
                 raise SaeError(
                     f"{path}: does not fit {CONFIG_FILE}: {'; '.join(wrong)}.", path=str(path)
                 )
-            weights = {name: file.get_tensor(name).float() for name in expected}
+            weights = {}
+            for name in expected:
+                if (dtype := file.get_slice(name).get_dtype()) not in _DTYPES:
+                    raise SaeError(
+                        f"{path}: {name} has dtype {dtype}, expected {', '.join(_DTYPES)}.",
+                        path=str(path),
+                    )
+                weights[name] = file.get_tensor(name).float()
     except (SafetensorError, OSError) as error:
         raise SaeError(f"{path}: cannot be read ({error}).", path=str(path)) from error
     for name, tensor in weights.items():

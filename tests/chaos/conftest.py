@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-from collections.abc import Generator
+import signal
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cluster import LocalCluster
+from support.crash import ram_folder
+from support.processes import Driver, marked
+from support.scenes import Size, undisturbed
+
+from chaos.count import Oracle
 from chaos.record import Chaos, Record, Session, table
+from support.s3 import s3, s3_server  # noqa: F401 - fixtures
+
+Oracles = Callable[[Size], Oracle]
+"""Gives the undisturbed store of a size."""
+Start = Callable[..., Driver]
+"""Starts a driver: see :class:`support.processes.Driver`."""
 
 _RECORD = pytest.StashKey[Record]()
 
@@ -32,12 +47,57 @@ def chaos(request: pytest.FixtureRequest) -> Chaos:
     return Chaos(_record(request.config), request.node.name)
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[LocalCluster]:
+    """One Ray cluster of two machines for all tests, each of which leaves it with two."""
+    with LocalCluster(2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def oracles() -> Iterator[Oracles]:
+    """The undisturbed store of each size."""
+    with ram_folder() as ram:
+        yield functools.cache(lambda size: Oracle(undisturbed(ram / str(size), size).path))
+
+
+@pytest.fixture
+def ground() -> Iterator[Path]:
+    """A folder in memory, where syncing costs nothing: what dies here is not the machine."""
+    with ram_folder() as ram:
+        yield ram
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start drivers; whichever still live at the end are killed, with all that they started."""
+    started: list[Driver] = []
+
+    def begin(*arguments: str, **more: Any) -> Driver:
+        started.append(Driver(tmp_path, *arguments, **more))
+        return started[-1]
+
+    yield begin
+    for driver in started:
+        driver.kill()
+        for pid in marked(driver.mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
-    if report.when == "call":
-        _record(item.config).settle(item.name, report.outcome)
+    record = _record(item.config)
+    if report.when == "call" and record.settle(item.name, report.outcome):
+        _write(record)  # now: a long session may be killed
     return report
+
+
+def _write(record: Record) -> str | None:
+    if out := os.environ.get("ACTLAS_CHAOS_OUT"):
+        record.write(Path(out))
+    return out
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -47,6 +107,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     session = record.session
     terminalreporter.section(f"chaos, {session.form} form, seed {session.seed}")
     terminalreporter.write(table(list(record.lines.values())))
-    if out := os.environ.get("ACTLAS_CHAOS_OUT"):
-        record.write(Path(out))
+    if out := _write(record):
         terminalreporter.write_line(f"written to {out}.md and .json")

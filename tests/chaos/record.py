@@ -8,7 +8,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -118,11 +118,12 @@ class Record:
         else:
             self.lines[line.fault] = line
 
-    def settle(self, test: str, outcome: str) -> None:
-        """Say what became of a test."""
-        for line in self.lines.values():
-            if test in line.tests:
-                line.tests[test] = outcome
+    def settle(self, test: str, outcome: str) -> bool:
+        """Say what became of a test; False where it recorded nothing."""
+        its_own = [line for line in self.lines.values() if test in line.tests]
+        for line in its_own:
+            line.tests[test] = outcome
+        return bool(its_own)
 
     def write(self, out: Path) -> None:
         """Write ``out.json`` and ``out.md``: lines of other faults that are there stay.
@@ -134,12 +135,19 @@ class Record:
         lines |= {fault: asdict(line) for fault, line in self.lines.items()}
         out.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(list(lines.values()), indent=1, ensure_ascii=False)
-        _beside(out, "json").write_text(text + "\n")
-        _beside(out, "md").write_text(page([_line(line) for line in lines.values()]))
+        _put(_beside(out, "json"), text + "\n")
+        _put(_beside(out, "md"), page([_line(line) for line in lines.values()]))
 
 
 def _beside(out: Path, suffix: str) -> Path:
     return out.with_name(f"{out.name}.{suffix}")
+
+
+def _put(path: Path, text: str) -> None:
+    """Write over a file at once: a session that is killed leaves a whole one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)
 
 
 def _line(kept: Mapping[str, Any]) -> Line:
@@ -216,10 +224,15 @@ class Chaos:
         taken, self._since = now - self._since, now
         self._record.add(
             Line(
-                fault, tried, n, lost, doubled, wrong, taken, self._record.session, notes,
-                {self._test: "failed"},
+                fault=fault,
+                injected=tried,
+                hit=n,
+                lost=lost,
+                doubled=doubled,
+                wrong=wrong,
+                seconds=taken,
+                session=self._record.session,
+                notes=notes,
+                tests={self._test: "failed"},
             )
-        )  # fmt: skip
-
-
-RecordFor = Callable[[str], Chaos]
+        )

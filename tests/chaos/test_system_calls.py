@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import life
 from support.crash import (
-    Call,
     Doomed,
     SystemCalls,
     copy_store,
     dies,
     ram_folder,
 )
-from support.oracle import Tally, broken_promises, contents, leftovers, tally
+from support.oracle import broken_promises, files
 
 from actlas.jobs.ledger import Ledger
 from actlas.pipeline.options import RunOptions
 from actlas.store import lease
-from actlas.store.errors import NotExtractedError, StoreNotFoundError
-from actlas.store.objects import LocalObjects
+from actlas.store.errors import StoreNotFoundError
 from actlas.store.store import open_store
 from actlas.store.verify import verify
+from chaos.case import Case
 
 pytestmark = pytest.mark.chaos
 
-Die = Callable[[life.Step, Path, int], bool]
-"""Runs a step on the store in a folder, dying at a call; False where it ended before."""
+FAULT = "kill at every write, fsync, link and rename"
+CONTENT = [name for name in life.LIFE if name not in ("lease", "quarantine")]
 
 
 @pytest.fixture
@@ -40,79 +38,7 @@ def ram() -> Iterator[Path]:
         yield folder
 
 
-class Case:
-    """One step of a store's life, what lies there before it, and what after it."""
-
-    def __init__(self, ram: Path, name: str) -> None:
-        self.name, self.ram = name, ram
-        self.step = life.LIFE[name][0]
-        (ram / "base").mkdir()
-        life.live_until(name, str(ram / "base" / "run.zarr"))
-        self.before = self._contents(ram / "base")
-        folder = copy_store(ram / "base", ram / "whole")
-        with SystemCalls(folder) as calls:
-            self.step(str(folder / "run.zarr"), "whole")
-        self.calls = calls.seen
-        self.after = self._contents(folder)
-        self.tally = Tally()
-
-    def _contents(self, folder: Path) -> dict[str, Any]:
-        return contents(folder / "run.zarr") if (folder / "run.zarr").exists() else {}
-
-    def try_every_call(self, die: Die) -> int:
-        """Die at every call in turn; return how many deaths there were."""
-        n = 0
-        while True:
-            folder = copy_store(self.ram / "base", self.ram / f"{n}")
-            died = die(self.step, folder, n)
-            self.check_what_is_left(folder / "run.zarr", n)
-            self.resume(folder / "run.zarr", n)
-            shutil.rmtree(folder)
-            if not died:
-                assert self._contents(self.ram / "base") == self.before, "changed in place"
-                return n
-            n += 1
-
-    def check_what_is_left(self, path: Path, n: int) -> None:
-        """Whatever is visible is whole, and rows without a receipt cannot be read."""
-        at = f"{self.name}, {self.where(n)}"
-        if self.name == "plan":
-            assert not path.exists() or self._contents(path.parent) == self.after, at
-            return
-        assert broken_promises(path) == [], at
-        LocalObjects(path).sweep()  # what was staged may be torn
-        left = [*contents(path).items(), *leftovers(path)]
-        torn = [key for key, value in left if self.after.get(key) != value]
-        assert not torn, (at, torn)
-        store = open_store(path)
-        array = store.activations[life.HOOKPOINT]
-        for shard in store.missing():
-            with pytest.raises(NotExtractedError):
-                array[slice(*store.shard_range(shard))]
-        assert verify(store).ok, at
-
-    def resume(self, path: Path, n: int) -> None:
-        """Do the same again, as a driver would, and compare with what a whole run gives."""
-        at = f"{self.name}, {self.where(n)}"
-        if self.name == "plan" and path.exists():
-            open_store(path)
-        else:
-            self.step(str(path), "after")
-        self.tally += tally(path, self.after)
-        assert self._contents(path.parent) == self.after, at
-        assert broken_promises(path) == [], at
-        if self.name == "encode a shard" and leftovers(path):
-            life.encode_all(str(path), "after")
-            life.finish_codes(str(path), "after")  # sweeps what dead workers left
-        report = verify(open_store(path), full=True)
-        assert report.ok and not report.unclaimed, (at, report)
-
-    def where(self, n: int) -> str:
-        call: Call | str = self.calls[n] if n < len(self.calls) else "no call"
-        return f"death {n} of {len(self.calls)}, about {call}"
-
-
-@pytest.mark.parametrize("name", [name for name in life.LIFE if name not in ("lease", "quarantine")])
+@pytest.mark.parametrize("name", CONTENT)
 def test_death_at_every_call_of_a_step(chaos: Any, ram: Path, monkeypatch: Any, name: str) -> None:
     """In this process, where nothing that it does after its death has any effect."""
     monkeypatch.setattr("actlas.store.commit.COMMIT_THREADS", 1)  # the same order every time
@@ -123,15 +49,15 @@ def test_death_at_every_call_of_a_step(chaos: Any, ram: Path, monkeypatch: Any, 
     def die(step: life.Step, folder: Path, at: int) -> bool:
         return dies(lambda: step(str(folder / "run.zarr"), "doomed"), folder, at)
 
-    n = case.try_every_call(die)
-    chaos.record("kill at every write, fsync, link and rename", n, **case.tally._asdict())
+    n = case.try_calls(die)
+    chaos.record(FAULT, n, **case.tally._asdict())
     assert n == len(case.calls)
 
 
-def test_sigkill_at_every_call(chaos: Any, ram: Path) -> None:
-    """A process of its own with its threads, really killed."""
-    doomed = Doomed("support.life", "actlas.store.store")
-    names = ["commit a shard"] if chaos.count(0, 1) == 0 else list(life.LIFE)[:7]
+def test_sigkill(chaos: Any, ram: Path) -> None:
+    """A process of its own with its threads, really killed: at some calls, or at every one."""
+    doomed = Doomed("support.life", *(chaos.count(0, 1) * ["actlas.analysis.encoding"]))
+    names = CONTENT[: chaos.count(2, len(CONTENT))]
     for i, name in enumerate(names):
         (ram / str(i)).mkdir()
         case = Case(ram / str(i), name)
@@ -139,9 +65,9 @@ def test_sigkill_at_every_call(chaos: Any, ram: Path) -> None:
         def die(step: life.Step, folder: Path, at: int) -> bool:
             return doomed.dies(step, folder, at, str(folder / "run.zarr"), "doomed")
 
-        n = case.try_every_call(die)
-        chaos.record("SIGKILL at every write, fsync, link and rename", n, **case.tally._asdict())
-        assert n == len(case.calls)
+        n = case.try_calls(die, step=chaos.count(12, 1))
+        chaos.record("SIGKILL at a write, fsync, link or rename", n, **case.tally._asdict())
+        assert n == len(range(0, len(case.calls), chaos.count(12, 1)))
         assert name != "plan" or not list(ram.rglob("*.planning")), "a dead planner's work is swept"
 
 
@@ -158,7 +84,7 @@ def test_the_lease_of_the_dead_is_free(chaos: Any, ram: Path) -> None:
         with lease.hold(objects, standstill_s=0.01):
             assert lease.holder(objects) is not None
         assert lease.holder(objects) is None
-    chaos.record("kill at every write, fsync, link and rename", len(case.calls))
+    chaos.record(FAULT, len(case.calls))
 
 
 def test_quarantine_is_there_or_not(chaos: Any, ram: Path) -> None:
@@ -176,7 +102,7 @@ def test_quarantine_is_there_or_not(chaos: Any, ram: Path) -> None:
         assert set(ledger.quarantined()) == {0}
         assert verify(open_store(path), full=True).ok
     assert found == {0, 1}
-    chaos.record("kill at every write, fsync, link and rename", len(case.calls))
+    chaos.record(FAULT, len(case.calls))
 
 
 def test_no_call_slips_by(ram: Path) -> None:
@@ -219,4 +145,4 @@ def test_a_store_that_is_not_there_is_not_half_there(ram: Path) -> None:
     life.plan_store(str(ram / "other.zarr"), "whole")
     plan = ram / "other.zarr" / "ledger" / "plan.json"
     plan.write_bytes(plan.read_bytes()[:-1])
-    assert broken_promises(ram / "other.zarr") != []
+    assert broken_promises(files(ram / "other.zarr")) != []

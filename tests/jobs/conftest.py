@@ -8,6 +8,7 @@ from subprocess import PIPE, Popen
 
 import pytest
 from support.jobs import PATHS, ROOT
+from support.s3 import s3, s3_server  # noqa: F401 - fixtures
 from support.workers import fake_store
 
 from actlas.pipeline.options import RunOptions

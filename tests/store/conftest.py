@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.s3 import s3, s3_server  # noqa: F401 - fixtures
 from support.stores import Columns, plan_for, words_columns
 
 from actlas.store.create import create

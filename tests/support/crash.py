@@ -1,6 +1,6 @@
 """Dying, or being refused, at any system call that changes what lies under a folder.
 
-The calls of a step are counted in one run, and each then has its turn: ``for n in range(len(...))``.
+The calls of a step are counted in one run, and each then has its turn in another.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class SystemCalls:
         final = arguments[1] if name in ("link", "symlink", "rename", "replace") else arguments[0]
         path = os.fsdecode(final)
         folder = named.get("dir_fd", named.get("dst_dir_fd"))
-        if folder is not None and not os.path.isabs(path):
+        if folder is not None and not path.startswith("/"):
             if folder not in self._descriptors:
                 return None
             path = f"{self._descriptors[folder]}/{path}"

@@ -1,18 +1,26 @@
 """A driver in a process of its own, to be killed: ``python -m support.drive STORE key=value ...``.
 
-``ACTLAS_TEST_FULL=write:7`` makes the disk full from the seventh ``os.write`` of the store on.
+Its surroundings are faulty where the environment says so:
+
+- ``ACTLAS_TEST_FAIL=ENOSPC:write:7``: from the seventh ``os.write`` of the store on, that error.
+- ``ACTLAS_TEST_HOST=elsewhere``: its lease says that it runs on another machine.
+- ``ACTLAS_TEST_STANDSTILL=0.5``: a lease from elsewhere is waited for that many seconds, and its
+  own beats a fifth of it.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import actlas.jobs.run
 import actlas.store.objects
 from actlas.jobs import cli
+from actlas.store import lease
 from support.workers import make_fake
 
 
@@ -24,13 +32,18 @@ def main() -> None:
         return run_extraction(store, run, make_fake)
 
     actlas.jobs.run.run_extraction = faked
-    if full := os.environ.get("ACTLAS_TEST_FULL"):
-        call, _, nth = full.partition(":")
-        fill_disk(call, int(nth))
+    if fail := os.environ.get("ACTLAS_TEST_FAIL"):
+        code, call, nth = fail.split(":")
+        fail_from(getattr(errno, code), call, int(nth))
+    if host := os.environ.get("ACTLAS_TEST_HOST"):
+        lease.socket = SimpleNamespace(gethostname=lambda: host)  # type: ignore[assignment]
+    if standstill := os.environ.get("ACTLAS_TEST_STANDSTILL"):
+        seconds = float(standstill)
+        lease.hold = functools.partial(lease.hold, standstill_s=seconds, beat_s=seconds / 5)
     cli.main(["extract", *sys.argv[1:]])
 
 
-def fill_disk(call: str, nth: int) -> None:
+def fail_from(code: int, call: str, nth: int) -> None:
     """Make a call of the operating system fail from its nth time on."""
     real, n_calls = getattr(os, call), 0
 
@@ -38,7 +51,7 @@ def fill_disk(call: str, nth: int) -> None:
         nonlocal n_calls
         n_calls += 1
         if n_calls >= nth:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(code, os.strerror(code))
         return real(*arguments, **named)
 
     setattr(actlas.store.objects.os, call, failing)

@@ -121,15 +121,30 @@ def pool_all(path: str, attempt: str) -> None:
         pool_one(path, attempt, shard)
 
 
+def save_dictionary(path: Path) -> None:
+    """Save a sparse autoencoder beside the store, by which its features can be made again."""
+    import torch
+
+    from actlas.analysis.sae.autoencoder import SparseAutoencoder
+    from actlas.analysis.sae.checkpoint import save_sae
+
+    sae = SparseAutoencoder(8, N_FEATURES, kind="relu", hookpoint=HOOKPOINT)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.randint(-2, 3, sae.W_enc.shape, generator=generator).float())
+    save_sae(sae, path.parent / FEATURES, {})
+
+
 def encode_one(path: str, attempt: str, shard: int = 0) -> None:
-    """Begin a set of features, and encode one shard."""
+    """Begin a set of features, and encode one shard: by what is saved, or else by a stand-in."""
+    from actlas.analysis.encoding import Encoder, create_features
+    from actlas.analysis.sae.checkpoint import load_sae
     from support.features import Relu
 
-    from actlas.analysis.encoding import Encoder, create_features
-
     store = open_store(path)
-    sae: Any = Relu(8, N_FEATURES, HOOKPOINT)
-    features = create_features(store, sae, FEATURES, "nowhere")
+    folder = Path(path).parent / FEATURES
+    sae: Any = load_sae(folder) if folder.exists() else Relu(8, N_FEATURES, HOOKPOINT)
+    features = create_features(store, sae, FEATURES, str(folder))
     Encoder(store, features, sae).extract(shard, attempt=attempt)
 
 
@@ -204,10 +219,10 @@ def live_until(name: str, path: str) -> None:
         do(path, "before")
 
 
-def live(path: Path, *, compression: str = "fast") -> Store:
-    """Return a store with everything in it."""
-    plan_store(str(path), "first", compression=compression)
-    for step, between in list(LIFE.values())[1:-1]:
+def live(path: Path, **changes: Any) -> Store:
+    """Return a store with everything in it, of a plan with some changes."""
+    plan_store(str(path), "first", **changes)
+    for step, between in list(LIFE.values())[1:-2]:
         for do in (*between, step):
             do(str(path), "first")
     return open_store(path)

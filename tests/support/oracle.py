@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import struct
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
-import zarr
+from numcodecs.blosc import Blosc
 
 _MARK = re.compile(r"(?<=[0-9a-z.])-[0-9a-f]{12}(?=[/\"])")
 _NOT_CONTENT = ("ledger/lease/", "ledger/logs/", "ledger/quarantine/")
+_RECORDS = ("ledger/plan", "ledger/receipts/", "ledger/repairs/", "ledger/features/")
 _OF_ITS_OWN = ("created_unix_s", "host", "attempt", "versions", "run", "inputs", "plan_sha256")
 """What two runs that did the same may differ in."""
 
@@ -31,50 +35,69 @@ class Tally(NamedTuple):
         return Tally(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def files(root: Path) -> dict[str, Path]:
+def files(root: Path) -> dict[str, bytes]:
     """Return every file of a store by its key."""
-    return {p.relative_to(root).as_posix(): p for p in sorted(root.rglob("*")) if p.is_file()}
-
-
-def contents(root: Path) -> dict[str, Any]:
-    """Return what lies in a store, by key, the marks of attempts and their times taken out.
-
-    Two stores of the same content have equal contents. Leases, logs and quarantine are not content,
-    nor is what :func:`leftovers` returns.
-    """
-    found: dict[str, Any] = {}
-    named = _named(root)
-    for key, path in files(root).items():
-        if key.startswith(_NOT_CONTENT) or (_MARK.search(key) and key not in named):
-            continue
-        name = _MARK.sub("-*", key)
-        assert name not in found, f"two of {name}"
-        found[name] = _content(key, path)
+    found = {}
+    for folder, _, names in os.walk(root):
+        prefix = os.path.relpath(folder, root)
+        for name in names:
+            data = Path(folder, name).read_bytes()
+            found[name if prefix == "." else f"{prefix}/{name}"] = data
     return found
 
 
-def leftovers(root: Path) -> list[tuple[str, Any]]:
-    """Return what lies in the groups of attempts that no receipt names, as :func:`contents` does.
+class Snapshot:
+    """All that lies in a store at one moment.
 
-    A killed or beaten attempt's; they are never read.
+    Parameters
+    ----------
+    root : path
+        Of the store.
+
+    Attributes
+    ----------
+    contents : dict
+        By key, with the marks of attempts and their times taken out: two stores of the same content
+        have equal ones. Leases, logs and quarantine are not content, nor are leftovers.
+    leftovers : list of (key, content)
+        What lies in the groups of killed and beaten attempts, which no receipt names.
     """
-    named = _named(root)
-    marked = {key: path for key, path in files(root).items() if _MARK.search(key)}
-    return [
-        (_MARK.sub("-*", key), _content(key, path))
-        for key, path in marked.items()
-        if key not in named
-    ]
+
+    def __init__(self, root: Path) -> None:
+        self.files = files(root)
+        self.contents: dict[str, Any] = {}
+        self.leftovers: list[tuple[str, Any]] = []
+        named = {
+            entry["key"]
+            for key, data in self.files.items()
+            if key.startswith("ledger/receipts/")
+            for entry in json.loads(data)["record"]["objects"]
+        }
+        for key, data in self.files.items():
+            if key.startswith(_NOT_CONTENT):
+                continue
+            name = _MARK.sub("-*", key)
+            if name != key and key not in named:
+                self.leftovers.append((name, _content(key, data)))
+                continue
+            assert name not in self.contents, f"two of {name}"
+            self.contents[name] = _content(key, data)
+
+    def broken_promises(self) -> list[str]:
+        """Return what a reader was promised and is not so, at this moment.
+
+        Every record in the ledger is whole, and every object that a standing receipt names has the
+        size and the digest that it says.
+        """
+        return broken_promises(self.files)
 
 
-def _named(root: Path) -> set[str]:
-    receipts = (root / "ledger/receipts").rglob("*.json")
-    records = [json.loads(path.read_bytes())["record"] for path in receipts]
-    return {entry["key"] for record in records for entry in record["objects"]}
+def contents(root: Path) -> dict[str, Any]:
+    """Return the contents of a store; none where there is no store."""
+    return Snapshot(root).contents
 
 
-def _content(key: str, path: Path) -> Any:
-    data = path.read_bytes()
+def _content(key: str, data: bytes) -> Any:
     if key.startswith("ledger/") and not key.endswith("zarr.json"):
         return _record(data)
     return _MARK.sub("-*", data.decode()) if key.endswith("zarr.json") else data
@@ -92,18 +115,13 @@ def _record(data: bytes) -> Any:
     return kept
 
 
-def broken_promises(root: Path) -> list[str]:
-    """Return what a reader was promised and is not so, at this moment.
-
-    Every record in the ledger is whole, and every object that a standing receipt names has the size
-    and the digest that it says.
-    """
+def broken_promises(found: Mapping[str, bytes]) -> list[str]:
+    """Return what :meth:`Snapshot.broken_promises` does, of files by key."""
     complaints = []
     standing: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
-    for key, path in files(root).items():
-        if not re.match(r"ledger/(plan|receipts/|repairs/|features/)", key):
+    for key, data in found.items():
+        if not key.startswith(_RECORDS):
             continue
-        data = path.read_bytes()
         try:
             sealed = json.loads(data)
             assert hashlib.sha256(data[10:-78]).hexdigest() == sealed["sha256"]
@@ -117,25 +135,23 @@ def broken_promises(root: Path) -> list[str]:
                 standing[job, shard] = key, {**sealed["record"], "generation": generation}
     for key, receipt in standing.values():
         for entry in receipt["objects"]:
-            path = root / entry["key"]
-            data = path.read_bytes() if path.is_file() else b""
+            data = found.get(entry["key"], b"")
             if (len(data), xxhash.xxh3_128_hexdigest(data)) != (entry["n_bytes"], entry["xxh3"]):
                 complaints.append(f"{key}: {entry['key']} is not what it says")
     return complaints
 
 
-def tally(root: Path, expected: dict[str, Any]) -> Tally:
+def tally(got: dict[str, Any], expected: dict[str, Any]) -> Tally:
     """Count the rows of a finished store that are lost, doubled or wrong.
 
     Parameters
     ----------
-    root : path
-        Of the store.
-    expected : dict
-        :func:`contents` of a store that nothing happened to.
+    got, expected : dict
+        The contents of the store, and of one that nothing happened to.
     """
+    if got == expected:
+        return Tally()
     plan = expected["ledger/plan.json"]["plan"]
-    got = contents(root)
     n_tokens, shard_rows = plan["n_tokens"], plan["shard_rows"]
     lost = wrong = 0
     for shard in range(-(-n_tokens // shard_rows)):
@@ -149,19 +165,27 @@ def tally(root: Path, expected: dict[str, Any]) -> Tally:
             lost += n
         elif any(got[key] != expected[key] for key in keys):
             wrong += n
-    return Tally(lost, _doubled(root, plan, got), wrong)
+    return Tally(lost, n_doubled(got), wrong)
 
 
-def _doubled(root: Path, plan: dict[str, Any], got: dict[str, Any]) -> int:
-    """Count tokens that more than one row of the finished shards claims to be."""
-    doc, pos = (np.asarray(zarr.open_array(f"{root}/rows/{n}", mode="r")[:]) for n in _COLUMNS)
-    shard_rows = plan["shard_rows"]
+def n_doubled(got: dict[str, Any]) -> int:
+    """Count the rows of finished shards whose token another row is already."""
+    plan = got["ledger/plan.json"]["plan"]
     claimed: Counter[tuple[int, int]] = Counter()
-    for shard in range(-(-plan["n_tokens"] // shard_rows)):
-        if f"ledger/receipts/extract/{shard:08d}.json" in got:
-            part = slice(shard * shard_rows, (shard + 1) * shard_rows)
-            claimed.update(zip(doc[part].tolist(), pos[part].tolist(), strict=True))
+    for shard in range(-(-plan["n_tokens"] // plan["shard_rows"])):
+        keys = f"rows/doc_idx/c/{shard}", f"rows/pos_idx/c/{shard}"
+        if f"ledger/receipts/extract/{shard:08d}.json" in got and all(key in got for key in keys):
+            n = min(plan["shard_rows"], plan["n_tokens"] - shard * plan["shard_rows"])
+            doc, pos = (
+                _column(got[key], n, w) for key, w in zip(keys, ("<i8", "<i4"), strict=True)
+            )
+            claimed.update(zip(doc, pos, strict=True))
     return sum(n - 1 for n in claimed.values())
 
 
-_COLUMNS = ("doc_idx", "pos_idx")
+def _column(data: bytes, n: int, dtype: str) -> list[int]:
+    """Decode a column of rows whose shard is one chunk: Blosc, then the index of that chunk."""
+    offset, n_bytes = struct.unpack("<QQ", data[-20:-4])
+    body = Blosc().decode(data[offset : offset + n_bytes - 4])
+    values: list[int] = np.frombuffer(body, dtype)[:n].tolist()
+    return values

@@ -23,6 +23,8 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
 BUCKET = "bucket"
 FAULTS = ("500", "503", "reset", "stall", "truncate", "lose", "lose-500", "409")
 """What may befall a request: two kinds of answers, a reset before the server is asked, no answer,
@@ -82,6 +84,16 @@ def always(kind: str, after: int = 0) -> Plan:
     return plan
 
 
+def tell_size(url: str, out: Any) -> None:
+    """Put the size of an object, or what kept us from it. Runs in a process of its own."""
+    from actlas.store.objects import open_objects
+
+    try:
+        out.put(str(open_objects(url).size("x")))
+    except RuntimeError as error:
+        out.put(f"RuntimeError {error}")
+
+
 def _fits(kind: str, method: str) -> bool:
     if kind == "truncate":
         return method == "GET"
@@ -130,16 +142,16 @@ class S3:
 
     def keys(self, name: str) -> list[str]:
         """Every key of a store, as boto3 lists them."""
-        pages = self.client().get_paginator("list_objects_v2").paginate(
-            Bucket=BUCKET, Prefix=f"{name}/"
+        pages = (
+            self.client()
+            .get_paginator("list_objects_v2")
+            .paginate(Bucket=BUCKET, Prefix=f"{name}/")
         )
         return sorted(o["Key"][len(name) + 1 :] for p in pages for o in p.get("Contents", []))
 
     def body(self, name: str, key: str) -> bytes:
         """An object's bytes, as boto3 gets them."""
-        found: bytes = (
-            self.client().get_object(Bucket=BUCKET, Key=f"{name}/{key}")["Body"].read()
-        )
+        found: bytes = self.client().get_object(Bucket=BUCKET, Key=f"{name}/{key}")["Body"].read()
         return found
 
     def put(self, name: str, key: str, body: bytes) -> None:
@@ -219,6 +231,30 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.05)
         else:
             return
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    """One server for all tests."""
+    pytest.importorskip("obstore")
+    pytest.importorskip("moto")
+    with running() as s3:
+        yield s3
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """The server without faults, and an environment that leads to it."""
+    from actlas.store import remote_objects
+
+    for name in [name for name in os.environ if name.startswith(("AWS_", "ACTLAS_R"))]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    s3_server.counts.clear()
+    remote_objects._outages.clear()
+    yield s3_server
+    s3_server.plan = lambda _: None
 
 
 class _Proxy(ThreadingHTTPServer):
@@ -307,7 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         return None
 
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve  # noqa: N815 - http.server's names
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))

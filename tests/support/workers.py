@@ -2,19 +2,23 @@
 
 What each shard is to suffer is read from ``faults.json`` beside the store, so that it reaches every
 process: ``{"3": ["raise"], "5": ["die", "die"]}`` gives one fault per attempt, then none. Every
-attempt leaves a line in ``attempts.txt``.
+attempt leaves a line in ``attempts.txt``. ``"noise": true`` makes attempts differ in last bits, as
+kernels do that are not reproducible.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import time
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actlas.pipeline.options import RunOptions
 from actlas.store import layout
@@ -33,7 +37,7 @@ class Rate(NamedTuple):
 class FakeWorker:
     def __init__(self, path: str, run: RunOptions) -> None:
         self.store = open_store(path)
-        self.folder = Path(path).parent
+        self.folder = Path(os.environ.get("ACTLAS_TEST_FOLDER") or Path(path).parent)
         self.run = run
         self.truth = {name: truth(self.store, name) for name in self.store.activations}
         if "start" in self.faults():
@@ -55,11 +59,21 @@ class FakeWorker:
         start, stop = self.store.shard_range(shard)
         t = layout.shard_tokens(self.store.plan.order, self.store.plan.seed, start, stop)
         rows = {name: values[t] for name, values in self.truth.items()}
+        if faults.get("noise"):
+            rows = {name: rounded(values, attempt) for name, values in rows.items()}
         run = {"n_tokens_fed": stop - start, "forward_s": 0.001, "device": "made-up"}
         return commit_shard(self.store, shard, rows, attempt=attempt, run=run)
 
     def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.0) -> Rate:
         return Rate(1e6)
+
+
+def rounded(rows: NDArray[Any], attempt: str) -> NDArray[Any]:
+    """Return the rows with some last bits turned over, others for each attempt."""
+    words = rows.copy().view(f"u{rows.dtype.itemsize}")
+    rng = np.random.default_rng(zlib.crc32(attempt.encode()))
+    words ^= rng.integers(0, 2, words.shape).astype(words.dtype)
+    return words.view(rows.dtype)
 
 
 def suffer(what: str, shard: int) -> None:
@@ -69,10 +83,24 @@ def suffer(what: str, shard: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "hang":
         time.sleep(60)
+    if what == "memory":
+        run_out_of_memory()
     if what == "disk":
         raise RunFaultError("the disk is full")
     if what == "oserror":
         raise OSError(28, "No space left on device")
+
+
+def run_out_of_memory() -> None:
+    """Ask for more memory than this process may have, as the operating system sees it."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    allowed = pages * resource.getpagesize() + (64 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (allowed, before[1]))
+    try:
+        np.ones(1 << 30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def attempts(folder: Path) -> list[str]:

@@ -1,0 +1,218 @@
+"""The arithmetic of `docs/scale.md`: a 3 B model over The Pile, and a thousand times as many rows.
+
+Nothing is measured here. What was measured elsewhere is named where it is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from actlas.pipeline.estimate import PUTS_PER_S, readable
+from actlas.pipeline.footprint import Footprint, footprint
+from actlas.pipeline.memory import SHARDS_IN_MEMORY, shard_bytes
+from actlas.store import layout
+from actlas.store.schema import HookpointSpec, Plan
+from actlas.store.specs import StoreArrays
+from benchmarks.harness import Table
+from benchmarks.stores import MadeUpDocuments, plan_of
+
+WIDTH, BLOCKS, PARAMETERS = 3_072, 28, 3_212_749_824
+"""Llama-3.2-3B."""
+ROWS = 82_000_000
+TIMES = 1_000
+GPU_FLOPS, SHARE = 989e12, 0.4
+"""Dense bfloat16 of an H200, as its maker states it, and how much of that a forward pass reaches:
+an assumption, not a measurement."""
+GPUS_PER_NODE = 8
+TOKENS_PER_DOCUMENT, BYTES_PER_TOKEN = 851, 4.254
+"""Mean of 201 documents of The Pile's public samples under GPT-NeoX's tokenizer."""
+RATES = {
+    "documents/start": 2.5,
+    "documents/text_start": 2.6,
+    "documents/char_stop": 1.65,
+    "documents/source": 0.35,
+    "documents/record": 1.5,
+    "documents/token_id": 1.46,
+    "documents/char_start": 1.03,
+    "documents/text": 0.373,
+    "rows/token_id": 1.72,
+    "rows/doc_idx": 0.68,
+    "rows/pos_idx": 1.7,
+}
+"""Stored bytes of a row, measured by `sample_rates` on the same documents."""
+STATISTICS_BYTES = 148_000
+"""Of a shard and hookpoint of 3,072 units, measured likewise on made-up rows."""
+GETS_PER_S = 5_500
+"""Of one prefix in Amazon's S3, as documented; PUTs are 3,500."""
+TRAINED = 0.1
+CODE_BYTES_PER_S = 0.5e9
+"""Raw bytes that one core compresses with `dense`: `benchmarks/results/2026-11-21-compression.md`."""
+CHUNK_BYTES_OF_SELECTION = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: how many rows, of how many blocks, in which profile."""
+
+    n_rows: int
+    n_blocks: int
+    compression: str
+    shard_rows: int | None = None
+
+    @property
+    def plan(self) -> Plan:
+        like = plan_of(MadeUpDocuments(np.array([5])), WIDTH, self.compression, 1)
+        spec = like.hookpoints[0]
+        hookpoints = tuple(
+            HookpointSpec(name=f"resid_post.{i}", module=f"layers.{i}", side="output", width=WIDTH)
+            for i in range(self.n_blocks)
+        )
+        n_documents = self.n_rows // TOKENS_PER_DOCUMENT
+        row_bytes = [2 * spec.width] * self.n_blocks
+        return like.model_copy(
+            update={
+                "hookpoints": hookpoints,
+                "n_tokens": self.n_rows,
+                "n_documents": n_documents,
+                "n_windows": n_documents,
+                "n_text_bytes": round(self.n_rows * BYTES_PER_TOKEN),
+                "shard_rows": self.shard_rows or layout.choose_shard_rows(self.n_rows, row_bytes),
+            }
+        )
+
+    def stored(self) -> Footprint:
+        plan = self.plan
+        statistics = dict.fromkeys(
+            (spec.path for spec in StoreArrays(plan).statistics.values()), STATISTICS_BYTES
+        )
+        return footprint(plan, {**RATES, **statistics}, labelled=False)
+
+
+def tokens_per_s() -> float:
+    """Return the assumed tokens per second of one GPU: all blocks are run."""
+    return GPU_FLOPS * SHARE / (2 * PARAMETERS)
+
+
+CASES = [
+    Case(rows, blocks, compression)
+    for rows in (ROWS, ROWS * TIMES)
+    for blocks in (1, BLOCKS)
+    for compression in ("none", "dense")
+]
+
+
+def sizes() -> Table:
+    """What lies on disk."""
+    columns = ("rows", "blocks", "profile", "shards", "rows a shard", "objects", "bytes")
+    table = Table(
+        "What lies on disk", (*columns, "row columns", "documents", "statistics", "ledger")
+    )
+    for case in CASES:
+        plan, stored = case.plan, case.stored()
+        ledger = stored.bytes_of("receipts") + stored.bytes_of("metadata")
+        cells = (f"{case.n_rows:,}", f"{case.n_blocks}", case.compression, f"{plan.n_shards:,}")
+        cells += (f"{plan.shard_rows:,}", f"{stored.n_objects:,}", readable(stored.n_bytes))
+        parts = [stored.bytes_of(name) for name in ("rows", "documents", "statistics")]
+        table.rows.append((*cells, *map(readable, parts), readable(ledger)))
+    return table
+
+
+def rates() -> Table:
+    """What one GPU at the assumed speed asks of everything else."""
+    columns = (
+        "blocks",
+        "profile",
+        "shards/s",
+        "objects/s",
+        "written/s",
+        "a node's",
+        "cores to code",
+    )
+    table = Table(
+        f"One GPU at {tokens_per_s():,.0f} tokens/s (assumed)", (*columns, "GPUs to 3,500 PUT/s")
+    )
+    for blocks in (1, BLOCKS):
+        for compression in ("none", "dense"):
+            case = Case(ROWS, blocks, compression)
+            stored, plan = case.stored(), case.plan
+            shards = tokens_per_s() / plan.shard_rows
+            objects = shards * stored.objects_per_shard
+            written = shards * stored.bytes_per_shard
+            raw = tokens_per_s() * 2 * WIDTH * blocks
+            cores = "-" if compression == "none" else f"{raw / CODE_BYTES_PER_S:.2g}"
+            cells = (f"{blocks}", compression, f"{shards:.2f}", f"{objects:.1f}", readable(written))
+            node = readable(written * GPUS_PER_NODE)
+            table.rows.append((*cells, node, cores, f"{PUTS_PER_S / objects:,.0f}"))
+    return table
+
+
+def hours() -> Table:
+    """How long it takes, and what the driver and the object store see meanwhile."""
+    columns = (
+        "rows",
+        "blocks",
+        "GPUs",
+        "hours",
+        "shards/s",
+        "objects/s",
+        "written/s",
+        "read back/s",
+    )
+    table = Table("With so many GPUs, profile dense", columns)
+    for rows, gpu_counts in ((ROWS, (1, 8)), (ROWS * TIMES, (8, 64, 512))):
+        for blocks in (1, BLOCKS):
+            case = Case(rows, blocks, "dense")
+            stored, plan = case.stored(), case.plan
+            for gpus in gpu_counts:
+                speed = gpus * tokens_per_s()
+                shards = speed / plan.shard_rows
+                written = readable(shards * stored.bytes_per_shard)
+                cells = (f"{rows:,}", f"{blocks}", f"{gpus}", f"{rows / speed / 3600:,.1f}")
+                cells += (f"{shards:,.1f}", f"{shards * stored.objects_per_shard:,.0f}")
+                table.rows.append((*cells, written, written))
+    return table
+
+
+def training() -> Table:
+    """What reading a tenth of one block costs."""
+    columns = (
+        "rows",
+        "trained on",
+        "profile",
+        "bytes an epoch",
+        "s at 1 GB/s",
+        "chunks",
+        "selection",
+    )
+    table = Table("Training on a tenth of one block", columns)
+    for rows in (ROWS, ROWS * TIMES):
+        for compression in ("none", "dense"):
+            case = Case(rows, 1, compression)
+            spec = StoreArrays(case.plan).activations["resid_post.0"]
+            n_bytes = TRAINED * case.stored().bytes_of("activations")
+            n_chunks = layout.ceil_div(rows, spec.chunk_rows)
+            cells = (f"{rows:,}", f"{rows * TRAINED:,.0f}", compression, readable(n_bytes))
+            held = readable(n_chunks * CHUNK_BYTES_OF_SELECTION)
+            table.rows.append((*cells, f"{n_bytes / 1e9:,.0f}", f"{n_chunks:,}", held))
+    return table
+
+
+def ledger() -> Table:
+    """What the receipts come to, and what a worker holds."""
+    columns = ("rows", "blocks", "profile", "receipts", "bytes each", "all", "2 shards of a worker")
+    table = Table("Receipts, and a worker's memory beside weights and batch", columns)
+    for case in CASES:
+        plan = case.plan
+        all_bytes = case.stored().bytes_of("receipts")
+        each = round(all_bytes / plan.n_shards / 100) * 100
+        held = readable(SHARDS_IN_MEMORY * shard_bytes(plan))
+        cells = (f"{case.n_rows:,}", f"{case.n_blocks}", case.compression, f"{plan.n_shards:,}")
+        table.rows.append((*cells, f"{each:,}", readable(all_bytes), held))
+    return table
+
+
+def markdown() -> str:
+    """Return every table, as the page has them."""
+    return "\n\n".join(map(str, (sizes(), ledger(), rates(), hours(), training()))) + "\n"

@@ -1,0 +1,214 @@
+"""Damage of every kind in every kind of file: found, named with its rows, never read, repaired."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import life
+from support.crash import overwrite, ram_folder
+from support.damage import HOLDS_ROWS, KINDS, READ, by_kind, flipped, rows_of
+from support.oracle import contents, files
+
+from actlas.store import layout
+from actlas.store.derived import receipts_of
+from actlas.store.errors import ActlasError, CorruptDataError
+from actlas.store.schema import Compression
+from actlas.store.store import Store, open_store
+from actlas.store.verify import Damage, verify
+
+pytestmark = pytest.mark.chaos
+
+PROFILES: dict[Compression, str] = {"none": "float32", "fast": "bfloat16", "dense": "float16"}
+
+
+class Patient:
+    """A whole store of many files, with several chunks in a shard."""
+
+    def __init__(self, path: Path, compression: Compression) -> None:
+        self.path = path
+        life.save_dictionary(path)
+        life.live(path, compression=compression, dtype=PROFILES[compression])
+        self.files = files(path)
+        self.contents = contents(path)
+        self.by_kind = by_kind(list(self.files))
+
+    def put(self, key: str, data: bytes | None) -> None:
+        """Put bytes at a key; None removes it."""
+        file = self.path / key
+        if data is None:
+            file.unlink()
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            overwrite(file, data)
+
+    def verified(self, *, full: bool) -> tuple[list[Damage], set[str]]:
+        """Return the damages, and all else that verify names: missing shards and the unclaimed.
+
+        A store that cannot be opened says why: that names the plan, or the root's metadata.
+        """
+        try:
+            report = verify(open_store(self.path), full=full)
+        except ActlasError as error:
+            assert str(self.path) in str(error)
+            return [Damage("", str(error))], {"zarr.json", "ledger/plan.json"}
+        missing = {f"ledger/receipts/extract/{shard:08d}.json" for shard in report.missing}
+        missing |= {f"ledger/receipts/pooled/{shard:08d}.json" for shard in report.missing_pooled}
+        return list(report.damages), missing | set(report.unclaimed)
+
+
+@pytest.fixture(scope="module", params=PROFILES)
+def patient(request: pytest.FixtureRequest) -> Iterator[Patient]:
+    with ram_folder() as ram, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "CHUNK_BYTES", 256)
+        patch.setattr(layout, "COLUMN_CHUNK_ROWS", 8)
+        yield Patient(ram / "run.zarr", request.param)
+
+
+def test_a_flipped_bit_is_found_and_named(chaos: Any, patient: Patient) -> None:
+    """In any file, each kind having its share; the rows named are those of the flipped chunk."""
+    n = chaos.count(100, 5000) // len(PROFILES) + 1
+    found, flips = Counter[str](), Counter[str]()
+    missed = []
+    for i in range(n):
+        kind = KINDS[i % len(KINDS)]
+        key = chaos.rng.choice(patient.by_kind[kind])
+        bad, offset = flipped(patient.files[key], chaos.rng)
+        patient.put(key, bad)
+        damages, others = patient.verified(full=True)
+        patient.put(key, patient.files[key])
+        flips[kind] += 1
+        if not is_named(patient, key, offset, damages, others):
+            missed.append((key, offset, [str(d) for d in damages]))
+            continue
+        found[kind] += 1
+    notes = {f"in_{kind.replace(' ', '_')}": flips[kind] for kind in KINDS}
+    chaos.record("a flipped bit", n, found=sum(found.values()), missed=len(missed), **notes)
+    assert not missed, missed[0]
+    damages, others = patient.verified(full=True)
+    assert not damages and not others
+    assert contents(patient.path) == patient.contents
+
+
+def is_named(
+    patient: Patient, key: str, offset: int | None, damages: list[Damage], others: set[str]
+) -> bool:
+    """Whether verify named a file, and exactly the rows that its damage takes with it."""
+    if damages and damages[0].key == "":
+        return key in others
+    named = [d for d in damages if d.key == key]
+    rows = rows_of(patient.files, key, offset)
+    if rows is None:
+        return bool(named)
+    if key.startswith("ledger/receipts/encode.") or key.startswith("features/"):
+        return bool(named) and (named[0].start, named[0].stop) in {rows[:2], (None, None)}
+    return [(d.start, d.stop, d.of) for d in named] == [tuple(rows)]
+
+
+def hurt(patient: Patient, what: str, rng: Any) -> tuple[str, str, bytes | None]:
+    """Choose a file and return its kind, its key, and what is there instead."""
+    kind = rng.choice(KINDS)
+    key = rng.choice(patient.by_kind[kind])
+    data = patient.files[key]
+    if what == "truncated":
+        return kind, key, data[: rng.randrange(1, len(data))]
+    return kind, key, b"" if what == "empty" else None
+
+
+@pytest.mark.parametrize("what", ["truncated", "empty", "missing"])
+def test_what_is_cut_emptied_or_gone_is_named_without_reading(
+    chaos: Any, patient: Patient, what: str
+) -> None:
+    """By the fast form of verify; and to read it raises, with never a fill value in its place."""
+    n = chaos.count(20, 500) // len(PROFILES) + 1
+    unnamed, filled = [], []
+    for _ in range(n):
+        kind, key, data = hurt(patient, what, chaos.rng)
+        patient.put(key, data)
+        damages, others = patient.verified(full=False)
+        if what == "missing" and "receipts" in kind:
+            named = key in others or any(key in str(d) for d in damages) or bool(others)
+        else:
+            named = is_named(patient, key, None, damages, others)
+            if what == "missing" and kind == "description of features":
+                named = any(key in str(d) for d in damages)
+        if not named:
+            unnamed.append((key, [str(d) for d in damages], others))
+        if kind in READ and not raises(patient, kind, key):
+            filled.append(key)
+        patient.put(key, patient.files[key])
+    chaos.record(f"a file {what}", n, named=n - len(unnamed), filled=len(filled))
+    assert not unnamed, unnamed[0]
+    assert not filled, filled[0]
+    assert contents(patient.path) == patient.contents
+
+
+def raises(patient: Patient, kind: str, key: str) -> bool:
+    """Whether reading what lies at a key raises as it should."""
+    store = open_store(patient.path)
+    try:
+        read(store, kind, key)
+    except CorruptDataError:
+        return True
+    return False
+
+
+def read(store: Store, kind: str, key: str) -> None:
+    """Read all of the array that a key is part of, as a user does."""
+    array = key.split("/")[1]
+    if kind == "rows":
+        store.rows.columns[array][:]
+    elif kind == "activations":
+        store.activations[array][:]
+    elif kind == "statistics":
+        store.statistics(array)
+    elif kind == "pooled rows":
+        store.pooled[array]["mean"][:]
+    elif kind == "documents":
+        store.documents.columns[array][:]
+    else:
+        features = store.features(life.FEATURES)
+        features.codes(0, store.plan.n_tokens)
+        for feature in range(len(features)):
+            features.top(feature, 3)
+        assert features.mean.shape
+
+
+def test_a_stray_file_is_named(chaos: Any, patient: Patient) -> None:
+    """Anywhere in the store, under any name that is not one of the store's."""
+    n = chaos.count(20, 500) // len(PROFILES) + 1
+    folders = sorted({str(Path(key).parent) for key in patient.files})
+    folders = [f for f in folders if not f.startswith(("ledger/lease", "ledger/logs"))]
+    unnamed = []
+    for _ in range(n):
+        folder = chaos.rng.choice([*folders, "activations/more", "features/made/tokens/x"])
+        names = [".DS_Store", "900", "0.tmp", "00000099.json", "1.json", "zarr.json.bak", "²1.json"]
+        name = f"{folder}/{chaos.rng.choice(names)}"
+        patient.put(name, chaos.rng.randbytes(20))
+        damages, _ = patient.verified(full=False)
+        (patient.path / name).unlink()
+        key = name.removeprefix("./")
+        of_a_job = key.startswith("ledger/receipts/") and "a sealed record" in str(damages)
+        stray = [d.key for d in damages] == [key] and "stray" in damages[0].what
+        if not stray and not (of_a_job and [d.key for d in damages] == [key]):
+            unnamed.append((key, damages))
+    chaos.record("a file stray", n, named=n - len(unnamed))
+    assert not unnamed, unnamed[0]
+    assert receipts_of(open_store(patient.path), f"indexed.{life.FEATURES}", 1).exists(0)
+
+
+def test_what_is_read_is_what_was_written(patient: Patient) -> None:
+    """The control: reading raises nothing where nothing is damaged, and rows are the rows."""
+    store = open_store(patient.path)
+    for kind in READ:
+        for key in patient.by_kind[kind]:
+            read(store, kind, key)
+    for shard in range(store.plan.n_shards):
+        rows, _ = life.shard_rows(store, shard)
+        stored = store.activations[life.HOOKPOINT][slice(*store.shard_range(shard))]
+        np.testing.assert_array_equal(stored.view(np.uint8), rows[life.HOOKPOINT].view(np.uint8))
+    assert set(HOLDS_ROWS) < set(READ) < set(KINDS)

@@ -1,0 +1,173 @@
+"""``actlas repair`` as a user runs it: a real model, its features, damage, and back again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from actlas.jobs.cli import cli
+from actlas.jobs.repair import read_findings
+from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE, EXIT_USAGE, ConfigError
+from actlas.store.store import open_store
+from actlas.store.verify import verify
+
+MODEL = "builtin:actlas-6m"
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    skipped = {"lease", "logs", "staging"}
+    files = (p for p in folder.rglob("*") if p.is_file() and not skipped & {*p.parts})
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with rows, pooled rows, codes, an index and extremes."""
+    folder = tmp_path_factory.mktemp("original")
+    corpus = folder / "corpus.jsonl"
+    words = "the cat sat on a mat and saw one small dog run by in time".split()
+    rng = np.random.default_rng(0)
+    with corpus.open("w") as file:
+        for i in range(90):
+            text = " ".join(rng.choice(words, 30))
+            print(json.dumps({"text": text, "kind": "ab"[i % 2]}), file=file)
+    store = folder / "run.zarr"
+    made = call(
+        *("extract", store, "--model", MODEL, "--corpus", corpus, "--label-field", "kind"),
+        *("--hookpoints", "resid_post.1,resid_post.2", "--pool", "mean", "--shard-rows", 1024),
+    )
+    assert made.exit_code == EXIT_DONE, made.output
+    trained = call(
+        *("sae", "train", store, "--hookpoint", "resid_post.2", "--out", folder / "sae"),
+        *("--width", 64, "--k", 4, "--steps", 20, "--batch-size", 256),
+    )
+    assert trained.exit_code == EXIT_DONE, trained.output
+    assert call("sae", "encode", store, "--sae", folder / "sae").exit_code == EXIT_DONE
+    assert call("sae", "index", store, "--sae", "sae").exit_code == EXIT_DONE
+    looked = call("contexts", store, "--hookpoint", "resid_post.1", "--unit", 3)
+    assert looked.exit_code == EXIT_DONE, looked.output
+    assert verify(open_store(str(store)), full=True).ok
+    return store
+
+
+@pytest.fixture
+def store(original: Path, tmp_path: Path) -> Path:
+    copied = tmp_path / "run.zarr"
+    shutil.copytree(original, copied)
+    return copied
+
+
+def one_of_each(store: Path) -> list[Path]:
+    """A file of every kind that can be made again."""
+    opened = open_store(str(store))
+    arrays = opened.arrays
+    return [
+        store / "ledger/plan.json",
+        store / "ledger/receipts/extract/00000001.json",
+        store / arrays.rows["doc_idx"].key(0),
+        store / arrays.activations["resid_post.1"].key(0),
+        store / arrays.statistics["resid_post.2"].key(1),
+        store / arrays.pooled[("resid_post.1", "mean")].key(0),
+        store / "documents/text/c/0",
+        store / "documents/label/zarr.json",
+        next((store / "features/sae/tokens").glob("00000000-*/data/c/0")),
+        next((store / "features/sae/index").rglob("c/0")),
+        next(p for p in (store / "extremes").rglob("0") if p.is_file()),
+    ]
+
+
+def test_damage_of_every_kind_at_once(store: Path, original: Path) -> None:
+    before = contents(original)
+    for path in one_of_each(store):
+        flip(path)
+    (store / "a-stray").write_text("not ours")
+    refused = call("verify", store, "--full")
+    assert refused.exit_code == EXIT_DAMAGE and "damaged" in refused.output
+
+    made = call("repair", store)
+    assert made.exit_code == EXIT_DAMAGE, made.output  # the stray is named, and left
+    assert "left: a-stray" in made.output
+    made = call("repair", store, "--remove-strays")
+    assert made.exit_code == EXIT_DONE, made.output
+    assert call("verify", store, "--full").exit_code == EXIT_DONE
+    after = contents(store)
+    exact = [k for k in before if k.startswith(("rows/", "documents/", "zarr", "ledger/plan"))]
+    assert all(after[k] == before[k] for k in exact)
+    new, old = open_store(str(store)), open_store(str(original))
+    for name in old.activations:  # kernels round by the place of their operands in memory
+        rows, was = (s.activations[name][:].astype(np.float32) for s in (new, old))
+        np.testing.assert_allclose(rows, was, atol=1e-2 * np.abs(was).max())
+    looked = call("contexts", store, "--sae", "sae", "--feature", 1, "--json")
+    first = call("contexts", original, "--sae", "sae", "--feature", 1, "--json")
+    assert looked.exit_code == EXIT_DONE, looked.output
+    was, now = json.loads(first.output), json.loads(looked.output)
+    assert now.keys() == was.keys() and now["contexts"]
+
+
+def test_only_the_damaged_shard_is_computed(store: Path) -> None:
+    opened = open_store(str(store))
+    flip(store / opened.arrays.activations["resid_post.2"].key(1))
+    made = call("repair", store)
+    assert made.exit_code == EXIT_DONE, made.output
+    assert "repairing 1 shards" in made.output and "shards 1" in made.output
+    assert verify(open_store(str(store)), full=True).ok
+    repaired = list((store / "ledger/repairs").rglob("*.json"))
+    assert len(repaired) <= 1  # none, where the bits came out the same
+    again = call("repair", store)
+    assert again.exit_code == EXIT_DONE and "nothing is damaged" in again.output
+
+
+def test_findings_spare_reading_all_again(store: Path, tmp_path: Path) -> None:
+    opened = open_store(str(store))
+    for shard in (0, 1):
+        flip(store / opened.arrays.activations["resid_post.2"].key(shard))
+    found = call("verify", store, "--full", "--json")
+    body = json.loads(found.output)
+    body["damages"] = [d for d in body["damages"] if d["shard"] == 1]
+    file = tmp_path / "findings.json"
+    file.write_text(json.dumps(body))
+    made = call("repair", store, "--findings", file)
+    assert made.exit_code == EXIT_DONE, made.output
+    left = verify(open_store(str(store)), full=True).damages
+    assert {d.shard for d in left} == {0}
+
+
+def test_what_is_no_finding_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "findings.json"
+    for text in ("", "[]", '{"damages": [{"what": 3}]}'):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="verify STORE --full --json"):
+            read_findings(str(file))
+    assert call("repair", tmp_path, "--findings", file).exit_code == EXIT_USAGE
+
+
+def test_a_corpus_that_is_gone_leaves_the_rest_repaired(store: Path, original: Path) -> None:
+    corpus = original.parent / "corpus.jsonl"
+    hidden = corpus.with_suffix(".away")
+    corpus.rename(hidden)
+    try:
+        opened = open_store(str(store))
+        flip(store / "documents/text/c/0")
+        flip(store / opened.arrays.activations["resid_post.1"].key(0))
+        made = call("repair", store)
+    finally:
+        hidden.rename(corpus)
+    assert made.exit_code == EXIT_DAMAGE and "left: documents/text/c/0" in made.output
+    left = verify(open_store(str(store)), full=True).damages
+    assert [d.key for d in left] == ["documents/text/c/0"]
+    assert call("repair", store).exit_code == EXIT_DONE
