@@ -1,8 +1,9 @@
-# Two commands: `make demo` and `make test`. Each sets up all that it needs.
+# `make demo`, `make test`, `make chaos`: each sets up all that it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+CHAOS_OUT ?= benchmarks/results/$(shell date +%Y-%m-%d)-chaos
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 NEWEST ?= $(shell for p in python3.14 python3.13 python3.12 $(wildcard $(foreach v,3.14 3.13 3.12,$(HOME)/.pyenv/versions/$(v)*/bin/python3)); do \
   "$$p" -c 'import sys, venv; print(sys.executable)' 2>/dev/null && break; done)
@@ -13,11 +14,12 @@ export TOKENIZERS_PARALLELISM := true
 # Waiting threads give way instead of spinning: on a shared machine they would eat the others' time.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check lint types contracts pytest test-newest bench clean help
+.PHONY: demo test check lint types contracts pytest test-newest chaos bench clean help
 
 help:
 	@echo "make demo    all of it on the embedded model: extract, verify, localize, ablate, train, look"
 	@echo "make test    lint, types, import contracts, all tests"
+	@echo "make chaos   the long form of the tests that kill, freeze, fill and flip; a table of it all"
 	@echo "make bench   every benchmark, each a table"
 	@echo "make clean   remove the environments and what the demo made"
 
@@ -67,6 +69,10 @@ $(VENV)-newest/.installed: pyproject.toml
 test-newest: $(VENV)-newest/.installed
 	$(VENV)-newest/bin/python -m pytest tests/store tests/analysis/test_lazy.py
 endif
+
+# The short form is part of `make test`. ACTLAS_CHAOS_SEED=n gives another course of events.
+chaos: $(VENV)/.installed
+	ACTLAS_CHAOS=long ACTLAS_CHAOS_OUT=$(CHAOS_OUT) $(BIN)/python -m pytest tests/chaos --timeout=3600
 
 bench: $(VENV)/.installed
 	PYTHONSAFEPATH= $(BIN)/python -m benchmarks

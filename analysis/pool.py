@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -139,6 +140,10 @@ class Pool(Generic[Tag]):
         RuntimeError
             It goes on in a forked process, where its threads are not.
         """
+        first = next(requests, None)
+        if first is not None:  # proves that rows are as wide as they are said to be
+            self._read(int(first[1].chunk.min()), None)
+            requests = itertools.chain([first], requests)
         buffers = [self._buffer() for _ in range(1 + self.ahead)]
         # Bound here: when a generator is left open to the interpreter's end, modules are empty.
         getpid, ending = os.getpid, sys.is_finalizing
@@ -185,7 +190,7 @@ class Pool(Generic[Tag]):
         ]
         return _Reading(tag, chunks, executor.submit(self._arrange, wanted, buffer))
 
-    def _read(self, chunk: int, out: NDArray[Any]) -> None:
+    def _read(self, chunk: int, out: NDArray[Any] | None) -> None:
         shard, within = divmod(chunk, self.array.spec.chunks_per_shard)
         self.array.reader(shard).read_chunk(within, out)
 

@@ -23,6 +23,8 @@ from actlas.jobs.ledger import Fault, FaultKind, Ledger
 from actlas.pipeline.options import RunOptions
 from actlas.store.objects import Objects
 
+_KIND: Mapping[str, FaultKind] = {"raise": "task", "hang": "task", "die": "process"}
+
 EMPTY_WAITS = 20_000
 """So many waits in a row without an event, and the driver waits for nothing."""
 
@@ -31,7 +33,7 @@ EMPTY_WAITS = 20_000
 class Scene:
     """What there is to do, where, and what goes wrong.
 
-    ``suffering`` gives a shard's faults, attempt by attempt: raise, die or hang. Rates are events
+    ``suffering`` gives a shard's faults, one after the other: raise, die or hang. Rates are events
     per second of the imagined time, and everything is drawn from ``seed``.
     """
 
@@ -56,6 +58,8 @@ class Scene:
     """How long after a machine is lost another joins."""
     late_machines: Sequence[float] = ()
     """When further machines join."""
+    leaving: Sequence[float] = ()
+    """When some machine is lost besides."""
     bad_starts: Mapping[int, str] = field(default_factory=dict)
     """Workers, by number, that die or hang while they load, or raise."""
     until_s: float = math.inf
@@ -112,10 +116,12 @@ class World:
         self.quarantined: set[int] = set()
         self.by_worker: dict[int, list[int]] = {}
         self.said: list[str] = []
-        self.states: dict[str, str] = {}
+        self.states: list[tuple[float, str, str]] = []
+        """When a worker was said to be waiting, starting or gone."""
         self.n_lost = self.n_died = self.n_started = self.most = 0
         self.worked_s = 0.0
         self._failed: set[int] = set()
+        self._suffered: Counter[int] = Counter()
         self._workers: dict[int, _Imagined] = {}
         self._machines: dict[int, set[int]] = {}
         self._free: dict[int, None] = {}
@@ -130,6 +136,8 @@ class World:
             self._join()
         for when in scene.late_machines:
             self._at(when, self._join)
+        for when in scene.leaving:
+            self._at(when, self._machine_goes)
         if scene.deaths_per_s:
             self._again(scene.deaths_per_s, self._someone_dies)
         if scene.losses_per_s:
@@ -223,7 +231,8 @@ class World:
 
     def state(self, worker: str, state: str, shard: int | None = None) -> None:
         """Keep what a worker is at."""
-        self.states[worker] = state
+        if state not in ("busy", "idle"):
+            self.states.append((self.now, worker, state))
 
     def finished(self, done: Done) -> None:
         """Count a shard's end."""
@@ -234,6 +243,8 @@ class World:
         if fault.shard is None:
             self.start_faults[fault.kind] += 1
             return
+        if _KIND.get(self._fate(fault.shard)) == fault.kind:
+            self._suffered[fault.shard] += 1
         self.faults.setdefault(fault.shard, Counter())[fault.kind] += 1
         self._failed.add(fault.shard)
         if quarantined:
@@ -333,13 +344,16 @@ class World:
         if imagined.computing is not None or imagined.computed is not None or not imagined.queue:
             return
         shard = imagined.computing = imagined.queue.popleft()
-        planned = self.scene.suffering.get(shard, ())
-        attempt = self.sent[shard] - 1
-        fate = planned[attempt] if attempt < len(planned) else "well"
+        fate = self._fate(shard)
         if fate == "hang":
             return
         compute_s = self._long(self.scene.compute_s)
         self._later(compute_s, lambda: self._end_compute(worker, shard, fate, compute_s))
+
+    def _fate(self, shard: int) -> str:
+        """Return what befalls a shard next: what it was not charged for comes again."""
+        planned, n = self.scene.suffering.get(shard, ()), self._suffered[shard]
+        return planned[n] if n < len(planned) else "well"
 
     def _end_compute(self, worker: int, shard: int, fate: str, compute_s: float) -> None:
         imagined = self._workers.get(worker)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actlas.pipeline.estimate import PUTS_PER_S, readable
+from actlas.pipeline.estimate import PUTS_PER_S, duration, readable
 from actlas.pipeline.footprint import Footprint, footprint
 from actlas.pipeline.memory import SHARDS_IN_MEMORY, shard_bytes
 from actlas.store import layout
@@ -44,12 +44,15 @@ RATES = {
 """Stored bytes of a row, measured by `sample_rates` on the same documents."""
 STATISTICS_BYTES = 148_000
 """Of a shard and hookpoint of 3,072 units, measured likewise on made-up rows."""
-GETS_PER_S = 5_500
-"""Of one prefix in Amazon's S3, as documented; PUTs are 3,500."""
 TRAINED = 0.1
 CODE_BYTES_PER_S = 0.5e9
-"""Raw bytes that one core compresses with `dense`: `benchmarks/results/2026-11-21-compression.md`."""
-CHUNK_BYTES_OF_SELECTION = 64
+"""Raw bytes that one core compresses with `dense` (`python -m benchmarks.compression`)."""
+SELECTION_BYTES = 84
+"""Of each chunk, while rows are selected: measured with `store.sampling.select`."""
+PLANNING_BYTES, PLANNING_S = 170, 45e-6
+"""Of each document, beside the tokenizer's time (`python -m benchmarks.scale`)."""
+SPOOL_BYTES = 8 + BYTES_PER_TOKEN
+"""Of each token, while planning: two numbers and its text."""
 
 
 @dataclass(frozen=True)
@@ -150,16 +153,7 @@ def rates() -> Table:
 
 def hours() -> Table:
     """How long it takes, and what the driver and the object store see meanwhile."""
-    columns = (
-        "rows",
-        "blocks",
-        "GPUs",
-        "hours",
-        "shards/s",
-        "objects/s",
-        "written/s",
-        "read back/s",
-    )
+    columns = ("rows", "blocks", "GPUs", "time", "shards/s", "objects/s", "written/s")
     table = Table("With so many GPUs, profile dense", columns)
     for rows, gpu_counts in ((ROWS, (1, 8)), (ROWS * TIMES, (8, 64, 512))):
         for blocks in (1, BLOCKS):
@@ -168,10 +162,20 @@ def hours() -> Table:
             for gpus in gpu_counts:
                 speed = gpus * tokens_per_s()
                 shards = speed / plan.shard_rows
-                written = readable(shards * stored.bytes_per_shard)
-                cells = (f"{rows:,}", f"{blocks}", f"{gpus}", f"{rows / speed / 3600:,.1f}")
+                cells = (f"{rows:,}", f"{blocks}", f"{gpus}", duration(rows / speed / 3600))
                 cells += (f"{shards:,.1f}", f"{shards * stored.objects_per_shard:,.0f}")
-                table.rows.append((*cells, written, written))
+                table.rows.append((*cells, readable(shards * stored.bytes_per_shard)))
+    return table
+
+
+def planning() -> Table:
+    """What one planner needs."""
+    columns = ("rows", "documents", "memory", "spool on disk", "time beside the tokenizer")
+    table = Table("Planning, in one process", (*columns, "documents.start in a reader"))
+    for rows in (ROWS, ROWS * TIMES):
+        n = rows // TOKENS_PER_DOCUMENT
+        cells = (f"{rows:,}", f"{n:,}", readable(n * PLANNING_BYTES), readable(rows * SPOOL_BYTES))
+        table.rows.append((*cells, duration(n * PLANNING_S / 3600), readable(8 * n)))
     return table
 
 
@@ -194,7 +198,7 @@ def training() -> Table:
             n_bytes = TRAINED * case.stored().bytes_of("activations")
             n_chunks = layout.ceil_div(rows, spec.chunk_rows)
             cells = (f"{rows:,}", f"{rows * TRAINED:,.0f}", compression, readable(n_bytes))
-            held = readable(n_chunks * CHUNK_BYTES_OF_SELECTION)
+            held = readable(n_chunks * SELECTION_BYTES)
             table.rows.append((*cells, f"{n_bytes / 1e9:,.0f}", f"{n_chunks:,}", held))
     return table
 
@@ -215,4 +219,6 @@ def ledger() -> Table:
 
 def markdown() -> str:
     """Return every table, as the page has them."""
-    return "\n\n".join(map(str, (sizes(), ledger(), rates(), hours(), training()))) + "\n"
+    return (
+        "\n\n".join(map(str, (sizes(), ledger(), rates(), hours(), planning(), training()))) + "\n"
+    )

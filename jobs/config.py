@@ -125,10 +125,17 @@ def read_file(file: str | os.PathLike[str]) -> tuple[str | None, dict[str, dict[
     """
     where = os.fspath(file)
     try:
-        body = yaml.safe_load(Path(file).read_bytes())
+        data = Path(file).read_bytes()
+        if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(data, yaml.SafeLoader)):
+            raise ConfigError(
+                f"{where}: aliases (*NAME) are not read: a few can stand for any number of values. "
+                "Write the values out.",
+                path=where,
+            )
+        body = yaml.safe_load(data)
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror})", path=where) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{where}: not YAML: {reason}", path=where) from error
     body = {} if body is None else body

@@ -130,9 +130,7 @@ class Driver:
         self._waiting: dict[int, None] = {}
         self._open: tuple[dict[int, None], ...] = tuple({} for _ in range(IN_FLIGHT))
         """Workers that may be given a shard, by how many they have."""
-        self._draining: dict[int, None] = {}
-        """Workers that get no second shard, so that they will soon have none: for a retry."""
-        self._n_workers = 0
+        self._n_workers = self._most = 0
         self._names: deque[str] = deque()
         self._n_flying = 0
         self._loading, self._working = Clocks(), Clocks()
@@ -188,6 +186,7 @@ class Driver:
             number = self._n_workers - 1
             name = self._names.popleft() if self._names else f"worker {len(self._workers)}"
             self._workers[number] = _Worker(name)
+            self._most = max(self._most, len(self._workers))
             self._waiting[number] = None
             self._watch.state(name, "waiting")
             self._cluster.start(number, name)
@@ -228,10 +227,8 @@ class Driver:
         self._loading.stop(number)
         self._working.stop(number)
         self._n_flying -= len(worker.shards)
-        back = [shard for shard in worker.shards if shard not in self._alone]
         self._pending.leave(number)
-        self._pending.give_back(back)
-        self._retries.extend(shard for shard in worker.shards if shard in self._alone)
+        self._pending.give_back(worker.shards)
         self._names.append(worker.name)
         self._watch.state(worker.name, "gone")
 
@@ -260,22 +257,13 @@ class Driver:
                 self._cluster.send(number, shard)
 
     def _close(self, number: int, worker: _Worker) -> None:
-        self._draining.pop(number, None)
         if len(worker.shards) < IN_FLIGHT:
             self._open[len(worker.shards)].pop(number, None)
 
     def _reopen(self, number: int, worker: _Worker) -> None:
-        """Let a worker be given shards, as many as it may have.
-
-        For each retry somebody gets no second one: else nobody would be free for it before all
-        else is done, and the poison would be found last.
-        """
+        """Let a worker be given shards, as many as it may have."""
         n = len(worker.shards)
-        if n == IN_FLIGHT or (n and worker.shards[0] in self._alone):
-            return
-        if n and len(self._draining) < len(self._retries):
-            self._draining[number] = None
-        else:
+        if n < IN_FLIGHT and not (n and worker.shards[0] in self._alone):
             self._open[n][number] = None
 
     # Events
@@ -365,7 +353,7 @@ class Driver:
         self._watch.fault(fault, False)
         n, limit = self._failed_starts[fault.kind], STARTS[fault.kind]
         if fault.kind == "node":  # one machine that is lost may take many along
-            limit = max(limit, 2 * (len(self._workers) + 1))
+            limit = max(limit, 3 * self._most)
         if fault.stops is not None:
             self._error = self._error or fault.stops
         elif n >= limit:

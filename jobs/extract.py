@@ -77,6 +77,8 @@ def extract_at(path: str, asked: Asked) -> tuple[Store, Outcome]:
     from actlas.jobs.run import run_extraction
 
     store, run = open_or_plan(path, asked), asked.run
+    if asked.plan.get("trust_remote_code"):
+        run = run.model_copy(update={"allow_remote_code": True})
     if run.model_path is None:
         run = run.model_copy(update={"model_path": moved_model(store.plan, asked)})
     return store, run_extraction(store, run)

@@ -96,6 +96,11 @@ RUN_HELP: Mapping[str, tuple[str, str]] = {
         "Where to load the plan's model from, if it moved.",
         "where the plan found it",
     ),
+    "allow_remote_code": (
+        "Run the code that comes with the model of a store planned with --trust-remote-code; "
+        "giving that option again says the same.",
+        "",
+    ),
     "device": ("cpu, cuda, cuda:1, mps; auto is the accelerator where there is one.", ""),
     "device_map": ("Spread the model over a worker's GPUs, memory and disk (accelerate).", "none"),
     "max_device_bytes": ("Of weights on each device, with --device-map (8G).", "what is free"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -67,6 +68,7 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
         There is no such folder, or a folder lies there.
     """
     final = Path(path).expanduser().absolute()
+    refuse_url(final)
     if final.is_dir() or not final.parent.is_dir():
         raise ConfigError(f"{final}: expected the name of a file in a folder that exists.")
     staged = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.part")
@@ -83,11 +85,22 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
         raise fault from error
 
 
+def refuse_url(path: Path) -> None:
+    """Raise ``ConfigError`` for a URL: results are files on this machine, only stores are not."""
+    if any(re.fullmatch(r"[a-z][a-z0-9+]+:", part) for part in path.parts):
+        raise ConfigError(
+            f"{path}: got a URL, expected a folder or a file of this machine: results are written "
+            "here, wherever the store is.",
+            field="out",
+        )
+
+
 def check_free(path: Path, *, overwrite: bool = False) -> None:
     """Raise ``StoreExistsError`` where something lies that may not be replaced.
 
     Called before long work too: what cannot be written should be said first.
     """
+    refuse_url(path)
     if path.is_dir() and not path.is_symlink():
         if overwrite and not (path / "zarr.json").exists():
             return

@@ -22,6 +22,7 @@ from actlas.jobs.driver import IN_FLIGHT, Answer, Driver, Event, Lost, Placed, R
 from actlas.jobs.executors import Done, Job, MakeWorker, Watch
 from actlas.jobs.hand import Hand
 from actlas.jobs.ledger import Fault, FaultKind, Ledger, fault_of
+from actlas.jobs.metrics import Metered
 from actlas.jobs.ray_cluster import alive_nodes, connected, reservation, room, worker_options
 from actlas.jobs.signals import Stop
 from actlas.jobs.turns import turns_of
@@ -71,7 +72,8 @@ def run_ray(job: Job, ledger: Ledger, watch: Watch, stop: Stop) -> None:
         from ray.exceptions import RayError
 
         try:
-            Driver(job, ledger, watch, stop, RayCluster(job), time.monotonic).run()
+            metered = Metered(watch)
+            Driver(job, ledger, metered, stop, RayCluster(job), time.monotonic).run()
         except (RayError, ConnectionError) as error:
             raise RunFaultError(
                 f"Ray itself failed: {_first_line(error)}. Its head may be lost. Nothing done "
@@ -212,11 +214,9 @@ def kind_of(error: BaseException, *, lost_machine: bool) -> FaultKind:
 
     if isinstance(error, ray_errors.ActorUnavailableError | ray_errors.NodeDiedError):
         return "node"
-    if isinstance(error, ray_errors.ActorDiedError):
+    if isinstance(error, ray_errors.RayActorError):
         return "node" if lost_machine or error.preempted else "process"
     if isinstance(error, ray_errors.OutOfMemoryError | ray_errors.WorkerCrashedError):
-        return "node" if lost_machine else "process"
-    if isinstance(error, ray_errors.RayActorError):
         return "node" if lost_machine else "process"
     raise error
 

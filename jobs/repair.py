@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from actlas.jobs.config import resolve
 from actlas.jobs.flags import debug_option
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, ranges
@@ -83,6 +85,37 @@ class Mending(Work):
 
 
 def repair(
+    path: str | os.PathLike[str],
+    *,
+    findings: Sequence[Damage] | None = None,
+    full: bool = True,
+    remove_strays: bool = False,
+    **run: Any,
+) -> Repaired:
+    """Put back what is damaged of a store, as ``actlas repair`` does.
+
+    Parameters
+    ----------
+    path : path
+        Of the store.
+    findings, full, remove_strays
+        See :func:`repair_at`.
+    **run
+        Fields of :class:`~actlas.pipeline.options.RunOptions`: ``executor``, ``workers``,
+        ``device``.
+
+    Raises
+    ------
+    ActlasError
+        See :func:`repair_at`.
+    """
+    asked = resolve({"plan": {}, "run": run}).run
+    return repair_at(
+        os.fspath(path), asked, findings=findings, full=full, remove_strays=remove_strays
+    )
+
+
+def repair_at(
     path: str,
     run: RunOptions,
     *,
@@ -301,7 +334,9 @@ def command(
     def say(text: str) -> None:
         click.echo(text, err=True)
 
-    made = repair(store, run, findings=named, full=not fast, remove_strays=remove_strays, say=say)
+    made = repair_at(
+        store, run, findings=named, full=not fast, remove_strays=remove_strays, say=say
+    )
     for damage in made.left:
         click.echo(f"left: {damage}")
     click.echo(line_of(store, made))

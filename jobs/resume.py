@@ -26,6 +26,7 @@ _RESOLVED: Mapping[str, Callable[[Plan], Any]] = {
     "sample": lambda plan: plan.corpus.sample,
     "dtype": lambda plan: plan.dtype,
     "model_dtype": lambda plan: plan.model.compute_dtype,
+    "trust_remote_code": lambda plan: plan.model.trust_remote_code,
     "compression": lambda plan: plan.compression,
     "shard_rows": lambda plan: plan.shard_rows,
     "seed": lambda plan: plan.seed,

@@ -11,6 +11,7 @@ import click
 from actlas.jobs.flags import debug_option, json_option
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, duration
+from actlas.jobs.output import refuse_url
 from actlas.jobs.progress import NowAndThen
 from actlas.jobs.signals import Stop
 from actlas.store.store import open_store
@@ -76,6 +77,7 @@ def command(
     The folder is what SAELens loads, with metrics.json, curve.csv and curves.png. The same command
     goes on where it was stopped or killed; of a finished training it says that it is done.
     """
+    refuse_url(out)
     opened = open_store(store)
     from actlas.analysis.sae.training import train_sae
     from actlas.pipeline.device import resolve_device

@@ -23,7 +23,7 @@ from actlas.pipeline.cpus import n_cpus
 from actlas.pipeline.device import default_tokens_per_batch, device_name, resolve_device
 from actlas.pipeline.feeding import batch_inputs, shard_batches
 from actlas.pipeline.forward import Clock, Take, run_batches
-from actlas.pipeline.loading import load_model
+from actlas.pipeline.loading import load_model, require_leave
 from actlas.pipeline.loss import NextTokenLoss, next_tokens
 from actlas.pipeline.memory import check_memory, project
 from actlas.pipeline.model import find_model, load_config
@@ -99,6 +99,7 @@ class Extractor:
         self.threads = run.threads or max(1, n_cpus() // run.n_workers)
         torch.set_num_threads(self.threads)
         spec = self.plan.model
+        require_leave(spec, run)
         folder = find_model(spec, model or run.model_path)
         config = load_config(folder, trust_remote_code=spec.trust_remote_code)
         check_windows(config, spec.context_length, self.plan.windows.max_length)

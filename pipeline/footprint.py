@@ -34,7 +34,7 @@ streams of three models. Of other dtypes nothing is said: raw bytes are then the
 
 SAMPLED_CHUNKS = 24
 """Of each column, from all over it."""
-SAMPLED_SHARDS = 3
+SAMPLED_SHARDS = 8
 SAMPLED_STATISTICS = 8
 SAMPLED_UNITS = 32
 

@@ -30,6 +30,23 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def require_leave(spec: ModelSpec, run: RunOptions) -> None:
+    """Refuse to run the code of a plan's model that nobody has asked for on this very command.
+
+    Raises
+    ------
+    ConfigError
+        The plan says ``trust_remote_code`` and the run does not.
+    """
+    if spec.trust_remote_code and not run.allow_remote_code:
+        raise ConfigError(
+            f"this store was planned with --trust-remote-code: Python code that comes with "
+            f"{spec.id} would run here, with your rights. Read that code; if you trust it, run the "
+            "same command with --allow-remote-code.",
+            field="allow_remote_code",
+        )
+
+
 def load_model(
     spec: ModelSpec,
     path_or_id: str | None = None,

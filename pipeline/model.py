@@ -27,6 +27,7 @@ from actlas.pipeline.weights import (
     CONFIG_FILE,
     file_sha256,
     locate_model,
+    refuse_hub_kernels,
     weight_files,
     weights_sha256,
 )
@@ -152,6 +153,8 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
             "model.save_pretrained(...) wrote.",
             path=str(folder),
         )
+    if not trust_remote_code:
+        refuse_hub_kernels(folder)
     try:
         with quiet():
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)

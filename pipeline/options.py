@@ -91,6 +91,9 @@ class RunOptions(_Options):
     """Of a Ray cluster (``auto`` finds a running one). Default: a local one is started."""
     model_path: str | None = None
     """Where to load the plan's model from, if it moved: its files must be the same."""
+    allow_remote_code: bool = False
+    """Run the Python code that comes with the model of a store planned with ``trust_remote_code``.
+    A store may come from a stranger, so its plan alone allows nothing."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``. Default: the accelerator where there is one."""
     device_map: Literal["auto", "balanced", "sequential"] | None = None

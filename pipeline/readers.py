@@ -24,6 +24,9 @@ BLOCK_BYTES = 1 << 18
 MAX_DOCUMENT_BYTES = 64 << 20
 """A longer text is no document: tokenizing it takes some hundred bytes of memory per token."""
 
+MAX_LINE_BYTES = 4 * MAX_DOCUMENT_BYTES
+_ZSTD_BYTES = 1 << 10
+"""Given to the decompressor at a time: four bytes can stand for 128 KiB."""
 _PARQUET_ROWS = 256
 _BOM = b"\xef\xbb\xbf"
 
@@ -162,12 +165,21 @@ def _unzstd(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
 
     library = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame = None
+    parts: list[bytes] = []
+    held = 0
     for block in blocks:
-        while block:
-            frame = frame or library.decompressobj(write_size=BLOCK_BYTES)
-            yield frame.decompress(block)
-            block = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
+        for at in range(0, len(block), _ZSTD_BYTES):
+            piece = block[at : at + _ZSTD_BYTES]
+            while piece:
+                frame = frame or library.decompressobj(write_size=BLOCK_BYTES)
+                parts.append(frame.decompress(piece))
+                held += len(parts[-1])
+                piece = frame.unused_data if frame.eof else b""
+                frame = None if frame.eof else frame
+                if held >= BLOCK_BYTES:
+                    yield b"".join(parts)
+                    parts, held = [], 0
+    yield b"".join(parts)
     if frame is not None:  # The library's own reader takes a file that is cut short for its end.
         raise _damaged(path, "its last frame has no end")
 
@@ -180,15 +192,22 @@ def _blocks(plain: BinaryIO | gzip.GzipFile, file: BinaryIO, position: Position)
 
 
 def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield lines without their newline, holding one at a time and a block."""
+    """Yield lines without their newline, holding one at a time and a block.
+
+    Of a line that is longer than any record, the first bytes: a small compressed file can hold one
+    that no memory can.
+    """
     parts: list[bytes] = []
+    held = 0
     for block in blocks:
         first, *others = block.split(b"\n")
-        parts.append(first)
+        if held <= MAX_LINE_BYTES:
+            parts.append(first)
+            held += len(first)
         if others:
             yield b"".join(parts)
             yield from others[:-1]
-            parts = [others[-1]]
+            parts, held = [others[-1]], len(others[-1])
     if any(parts):
         yield b"".join(parts)
 
@@ -198,7 +217,7 @@ def _json_lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, Raw]]:
         body = line.removeprefix(_BOM) if index == 0 else line
         if not body.strip():
             continue
-        yield index, TOO_LONG if len(body) > 4 * MAX_DOCUMENT_BYTES else parse_json(body)
+        yield index, TOO_LONG if len(body) > MAX_LINE_BYTES else parse_json(body)
 
 
 def parse_json(line: bytes) -> Raw:

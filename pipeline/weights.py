@@ -23,6 +23,12 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 BUILTIN_PREFIX = "builtin:"
 
+_CODE_FIELDS = frozenset(
+    {
+        *("attn_implementation", "attn_implementation_internal"),
+        *("experts_implementation", "experts_implementation_internal"),
+    }
+)
 _HASH_BLOCK_BYTES = 8 << 20
 _DOWNLOAD = ("*.json", "*.model", "*.txt", "*.jinja")
 _NOT_DOWNLOADED = ("*/*", "consolidated*")
@@ -178,6 +184,10 @@ def _indexed_files(folder: Path) -> tuple[Path, ...]:
             f"{index}: expected JSON with a weight_map, got {error!r}. Download the model again.",
             path=str(index),
         ) from error
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ModelError(
+            f"{index}: expected the names of files beside it, got {names[:3]!r}.", path=str(index)
+        )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
         raise ModelError(
@@ -186,6 +196,37 @@ def _indexed_files(folder: Path) -> tuple[Path, ...]:
             path=str(index),
         )
     return tuple(folder / name for name in names)
+
+
+def refuse_hub_kernels(folder: Path) -> None:
+    """Refuse a configuration that names code on the hub to compute with.
+
+    transformers takes an attention implementation such as ``owner/kernel`` for a package that it
+    downloads and runs.
+
+    Raises
+    ------
+    ModelError
+        Naming the field.
+    """
+    try:
+        values: list[Any] = [json.loads((folder / CONFIG_FILE).read_bytes())]
+    except (ValueError, RecursionError):
+        return  # said in full where it is parsed
+    while values:
+        value = values.pop()
+        inner = value.items() if isinstance(value, dict) else ()
+        for name, below in inner:
+            named = below.values() if isinstance(below, dict) else [below]
+            if str(name).strip("_") in _CODE_FIELDS and any("/" in str(n) for n in named):
+                raise ModelError(
+                    f"{folder / CONFIG_FILE}: {name} is {str(below)[:200]!r}, code on the hub that "
+                    "would be downloaded and run. Read it; to allow it, say --trust-remote-code.",
+                    field=str(name),
+                )
+            values.append(below)
+        if isinstance(value, list):
+            values += value
 
 
 def file_sha256(path: Path) -> str:

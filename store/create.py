@@ -26,9 +26,16 @@ from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 from actlas.store.arrays import ArraySpec, group_metadata, metadata_bytes
-from actlas.store.errors import FormatError, StoreExistsError, run_fault
+from actlas.store.errors import ConfigError, FormatError, StoreExistsError, run_fault
 from actlas.store.metadata import ledger_metadata, root_metadata
-from actlas.store.objects import LocalObjects, Objects, is_url, open_objects, sync_folder
+from actlas.store.objects import (
+    STAGING,
+    LocalObjects,
+    Objects,
+    is_url,
+    open_objects,
+    sync_folder,
+)
 from actlas.store.schema import Plan, PlanFile, seal, unseal
 from actlas.store.shardfile import ShardWriter
 from actlas.store.specs import StoreArrays
@@ -285,6 +292,8 @@ def write(
             )
 
     put("zarr.json", [metadata_bytes(root_metadata(plan))])
+    if is_url(objects.url):
+        _require_conditions(objects)
     put("ledger/zarr.json", [metadata_bytes(ledger_metadata())])
     for group in arrays.groups:
         put(f"{group}/zarr.json", [metadata_bytes(group_metadata())])
@@ -301,6 +310,21 @@ def write(
         sealed = _begun_plan(objects, plan_file)
     if not objects.create(PLAN_KEY, [sealed]):
         raise StoreExistsError(f"{objects.url}: somebody else planned here.", path=objects.url)
+
+
+def _require_conditions(objects: Objects) -> None:
+    """Raise ``ConfigError`` where an object can be created twice: nothing would be safe there."""
+    key = f"{STAGING}/{uuid.uuid4().hex}.probe"
+    objects.create(key, [b"first"])
+    twice = objects.create(key, [b"second"])
+    objects.delete(key)
+    if twice:
+        raise ConfigError(
+            f"{objects.url}: this server ignores `If-None-Match: *`, and puts an object over one "
+            "that is there. Two writers could then harm each other. Use a server that heeds it: "
+            "docs/object-stores.md names some.",
+            field="store",
+        )
 
 
 def _begun_plan(objects: Objects, ours: PlanFile) -> bytes:

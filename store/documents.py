@@ -16,7 +16,7 @@ from actlas.store import display
 from actlas.store.display import printable
 from actlas.store.errors import CorruptDataError
 from actlas.store.lazy import LazyArray
-from actlas.store.plausible import check_edges, check_rising, check_span
+from actlas.store.plausible import check_codes, check_edges, check_rising, check_span
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,6 +195,7 @@ class Documents:
         if "label" not in self.columns:
             return None
         codes: NDArray[np.int32] = self.columns["label"][:]
+        check_codes(codes, self.label_names, "documents/label", lowest=-1)
         return codes
 
     @overload
@@ -289,9 +290,8 @@ class Documents:
         record = int(self.columns["record"].read(doc_idx, doc_idx + 1)[0])
         return Source(self._name(self.source_names, code, "source"), record)
 
-    @staticmethod
-    def _name(names: tuple[str, ...], code: int, column: str) -> str:
-        check_span(code, code + 1, len(names), f"documents/{column}, a code of {len(names)} names")
+    def _name(self, names: tuple[str, ...], code: int, column: str) -> str:
+        check_codes(np.array([code]), names, f"documents/{column}")
         return names[code]
 
     def document(self, doc_idx: int, activations: Mapping[str, NDArray[Any]]) -> Document:
@@ -320,8 +320,7 @@ class Documents:
     def _named(self, name: str, start: int, stop: int) -> tuple[str | None, ...]:
         names: tuple[str | None, ...] = (*self.token_column_names[name], None)  # -1 is the last
         codes = self.token_column(name, start, stop)
-        what = f"documents/{name}, a code of {len(names) - 1} names"
-        check_span(int(codes.min(initial=-1)) + 1, int(codes.max(initial=-1)) + 1, len(names), what)
+        check_codes(codes, self.token_column_names[name], f"documents/{name}", lowest=-1)
         return tuple(names[code] for code in codes.tolist())
 
     def context(self, doc_idx: int, pos_idx: int, words: int = 20) -> Context:
@@ -338,7 +337,9 @@ class Documents:
             table["label"] = pd.Categorical.from_codes(
                 self.label_codes.tolist(), categories=pd.Index(self.label_names)
             )
-        table["source"] = names[self.columns["source"][:]]
+        sources = self.columns["source"][:]
+        check_codes(sources, self.source_names, "documents/source")
+        table["source"] = names[sources]
         table["record"] = self.columns["record"][:]
         return pd.DataFrame(table, index=pd.RangeIndex(len(self), name="doc_idx"))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Protocol
 
 from typing_extensions import Buffer
 
-from actlas.store.errors import FormatError, RunFaultError, run_fault
+from actlas.store.errors import ConfigError, FormatError, RunFaultError, run_fault
 from actlas.store.inside import MAX_RECORD_BYTES, Inside
 
 STAGING = "ledger/staging"
@@ -209,10 +210,23 @@ class LocalObjects:
 def is_url(path: str | os.PathLike[str]) -> bool:
     """Whether a path is the URL of a bucket, and not of a folder.
 
+    Raises
+    ------
+    ConfigError
+        It was a URL, until pathlib took one of its slashes.
+
+    Examples
+    --------
     >>> is_url("s3://bucket/run.zarr"), is_url("run.zarr"), is_url("file:///tmp/run.zarr")
     (True, False, False)
     """
-    scheme, separator, _ = os.fspath(path).partition("://")
+    text = os.fspath(path)
+    if re.match(r"(s3a?|gs|az(ure)?|abfss?|adl):/(?!/)", text):
+        raise ConfigError(
+            f"{text}: this was a URL until pathlib took one of its slashes. Give it as a string.",
+            field="store",
+        )
+    scheme, separator, _ = text.partition("://")
     return bool(separator) and scheme.isalnum() and scheme.lower() != "file"
 
 

@@ -7,6 +7,8 @@ point into, before memory is taken for them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,6 +56,21 @@ def check_rising(places: NDArray[np.integer], n: int, what: str) -> None:
     if len(places) and (places[0] < 0 or places[-1] > n or bool((places[1:] < places[:-1]).any())):
         raise CorruptDataError(
             f"{what}: expected numbers that rise within [0, {n}]; these do not. {CHANGED}",
+            path=what,
+        )
+
+
+def check_codes(
+    codes: NDArray[np.integer], names: Sequence[str], what: str, lowest: int = 0
+) -> None:
+    """Raise ``CorruptDataError`` where a code is of no name; -1 stands for none where it may."""
+    if not len(codes):
+        return
+    first, last = int(codes.min()), int(codes.max())
+    if first < lowest or last >= len(names):
+        raise CorruptDataError(
+            f"{what}: its codes go from {first} to {last}, and it has {len(names)} names. "
+            + CHANGED,
             path=what,
         )
 

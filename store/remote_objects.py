@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import Buffer
 
-from actlas.store.errors import RunFaultError
+from actlas.store.errors import FormatError, RunFaultError
+from actlas.store.inside import KEY_CHARACTERS, MAX_RECORD_BYTES
 from actlas.store.remote_client import Settings, client, parse_url
 from actlas.store.remote_faults import Trouble, outage, trouble
 
@@ -156,8 +157,14 @@ class RemoteObjects:
 
         def get(store: ObjectStore) -> bytes:
             got = obstore.get(store, key, options=options)
-            data = got.bytes().to_bytes()
             size = got.meta["size"]
+            if n_bytes is None and size - offset > MAX_RECORD_BYTES:
+                raise FormatError(
+                    f"{self._url}/{key}: {size} bytes, and it is read whole; expected at most "
+                    f"{MAX_RECORD_BYTES}. It is none of actlas's.",
+                    path=key,
+                )
+            data = got.bytes().to_bytes()
             stop = size if n_bytes is None else min(size, offset + n_bytes)
             if len(data) != stop - offset:
                 raise _CutError(f"{len(data)} bytes of body, expected {stop - offset}")
@@ -331,8 +338,10 @@ class RemoteObjects:
         RunFaultError
             It failed for good, or for longer than ``ACTLAS_RETRY_S``.
         """
-        if key.startswith("/") or ".." in key.split("/"):
-            raise ValueError(f"a key stays inside its store, got {key!r}")
+        if key.startswith("/") or ".." in key.split("/") or len(key) > KEY_CHARACTERS:
+            raise FormatError(
+                f"{self._url}: a key stays inside its store, got {key[:200]!r}.", key=key[:200]
+            )
         where, settings = f"{self._url}/{key}", _patient(self._url, self._settings)
         began, wait_s = time.monotonic(), 0.1
         limit = began + settings.retry_s
@@ -344,6 +353,8 @@ class RemoteObjects:
             else:
                 _outages.pop(self._url, None)
                 return result
+            if found.kind in ("missing", "exists", "range"):  # an answer is an answer
+                _outages.pop(self._url, None)
             if settle is not None and (settled := settle(found)) is not None:
                 return settled
             if found.kind == "missing":

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from actlas.store.errors import HookpointError
 from actlas.store.lazy import LazyArray
+from actlas.store.plausible import check_codes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +72,7 @@ class Rows:
             name: column.read(start, stop) for name, column in self.columns.items()
         }
         for name, names in self.names.items():
+            check_codes(columns[name], names, f"rows/{name}", lowest=-1)
             columns[name] = pd.Categorical.from_codes(
                 columns[name].tolist(), categories=pd.Index(names, dtype=object)
             )

@@ -137,7 +137,7 @@ class Run:
         curves.write_csv(self.folder / "curve.csv", self.points)
         final = metrics.explained_variance, "held-out" if on.held_out else "training"
         curves.draw(self.folder / "curves.png", self.points, title, final)
-        np.save(self.folder / DENSITY_FILE, metrics.density)
+        np.save(self.folder / DENSITY_FILE, metrics.density, allow_pickle=False)
         _write_json(self.folder / METRICS_FILE, {**metrics.as_dict(), **self._about(on)})
         save_sae(sae, self.folder, self._metadata(store))
         _add_weights_hash(self.folder)

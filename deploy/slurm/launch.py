@@ -5,8 +5,8 @@ one too, gets a worker. Extraction begins as soon as one worker is there, and go
 that come. SIGTERM (Slurm's, before the time is up) drains it and requeues the job, SIGINT drains
 it and leaves it at that. Whether it is done is asked of ``actlas verify``.
 
-Environment: ACTLAS_HEAD_ALONE=1 (no worker on the first node), ACTLAS_WAIT_S (300: for the first
-worker), ACTLAS_DRAIN_S (150: then shards in flight are given up), ACTLAS_REQUEUES (10: after
+Environment: ACTLAS_HEAD_ALONE=1 (no worker on the first node), ACTLAS_WAIT_S (300: for head and
+first worker), ACTLAS_DRAIN_S (150: then shards in flight are given up), ACTLAS_REQUEUES (10: after
 faults; those after a signal are not counted), ACTLAS_VERIFY (``--full`` reads every byte),
 ACTLAS_HEAD_IP, ACTLAS_TMP (/tmp: of each node; keep it short, Ray's sockets lie below).
 """
@@ -95,8 +95,8 @@ class Launcher:
         self.logs.mkdir(exist_ok=True)
         code = 1
         try:
-            self.start_head()
             limit = time.monotonic() + float(os.environ.get("ACTLAS_WAIT_S", "300"))
+            self.start_head(limit)
             code = self.attend([sys.executable, "-c", JOINED, self.address], limit)
             if code == 0:
                 ray = ["--executor", "ray", "--address", self.address]
@@ -113,7 +113,7 @@ class Launcher:
             return subprocess.run(verify, check=False).returncode
         return self.requeue() if code == RESUME else code
 
-    def start_head(self) -> None:
+    def start_head(self, limit: float) -> None:
         """Start the head on free ports, again where somebody else was faster to take one."""
         for n in range(STARTS):
             port, other = free_port(), free_port()
@@ -124,6 +124,8 @@ class Launcher:
             while self.head.poll() is None and not self.stopping():
                 with suppress(OSError), socket.create_connection((self.ip, port), timeout=1):
                     return
+                if time.monotonic() > limit:
+                    raise RayDownError("the head of Ray does not answer")
                 time.sleep(0.2)
         raise RayDownError("the head of Ray does not start")
 
@@ -131,6 +133,7 @@ class Launcher:
         """Return the command of a Ray node: its own folder, and no fixed port but the head's."""
         folder = f"{self.temporary}-{name}"
         ports = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+        ports.append("--include-log-monitor=false")  # workers' outputs stay in Ray's own folder
         start = ["ray", "start", "--block", f"--temp-dir={folder}", OBJECT_STORE, *ports, *more]
         return ["sh", "-c", 'mkdir -m 700 "$0" && exec "$@" $ACTLAS_CPUS', folder, *start]
 
@@ -193,7 +196,7 @@ class Launcher:
                 time.sleep(0.5)
             return process.returncode
         finally:
-            end([process])
+            end([process], patience_s=20 if limit is None else 0)
 
     def stop_ray(self, keep_logs: bool) -> None:
         """End workers and head, and remove what they left, but for logs that explain a failure."""

@@ -163,8 +163,10 @@ def samples(
 
 def measure(folder: Path, data: Path, max_pairs: int | None = None) -> dict[str, Any]:
     """Measure the model in ``folder``, in float32; the result is ready for JSON."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     model.train(False)
     held_out = load_wikitext(data).held_out
     return {

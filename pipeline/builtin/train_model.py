@@ -233,7 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.resume:
         as_transformers(text_tokenizer(text, recipe.seed)).save_pretrained(export)
     fitted = Tokenizer.from_file(str(export / "tokenizer.json"))
-    trainer = Trainer(recipe, AutoTokenizer.from_pretrained(export), options.out)
+    tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=False)
+    trainer = Trainer(recipe, tokenizer, options.out)
     if options.resume:
         trainer.load()
     english = encode_documents(text.english, fitted)

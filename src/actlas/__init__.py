@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from actlas.analysis.sae.training import train_sae as train_sae
     from actlas.jobs.ablate import ablate as ablate
     from actlas.jobs.extract import extract as extract
+    from actlas.jobs.repair import repair as repair
     from actlas.jobs.sae_encode import encode_sae as encode_sae
     from actlas.jobs.sae_index import index_sae as index_sae
     from actlas.store.errors import ActlasError as ActlasError
     from actlas.store.store import Store as Store
     from actlas.store.store import open_store as open  # noqa: A004 - as gzip.open is: actlas.open
+    from actlas.store.verify import verify as verify
 
 register_with_zarr()
 
@@ -38,7 +40,9 @@ _LAZY = {
     "load_sae": ("actlas.analysis.sae.checkpoint", "load_sae"),
     "localize": ("actlas.analysis.localizer.localize", "localize"),
     "open": ("actlas.store.store", "open_store"),
+    "repair": ("actlas.jobs.repair", "repair"),
     "train_sae": ("actlas.analysis.sae.training", "train_sae"),
+    "verify": ("actlas.store.verify", "verify"),
 }
 
 __all__ = [
@@ -54,7 +58,9 @@ __all__ = [
     "load_sae",
     "localize",
     "open",
+    "repair",
     "train_sae",
+    "verify",
 ]
 
 

@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 from support.cluster import LocalCluster
 from support.crash import ram_folder
+from support.jobs import PATHS
 from support.processes import Driver, marked
 from support.scenes import Size, undisturbed
 
 from chaos.count import Oracle
 from chaos.record import Chaos, Record, Session, table
 from support.s3 import s3, s3_server  # noqa: F401 - fixtures
+
+os.environ["PYTHONPATH"] = PATHS  # for the processes that tests start
+os.environ["PYTHONSAFEPATH"] = "1"
 
 Oracles = Callable[[Size], Oracle]
 """Gives the undisturbed store of a size."""
@@ -83,6 +87,17 @@ def start(tmp_path: Path) -> Iterator[Start]:
         for pid in marked(driver.mark):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def start_on(cluster: LocalCluster, start: Start) -> Start:
+    """Start drivers on the cluster, as a user starts them."""
+
+    def begin(*arguments: str) -> Driver:
+        where = ["--executor=ray", f"--address={cluster.address}"]
+        return start(*arguments, *where, fresh=True, **cluster.environment)
+
+    return begin
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from support import life
 from support.crash import overwrite, ram_folder
 from support.damage import HOLDS_ROWS, KINDS, READ, by_kind, flipped, rows_of
-from support.oracle import contents, files
+from support.oracle import Snapshot, Tally, contents, files, tally
 
 from actlas.store import layout
 from actlas.store.derived import receipts_of
@@ -33,9 +34,27 @@ class Patient:
         self.path = path
         life.save_dictionary(path)
         life.live(path, compression=compression, dtype=PROFILES[compression])
-        self.files = files(path)
         self.contents = contents(path)
+        self.look()
+
+    def look(self) -> None:
+        """Note what lies there now: what is derived may have been made again."""
+        self.files = files(self.path)
         self.by_kind = by_kind(list(self.files))
+
+    def mend(self) -> tuple[list[tuple[str, int]], Tally]:
+        """Repair, go on, and return what was computed again, and what is still not as it was."""
+        made, attempted = life.mend(str(self.path))
+        assert made.exit_code == 0, made
+        life.go_on(str(self.path))
+        damages, others = self.verified(full=True)
+        assert not damages and not others
+        found = Snapshot(self.path)
+        assert found.broken_promises() == []
+        counted = tally(found.contents, self.contents)
+        assert found.contents == self.contents
+        self.look()
+        return attempted, counted
 
     def put(self, key: str, data: bytes | None) -> None:
         """Put bytes at a key; None removes it."""
@@ -66,7 +85,9 @@ def patient(request: pytest.FixtureRequest) -> Iterator[Patient]:
     with ram_folder() as ram, pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "CHUNK_BYTES", 256)
         patch.setattr(layout, "COLUMN_CHUNK_ROWS", 8)
-        yield Patient(ram / "run.zarr", request.param)
+        patient = Patient(ram / "run.zarr", request.param)
+        life.planned_again(patch, patient.path)
+        yield patient
 
 
 def test_a_flipped_bit_is_found_and_named(chaos: Any, patient: Patient) -> None:
@@ -92,6 +113,28 @@ def test_a_flipped_bit_is_found_and_named(chaos: Any, patient: Patient) -> None:
     damages, others = patient.verified(full=True)
     assert not damages and not others
     assert contents(patient.path) == patient.contents
+
+
+def test_a_flipped_bit_is_repaired(chaos: Any, patient: Patient) -> None:
+    """Only the shard that was hit is computed again, and all is as it was to the last byte."""
+    counted, n = Tally(), chaos.count(len(KINDS), 20 * len(KINDS))
+    for i in range(n):
+        kind = KINDS[i % len(KINDS)]
+        key = chaos.rng.choice(patient.by_kind[kind])
+        patient.put(key, flipped(patient.files[key], chaos.rng)[0])
+        attempted, after = patient.mend()
+        counted += after
+        assert attempted == shard_of(key), key
+    chaos.record("a flipped bit, repaired", n, **counted._asdict())
+
+
+def shard_of(key: str) -> list[tuple[str, int]]:
+    """Return the shards that must be computed again for a damaged file: one, or none."""
+    match = re.fullmatch(r"(rows|activations|statistics|pooled)/.*?/c/(\d+)[/0]*", key)
+    match = match or re.fullmatch(r"ledger/receipts/(extract|pooled)/(\d+)\.json", key)
+    if match is None:
+        return []
+    return [("pooled" if match[1] == "pooled" else "extract", int(match[2]))]
 
 
 def is_named(
@@ -125,8 +168,8 @@ def test_what_is_cut_emptied_or_gone_is_named_without_reading(
 ) -> None:
     """By the fast form of verify; and to read it raises, with never a fill value in its place."""
     n = chaos.count(20, 500) // len(PROFILES) + 1
-    unnamed, filled = [], []
-    for _ in range(n):
+    unnamed, filled, counted, n_repaired = [], [], Tally(), 0
+    for i in range(n):
         kind, key, data = hurt(patient, what, chaos.rng)
         patient.put(key, data)
         damages, others = patient.verified(full=False)
@@ -140,8 +183,15 @@ def test_what_is_cut_emptied_or_gone_is_named_without_reading(
             unnamed.append((key, [str(d) for d in damages], others))
         if kind in READ and not raises(patient, kind, key):
             filled.append(key)
-        patient.put(key, patient.files[key])
-    chaos.record(f"a file {what}", n, named=n - len(unnamed), filled=len(filled))
+        if i % chaos.count(4, 1) == 0:
+            attempted, after = patient.mend()
+            counted, n_repaired = counted + after, n_repaired + 1
+            undone = what == "missing" and key.startswith("ledger/receipts/")
+            assert attempted == ([] if undone else shard_of(key)), key
+        else:
+            patient.put(key, patient.files[key])
+    notes = {"named": n - len(unnamed), "read_as_fill": len(filled), "repaired": n_repaired}
+    chaos.record(f"a file {what}", n, **counted._asdict(), **notes)
     assert not unnamed, unnamed[0]
     assert not filled, filled[0]
     assert contents(patient.path) == patient.contents
@@ -184,13 +234,15 @@ def test_a_stray_file_is_named(chaos: Any, patient: Patient) -> None:
     folders = sorted({str(Path(key).parent) for key in patient.files})
     folders = [f for f in folders if not f.startswith(("ledger/lease", "ledger/logs"))]
     unnamed = []
-    for _ in range(n):
+    for i in range(n):
         folder = chaos.rng.choice([*folders, "activations/more", "features/made/tokens/x"])
         names = [".DS_Store", "900", "0.tmp", "00000099.json", "1.json", "zarr.json.bak", "²1.json"]
         name = f"{folder}/{chaos.rng.choice(names)}"
         patient.put(name, chaos.rng.randbytes(20))
         damages, _ = patient.verified(full=False)
-        (patient.path / name).unlink()
+        if i % chaos.count(4, 1) == 0:
+            assert patient.mend() == ([], Tally())
+        (patient.path / name).unlink(missing_ok=True)
         key = name.removeprefix("./")
         of_a_job = key.startswith("ledger/receipts/") and "a sealed record" in str(damages)
         stray = [d.key for d in damages] == [key] and "stray" in damages[0].what

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support.cluster import LocalCluster
 from support.processes import Driver, alive
-from support.scenes import MANY, planned
+from support.scenes import MANY, SOME, planned
 from support.workers import attempts
 
 from actlas.store.errors import EXIT_DONE
@@ -23,20 +22,18 @@ pytestmark = pytest.mark.chaos
 
 
 def test_workers_killed_at_random_times(
-    chaos: Chaos, cluster: LocalCluster, start: Start, oracles: Oracles, ground: Path
+    chaos: Chaos, start_on: Start, oracles: Oracles, ground: Path
 ) -> None:
     wanted, hits, rounds, rows, said = chaos.count(10, 200), 0, 0, NONE, []
+    size = SOME if chaos.form == "short" else MANY
     while hits < wanted:
         rounds += 1
-        store = planned(ground / f"round {rounds}", MANY, slow_s=0.05)
+        store = planned(ground / f"round {rounds}", size, slow_s=0.05)
         # The budget is not what is tried here: by chance one shard may be hit many times.
-        options = ["--executor", "ray", "--workers", "3", "--max-process-deaths", "100"]
-        driver = start(
-            store.path, *options, "--address", cluster.address, fresh=True, **cluster.environment
-        )
+        driver = start_on(store.path, "--workers=3", "--max-process-deaths=100")
         hits += kill_workers(driver, Path(store.path).parent, chaos.rng, wanted - hits)
         assert driver.wait() == EXIT_DONE, driver.said()
-        rows += oracles(MANY).count(store.path)
+        rows += oracles(size).count(store.path)
         said += complaints(store.path)
     chaos.record("worker SIGKILL at a random time", hits, **rows._asdict(), runs=rounds)
     assert rows == NONE

@@ -7,6 +7,7 @@ workers; Ray is Ray.
 from __future__ import annotations
 
 import os
+import runpy
 import shlex
 import signal
 import subprocess
@@ -129,7 +130,7 @@ def test_drain_requeue_and_resume_with_a_node_lost(slurm: Launch, tmp_path: Path
     done_before = set(store.done())
     n_attempts = len(attempted(tmp_path))
     plant(tmp_path)
-    launcher = slurm(*arguments, SLURM_RESTART_COUNT="1")
+    launcher = slurm(*arguments, SLURM_RESTART_COUNT="1", SLURM_JOB_NODELIST="n3")
     out, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == EXIT_DONE, out
     assert "whole: sizes, metadata and receipts of" in out
@@ -153,7 +154,7 @@ def test_workers_that_never_join_are_noticed(slurm: Launch, tmp_path: Path) -> N
     code = (
         "import socket, sys, time\n"
         "port = next(a for a in sys.argv if a.startswith('--port=')).partition('=')[2]\n"
-        "socket.create_server(('127.0.0.1', int(port))); time.sleep(60)\n"
+        "server = socket.create_server(('127.0.0.1', int(port))); time.sleep(60)\n"
     )
     script(tmp_path / "bin" / "ray", f"#!/bin/sh\n{listen} <<'END'\n{code}END\nesac\n")
     launcher = slurm("nowhere.zarr", ACTLAS_WAIT_S="3")
@@ -162,14 +163,30 @@ def test_workers_that_never_join_are_noticed(slurm: Launch, tmp_path: Path) -> N
     assert "no worker of Ray has joined in time" in out
 
 
-def test_a_run_that_fails_is_not_started_again_for_ever(slurm: Launch, tmp_path: Path) -> None:
-    store = fake_store(tmp_path)
-    plant(tmp_path, {0: ["disk"] * 9})
-    launcher = slurm(store.path, SLURM_RESTART_COUNT="10")
-    out, _ = launcher.communicate(timeout=120)
-    assert launcher.returncode == EXIT_RESUME, out
-    assert "started again 10 times already" in out
-    assert "scontrol requeue" not in (tmp_path / "calls.txt").read_text()
+@pytest.mark.parametrize(
+    ("number", "n_before", "requeued"),
+    [
+        (signal.SIGTERM, "0", True),
+        (signal.SIGTERM, "1000", True),
+        (signal.SIGINT, "0", False),
+        (None, "9", True),
+        (None, "10", False),
+    ],
+)
+def test_when_a_job_is_requeued(
+    number: int | None, n_before: str, requeued: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """After Slurm's signal always; after a person's never; after faults ten times."""
+    script(tmp_path / "scontrol", SCONTROL.format(calls=tmp_path / "calls.txt"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, value in {"JOB_ID": "7", "JOB_NODELIST": "n1", "RESTART_COUNT": n_before}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")  # put back as it was, by the test's end
+    monkeypatch.setenv("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", ""))
+    launcher = runpy.run_path(str(FOLDER / "launch.py"))["Launcher"]("run.zarr", [])
+    launcher.signalled = number
+    assert launcher.requeue() == EXIT_RESUME
+    assert ("scontrol requeue 7" in (tmp_path / "calls.txt").read_text()) is requeued
 
 
 def test_the_batch_script(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from actlas.store import layout, lease
 from actlas.store.commit import commit_shard
 from actlas.store.commit_pooled import commit_pooled
 from actlas.store.create import create
-from actlas.store.receipts import POOLED
+from actlas.store.receipts import EXTRACT, POOLED
+from actlas.store.repair import repair_pooled, repair_shard
+from actlas.store.schema import Receipt
 from actlas.store.store import Store, open_store
 from support.stores import Columns, plan_for, truth, words_columns
 
@@ -56,6 +58,7 @@ def plan_store(path: str, attempt: str, **changes: Any) -> Store:
         "pools": ("mean",),
         "keep_special": True,
         "with_loss": True,
+        "request": {"model": "made-up", "corpus": "made-up"},
     }
     return create(path, plan_for(columns, **fields | changes), columns)
 
@@ -226,3 +229,70 @@ def live(path: Path, **changes: Any) -> Store:
         for do in (*between, step):
             do(str(path), "first")
     return open_store(path)
+
+
+class Mender:
+    """Computes shards again, with bits of its own, and notes which."""
+
+    def __init__(self, path: str, noise: int, attempted: list[tuple[str, int]], job: str) -> None:
+        self.store, self.noise = open_store(path), noise
+        self.attempted, self.job = attempted, job
+
+    def extract(self, shard: int, *, attempt: str) -> Receipt:
+        """Repair a shard."""
+        self.attempted.append((self.job, shard))
+        if self.job == POOLED:
+            rows = pooled_rows(self.store, shard, self.noise)
+            return repair_pooled(self.store, shard, rows, attempt=attempt)
+        dense, loss = shard_rows(self.store, shard, self.noise)
+        return repair_shard(self.store, shard, dense, attempt=attempt, loss=loss)
+
+    def bare_forward_rate(self, shard: int = 0) -> None:
+        """Return None: there is no model."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def mend(path: str, noise: int = 0) -> tuple[Any, list[tuple[str, int]]]:
+    """Repair a store; return what it came to, and the shards that were computed again.
+
+    Its documents come from :func:`documents` once more: see :func:`planned_again`.
+    """
+    from actlas.jobs.repair import repair_at
+
+    attempted: list[tuple[str, int]] = []
+
+    def opener(job: str) -> Any:
+        return lambda store, run: Mender(store, noise, attempted, job)
+
+    made = repair_at(
+        path,
+        RunOptions.model_validate({"executor": "inline"}),
+        remove_strays=True,
+        make_mender=opener(EXTRACT),
+        make_pool_mender=opener(POOLED),
+    )
+    return made, attempted
+
+
+def planned_again(patch: Any, path: Path) -> None:
+    """Let a repair plan once more from the made-up documents, as it does from a corpus."""
+    plan = open_store(path).plan
+    changes = {"compression": plan.compression, "dtype": plan.dtype}
+
+    def make_plan(again: Path, options: Any) -> Store:
+        return plan_store(str(again), "again", **changes)
+
+    patch.setattr("actlas.pipeline.plan.make_plan", make_plan)
+
+
+def go_on(path: str) -> None:
+    """Do all that is missing: what a user does after a repair."""
+    commit_all(path, "after")
+    pool_all(path, "after")
+    encode_one(path, "after")
+    encode_all(path, "after")
+    finish_codes(path, "after")
+    index_codes(path, "after")
+    gather(path, "after")

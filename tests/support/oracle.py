@@ -19,7 +19,16 @@ from numcodecs.blosc import Blosc
 _MARK = re.compile(r"(?<=[0-9a-z.])-[0-9a-f]{12}(?=[/\"])")
 _NOT_CONTENT = ("ledger/lease/", "ledger/logs/", "ledger/quarantine/")
 _RECORDS = ("ledger/plan", "ledger/receipts/", "ledger/repairs/", "ledger/features/")
-_OF_ITS_OWN = ("created_unix_s", "host", "attempt", "versions", "run", "inputs", "plan_sha256")
+_OF_ITS_OWN = (
+    "created_unix_s",
+    "host",
+    "attempt",
+    "versions",
+    "run",
+    "inputs",
+    "plan_sha256",
+    "sae_path",
+)
 """What two runs that did the same may differ in."""
 
 

@@ -17,7 +17,8 @@ from support.jobs import PATHS, ROOT
 
 MARK = "ACTLAS_TEST_MARK"
 """In the environment of a driver and of every process that it starts, Ray's among them."""
-_LOADED = ("support.drive", "support.workers", "actlas.jobs.extract", "actlas.jobs.inline")
+LOADED = ("support.drive", "support.frozen", "actlas.jobs.extract", "actlas.jobs.inline")
+"""What processes are forked from has loaded these."""
 
 
 class Driver:
@@ -61,7 +62,7 @@ class Driver:
                 )
         else:
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(list(_LOADED))
+            context.set_forkserver_preload(list(LOADED))
             self._process = context.Process(
                 target=_drive,
                 args=(arguments, environment, str(self._out), str(self._err)),

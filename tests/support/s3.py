@@ -50,8 +50,8 @@ def often(share: float, seed: int, kinds: tuple[str, ...] = FAULTS) -> Plan:
 
     def plan(request: Request) -> str | None:
         with lock:
-            fits = [k for k in kinds if _fits(k, request.method)]
-            return rng.choice(fits) if fits and rng.random() < share else None
+            fitting = [k for k in kinds if fits(k, request.method)]
+            return rng.choice(fitting) if fitting and rng.random() < share else None
 
     return plan
 
@@ -94,7 +94,8 @@ def tell_size(url: str, out: Any) -> None:
         out.put(f"RuntimeError {error}")
 
 
-def _fits(kind: str, method: str) -> bool:
+def fits(kind: str, method: str) -> bool:
+    """Whether a kind of fault makes sense for a method."""
     if kind == "truncate":
         return method == "GET"
     if kind in ("lose", "lose-500", "409"):
@@ -319,6 +320,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         if fault in ANSWERS and fault != "lose-500":
             return self._refuse(*ANSWERS[fault])
+        if fault == "ignore":  # as servers do that do not know the header
+            del self.headers["If-None-Match"]
         if self.command == "PUT":
             with self.server.turn(self.path):
                 answer, data = self._forward(body)

@@ -22,6 +22,10 @@ class Size(NamedTuple):
 
 SMALL = Size(40, 64)
 """Twelve shards."""
+FEW = Size(40, 16)
+"""Some fifty shards."""
+SOME = Size(100, 16)
+"""Some hundred shards."""
 MANY = Size(300, 16)
 """Some three hundred shards."""
 

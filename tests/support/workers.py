@@ -85,10 +85,30 @@ def suffer(what: str, shard: int) -> None:
         time.sleep(60)
     if what == "memory":
         run_out_of_memory()
+    if what.startswith("freeze "):
+        freeze_at(int(what.split()[1]))
     if what == "disk":
         raise RunFaultError("the disk is full")
     if what == "oserror":
         raise OSError(28, "No space left on device")
+
+
+def freeze_at(nth: int) -> None:
+    """Stop this process before its nth file gets its final name; SIGCONT wakes it."""
+    n_calls = 0
+
+    def counting(real: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal n_calls
+            n_calls += 1
+            if n_calls == nth:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return real(*arguments, **named)
+
+        return call
+
+    for name in ("link", "replace"):
+        setattr(os, name, counting(getattr(os, name)))
 
 
 def run_out_of_memory() -> None:

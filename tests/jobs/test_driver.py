@@ -1,0 +1,287 @@
+"""The driver on an imagined cluster, in imagined time: whatever befalls it, nothing is lost.
+
+The imagined cluster refuses a third shard for a worker, and company for a shard that failed; and
+``play`` ends with a check that each shard was done exactly once or is in quarantine, with its
+budget used up exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray import exceptions as ray_errors
+from support.simulated import simulated
+
+from actlas.jobs.deadlines import Clocks, Median
+from actlas.jobs.pending import Pending
+from actlas.jobs.ray_executor import kind_of
+from actlas.pipeline.options import RunOptions
+from actlas.store.errors import ActlasError
+
+play: Callable[[Any], Any] = simulated.play
+scene: Callable[..., Any] = simulated.Scene
+
+EXAMPLES = 3_000 if os.environ.get("ACTLAS_CHAOS") == "long" else 60
+
+FATES = st.lists(st.sampled_from(["raise", "die", "hang"]), min_size=1, max_size=8)
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> Any:
+    n = draw(st.integers(1, 60))
+    shards = st.integers(0, n - 1)
+    return scene(
+        n_shards=n,
+        n_machines=draw(st.integers(0, 4)),
+        places=draw(st.integers(1, 3)),
+        workers=draw(st.just("auto") | st.integers(1, 8)),
+        write_s=draw(st.sampled_from([0.0, 20.0, 90.0])),
+        load_s=20.0,
+        suffering=draw(st.dictionaries(shards, FATES, max_size=6)),
+        follows=draw(st.frozensets(shards, max_size=n)),
+        deaths_per_s=draw(st.sampled_from([0.0, 1 / 400])),
+        losses_per_s=draw(st.sampled_from([0.0, 1 / 500])),
+        joins_after_s=draw(st.sampled_from([10.0, 400.0])),
+        late_machines=(100.0,),
+        bad_starts=draw(st.dictionaries(st.integers(0, 9), st.sampled_from(["die"]), max_size=3)),
+        until_s=4000.0,
+        seed=draw(st.integers(0, 2**32)),
+    )
+
+
+def budget_is_used_up(fates: list[str], run: RunOptions) -> bool:
+    """By its own faults alone, whatever else happens to it."""
+    n_task = sum(fate in ("raise", "hang") for fate in fates)
+    return n_task >= run.max_task_faults or fates.count("die") >= run.max_process_deaths
+
+
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+@given(scenes())
+def test_nothing_is_lost_or_doubled(imagined: Any) -> None:
+    world = play(imagined)
+    poison = {
+        shard
+        for shard, fates in imagined.suffering.items()
+        if budget_is_used_up(fates, RunOptions())
+    }
+    assert poison <= world.quarantined
+    quiet = not (imagined.deaths_per_s or imagined.losses_per_s)
+    if quiet:
+        assert world.quarantined == poison
+        n_own = sum(len(fates) for fates in imagined.suffering.values())
+        neighbours = sum(fates.count("die") for fates in imagined.suffering.values())
+        n_faults = sum(sum(faults.values()) for faults in world.faults.values())
+        assert n_faults <= n_own + neighbours
+
+
+def test_an_innocent_neighbour_pays_once() -> None:
+    """One worker, and the second shard kills it each time: its company is charged once."""
+    world = play(scene(12, 1, 1, suffering={3: ["die"] * 9}, spread=0.0))
+    assert world.quarantined == {3}
+    assert {shard: dict(f) for shard, f in world.faults.items()} == {
+        3: {"process": 6},
+        4: {"process": 1},
+    }
+
+
+def test_a_neighbours_work_is_on_nobodys_clock() -> None:
+    """Each takes 140 s and may take 150; the second is given out 140 s before it is begun."""
+    calm = {"spread": 0.0, "compute_s": 130.0, "write_s": 10.0, "run": {"deadline_floor_s": 150}}
+    world = play(scene(9, 1, 1, **calm))
+    assert world.faults == {}
+    assert world.most == 2
+
+
+@pytest.mark.parametrize("hanging", [0, 1, 7])
+def test_every_shard_has_a_deadline(hanging: int) -> None:
+    """First, second or last in its lane; the others are not charged, and soon all is done."""
+    calm = {"spread": 0.0, "compute_s": 10.0, "write_s": 5.0, "run": {"deadline_floor_s": 150}}
+    world = play(scene(8, 1, 1, suffering={hanging: ["hang"]}, load_s=10.0, **calm))
+    assert {s: dict(f) for s, f in world.faults.items()} == {hanging: {"task": 1}}
+    assert world.now < 8 * 15 + 150 + 15 + 2 * 10 + 5
+
+
+def test_the_deadline_follows_the_median() -> None:
+    slow = {"spread": 0.0, "compute_s": 100.0, "write_s": 0.0, "run": {"deadline_floor_s": 101}}
+    world = play(scene(30, 1, 1, suffering={20: ["hang"]}, **slow))
+    assert world.faults[20] == {"task": 1}
+    assert world.now > 29 * 100 + 10 * 100, "ten times the median, not the floor"
+
+
+def test_loading_has_a_limit_and_waiting_has_none() -> None:
+    """Two machines of one place for five workers: three wait for hours and are charged nothing."""
+    hours = {"compute_s": 1000.0, "spread": 0.0, "run": {"deadline_floor_s": 3000}}
+    world = play(scene(12, 2, 1, workers=5, **hours))
+    assert world.start_faults == {}
+    assert world.n_started == 5
+    world = play(scene(4, 1, 1, workers=1, bad_starts={0: "hang"}, load_s=10.0))
+    assert world.start_faults == {"task": 1}
+    assert 1800 < world.now < 2200
+
+
+def test_workers_that_never_start_end_the_run() -> None:
+    bad = dict.fromkeys(range(99), "raise")
+    with pytest.raises(ActlasError, match=r"failed to start 3 times in a row.*no model"):
+        play(scene(4, 1, 1, bad_starts=bad))
+    with pytest.raises(ActlasError, match="failed to start 6 times in a row"):
+        play(scene(4, 1, 1, bad_starts=dict.fromkeys(range(99), "die")))
+
+
+def test_a_good_start_forgives_bad_ones() -> None:
+    """Five that die, one that loads and dies at its first shard, and five more that die."""
+    bad = dict.fromkeys([*range(5), *range(6, 11)], "die")
+    world = play(scene(4, 1, 1, bad_starts=bad, suffering={0: ["die"]}))
+    assert world.start_faults == {"process": 10}
+
+
+def test_a_machine_that_is_lost_while_all_load_ends_nothing() -> None:
+    world = play(scene(100, 2, 30, load_s=100.0, leaving=(10.0, 15.0, 20.0, 25.0)))
+    assert world.start_faults["node"] > 20
+
+
+def test_auto_grows_with_the_cluster() -> None:
+    slow = scene(200, 1, 2, spread=0.0)
+    grown = scene(200, 1, 2, spread=0.0, late_machines=(100.0, 100.0, 100.0))
+    alone, joined = play(slow), play(grown)
+    assert alone.n_started == 2
+    assert joined.n_started == 8
+    assert joined.now < 0.4 * alone.now
+
+
+def test_auto_takes_back_those_for_whom_there_is_no_place() -> None:
+    """A machine of two places goes for good: two workers wait, then no longer."""
+    world = play(scene(60, 2, 2, spread=0.0, leaving=(400.0,), joins_after_s=1e9))
+    assert world.n_lost == 1
+    assert world.n_started - 4 <= 2, "no more than the lost ones were tried again"
+    before_the_end = [state for when, _, state in world.states if when < world.now - 100]
+    started, gone = before_the_end.count("waiting"), before_the_end.count("gone")
+    assert started - gone == 2
+
+
+def test_a_number_of_workers_waits_for_places() -> None:
+    world = play(scene(40, 1, 2, workers=6, spread=0.0, late_machines=(200.0, 200.0)))
+    assert world.n_started == 6
+    assert world.faults == {}
+
+
+@pytest.mark.parametrize("workers", ["auto", 3])
+def test_a_cluster_without_room_is_waited_for(workers: str | int) -> None:
+    world = play(scene(20, 0, 2, workers=workers, late_machines=(500.0,)))
+    assert [text for text in world.said if "no machine of the cluster has room" in text]
+    assert len(world.said) == 1
+
+
+def test_neighbours_go_to_one_worker() -> None:
+    """Four chains of ten shards and four workers: each does one chain, in its order."""
+    chains = [range(10 * i, 10 * i + 10) for i in range(4)]
+    follows = frozenset(shard for chain in chains for shard in chain[1:])
+    world = play(scene(40, 1, 4, follows=follows))
+    assert sorted(world.by_worker.values()) == [list(chain) for chain in chains]
+    world = play(scene(40, 1, 4))
+    assert sorted(world.by_worker.values()) != [list(chain) for chain in chains]
+
+
+def test_nobody_is_idle_for_a_neighbours_sake() -> None:
+    """One chain for eight workers: they share it, as fast as if it were none."""
+    fast = {"spread": 0.0, "write_s": 0.0}
+    apart = play(scene(160, 1, 8, **fast))
+    chain = play(scene(160, 1, 8, follows=frozenset(range(160)), **fast))
+    assert chain.now == pytest.approx(apart.now)
+    handed_on = sum(
+        b == a + 1 for shards in chain.by_worker.values() for a, b in itertools.pairwise(shards)
+    )
+    assert handed_on >= 160 - 4 * 8
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.data())
+def test_pending_gives_each_shard_once(data: st.DataObject) -> None:
+    n = data.draw(st.integers(0, 40))
+    shards = [shard for shard in range(n) if data.draw(st.booleans())]
+    follows = data.draw(st.frozensets(st.integers(0, 40)))
+    pending = Pending(shards, follows)
+    left, given_to = set(shards), dict[int, list[int]]()
+    while left:
+        assert len(pending) == len(left)
+        worker = data.draw(st.integers(0, 3))
+        what = data.draw(st.sampled_from(["take", "take", "take", "leave", "lose"]))
+        if what == "take":
+            shard = pending.take(worker)
+            left.remove(shard)
+            given_to.setdefault(worker, []).append(shard)
+            continue
+        pending.leave(worker)
+        if what == "lose" and given_to.get(worker):
+            back = given_to.pop(worker)[-2:]
+            pending.give_back(back)
+            left.update(back)
+    assert not pending
+    with pytest.raises(IndexError):
+        pending.take(0)
+
+
+def test_the_run_of_one_who_left_comes_next() -> None:
+    pending = Pending(range(9), follows={1, 2, 4, 5, 7, 8})
+    assert [pending.take(0), pending.take(0)] == [0, 1]
+    pending.leave(0)
+    pending.give_back([0, 1])
+    assert [pending.take(worker) for worker in (1, 2, 3, 4)] == [0, 1, 2, 3]
+
+
+def test_the_median_is_the_median() -> None:
+    rng, median, seen = random.Random(1), Median(), []
+    for _ in range(300):
+        number = rng.choice([rng.random(), 0.5])
+        seen.append(number)
+        median.add(number)
+        assert median.value() == statistics.median(seen)
+
+
+def test_clocks() -> None:
+    clocks = Clocks()
+    assert clocks.over(1.0, 99.0) is None
+    for key, now in ((1, 0.0), (2, 1.0), (1, 5.0)):
+        clocks.start(key, now)
+    assert clocks.over(4.0, 5.0) is None
+    assert clocks.over(4.0, 5.5) == (2, 4.5)
+    assert clocks.left(4.0, 2.0) == 3.0
+    clocks.stop(2)
+    clocks.stop(2)
+    assert clocks.over(4.0, 9.5) == (1, 4.5)
+
+
+@pytest.mark.parametrize("lost_machine", [False, True])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ray_errors.ActorDiedError(), "process"),
+        (ray_errors.ActorUnavailableError("no answer", None), "node"),
+        (ray_errors.RayActorError(preempted=True), "node"),
+        (ray_errors.OutOfMemoryError("killed"), "process"),
+        (ray_errors.WorkerCrashedError(), "process"),
+        (ray_errors.NodeDiedError("gone"), "node"),
+    ],
+)
+def test_what_rays_errors_mean(error: Exception, kind: str, lost_machine: bool) -> None:
+    assert kind_of(error, lost_machine=lost_machine) == ("node" if lost_machine else kind)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ray_errors.RaySystemError("the head is gone"),
+        ray_errors.LocalRayletDiedError(),
+        ray_errors.OwnerDiedError("00", "", ""),
+    ],
+)
+def test_what_is_rays_own_fault(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        kind_of(error, lost_machine=False)

@@ -1,0 +1,65 @@
+"""One attempt at a shard in a process of its own, which stops in the middle of writing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import uuid
+from collections.abc import Iterable
+from multiprocessing.process import BaseProcess
+
+from typing_extensions import Buffer
+
+from actlas.jobs.executors import Done
+from actlas.jobs.hand import Hand
+from actlas.pipeline.options import RunOptions
+from actlas.store.objects import LocalObjects
+from support.processes import LOADED
+from support.workers import freeze_at, make_fake
+
+
+def attempt(path: str, shard: int, *, stop_at: int = 0, overwrite: bool = False) -> BaseProcess:
+    """Start an attempt at a shard; it exits with 0 where it came to a receipt, its own or another.
+
+    Parameters
+    ----------
+    path : str
+        Of the store.
+    shard : int
+        Which shard.
+    stop_at : int
+        It stops before its file of this number, from 1, gets its final name; never where 0.
+    overwrite : bool
+        The control: arrays are written plainly, over what is there. Receipts are still created.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(LOADED))
+    process = context.Process(target=_attempt, args=(path, shard, stop_at, overwrite), daemon=True)
+    process.start()
+    return process
+
+
+def _attempt(path: str, shard: int, stop_at: int, overwrite: bool) -> None:
+    if overwrite:
+        LocalObjects.create = _overwriting  # type: ignore[method-assign]
+    hand = Hand(make_fake(path, RunOptions()), "worker", path)
+    if stop_at:
+        freeze_at(stop_at)
+    if not isinstance(hand.attempt(shard), Done):
+        raise SystemExit(1)
+
+
+_create = LocalObjects.create
+
+
+def _overwriting(self: LocalObjects, key: str, parts: Iterable[Buffer]) -> bool:
+    if key.startswith("ledger/"):
+        return _create(self, key, parts)
+    final = self.path(key)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f"{final.name}.{uuid.uuid4().hex}.part")
+    with temporary.open("wb") as file:
+        for part in parts:
+            file.write(part)
+    os.replace(temporary, final)  # noqa: PTH105 - the call that is counted
+    return True
