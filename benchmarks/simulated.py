@@ -110,6 +110,7 @@ class World:
         self.spent_s = 0.0
         """Real seconds spent in here, not in the driver."""
         self.done: Counter[int] = Counter()
+        self.done_at: list[float] = []
         self.sent: Counter[int] = Counter()
         self.faults: dict[int, Counter[FaultKind]] = {}
         self.start_faults: Counter[FaultKind] = Counter()
@@ -237,6 +238,7 @@ class World:
     def finished(self, done: Done) -> None:
         """Count a shard's end."""
         self.done[done.shard] += 1
+        self.done_at.append(self.now)
 
     def fault(self, fault: Fault, quarantined: bool) -> None:
         """Count a fault."""

@@ -15,6 +15,7 @@ import click
 from actlas.jobs.flags import debug_option
 from actlas.jobs.formatting import printable
 from actlas.store.errors import EXIT_DONE, EXIT_ERROR, EXIT_RESUME, ActlasError
+from actlas.store.redact import redacted
 
 VERBS: Mapping[str, str] = {
     "hookpoints": "The places of a model that can be stored, and how wide they are.",
@@ -79,10 +80,11 @@ def _plain(error: OSError) -> ActlasError:
 
 def _tell(error: ActlasError, meta: Mapping[str, Any], cause: Exception | None = None) -> None:
     if meta.get("actlas.debug"):
-        traceback.print_exception(cause or error)
-    line = printable(str(error))  # it may hold names that came from a stranger's file
+        told = "".join(traceback.format_exception(cause or error))
+        click.echo(redacted(told), err=True, nl=False)
+    line = printable(redacted(str(error)))  # it may hold names that came from a stranger's file
     if meta.get("actlas.json"):
-        click.echo(json.dumps({"error": {"kind": error.kind, "message": error.message}}))
+        click.echo(json.dumps({"error": {"kind": error.kind, "message": redacted(error.message)}}))
         click.echo(f"error ({error.kind}): {line}", err=True)
     else:
         click.echo(f"error: {line}", err=True)

@@ -27,6 +27,7 @@ from actlas.store.errors import (
     run_fault,
 )
 from actlas.store.objects import Objects
+from actlas.store.redact import redacted
 
 FaultKind = Literal["task", "process", "node"]
 
@@ -89,8 +90,8 @@ def fault_of(error: Exception, shard: int | None, worker: str, where: str) -> Fa
         stops = run_fault(error, str(error.filename or where))
     elif shard is None and isinstance(error, ActlasError):
         stops = error
-    text = f"{type(error).__name__}: {error}"
-    return Fault(shard, "task", text, traceback.format_exc(), worker, stops)
+    text = redacted(f"{type(error).__name__}: {error}")
+    return Fault(shard, "task", text, redacted(traceback.format_exc()), worker, stops)
 
 
 class Ledger:

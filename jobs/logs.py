@@ -11,6 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from actlas.store.inside import Inside
+from actlas.store.objects import is_url
+from actlas.store.redact import redacted
+
 LOGGER = logging.getLogger("actlas")
 FOLDER = "ledger/logs"
 
@@ -33,7 +37,7 @@ class JsonLines(logging.Formatter):
         body |= {k: v for k, v in vars(record).items() if k not in self._own and k[0] != "_"}
         if record.exc_info:
             body["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(body, ensure_ascii=False, default=str)
+        return redacted(json.dumps(body, ensure_ascii=False, default=str))
 
 
 class _File(logging.FileHandler):
@@ -60,7 +64,10 @@ class _File(logging.FileHandler):
 
 def start(store_path: str, role: str) -> logging.Handler:
     """Log to a new file of this process in a store's folder, until :func:`end`."""
-    folder = Path(store_path) / FOLDER
+    if is_url(store_path):
+        return logging.NullHandler()
+    root = Path(store_path).absolute()
+    folder = Inside(root).folder(root / FOLDER)
     handler: logging.Handler
     try:
         folder.mkdir(parents=True, exist_ok=True)

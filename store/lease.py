@@ -5,6 +5,10 @@ holds, until ``…3.released`` says that it ended or its holder is found dead: a
 holder's process is gone from this very boot of this host, otherwise when its counter
 (``…3.beat``) has stood still for 60 s by the newcomer's own clock. A lease is fencing for drivers
 only; what protects the rows is that shards are created once.
+
+A beat also says how the run stands, for those who look on from elsewhere::
+
+    {"count": 17, "run": {"n_rows_done": 65536, ...}}
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from actlas.store.errors import CorruptDataError, LeaseHeldError
 from actlas.store.objects import Objects
@@ -26,17 +30,34 @@ from actlas.store.objects import Objects
 FOLDER = "ledger/lease"
 STANDSTILL_S = 60.0
 BEAT_S = 5.0
+MAX_BEAT_BYTES = 64 << 10
+"""A beat that would be larger says nothing of the run, and of one that is, nothing is read."""
 
 _HELD_HERE: set[tuple[str, int]] = set()
 """Leases of this process (url, number): one whose release failed is not held by us for ever."""
 
 
+Tell = Callable[[], dict[str, Any]]
+"""Returns how the run stands, as plain values for JSON; called from the thread that beats."""
+
+
+class Beat(NamedTuple):
+    """What a holder said last: how often it has beaten, and how its run stands.
+
+    Whoever wrote the store may have written anything in ``run``.
+    """
+
+    count: int
+    run: dict[str, Any]
+
+
 class Lease:
     """A held lease. Its thread beats until :meth:`release`."""
 
-    def __init__(self, objects: Objects, number: int, beat_s: float) -> None:
+    def __init__(self, objects: Objects, number: int, beat_s: float, tell: Tell = dict) -> None:
         self.objects = objects
         self.number = number
+        self._tell = tell
         self.lost = threading.Event()
         self._stop = threading.Event()
         self._beat_s = beat_s
@@ -52,11 +73,22 @@ class Lease:
                 if highest(self.objects) != self.number:
                     self.lost.set()
                     return
-                self.objects.replace(_key(self.number, "beat"), str(count).encode())
+                self.objects.replace(_key(self.number, "beat"), self._words(count))
             except OSError:
                 # A beat that cannot be written is a beat missed: the run itself will meet the
                 # same fault and say so.
                 continue
+
+    def _words(self, count: int) -> bytes:
+        """Return a beat. What cannot be told of the run does not keep the lease from beating."""
+        try:
+            run = self._tell()
+            words = json.dumps({"count": count, "run": run}, allow_nan=False).encode()
+        except Exception as error:  # noqa: BLE001 - it is told to who looks on; the lease goes on
+            words = json.dumps({"count": count, "run": {"error": type(error).__name__}}).encode()
+        if len(words) > MAX_BEAT_BYTES:
+            return json.dumps({"count": count, "run": {"error": "too large"}}).encode()
+        return words
 
     def release(self) -> None:
         """Stop beating and let the next driver in at once."""
@@ -73,6 +105,7 @@ def hold(
     say: Callable[[str], None] = lambda _: None,
     standstill_s: float = STANDSTILL_S,
     beat_s: float = BEAT_S,
+    tell: Tell = dict,
 ) -> Iterator[Lease]:
     """Hold a store's lease, or say who does.
 
@@ -86,13 +119,15 @@ def hold(
         How long a holder's counter must stand still before it counts as dead.
     beat_s : float
         Between two beats of our own.
+    tell : callable
+        Returns how the run stands, to go with each beat.
 
     Raises
     ------
     LeaseHeldError
         Another driver is alive.
     """
-    lease = _acquire(objects, say, standstill_s, beat_s)
+    lease = _acquire(objects, say, standstill_s, beat_s, tell)
     try:
         yield lease
     except BaseException:
@@ -118,20 +153,48 @@ def holder(objects: Objects) -> dict[str, Any] | None:
     return None if _dead_here(objects, number, who) else who
 
 
+def last_beat(objects: Objects) -> Beat | None:
+    """Return the newest lease's last beat, or None where there is none that can be read.
+
+    Earlier versions wrote the count alone.
+    """
+    try:
+        raw = objects.read(_key(highest(objects), "beat"), 0, MAX_BEAT_BYTES + 1)
+        body = json.loads(raw) if len(raw) <= MAX_BEAT_BYTES else None
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    if isinstance(body, int):
+        return Beat(body, {})
+    if not isinstance(body, dict) or not isinstance(body.get("count"), int):
+        return None
+    run = body.get("run")
+    return Beat(body["count"], run if isinstance(run, dict) else {})
+
+
+def beside_us(who: dict[str, Any]) -> bool:
+    """Whether a holder's process numbers are ours: whether it lives is then seen at once."""
+    same = {"host": socket.gethostname(), "boot": _boot(), "pid_namespace": _pid_namespace()}
+    return all(who.get(key) == value for key, value in same.items()) and _boot() is not None
+
+
 def _acquire(
-    objects: Objects, say: Callable[[str], None], standstill_s: float, beat_s: float
+    objects: Objects,
+    say: Callable[[str], None],
+    standstill_s: float,
+    beat_s: float,
+    tell: Tell = dict,
 ) -> Lease:
     number = highest(objects)
     if number and objects.size(_key(number, "released")) is None:
         who = _read(objects, number)
         if not _dead_here(objects, number, who):
-            if _beside_us(who):
+            if beside_us(who):
                 raise _held(objects, who)
             _wait_for_standstill(objects, number, who, say, standstill_s)
     me = {**_me(), "nonce": uuid.uuid4().hex}
     if not objects.create(_key(number + 1, "json"), [json.dumps(me).encode()]):
         raise _held(objects, _read(objects, number + 1))
-    return Lease(objects, number + 1, beat_s)
+    return Lease(objects, number + 1, beat_s, tell)
 
 
 def _wait_for_standstill(
@@ -221,17 +284,13 @@ def _process_start(pid: int) -> str | None:
     return stat.rpartition(")")[2].split()[19]
 
 
-def _beside_us(who: dict[str, Any]) -> bool:
-    """Whether the holder's process numbers are ours: whether it lives is then seen at once."""
-    same = {"host": socket.gethostname(), "boot": _boot(), "pid_namespace": _pid_namespace()}
-    return all(who.get(key) == value for key, value in same.items()) and _boot() is not None
-
-
 def _dead_here(objects: Objects, number: int, who: dict[str, Any]) -> bool:
     """Whether the holder was a process of this boot of this host and is gone, or done with it."""
-    if not _beside_us(who):
+    if not beside_us(who):
         return False
-    pid = int(who.get("pid", 0))
+    pid = who.get("pid")
+    if not isinstance(pid, int):
+        return True
     started = _process_start(pid)
     if started is None or started != who.get("process_start") or _zombie(pid):
         return True

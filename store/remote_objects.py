@@ -150,10 +150,11 @@ class RemoteObjects:
             self._require(key)
             return b""
         options: GetOptions = {}
-        if n_bytes is not None:
-            options["range"] = (offset, offset + n_bytes)
-        elif offset:
+        # Always a range: its answer says how long the whole object is, apart from its own length.
+        if n_bytes is None:
             options["range"] = {"offset": offset}
+        else:
+            options["range"] = (offset, offset + n_bytes)
 
         def get(store: ObjectStore) -> bytes:
             got = obstore.get(store, key, options=options)
@@ -185,9 +186,12 @@ class RemoteObjects:
         """
         import obstore
 
+        def ended(found: Trouble) -> tuple[int, bytes, Iterator[Any]] | None:
+            return (0, b"", iter(())) if found.kind == "range" else None
+
         offset, size = 0, 1
         while offset < size:
-            options: GetOptions = {"range": {"offset": offset}} if offset else {}
+            options: GetOptions = {"range": {"offset": offset}}
 
             def begin(
                 store: ObjectStore, options: GetOptions = options
@@ -196,7 +200,7 @@ class RemoteObjects:
                 stream = iter(got.stream(n_bytes))
                 return got.meta["size"], bytes(next(stream, b"")), stream
 
-            size, piece, stream = self._request(key, begin)
+            size, piece, stream = self._request(key, begin, settle=ended)
             try:
                 while piece:
                     offset += len(piece)

@@ -20,6 +20,7 @@ EXPECTED = {
     "moments": ["64.the_pile.cpu_s_per_gb", "256.12_tokens_each.times_plain"],
     "batches": ["cold.none.actlas_float32.ratio", "mixing.long.in_order"],
     "welch": ["stimuli.warm.mean.actlas_localize.gbps"],
+    "scale": ["planning.bytes_per_document", "open.first_row_of_a_store.s"],
     "lookup": ["top.actlas_top_20.warm.ms", "build.index_by_feature.bytes_per_code"],
 }
 LIBRARIES = {
@@ -31,6 +32,7 @@ LIBRARIES = {
     "batches": ("torch",),
     "welch": ("dask", "scipy"),
     "lookup": ("torch", "transformers"),
+    "scale": ("torch", "transformers"),
 }
 
 

@@ -15,11 +15,11 @@ from support.cluster import LocalCluster
 from support.crash import ram_folder
 from support.jobs import PATHS
 from support.processes import Driver, marked
+from support.s3 import s3, s3_server  # noqa: F401 - fixtures
 from support.scenes import Size, undisturbed
 
 from chaos.count import Oracle
 from chaos.record import Chaos, Record, Session, table
-from support.s3 import s3, s3_server  # noqa: F401 - fixtures
 
 os.environ["PYTHONPATH"] = PATHS  # for the processes that tests start
 os.environ["PYTHONSAFEPATH"] = "1"

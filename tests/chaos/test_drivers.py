@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -117,9 +116,7 @@ def test_a_killed_driver_is_resumed(
     assert longest < 30, "the lease of the dead was waited for"
 
 
-def test_two_drivers_at_once(
-    chaos: Chaos, start: Start, oracles: Oracles, ground: Path
-) -> None:
+def test_two_drivers_at_once(chaos: Chaos, start: Start, oracles: Oracles, ground: Path) -> None:
     wanted, rows, said, refused, twice = chaos.count(5, 100), NONE, [], 0, 0
     size = Size(15, 32)
     for n in range(wanted):
@@ -150,9 +147,7 @@ def test_two_drivers_at_once(
     assert refused > 0
 
 
-def test_a_lease_held_elsewhere(
-    chaos: Chaos, start: Start, oracles: Oracles, ground: Path
-) -> None:
+def test_a_lease_held_elsewhere(chaos: Chaos, start: Start, oracles: Oracles, ground: Path) -> None:
     """Whether a process of another machine lives shows in its beat alone."""
     wanted, rows, said = chaos.count(1, 10), NONE, []
     shortest = float("inf")

@@ -55,14 +55,12 @@ def test_the_system_refuses(
         good = reason in said and advice in said and "Traceback" not in said
         n_other += not (ended == EXIT_RESUME and good)
         n_hit += 1
-        assert n_other == 0, (ended, call, nth, said)
+        assert n_other == 0, f"{ended} {call} {nth}\n{said}"
     charged = n_charged(store)
     last = start(store.path)
     assert last.wait() == EXIT_DONE, last.said()
     rows, said_of_it = oracles(size).count(store.path), complaints(store.path)
-    chaos.record(
-        f"{name} ({code}) in mid-run", n_hit, **rows._asdict(), shards_charged=charged
-    )
+    chaos.record(f"{name} ({code}) in mid-run", n_hit, **rows._asdict(), shards_charged=charged)
     assert charged == 0
     assert (rows, said_of_it) == (NONE, [])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,47 @@ def test_sigkill(chaos: Any, ram: Path) -> None:
         chaos.record("SIGKILL at a write, fsync, link or rename", n, **case.tally._asdict())
         assert n == len(range(0, len(case.calls), chaos.count(12, 1)))
         assert name != "plan" or not list(ram.rglob("*.planning")), "a dead planner's work is swept"
+
+
+@pytest.mark.parametrize("noise", [0, 1], ids=["same bits", "other bits"])
+def test_death_at_every_call_of_a_repair(
+    chaos: Any, ram: Path, monkeypatch: Any, noise: int
+) -> None:
+    """What was whole stays as it is at every moment; the next repair ends the work."""
+    monkeypatch.setattr("actlas.store.commit.COMMIT_THREADS", 1)
+    path = ram / "base" / "run.zarr"
+    life.plan_store(str(path), "first")
+    life.commit_all(str(path), "first")
+    life.planned_again(monkeypatch, path)
+    well, healthy = Snapshot(path), files(path)
+    hurt = [f"{p}/c/1{e}" for p, e in (("activations/resid_post.0", "/0"), ("rows/doc_idx", ""))]
+    hurt += ["statistics/resid_post.0/c/2/0/0", "documents/start/c/0", "zarr.json"]
+    for key in hurt:
+        overwrite(path / key, healthy[key][:-3])
+    with SystemCalls(ram) as calls:
+        life.mend(str(copy_store(ram / "base", ram / "whole") / "run.zarr"), noise)
+    counted, n = Tally(), 0
+    for at in range(0, len(calls.seen), chaos.count(12, 1)):
+        folder = copy_store(ram / "base", ram / f"{at}")
+        store = folder / "run.zarr"
+        n += dies(lambda store=store: life.mend(str(store), noise), folder, at)
+        left = files(store)
+        assert all(left[key] == data for key, data in healthy.items() if key not in hurt), at
+        made, attempted = life.mend(str(store), noise)
+        assert made.exit_code == 0 and set(attempted) <= {("extract", 1), ("extract", 2)}, at
+        assert verify(open_store(store), full=True).ok
+        found = Snapshot(store)
+        assert found.broken_promises() == []
+        if noise == 0:
+            counted += tally(found.contents, well.contents)
+            assert found.contents == well.contents, at
+        else:
+            ours = {life.shard_rows(open_store(store), 1, k)[0][life.HOOKPOINT].tobytes() for k in (0, 1)}
+            rows = open_store(store).activations[life.HOOKPOINT][32:64]
+            assert rows.tobytes() in ours, at
+        shutil.rmtree(folder)
+    chaos.record("kill at a write, fsync, rename or link of a repair", n, **counted._asdict())
+    assert n >= len(range(0, len(calls.seen), chaos.count(12, 1))) - 1
 
 
 def test_the_lease_of_the_dead_is_free(chaos: Any, ram: Path) -> None:

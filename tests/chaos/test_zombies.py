@@ -34,6 +34,7 @@ from chaos.record import Chaos
 
 pytestmark = pytest.mark.chaos
 
+
 class Frozen(NamedTuple):
     """What freezing came to.
 
@@ -132,9 +133,7 @@ def of_no_attempt(store: Store) -> list[tuple[int, str]]:
     return mixed
 
 
-def test_frozen_on_a_cluster(
-    chaos: Chaos, start_on: Start, oracles: Oracles, ground: Path
-) -> None:
+def test_frozen_on_a_cluster(chaos: Chaos, start_on: Start, oracles: Oracles, ground: Path) -> None:
     """The driver gives the shard away at its deadline, and Ray cannot end what stands still."""
     wanted = chaos.count(2, 20)
     store = planned(ground / "run", FEW)

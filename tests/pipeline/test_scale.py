@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter, deque
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,20 +101,14 @@ def lying_there(root: Path) -> tuple[Counter[str], Counter[str]]:
     return n_bytes, files
 
 
-STORIES = [
-    "Once upon a time",
-    "there was a little girl",
-    "who ran",
-    "to the park.",
-    "The end.",
-    "12",
-]
-
-
 def write_corpus(path: Path, n_documents: int) -> str:
-    rng = np.random.default_rng(0)
-    counts = np.maximum(1, rng.lognormal(2.2, 1.2, n_documents)).astype(int)
-    texts = [" ".join(rng.choice(STORIES, n)) for n in counts]
+    """Write pieces of Python's own documentation, most of them short, some long."""
+    from pydoc_data.topics import topics
+
+    text = "\n".join(topics[name] for name in sorted(topics))
+    lengths = np.random.default_rng(0).lognormal(5, 1.2, n_documents).astype(int) + 1
+    edges = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+    texts = [text[a:b] for a, b in pairwise(edges)]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return str(path)
 
@@ -121,9 +116,8 @@ def write_corpus(path: Path, n_documents: int) -> str:
 def planned_and_made(tmp_path: Path, **options: Any) -> tuple[Estimate, Estimate, Path]:
     """What a dry run and a plan say, and the store that was then extracted."""
     said: list[Estimate] = []
-    asked = PlanOptions(
-        model="builtin:actlas-6m", corpus="builtin:python-docs", max_tokens=6_000, **options
-    )
+    corpus = write_corpus(tmp_path / "a.jsonl", 60)
+    asked = PlanOptions(model="builtin:actlas-6m", corpus=corpus, **options)
     from actlas.pipeline import plan as planning
 
     whole = planning._summary

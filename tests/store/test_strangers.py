@@ -600,3 +600,14 @@ def test_what_is_shown_steers_no_terminal_and_no_page(made: Made, tmp_path: Path
         change_record(store, "ledger/plan.json", lied)
         with pytest.raises(FormatError, match="pattern"):
             actlas.open(store)
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1", "@x", "\tx", "a\n=1", "../x"])
+def test_a_hookpoints_name_is_no_formula_of_a_table(made: Made, tmp_path: Path, name: str) -> None:
+    """``units.csv`` holds these names, and a spreadsheet would compute what begins so."""
+    store = copied(made.path, tmp_path / "named.zarr")
+    plan = record_of(store / "ledger/plan.json")
+    plan["plan"]["hookpoints"][0]["name"] = name
+    change_record(store, "ledger/plan.json", plan)
+    with pytest.raises(FormatError, match="hookpoints"):
+        actlas.open(store)

@@ -121,7 +121,8 @@ def main() -> None:
 
 
 def _say(**answer: object) -> None:
-    print(json.dumps(answer), flush=True)
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 _KINDS = (
     ("plan", r"ledger/plan\.json"),
     ("copy of the plan", r"ledger/plan\.copy\.json"),
-    ("receipts", r"ledger/receipts/(extract|pooled)/.*"),
+    ("receipts", r"ledger/(receipts|repairs)/(extract|pooled)/.*"),
     ("receipts of codes", r"ledger/receipts/encode\..*"),
     ("other receipts of derived data", r"ledger/receipts/.*"),
     ("description of features", r"ledger/features/.*"),

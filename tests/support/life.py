@@ -27,6 +27,8 @@ from support.stores import Columns, plan_for, truth, words_columns
 HOOKPOINT = "resid_post.0"
 FEATURES = "made"
 N_FEATURES = 12
+BLOCK_CODES = 150
+"""Of the index: small, for several blocks."""
 
 Step = Callable[[str, str], object]
 """Does one thing to the store at a path, as one attempt."""
@@ -170,7 +172,7 @@ def index_codes(path: str, attempt: str) -> None:
     from actlas.analysis.index import index_features
 
     store = open_store(path)
-    index_features(store, store.features(FEATURES), attempt=attempt, block_codes=150)
+    index_features(store, store.features(FEATURES), attempt=attempt, block_codes=BLOCK_CODES)
 
 
 def gather(path: str, attempt: str) -> None:

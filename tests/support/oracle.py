@@ -17,6 +17,7 @@ import xxhash
 from numcodecs.blosc import Blosc
 
 _MARK = re.compile(r"(?<=[0-9a-z.])-[0-9a-f]{12}(?=[/\"])")
+_REPAIRED = re.compile(r"ledger/repairs/(.*/[0-9]{8})\.[0-9]{4}\.json")
 _NOT_CONTENT = ("ledger/lease/", "ledger/logs/", "ledger/quarantine/")
 _RECORDS = ("ledger/plan", "ledger/receipts/", "ledger/repairs/", "ledger/features/")
 _OF_ITS_OWN = (
@@ -28,6 +29,7 @@ _OF_ITS_OWN = (
     "inputs",
     "plan_sha256",
     "sae_path",
+    "generation",
 )
 """What two runs that did the same may differ in."""
 
@@ -79,17 +81,20 @@ class Snapshot:
         named = {
             entry["key"]
             for key, data in self.files.items()
-            if key.startswith("ledger/receipts/")
+            if key.startswith(("ledger/receipts/", "ledger/repairs/"))
             for entry in json.loads(data)["record"]["objects"]
         }
-        for key, data in self.files.items():
+        for key, data in sorted(self.files.items()):
             if key.startswith(_NOT_CONTENT):
                 continue
             name = _MARK.sub("-*", key)
             if name != key and key not in named:
                 self.leftovers.append((name, _content(key, data)))
                 continue
-            assert name not in self.contents, f"two of {name}"
+            if (repaired := _REPAIRED.fullmatch(key)) is not None:
+                name = f"ledger/receipts/{repaired[1]}.json"  # sorted: the last one stands
+            else:
+                assert name not in self.contents, f"two of {name}"
             self.contents[name] = _content(key, data)
 
     def broken_promises(self) -> list[str]:
@@ -185,16 +190,20 @@ def n_doubled(got: dict[str, Any]) -> int:
         keys = f"rows/doc_idx/c/{shard}", f"rows/pos_idx/c/{shard}"
         if f"ledger/receipts/extract/{shard:08d}.json" in got and all(key in got for key in keys):
             n = min(plan["shard_rows"], plan["n_tokens"] - shard * plan["shard_rows"])
-            doc, pos = (
-                _column(got[key], n, w) for key, w in zip(keys, ("<i8", "<i4"), strict=True)
-            )
-            claimed.update(zip(doc, pos, strict=True))
+            doc, pos = _column(got, keys[0], "<i8"), _column(got, keys[1], "<i4")
+            claimed.update(zip(doc[:n], pos[:n], strict=True))
     return sum(n - 1 for n in claimed.values())
 
 
-def _column(data: bytes, n: int, dtype: str) -> list[int]:
-    """Decode a column of rows whose shard is one chunk: Blosc, then the index of that chunk."""
-    offset, n_bytes = struct.unpack("<QQ", data[-20:-4])
-    body = Blosc().decode(data[offset : offset + n_bytes - 4])
-    values: list[int] = np.frombuffer(body, dtype)[:n].tolist()
+def _column(got: dict[str, Any], key: str, dtype: str) -> list[int]:
+    """Decode a shard of a column of rows: chunks of Blosc, each with its checksum, and an index."""
+    metadata, data = json.loads(got[key.partition("/c/")[0] + "/zarr.json"]), got[key]
+    shard_rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+    n_chunks = shard_rows // metadata["codecs"][0]["configuration"]["chunk_shape"][0]
+    index = struct.unpack(f"<{2 * n_chunks}Q", data[-16 * n_chunks - 4 : -4])
+    values: list[int] = []
+    for offset, n_bytes in zip(index[::2], index[1::2], strict=True):
+        if offset < len(data):  # the last shard's last chunks are none
+            body = Blosc().decode(data[offset : offset + n_bytes - 4])
+            values += np.frombuffer(body, dtype).tolist()
     return values

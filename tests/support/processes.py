@@ -106,9 +106,7 @@ class Driver:
         return self._out.read_text() if self._out.exists() else ""
 
 
-def _drive(
-    arguments: tuple[str, ...], environment: dict[str, str], out: str, err: str
-) -> None:
+def _drive(arguments: tuple[str, ...], environment: dict[str, str], out: str, err: str) -> None:
     os.setsid()
     for name, number in ((out, 1), (err, 2)):
         descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -129,10 +127,10 @@ def marked(mark: str) -> dict[int, str]:
         if not folder.name.isdigit():
             continue
         try:
-            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
-                if stat_of(int(folder.name)) not in "ZX":
-                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    found[int(folder.name)] = command.strip()
+            its_own = f"{MARK}={mark}".encode() in (folder / "environ").read_bytes()
+            if its_own and alive(int(folder.name)):
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[int(folder.name)] = command.strip()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
     return found

@@ -26,10 +26,10 @@ from typing import Any
 import pytest
 
 BUCKET = "bucket"
-FAULTS = ("500", "503", "reset", "stall", "truncate", "lose", "lose-500", "409")
+FAULTS = ("500", "503", "reset", "stall", "truncate", "short", "lose", "lose-500", "409")
 """What may befall a request: two kinds of answers, a reset before the server is asked, no answer,
-half an answer, an answer that is lost after the server did it all, a 500 in the place of such an
-answer, and S3's ConditionalRequestConflict."""
+half an answer, half an answer that claims to be whole, an answer that is lost after the server did
+it all, a 500 in the place of such an answer, and S3's ConditionalRequestConflict."""
 KEY, SECRET = "AKIATESTINGTESTING01", "s3cr3t+Never/Shown+Anywhere+0123456789ab"
 
 
@@ -96,7 +96,7 @@ def tell_size(url: str, out: Any) -> None:
 
 def fits(kind: str, method: str) -> bool:
     """Whether a kind of fault makes sense for a method."""
-    if kind == "truncate":
+    if kind in ("truncate", "short"):
         return method == "GET"
     if kind in ("lose", "lose-500", "409"):
         return method == "PUT"
@@ -121,6 +121,10 @@ class S3:
     ----------
     plan : callable
         Which request meets which fault; changed while it runs.
+    stall_s : float
+        How long a stalled request is left without an answer.
+    page : int
+        Names in one page of a listing.
     counts : Counter
         Requests by method, and faults by kind.
     """
@@ -129,6 +133,7 @@ class S3:
     endpoint: str
     plan: Plan = lambda _: None
     stall_s: float = 3.0
+    page: int = 1000
     counts: Counter[str] = field(default_factory=Counter)
 
     def url(self, name: str) -> str:
@@ -255,7 +260,7 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     s3_server.counts.clear()
     remote_objects._outages.clear()
     yield s3_server
-    s3_server.plan = lambda _: None
+    s3_server.plan, s3_server.page, s3_server.stall_s = (lambda _: None), 1000, 3.0
 
 
 class _Proxy(ThreadingHTTPServer):
@@ -331,6 +336,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         if fault == "lose-500":
             return self._refuse(*ANSWERS[fault])
+        if fault == "short":  # half of it, and a header that says that this is all
+            data = data[: len(data) // 2]
         self.send_response_only(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("connection", "transfer-encoding", "content-length"):
@@ -353,11 +360,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self, body: bytes) -> tuple[HTTPResponse, bytes]:
         headers = {k: v for k, v in self.headers.items() if k.lower() != "expect"}
+        path = self.path
+        if "list-type=2" in path:  # moto checks no signature
+            path += f"&max-keys={self.server.s3.page}"
         for last in (False, True):
             if self._upstream is None:
                 self._upstream = HTTPConnection("127.0.0.1", self.server.upstream, timeout=30)
             try:
-                self._upstream.request(self.command, self.path, body, headers)
+                self._upstream.request(self.command, path, body, headers)
                 answer = self._upstream.getresponse()
                 return answer, answer.read()
             except (HTTPException, OSError):

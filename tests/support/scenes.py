@@ -30,7 +30,9 @@ MANY = Size(300, 16)
 """Some three hundred shards."""
 
 
-def planned(folder: Path, size: Size, shards: dict[int, list[str]] | None = None, **faults: Any) -> Store:
+def planned(
+    folder: Path, size: Size, shards: dict[int, list[str]] | None = None, **faults: Any
+) -> Store:
     """Plan a store in a new folder, and plant faults: see :func:`support.jobs.plant`."""
     store = fake_store(folder, size.n_documents, size.shard_rows, dtype="float32")
     plant(folder, shards, **faults)
