@@ -148,8 +148,7 @@ def batches(
             pool_slots(selection.sizes, rows),
             left_out,
             ahead=prefetch,
-            threads=threads
-            or max(4, min(16, 2 * (os.cpu_count() or 1)), store.objects.n_readers),
+            threads=threads or max(4, min(16, 2 * (os.cpu_count() or 1)), store.objects.n_readers),
         ),
         key,
         epochs=epochs,

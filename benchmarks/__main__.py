@@ -12,6 +12,7 @@ from benchmarks import (
     lookup,
     moments,
     peers,
+    scheduling,
     storage,
     welch,
 )
@@ -21,7 +22,8 @@ from benchmarks.harness import Report
 def run(quick: bool) -> Report:
     """Run every benchmark."""
     whole = Report("Benchmarks")
-    for module in (storage, compression, extraction, peers, moments, batches, welch, lookup):
+    modules = (storage, compression, extraction, peers, moments, batches, welch, lookup, scheduling)
+    for module in modules:
         name, part = module.__name__.rpartition(".")[2], module.run(quick)
         whole.notes += part.notes
         whole.tables += part.tables

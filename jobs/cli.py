@@ -25,6 +25,7 @@ VERBS: Mapping[str, str] = {
     "status": "How far an extraction is.",
     "verify": "Prove a store against its receipts.",
     "repair": "Put back what verify finds damaged, and compute again only that.",
+    "doctor": "Whether this machine is fit for a run, and what to do.",
     "info": "What a store holds.",
     "show": "A document: its text, tokens and norms.",
     "localize": "Which units prefer one condition: Welch's t-test, a mask, pictures.",

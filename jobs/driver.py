@@ -26,7 +26,7 @@ SOON_S, WAIT_S = 0.01, 0.5
 """How long to wait for events, at least and at most."""
 ROOM_S = 2.0
 """How often a cluster is asked how many workers it has room for."""
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 """How long no worker may have a place before that is said."""
 IN_FLIGHT = 2
 """Shards of one worker at once: one is computed, one written."""
@@ -214,8 +214,9 @@ class Driver:
         elif not self._said_waiting and now - self._placed > PATIENCE_S:
             self._said_waiting = True
             self._watch.say(
-                "no machine of the cluster has room for a worker now: waiting for one "
-                "(Ctrl-C stops; --cpus-per-worker and --gpus-per-worker say what each needs)"
+                f"no worker has found a place for {PATIENCE_S:.0f} s: no machine has room for "
+                "what --cpus-per-worker and --gpus-per-worker ask for. Waiting for one that has "
+                "(Ctrl-C stops)"
             )
 
     def _drop(self, number: int) -> None:

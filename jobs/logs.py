@@ -1,4 +1,4 @@
-"""A log per process, as JSON lines, in the store's own folder: ``ledger/logs/``."""
+"""A log per process, as JSON lines, with the store itself: ``ledger/logs/``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from actlas.store.inside import Inside
-from actlas.store.objects import is_url
+from actlas.store.objects import is_url, open_objects
 from actlas.store.redact import redacted
 
 LOGGER = logging.getLogger("actlas")
 FOLDER = "ledger/logs"
+WRITE_S, LAST_WRITE_S = 10.0, 10.0
+"""How often a log in a bucket is written, and how long its end may take."""
+MAX_BYTES = 4 << 20
+"""From here on a log in a bucket goes on in another object."""
 
 
 class JsonLines(logging.Formatter):
@@ -62,20 +66,93 @@ class _File(logging.FileHandler):
         self._ended = True
 
 
+class _Object(logging.Handler):
+    """The log as an object of a bucket, which knows no appending: written whole, now and then.
+
+    A thread of its own writes, so the work never waits for it. What grows beyond ``MAX_BYTES`` goes
+    on in the next, numbered object. While the bucket is out, lines wait; beyond ``MAX_BYTES`` of
+    these they are dropped, and counted.
+    """
+
+    def __init__(self, store_url: str, name: str) -> None:
+        super().__init__()
+        self._url, self._name = store_url, name
+        self._lines: list[str] = []
+        self._n_bytes = self._number = self._n_dropped = 0
+        self._written = 0
+        self._told = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._write_on, name="actlas-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line for the thread that writes. Called under the handler's lock."""
+        try:
+            line = self.format(record) + "\n"
+        except Exception:  # noqa: BLE001 - logging's own way to tell of it
+            self.handleError(record)
+            return
+        if self._n_bytes > 2 * MAX_BYTES:
+            self._n_dropped += 1
+            return
+        self._lines.append(line)
+        self._n_bytes += len(line.encode())
+
+    def close(self) -> None:
+        """Write what is left, for ``LAST_WRITE_S`` at most."""
+        self._ended.set()
+        self._thread.join(LAST_WRITE_S)
+        super().close()
+
+    def _write_on(self) -> None:
+        ended = False
+        while not ended:
+            ended = self._ended.wait(WRITE_S)
+            try:
+                self._write()
+            except Exception as error:  # noqa: BLE001 - a log never stops the work it tells of
+                if not self._told:
+                    self._told = True
+                    words = redacted(str(error)).splitlines() or [type(error).__name__]
+                    sys.stderr.write(
+                        f"the log {self._url}/{FOLDER}/{self._name} lags: {words[0]}\n"
+                    )
+
+    def _write(self) -> None:
+        assert self.lock is not None
+        with self.lock:
+            n = len(self._lines)
+            body = "".join(self._lines).encode()
+        if n == self._written:
+            return
+        key = f"{FOLDER}/{self._name}.{self._number:04d}.jsonl"
+        open_objects(self._url).replace(key, body)
+        self._written = n
+        if len(body) > MAX_BYTES:
+            with self.lock:
+                del self._lines[:n]
+                self._n_bytes -= len(body)
+                self._number, self._written = self._number + 1, 0
+                if self._n_dropped:
+                    lost = json.dumps({"level": "warning", "dropped_lines": self._n_dropped}) + "\n"
+                    self._lines.append(lost)
+                    self._n_dropped = 0
+
+
 def start(store_path: str, role: str) -> logging.Handler:
-    """Log to a new file of this process in a store's folder, until :func:`end`."""
-    if is_url(store_path):
-        return logging.NullHandler()
-    root = Path(store_path).absolute()
-    folder = Inside(root).folder(root / FOLDER)
+    """Log to a new file (or object) of this process under a store, until :func:`end`."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    name = f"{stamp}-{socket.gethostname()}-{os.getpid()}-{role}"
     handler: logging.Handler
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        name = f"{stamp}-{socket.gethostname()}-{os.getpid()}-{role}.jsonl"
-        handler = _File(folder / name, encoding="utf-8", delay=False)
+        if is_url(store_path):
+            handler = _Object(store_path, name)
+        else:
+            folder = Path(store_path.removeprefix("file://")) / FOLDER
+            folder.mkdir(parents=True, exist_ok=True)
+            handler = _File(folder / f"{name}.jsonl", encoding="utf-8", delay=False)
     except OSError as error:
-        sys.stderr.write(f"no log in {folder}: {error}\n")
+        sys.stderr.write(f"no log in {store_path}/{FOLDER}: {error}\n")
         handler = logging.NullHandler()
     handler.setFormatter(JsonLines())
     LOGGER.addHandler(handler)

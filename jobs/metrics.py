@@ -1,4 +1,4 @@
-"""Counters of a run through Ray's own metrics, for Prometheus: see ``docs/jobs.md``.
+"""Counters of a run through Ray's own metrics, for Prometheus: see ``docs/decisions/0011``.
 
 They stand beside the display: whatever becomes of them, the run goes on, and what went wrong is in
 the log once.
@@ -14,7 +14,7 @@ from actlas.jobs.ledger import Fault
 from actlas.jobs.logs import LOGGER
 from actlas.jobs.tally import STAGES
 
-SECONDS = [1, 3, 10, 30, 100, 300, 1000, 3000, 10_000]
+SECONDS = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0]
 """Bounds of the histogram of a shard's seconds."""
 
 

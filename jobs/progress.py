@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TextIO
 
 from actlas.jobs.executors import Done
+from actlas.jobs.formatting import count, duration, printable, ranges
 from actlas.jobs.ledger import Fault
 from actlas.jobs.logs import LOGGER
-from actlas.jobs.tally import Tally, headline, worker_lines
+from actlas.jobs.tally import Tally, headline, rate_parts, states_line, worker_lines
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderResult
 
+BAR_WIDTH, MIN_WORKER_LINES = 60, 1
 FIRST_LINES_S, LATER_LINES_S, FIRST_MINUTE_S = 5.0, 30.0, 60.0
 
 
@@ -90,7 +93,11 @@ class PlainProgress:
 
 
 class LiveProgress(PlainProgress):
-    """The same on a terminal: a bar, rates, and what each worker is at, drawn as it changes."""
+    """The same on a terminal: a bar, rates, and what each worker is at, drawn as it changes.
+
+    It is never wider than the terminal, nor higher: of many workers those are shown that are
+    longest at a shard, since the last of them is what a run waits for.
+    """
 
     def __init__(self, tally: Tally, out: TextIO | None = None) -> None:
         from rich.console import Console
@@ -99,7 +106,7 @@ class LiveProgress(PlainProgress):
         super().__init__(tally, out)
         self._console = Console(file=self._out)
         self._live = Live(
-            console=self._console, get_renderable=self.render, refresh_per_second=4, transient=True
+            self, console=self._console, refresh_per_second=4, transient=True, redirect_stdout=False
         )
 
     def shown(self) -> AbstractContextManager[object]:
@@ -108,24 +115,68 @@ class LiveProgress(PlainProgress):
 
     def say(self, text: str) -> None:
         """Print a line above the display."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(printable(text), markup=False, highlight=False)
         LOGGER.info(text)
 
     def tick(self) -> None:
         """Leave it to the display's own thread."""
 
-    def render(self) -> RenderableType:
-        """Return what is drawn."""
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it, for as many columns and lines as there are."""
         from rich.progress_bar import ProgressBar
-        from rich.table import Table
+        from rich.segment import Segment
         from rich.text import Text
 
-        drawn = Table.grid()
-        drawn.add_row(ProgressBar(total=1.0, completed=self.tally.share(), width=60))
-        drawn.add_row(Text(headline(self.tally)))
-        for line in worker_lines(self.tally):
-            drawn.add_row(Text(f"  {line}", style="dim"))
-        return drawn
+        width, height = options.max_width, console.size.height
+        above = [(line, "") for line in packed(head_parts(self.tally), width)]
+        above += [(line, "yellow") for line in trouble_lines(self.tally)]
+        above += [(states_line(self.tally), "")]
+        room = max(MIN_WORKER_LINES, height - len(above) - 4)
+        below = [(f"  {line}", "dim") for line in worker_lines(self.tally, room)]
+        yield ProgressBar(total=1.0, completed=self.tally.share(), width=min(BAR_WIDTH, width - 1))
+        yield Segment.line()
+        for line, style in (*above, *below):
+            yield Text(line, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def head_parts(tally: Tally) -> list[str]:
+    """Return where a run stands, in parts that may stand on one line or below each other."""
+    if tally.first_busy is None:
+        return [headline(tally)]
+    done, left = tally.n_rows_before + tally.n_rows_done, tally.seconds_left()
+    return [
+        f"{tally.share():4.0%}  {count(done)} of {count(tally.n_rows)} {tally.rows}",
+        *rate_parts(tally),
+        "time left unknown" if left is None else f"{duration(left)} left" if left else "all done",
+    ]
+
+
+def trouble_lines(tally: Tally, limit: int = 3) -> list[str]:
+    """Return failed attempts by kind, and the quarantine with the last of its errors."""
+    lines = []
+    if tally.faults:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(tally.faults.items()))
+        lines.append(f"failed attempts: {kinds}")
+    if tally.quarantined:
+        lines.append(f"in quarantine: {ranges(sorted(tally.quarantined))}")
+        last = tally.quarantined[-limit:]
+        lines.extend(f"  {shard}: {printable(tally.errors.get(shard, ''))}" for shard in last)
+    return lines
+
+
+def packed(parts: Sequence[str], width: int) -> list[str]:
+    """Return parts side by side, two spaces apart, on as few lines of a width as they fit.
+
+    >>> packed(["one", "two", "three"], 8)
+    ['one  two', 'three']
+    """
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(part)
+    return lines
 
 
 def display(tally: Tally, out: TextIO | None = None) -> PlainProgress:

@@ -128,7 +128,7 @@ class JobServer:
             else:
                 answered = time.monotonic()
                 if info.status.is_terminal():
-                    return self._ended(info, write)
+                    return exit_code_of(info, write)
             time.sleep(1)
 
     async def _tail(self, job: str, n_shown: int, write: Callable[[str], None]) -> int:
@@ -141,26 +141,27 @@ class JobServer:
                 n_shown = n_read
         return n_shown
 
-    def _ended(self, info: Any, write: Callable[[str], None]) -> int:
-        """Return the exit code of a job that is over, saying what its own log cannot say."""
-        status, code = str(info.status.value), info.driver_exit_code
-        if status == "STOPPED":
-            write("the job was stopped; nothing done is lost: submit it again to go on\n")
-            return EXIT_RESUME
-        if code is None and status == "SUCCEEDED":
-            return EXIT_DONE
-        if code is None:
-            write(f"the job failed: {_first(info.message or 'Ray does not say why')}\n")
-            lost = str(getattr(info.error_type, "value", info.error_type)) in _INFRASTRUCTURE
-            return EXIT_RESUME if lost else EXIT_ERROR
-        if code == 127:
-            write("the head has no `actlas` on its PATH: every node needs the same image\n")
-            return EXIT_ERROR
-        number = -code if code < 0 else code - 128
-        if number <= 0:
-            return int(code)
-        write(f"the driver was killed by signal {number}; nothing done is lost: submit it again\n")
-        return EXIT_RESUME if number in _TOLD_TO_STOP else EXIT_ERROR
+
+def exit_code_of(info: Any, write: Callable[[str], None]) -> int:
+    """Return the exit code of a job that is over, saying what its own log cannot say."""
+    status, code = str(info.status.value), info.driver_exit_code
+    if status == "STOPPED":
+        write("the job was stopped; nothing done is lost: submit it again to go on\n")
+        return EXIT_RESUME
+    if code is None and status == "SUCCEEDED":
+        return EXIT_DONE
+    if code is None:
+        write(f"the job failed: {_first(info.message or 'Ray does not say why')}\n")
+        lost = str(getattr(info.error_type, "value", info.error_type)) in _INFRASTRUCTURE
+        return EXIT_RESUME if lost else EXIT_ERROR
+    if code == 127:
+        write("the head has no `actlas` on its PATH: every node needs the same image\n")
+        return EXIT_ERROR
+    number = -code if code < 0 else code - 128
+    if number <= 0:
+        return int(code)
+    write(f"the driver was killed by signal {number}; nothing done is lost: submit it again\n")
+    return EXIT_RESUME if number in _TOLD_TO_STOP else EXIT_ERROR
 
 
 def _checked(address: str | None) -> str:

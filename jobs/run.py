@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actlas.jobs import executors, logs
 from actlas.jobs.executors import Job, MakeWorker
@@ -139,7 +139,8 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
     kept_out = set() if run.retry_quarantined else set(ledger.quarantined())
     if not set(missing) - kept_out:
         return _outcome(store, work, ledger, _tally(store, work, missing), stopped=False)
-    with lease.hold(store.objects, say=_say) as held:
+    told: list[Tally] = []  # none before the lease is held
+    with lease.hold(store.objects, say=_say, tell=lambda: _told(work, told)) as held:
         log = logs.start(store.path, "driver")
         try:
             n_swept = store.objects.sweep()
@@ -150,6 +151,7 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
             missing = work.missing(store)
             shards = tuple(sorted(set(missing) - set(ledger.quarantined())))
             tally = _tally(store, work, missing)
+            told.append(tally)
             watch = display(tally)
             options = {"options": run.model_dump(), "n_shards": len(shards), "job": work.job}
             logs.LOGGER.info("run", extra=options)
@@ -172,6 +174,11 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
             return outcome
         finally:
             logs.end(log)
+
+
+def _told(work: Work, tallies: Sequence[Tally]) -> dict[str, Any]:
+    """Return what goes with the lease's beat: `actlas status` reads it from any machine."""
+    return {"job": work.job, **(tallies[0].snapshot() if tallies else {})}
 
 
 def _say(text: str) -> None:

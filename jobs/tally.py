@@ -6,6 +6,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from actlas.jobs.executors import Done
 from actlas.jobs.formatting import count, duration, ranges
@@ -24,9 +25,35 @@ NOW_S = 30.0
 """The window over which "now" is a mean."""
 
 
+STATES = ("busy", "idle", "starting", "waiting")
+"""What a worker may be at: a shard, nothing, loading its model, or waiting for a place."""
+
+N_TOLD, N_QUARANTINE_TOLD, N_LINE = 64, 16, 200
+"""At most so many workers and quarantined shards, and characters of an error, go with a beat."""
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """What a worker is at, since when, and the shards that are with it, the first at work."""
+
+    state: str
+    since: float
+    shards: list[int] = field(default_factory=list)
+
+
+class Flight(NamedTuple):
+    """A shard that a worker is at, and for how long; not one that waits behind it."""
+
+    shard: int
+    worker: str
+    seconds: float
+
+
 @dataclass(slots=True)
 class Tally:
     """The numbers of a run, from the events of its executor.
+
+    The driver's thread writes; those of the display and of the lease read.
 
     Attributes
     ----------
@@ -54,8 +81,12 @@ class Tally:
     bare_tokens_per_s: dict[str, float] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
     quarantined: list[int] = field(default_factory=list)
-    workers: dict[str, tuple[str, int | None, float]] = field(default_factory=dict)
-    recent: deque[tuple[float, int]] = field(default_factory=deque)
+    errors: dict[int, str] = field(default_factory=dict)
+    """The first line of what put a shard in quarantine."""
+    workers: dict[str, WorkerState] = field(default_factory=dict)
+    n_gone: int = 0
+    recent: deque[tuple[float, int, float]] = field(default_factory=deque)
+    """When a shard was done, its rows, and the tokens that were fed for it."""
     first_busy: float | None = None
     last_done: float | None = None
 
@@ -68,9 +99,18 @@ class Tally:
         if state == "busy" and self.first_busy is None:
             self.first_busy = now
         if state == "gone":
-            self.workers.pop(worker, None)
+            self.n_gone += self.workers.pop(worker, None) is not None
+            return
+        at = self.workers.setdefault(worker, WorkerState(state, now))
+        if state == "busy" and shard is not None:
+            if not at.shards:
+                at.since = now
+            if shard not in at.shards:
+                at.shards.append(shard)
         else:
-            self.workers[worker] = (state, shard, now)
+            at.shards.clear()
+            at.since = now
+        at.state = state
 
     def on_done(self, done: Done) -> None:
         """Add a finished shard."""
@@ -87,7 +127,8 @@ class Tally:
         if done.bare_tokens_per_s is not None:
             self.bare_tokens_per_s[done.worker] = done.bare_tokens_per_s
         now = self.last_done = self.clock()
-        self.recent.append((now, done.n_rows))
+        self._take(done.worker, done.shard, now)
+        self.recent.append((now, done.n_rows, fed))
         while self.recent and now - self.recent[0][0] > NOW_S:
             self.recent.popleft()
 
@@ -96,6 +137,39 @@ class Tally:
         self.faults[fault.kind] += 1
         if quarantined and fault.shard is not None:
             self.quarantined.append(fault.shard)
+            self.errors[fault.shard] = (fault.error.splitlines() or [fault.kind])[0][:N_LINE]
+        if fault.shard is not None:
+            self._take(fault.worker, fault.shard, self.clock())
+
+    def _take(self, worker: str, shard: int, now: float) -> None:
+        """Take a shard from a worker. The clock of what lay behind the first begins now."""
+        at = self.workers.get(worker)
+        if at is None or shard not in at.shards:
+            return
+        if at.shards[0] == shard:
+            at.since = now
+        at.shards.remove(shard)
+        if not at.shards:
+            at.state = "idle"
+
+    def n_in(self) -> dict[str, int]:
+        """Return how many workers are in each state; only those states that there are."""
+        found = Counter(at.state for at in list(self.workers.values()))
+        return {state: found[state] for state in STATES if found[state]}
+
+    def flights(self) -> list[Flight]:
+        """Return the shards that workers are at, the longest first."""
+        now = self.clock()
+        at_work = [
+            Flight(shards[0], name, now - at.since)
+            for name, at in list(self.workers.items())
+            if (shards := list(at.shards))
+        ]
+        return sorted(at_work, key=lambda flight: -flight.seconds)
+
+    def n_in_flight(self) -> int:
+        """Return how many shards are with workers, those that wait there included."""
+        return sum(len(at.shards) for at in list(self.workers.values()))
 
     def seconds(self) -> float:
         """Return the time since the first shard was begun."""
@@ -125,10 +199,20 @@ class Tally:
 
     def rate_now(self) -> float:
         """Return rows per second over the last half minute."""
+        return self._recently(lambda rows, _: rows)
+
+    def tokens_now(self) -> float:
+        """Return the tokens fed to models per second, over the last half minute."""
+        return self._recently(lambda _, tokens: tokens)
+
+    def mean_tokens(self) -> float:
+        """Return this run's tokens fed per second, as :meth:`mean_rate` counts its seconds."""
+        return self.n_tokens_fed / self.seconds_made() if self.n_rows_done else 0.0
+
+    def _recently(self, what: Callable[[int, float], float]) -> float:
         window = min(NOW_S, self.seconds())
         since = self.clock() - window
-        rows = sum(rows for when, rows in self.recent if when >= since)
-        return rows / window
+        return sum(what(rows, fed) for t, rows, fed in list(self.recent) if t >= since) / window
 
     def share(self) -> float:
         """Return the share of the store's rows that is done."""
@@ -139,6 +223,48 @@ class Tally:
         rate = self.mean_rate()
         left = self.n_rows - self.n_rows_before - self.n_rows_done
         return left / rate if rate > 0 else None
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return how the run stands as plain values of bounded size, to go with a lease's beat.
+
+        Of more than ``N_TOLD`` workers those are listed that are longest at what they are at, and
+        those at a shard first.
+        """
+        now, wall = self.clock(), time.time()
+        listed = sorted(
+            self.workers.copy().items(), key=lambda item: (item[1].state != "busy", item[1].since)
+        )
+        last = self.quarantined[-N_QUARANTINE_TOLD:]
+        return {
+            "written_unix_s": round(wall, 3),
+            "seconds": round(self.seconds(), 3),
+            "of": self.rows,
+            "n_rows": self.n_rows,
+            "n_rows_done": self.n_rows_before + self.n_rows_done,
+            "n_shards_done": self.n_shards_done,
+            "n_shards": self.n_shards,
+            "rows_per_s_now": round(self.rate_now(), 3),
+            "rows_per_s": round(self.mean_rate(), 3),
+            "tokens_per_s_now": round(self.tokens_now(), 3),
+            "tokens_per_s": round(self.mean_tokens(), 3),
+            "seconds_left": self.seconds_left(),
+            "n_workers": len(self.workers),
+            "n_workers_gone": self.n_gone,
+            "states": self.n_in(),
+            "n_in_flight": self.n_in_flight(),
+            "workers": [
+                {
+                    "worker": name[:N_LINE],
+                    "state": at.state,
+                    "seconds": round(now - at.since, 3),
+                    "shards": list(at.shards)[:8],
+                }
+                for name, at in listed[:N_TOLD]
+            ],
+            "faults": dict(self.faults),
+            "n_quarantined": len(self.quarantined),
+            "quarantine": [{"shard": n, "error": self.errors.get(n, "")} for n in last],
+        }
 
 
 def stage_line(tally: Tally) -> str | None:
@@ -159,14 +285,18 @@ def stage_line(tally: Tally) -> str | None:
 def headline(tally: Tally) -> str:
     """Return one line on where a run stands."""
     if tally.first_busy is None:
-        who = f"{len(tally.workers)} workers load" if len(tally.workers) > 1 else "loading"
-        return f"{who} the model, {duration(tally.seconds())} so far" + troubles(tally)
+        n_in, n = tally.n_in(), len(tally.workers)
+        if n and n_in.get("waiting", 0) == n:
+            who = f"{n:,} {'worker waits' if n == 1 else 'workers wait'} for a place"
+        else:
+            who = f"{n:,} workers load the model" if n > 1 else "loading the model"
+        return f"{who}, {duration(tally.seconds())} so far" + troubles(tally)
     done = tally.n_rows_before + tally.n_rows_done
     left = tally.seconds_left()
     parts = [
         f"{tally.share():4.0%}",
         f"{count(done)} of {count(tally.n_rows)} {tally.rows}",
-        f"{count(tally.rate_now())} {tally.rows}/s now, {count(tally.mean_rate())} mean",
+        *rate_parts(tally),
         "time left unknown" if left is None else f"{duration(left)} left" if left else "all done",
     ]
     return "  ".join(parts) + troubles(tally)
@@ -175,20 +305,44 @@ def headline(tally: Tally) -> str:
 def troubles(tally: Tally) -> str:
     """Return retries and quarantine in a few words, or nothing."""
     text = ""
-    retries = sum(tally.faults.values()) - len(tally.quarantined)
-    if retries:
+    if retries := sum(tally.faults.values()) - len(tally.quarantined):
         text += f"  {retries} {'retry' if retries == 1 else 'retries'}"
     if tally.quarantined:
         text += f"  in quarantine: {ranges(sorted(tally.quarantined))}"
     return text
 
 
+def rate_parts(tally: Tally) -> list[str]:
+    """Return how fast it goes, now and on average, in rows and in tokens fed."""
+    parts = [f"{count(tally.rate_now())} {tally.rows}/s now, {count(tally.mean_rate())} mean"]
+    if tally.n_tokens_fed:
+        tokens = f"{count(tally.tokens_now())} tokens/s now, {count(tally.mean_tokens())} mean"
+        parts.append(tokens)
+    return parts
+
+
+def states_line(tally: Tally) -> str:
+    """Return how many workers are at what, in one line.
+
+    >>> tally = Tally(10, 0, 2)
+    >>> tally.on_state("worker 1", "busy", 0); tally.on_state("worker 2", "starting", None)
+    >>> states_line(tally)
+    '2 workers: 1 busy, 1 starting'
+    """
+    n = len(tally.workers)
+    parts = [f"{n:,} {state}" for state, n in tally.n_in().items()]
+    if tally.n_gone:
+        parts.append(f"{tally.n_gone:,} gone so far")
+    return f"{n:,} {'worker' if n == 1 else 'workers'}" + (f": {', '.join(parts)}" if parts else "")
+
+
 def worker_lines(tally: Tally, limit: int = 8) -> list[str]:
-    """Return a line per worker: what it is at, and for how long."""
+    """Return a line per worker, those that are longest at a shard first; then how many more."""
     now = tally.clock()
-    lines = []
-    for name, (state, shard, since) in sorted(tally.workers.items())[:limit]:
-        at = f"shard {shard}" if shard is not None else state
-        lines.append(f"{name:<12} {at:<14} {duration(now - since)}")
-    more = len(tally.workers) - limit
-    return [*lines, f"and {more} more workers"] if more > 0 else lines
+    flights = tally.flights()
+    lines = [f"{name:<14} shard {n:<10} {duration(s)}" for n, name, s in flights[:limit]]
+    others = [(name, at) for name, at in list(tally.workers.items()) if not at.shards]
+    for name, at in sorted(others, key=lambda item: item[1].since)[: limit - len(lines)]:
+        lines.append(f"{name:<14} {at.state:<16} {duration(now - at.since)}")
+    more = len(tally.workers) - len(lines)
+    return [*lines, f"and {more:,} more workers"] if more > 0 else lines

@@ -11,10 +11,9 @@ import numpy as np
 
 from actlas.pipeline.assembly import assemble
 from actlas.pipeline.corpus import Corpus
-from actlas.pipeline.estimate import Estimate, store_bytes
+from actlas.pipeline.estimate import Estimate, store_bytes, worker_memory
 from actlas.pipeline.footprint import sample_rates
-from actlas.pipeline.memory import project
-from actlas.pipeline.options import PlanOptions, RunOptions
+from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.records import Record
 from actlas.pipeline.sampled import SampledColumns
 from actlas.pipeline.settings import Settings, resolve_settings
@@ -75,7 +74,7 @@ def estimate(options: PlanOptions) -> Estimate:
     return Estimate(
         **facts,
         longest=int(lengths.max()),
-        memory=project(plan, model.skeleton.config, model.folder, RunOptions()),
+        memory=worker_memory(model, plan),
         labels=sample.labels,
         token_columns={},
         n_read=tally.n_read,

@@ -8,7 +8,9 @@ from itertools import groupby
 
 from actlas.pipeline.footprint import Footprint, Rates, footprint
 from actlas.pipeline.hookpoints import collapse
-from actlas.pipeline.memory import SHARDS_IN_MEMORY, Projection
+from actlas.pipeline.memory import SHARDS_IN_MEMORY, Projection, project
+from actlas.pipeline.model import ModelDescription, load_config
+from actlas.pipeline.options import RunOptions
 from actlas.store.schema import Plan
 from actlas.store.specs import StoreArrays
 
@@ -269,6 +271,14 @@ def store_bytes(plan: Plan, rates: Rates, *, labelled: bool) -> dict[str, object
         "n_objects": stored.n_objects,
         "stored": stored,
     }
+
+
+def worker_memory(model: ModelDescription, plan: Plan) -> Projection:
+    """Project the memory of one worker at the default token budget, as a run does."""
+    spec = model.spec
+    config = load_config(model.folder, trust_remote_code=spec.trust_remote_code)
+    pieces = spec.causal and spec.modality == "text"
+    return project(plan, config, model.folder, RunOptions(), by_pieces=pieces)
 
 
 def readable(n_bytes: float) -> str:

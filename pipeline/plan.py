@@ -12,10 +12,9 @@ from actlas.pipeline.borders import crossing_share, fit_borders
 from actlas.pipeline.columns import DraftColumns
 from actlas.pipeline.draft import Draft, Say, collect
 from actlas.pipeline.dry_run import estimate
-from actlas.pipeline.estimate import Estimate, store_bytes
+from actlas.pipeline.estimate import Estimate, store_bytes, worker_memory
 from actlas.pipeline.footprint import sample_rates
-from actlas.pipeline.memory import project
-from actlas.pipeline.options import PlanOptions, RunOptions
+from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.settings import Settings, resolve_settings
 from actlas.pipeline.spans import part_columns
 from actlas.pipeline.spool import open_spool
@@ -34,7 +33,7 @@ def make_plan(
     """Read, tokenize and order a corpus, and write a new store with its plan.
 
     Text and tokens pass through a folder beside the store, which is removed whatever happens; in
-    memory there are some fifty bytes per document, and one batch.
+    memory there are about 140 bytes per document, one batch, and 100 MB of buffers (docs/scale.md).
 
     Parameters
     ----------
@@ -149,7 +148,7 @@ def _summary(
     facts: Any = store_bytes(plan, rates, labelled=columns.label is not None)
     return Estimate(
         **facts,
-        memory=project(plan, model.skeleton.config, model.folder, RunOptions()),
+        memory=worker_memory(model, plan),
         longest=int(draft.lengths.max()),
         labels=labels,
         token_columns={name: columns.n_tokens_of(name) for name in plan.token_columns},

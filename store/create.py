@@ -282,7 +282,7 @@ def write(
 
         created = objects.create(key, passing())
         written[key] = digest.hexdigest(), n_bytes
-        if False:
+        if not created and _digest(objects, key) != written[key]:
             raise StoreExistsError(
                 f"{objects.url}/{key}: the planning of another plan was begun here, and not "
                 "finished. Plan with the same options to go on with it; or remove all that lies "

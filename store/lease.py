@@ -47,7 +47,7 @@ class Beat(NamedTuple):
     Whoever wrote the store may have written anything in ``run``.
     """
 
-    count: int
+    n_beats: int
     run: dict[str, Any]
 
 

@@ -267,7 +267,7 @@ class ShardReader:
         used = index[: self.spec.n_chunks(self.shard)]
         if len(used) and (used > np.uint64(size)).any():
             raise CorruptDataError(f"{self._where()}: its index points outside it", path=self.key)
-        # No byte is of two chunks: a few would otherwise stand for any number of rows.
+        # Together no longer than the file, or a few bytes would stand for any number of rows.
         if used[:, 1].sum(dtype=np.float64) > size - n_bytes:
             raise CorruptDataError(f"{self._where()}: its chunks overlap", path=self.key)
         checksums = self.chunk_crc32c

@@ -448,8 +448,9 @@ def read_json(objects: Objects, key: str) -> dict[str, Any]:
     FormatError
         It is none.
     """
+    data = objects.read(key)
     try:
-        value = json.loads(objects.read(key))
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{objects.url}/{key}: expected JSON ({error})", path=key) from error
     if not isinstance(value, dict):
@@ -496,9 +497,14 @@ def open_store(path: str | os.PathLike[str], *, check: bool = True) -> Store:
     try:
         data = objects.read(PLAN_KEY)
     except FileNotFoundError as error:
+        again = "Plan again." if is_url(objects.url) else "Remove the folder and plan again."
+        if objects.size(PLAN_COPY_KEY) is not None:
+            again = (
+                f"Its copy is there: `actlas repair {objects.url}` puts it back, or says why not."
+            )
         raise StoreNotFoundError(
-            f"{objects.url}: planning was not finished here ({PLAN_KEY} is missing). "
-            + ("Plan again." if is_url(objects.url) else "Remove the folder and plan again."),
+            f"{objects.url}: {PLAN_KEY} is missing: it is lost, or planning was not finished here. "
+            + again,
             path=objects.url,
         ) from error
     plan_file = unseal(data, PlanFile, f"{objects.url}/{PLAN_KEY}")

@@ -94,6 +94,7 @@ def start_on(cluster: LocalCluster, start: Start) -> Start:
     """Start drivers on the cluster, as a user starts them."""
 
     def begin(*arguments: str) -> Driver:
+        cluster.mend()
         where = ["--executor=ray", f"--address={cluster.address}"]
         return start(*arguments, *where, fresh=True, **cluster.environment)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import os
 import platform
 import random
+import shlex
+import tempfile
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +35,7 @@ class Session:
     @classmethod
     def now(cls, form: Form, seed: int, arguments: tuple[str, ...]) -> Self:
         """Return the session that begins now, on this machine."""
-        said = " ".join(["pytest", *(a for a in arguments if not a.startswith("/"))])
+        said = shlex.join(["pytest", *(a for a in arguments if not a.startswith("/"))])
         command = f"ACTLAS_CHAOS={form} ACTLAS_CHAOS_SEED={seed} {said}"
         now = datetime.datetime.now(datetime.UTC)
         return cls(form, seed, command, f"{now:%Y-%m-%d %H:%M} UTC", hardware())
@@ -129,7 +133,14 @@ class Record:
         """Write ``out.json`` and ``out.md``: lines of other faults that are there stay.
 
         What one session wrote of a fault, the next one that records the same fault replaces.
+        Sessions at the same time take turns.
         """
+        name = f"actlas-chaos-{zlib.crc32(str(out.absolute()).encode()):08x}.lock"
+        with Path(tempfile.gettempdir(), name).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._merge(out)
+
+    def _merge(self, out: Path) -> None:
         kept = json.loads(_beside(out, "json").read_text()) if _beside(out, "json").exists() else []
         lines = {line["fault"]: line for line in kept}
         lines |= {fault: asdict(line) for fault, line in self.lines.items()}

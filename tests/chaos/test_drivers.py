@@ -154,7 +154,7 @@ def test_a_lease_held_elsewhere(chaos: Chaos, start: Start, oracles: Oracles, gr
     for n in range(wanted):
         store = planned(ground / str(n), SMALL, slow_s=0.2)
         theirs = start(store.path, **ELSEWHERE)
-        assert until(lambda: len(attempts(ground / str(n))) > 1, 60) is not None
+        assert until(lambda n=n: len(attempts(ground / str(n))) > 1, 60) is not None
         ours = start(store.path, **HERE)
         assert ours.wait() == EXIT_RESUME, ours.said()
         assert "process" in ours.said()
@@ -187,11 +187,11 @@ def test_a_frozen_driver_that_lost_its_lease(
     for n in range(wanted):
         store = planned(ground / str(n), SMALL, slow_s=0.2)
         theirs = start(store.path, **ELSEWHERE)
-        assert until(lambda: len(attempts(ground / str(n))) > 1, 60) is not None
+        assert until(lambda n=n: len(attempts(ground / str(n))) > 1, 60) is not None
         time.sleep(chaos.rng.uniform(0, 0.2))
         theirs.signal(signal.SIGSTOP)
         ours = start(store.path, **HERE)
-        assert until(lambda: lease.highest(store.objects) == 2, 60) is not None
+        assert until(lambda o=store.objects: lease.highest(o) == 2, 60) is not None
         n_theirs = theirs_begun(store, theirs)
         theirs.signal(signal.SIGCONT)
         assert theirs.wait() == EXIT_RESUME, theirs.said()

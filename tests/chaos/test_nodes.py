@@ -92,13 +92,14 @@ def test_a_frozen_machine_that_wakes(
     while hits < wanted:
         store = planned(ground / f"round {hits}", FEW, slow_s=0.3, noise=True)
         driver = start_on(store.path, "--workers=4")
-        assert until(lambda: len(attempts(ground / f"round {hits}")) > 8, 60) is not None
+        folder = Path(store.path).parent
+        assert until(lambda f=folder: len(attempts(f)) > 8, 60) is not None
         time.sleep(chaos.rng.uniform(0, 0.5))
         node = chaos.rng.choice(sorted(cluster.raylets))
         pids = [cluster.raylets[node], *children(cluster.raylets[node])]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
-        lost = until(lambda: "its machine was lost" in driver.said(), 60)
+        lost = until(lambda d=driver: "its machine was lost" in d.said(), 60)
         done = frozenset(store.done())
         still = [pid for pid in pids[1:] if stat_of(pid) == "T"]
         time.sleep(chaos.rng.uniform(0, 1.5))

@@ -69,7 +69,7 @@ def freeze(store: Store, wanted: int, seed: float, *, overwrite: bool) -> Frozen
         if rng.random() < 0.8:
             second.join(60)
         else:  # into its middle
-            until(lambda n=shard: begun(store, n) > 1 or not second.is_alive(), 30)
+            until(lambda n=shard, p=second: begun(store, n) > 1 or not p.is_alive(), 30)
             time.sleep(rng.uniform(0, 0.03))
         late += store.receipts().exists(shard)
         os.kill(pid, signal.SIGCONT)

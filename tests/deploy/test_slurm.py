@@ -117,7 +117,7 @@ def test_drain_requeue_and_resume_with_a_node_lost(slurm: Launch, tmp_path: Path
     n_done = len(store.done())
     wait_until(lambda: len(store.done()) >= n_done + 2 and bool(those_with("-1.1/")))
     launcher.send_signal(signal.SIGTERM)
-    out, _ = launcher.communicate(timeout=60)
+    out, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == EXIT_RESUME, out
     assert "n2: its Ray worker ended (-9): starting another" in out
     assert "requeueing job 4242" in out
@@ -143,7 +143,7 @@ def test_drain_requeue_and_resume_with_a_node_lost(slurm: Launch, tmp_path: Path
 def test_a_head_that_ends_at_once_with_success_is_noticed(slurm: Launch, tmp_path: Path) -> None:
     script(tmp_path / "bin" / "ray", "#!/bin/sh\necho no space for Ray\nexit 0\n")
     launcher = slurm("nowhere.zarr")
-    out, _ = launcher.communicate(timeout=60)
+    out, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == EXIT_ERROR
     assert "the head of Ray does not start" in out
     assert "no space for Ray" in (tmp_path / "actlas-4242-ray" / "head.log").read_text()
@@ -158,7 +158,7 @@ def test_workers_that_never_join_are_noticed(slurm: Launch, tmp_path: Path) -> N
     )
     script(tmp_path / "bin" / "ray", f"#!/bin/sh\n{listen} <<'END'\n{code}END\nesac\n")
     launcher = slurm("nowhere.zarr", ACTLAS_WAIT_S="3")
-    out, _ = launcher.communicate(timeout=60)
+    out, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == EXIT_ERROR
     assert "no worker of Ray has joined in time" in out
 

@@ -12,6 +12,7 @@ import os
 import random
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import exceptions as ray_errors
 from support.simulated import simulated
+from support.workers import fake_store
 
 from actlas.jobs.deadlines import Clocks, Median
+from actlas.jobs.neighbours import follows
 from actlas.jobs.pending import Pending
 from actlas.jobs.ray_executor import kind_of
 from actlas.pipeline.options import RunOptions
+from actlas.store import layout
 from actlas.store.errors import ActlasError
 
 play: Callable[[Any], Any] = simulated.play
@@ -175,7 +179,7 @@ def test_a_number_of_workers_waits_for_places() -> None:
 @pytest.mark.parametrize("workers", ["auto", 3])
 def test_a_cluster_without_room_is_waited_for(workers: str | int) -> None:
     world = play(scene(20, 0, 2, workers=workers, late_machines=(500.0,)))
-    assert [text for text in world.said if "no machine of the cluster has room" in text]
+    assert [text for text in world.said if "no worker has found a place" in text]
     assert len(world.said) == 1
 
 
@@ -199,6 +203,26 @@ def test_nobody_is_idle_for_a_neighbours_sake() -> None:
         b == a + 1 for shards in chain.by_worker.values() for a, b in itertools.pairwise(shards)
     )
     assert handed_on >= 160 - 4 * 8
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("max_length", [9, 17, 64])
+def test_who_follows_whom(tmp_path: Path, max_length: int, causal: bool) -> None:
+    """Against the sequences themselves: one of the shard's begins before its border."""
+    store = fake_store(tmp_path, windows={"max_length": max_length, "long": "window"})
+    plan = store.plan
+    store.plan = plan.model_copy(update={"model": plan.model.model_copy(update={"causal": causal})})
+    starts, crossed = store.documents.start, set()
+    for shard in range(plan.n_shards):
+        start, stop = store.shard_range(shard)
+        found = layout.sequences(starts, 0, start, stop, max_length - 1, causal=True)
+        if any(sequence.start < start for sequence in found):
+            crossed.add(shard)
+    assert 0 < len(crossed) < plan.n_shards
+    shards = range(1, plan.n_shards, 2)
+    assert follows(store, range(plan.n_shards)) == (crossed if causal else set())
+    assert follows(store, shards) == (crossed & set(shards) if causal else set())
+    assert follows(store, []) == frozenset()
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

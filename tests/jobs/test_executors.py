@@ -25,6 +25,7 @@ from actlas.store.errors import (
     EXIT_DONE,
     EXIT_QUARANTINE,
     EXIT_RESUME,
+    ConfigError,
     LeaseHeldError,
     ModelError,
     RunFaultError,
@@ -55,6 +56,42 @@ def test_any_number_of_workers(ray_started: None, tmp_path: Path, workers: int) 
     assert run_extraction(store, options("ray", workers=workers), make_fake).exit_code == EXIT_DONE
     check_whole(store)
     assert len({line.split()[1] for line in attempts(tmp_path)}) <= workers
+
+
+def test_auto_is_one_worker_where_there_is_no_gpu(
+    ray_started: None, store: Store, tmp_path: Path
+) -> None:
+    outcome = run_extraction(store, options("ray", workers="auto"), make_fake)
+    assert outcome.exit_code == EXIT_DONE
+    check_whole(store)
+    assert len({line.split()[1] for line in attempts(tmp_path)}) == 1
+    assert {store.receipt(0).run.get("workers", 1)} == {1}
+
+
+def test_room(ray_started: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as each machine holds: fractions of a GPU too, and never parts of two machines."""
+    small, large = {"CPU": 4.0, "GPU": 1.0}, {"CPU": 64.0, "GPU": 8.0}
+    nodes = [{"Resources": each} for each in ({"CPU": 0.0}, small, large)]
+    monkeypatch.setattr(ray_cluster, "alive_nodes", lambda: nodes)
+    monkeypatch.setenv("RAY_ADDRESS", "there:6379")
+
+    def room(**asked: float) -> int:
+        run = options("ray", workers="auto", **asked)
+        return ray_cluster.room(run, ray_cluster.reservation(run))
+
+    assert room() == 1 + 8
+    assert room(cpus_per_worker=16) == 4
+    assert room(gpus_per_worker=0.25) == 4 + 32
+    assert room(gpus_per_worker=2) == 4
+    assert room(gpus_per_worker=16) == 0, "and on a cluster that is no error: a machine may join"
+    assert room(gpus_per_worker=0, cpus_per_worker=3) == 1 + 21
+    monkeypatch.delenv("RAY_ADDRESS")
+    nodes[:] = [{"Resources": {"CPU": 2.0, "GPU": 4.0}}]
+    assert room() == 4, "on a Ray of our own one per GPU, whatever the processor"
+    nodes[:] = [{"Resources": {"CPU": 2.0}}]
+    assert room() == 1
+    with pytest.raises(ConfigError, match="no machine of this Ray has both"):
+        room(gpus_per_worker=1)
 
 
 @both

@@ -55,7 +55,8 @@ def test_rates_and_what_is_left(tally: Tally, clock: Clock) -> None:
     assert tally.mean_rate() == pytest.approx(50)
     assert tally.rate_now() == pytest.approx(2000 / 30)
     assert tally.seconds_left() == pytest.approx(80)
-    assert headline(tally) == " 60%  6,000 of 10,000 rows  67 rows/s now, 50 mean  80 s left"
+    rates = "67 rows/s now, 50 mean  73 tokens/s now, 55 mean"
+    assert headline(tally) == f" 60%  6,000 of 10,000 rows  {rates}  80 s left"
 
 
 def test_the_share_of_the_bare_forward_pass(tally: Tally, clock: Clock) -> None:

@@ -20,6 +20,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -32,9 +33,12 @@ from support.jobs import ROOT, wait_until
 from actlas.jobs import submit
 from actlas.jobs.cli import cli
 from actlas.jobs.config import resolve
+from actlas.jobs.ray_jobs import exit_code_of
 from actlas.jobs.submit import entrypoint, where
 from actlas.store.errors import (
+    EXIT_DAMAGE,
     EXIT_DONE,
+    EXIT_ERROR,
     EXIT_QUARANTINE,
     EXIT_RESUME,
     EXIT_USAGE,
@@ -139,9 +143,13 @@ def test_a_store_that_is_none(line: str, words: str, tmp_path: Path) -> None:
     assert words in result.stderr
 
 
-class NoRay(http.server.BaseHTTPRequestHandler):
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Answers everything with one status."""
+
+    status = 404
+
     def do_GET(self) -> None:
-        self.send_error(404)
+        self.send_error(self.status)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -175,14 +183,50 @@ def test_addresses(address: str, words: str, plain: str) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_a_server_that_is_no_ray(plain: str) -> None:
-    with http.server.HTTPServer(("127.0.0.1", 0), NoRay) as server:
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (404, "is no Ray job server (Version check returned 404"),
+        (401, "the cluster wants its token, and none was sent"),
+        (403, "the cluster wants its token, and ours is not it"),
+        (500, "is no Ray job server (500 Server Error"),
+    ],
+)
+def test_a_server_that_does_not_let_us_in(status: int, words: str, plain: str) -> None:
+    handler = type("Handler", (Answers,), {"status": status})
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         result = run_verb(plain, "--address", f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
     assert result.exit_code == EXIT_USAGE
-    assert "is no Ray job server (Version check returned 404" in result.stderr
+    assert words in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "ends"),
+    [
+        ("SUCCEEDED", 0, None, EXIT_DONE),
+        ("FAILED", 1, None, EXIT_ERROR),
+        ("FAILED", 3, None, EXIT_QUARANTINE),
+        ("FAILED", 4, None, EXIT_DAMAGE),
+        ("FAILED", 75, None, EXIT_RESUME),
+        ("FAILED", 127, None, EXIT_ERROR),
+        ("FAILED", -9, None, EXIT_RESUME),
+        ("FAILED", 143, None, EXIT_RESUME),
+        ("FAILED", -11, None, EXIT_ERROR),
+        ("FAILED", None, "RUNTIME_ENV_SETUP_FAILURE", EXIT_ERROR),
+        ("FAILED", None, "JOB_SUPERVISOR_ACTOR_DIED", EXIT_RESUME),
+        ("STOPPED", None, None, EXIT_RESUME),
+    ],
+)
+def test_what_a_job_ends_with(status: str, code: int | None, kind: str | None, ends: int) -> None:
+    said: list[str] = []
+    info = SimpleNamespace(
+        status=SimpleNamespace(value=status), driver_exit_code=code, error_type=kind, message=None
+    )
+    assert exit_code_of(info, said.append) == ends
+    assert bool(said) == (code is None or not 0 <= code < 127)
 
 
 @pytest.mark.parametrize(("content", "words"), [(None, "No such file"), (" \n", "it is empty")])
@@ -255,7 +299,7 @@ def head() -> Iterator[Head]:
             return probe.connect_ex(("127.0.0.1", ports[2])) == 0
 
     try:
-        wait_until(answers)
+        wait_until(answers, 240)
         yield Head(f"http://127.0.0.1:{ports[2]}", token, folder, clean)
     finally:
         process.terminate()
@@ -271,18 +315,16 @@ def test_jobs_end_as_they_ended(head: Head) -> None:
     """Exit codes, stops and kills; what a killed pod's preStop does; a token that is wrong."""
     config = str(head.folder / "run.yaml")
     codes = {
-        "0": EXIT_DONE,
         "3": EXIT_QUARANTINE,
         "killed": EXIT_RESUME,
         "waits": EXIT_RESUME,
     }
     jobs = {name: head.submit(config, f"/stores/{name}", "run.device=cpu") for name in codes}
     refused = head.submit(config, "/stores/0", RAY_AUTH_TOKEN="wrong")
-    unknown = head.submit(config, "/stores/0", RAY_AUTH_TOKEN_PATH="")
     said: dict[str, str] = {}
     for name in codes:
         if name != "waits":
-            said[name] = jobs[name].communicate(timeout=120)[0]
+            said[name] = jobs[name].communicate(timeout=240)[0]
     assert {name: jobs[name].returncode for name in said} == {
         name: code for name, code in codes.items() if name != "waits"
     }, said
@@ -310,11 +352,10 @@ def test_jobs_end_as_they_ended(head: Head) -> None:
     assert "drained\n" in out  # it took 4 s; Ray's own patience is 3
     assert "the job was stopped; nothing done is lost" in out
 
-    for process, words in ((refused, "ours is not it"), (unknown, "none was sent")):
-        out = process.communicate(timeout=60)[0]
-        assert process.returncode == EXIT_USAGE
-        assert f"the cluster wants its token, and {words}" in out
-        assert out.count("\n") == 1
+    out = refused.communicate(timeout=60)[0]
+    assert refused.returncode == EXIT_USAGE
+    assert "the cluster wants its token, and ours is not it" in out
+    assert out.count("\n") == 1
 
 
 def read_until(process: subprocess.Popen[str], words: str) -> str:

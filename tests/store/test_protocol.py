@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -258,62 +257,6 @@ def test_keys_stay_inside_the_store(tmp_path: Path) -> None:
     for key in ("../x", "/etc/passwd", "a/../../b"):
         with pytest.raises(ValueError, match="inside"):
             LocalObjects(tmp_path).path(key)
-
-
-KILLED = """
-import sys, os, pathlib
-sys.path[:0] = {paths!r}
-from support.stores import truth
-from actlas.store import layout, objects
-from actlas.store.commit import commit_shard
-from actlas.store.store import open_store
-store = open_store({path!r})
-point = int(sys.argv[1])
-seen = 0
-def die(*_):
-    global seen
-    seen += 1
-    if seen == point:
-        os.kill(os.getpid(), 9)
-def watch(module, name):
-    real = getattr(module, name)
-    def wrapped(*args, **kwargs):
-        die()
-        result = real(*args, **kwargs)
-        die()
-        return result
-    setattr(module, name, wrapped)
-for name in ("write", "fsync", "link", "open"):
-    watch(os, name)
-start, stop = store.shard_range(0)
-t = layout.shard_tokens(store.plan.order, store.plan.seed, start, stop)
-commit_shard(store, 0, {{n: truth(store, n)[t] for n in store.activations}}, attempt="killed")
-print("seen", seen)
-"""
-
-
-def test_a_kill_at_every_system_call_of_a_commit_converges(make: Make, tmp_path: Path) -> None:
-    """SIGKILL before and after every open, write, fsync and link: the next try ends the same."""
-    paths = [str(Path(__file__).parents[1])]
-    store = make(name="count.zarr", n_documents=20)
-    run = [sys.executable, "-c", KILLED.format(path=store.path, paths=paths)]
-    done = subprocess.run([*run, "-1"], capture_output=True, text=True, check=True)
-    points = int(done.stdout.split()[1])
-    assert points > 100
-    planned = make(name="planned.zarr", n_documents=20)
-    expected = part_of(planned, 0)
-    killed = 0
-    for point in sorted(set(np.linspace(1, points, 10).astype(int).tolist())):
-        path = shutil.copytree(planned.path, tmp_path / f"{point}.zarr")
-        run = [sys.executable, "-c", KILLED.format(path=str(path), paths=paths), str(point)]
-        killed += subprocess.run(run, capture_output=True).returncode == -signal.SIGKILL
-        store = open_store(path)
-        commit_shard(store, 0, expected, attempt="after")
-        for name, rows in expected.items():
-            assert open_store(path).activations[name][0 : len(rows)].tobytes() == rows.tobytes()
-        report = verify(open_store(path), full=True)
-        assert report.ok and not report.unclaimed, (point, report)
-    assert killed >= 9
 
 
 def test_errors_survive_pickling_and_keep_their_kind() -> None:

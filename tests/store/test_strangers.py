@@ -14,6 +14,7 @@ import os
 import shutil
 import struct
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,9 @@ from actlas.analysis.encoding import Encoder, create_features, finish
 from actlas.analysis.extremes import gather_extremes
 from actlas.analysis.index import index_features
 from actlas.store.create import create
+from actlas.store.derived import FLAT_CHUNK, flat
 from actlas.store.errors import ActlasError, CorruptDataError, FormatError
+from actlas.store.lazy import LARGE_BYTES, LazyArray
 from actlas.store.objects import LocalObjects
 from actlas.store.shardfile import ShardWriter, crc32c
 
@@ -300,9 +303,6 @@ def test_a_plan_that_lies(made: Made, tmp_path: Path, lie: str) -> None:
 
 def rewrite(store: Path, key: str, change: Callable[[Any], Any], path: str | None = None) -> None:
     """Write an array of documents, or a flat one of derived data, with other numbers."""
-    from actlas.store.derived import flat
-    from actlas.store.lazy import LazyArray
-
     opened = actlas.open(store)
     if key.startswith("documents/"):
         spec = opened.documents.columns[key.removeprefix("documents/")].spec
@@ -436,7 +436,37 @@ def test_an_index_that_lies(made: Made, raw: Path, tmp_path: Path, key: str, lie
         index = np.frombuffer(data[-n - 4 : -4], "<u8").reshape(-1, 2).copy()
         lied = np.ascontiguousarray(INDEXES[lie](index)).tobytes()
         put(store / key, data[: -n - 4] + lied + struct.pack("<I", crc32c(lied)))
-        hold(made.person.use(store), made.base, (key, lie))
+        found = made.person.use(store)
+        hold(found, made.base, (key, lie))
+        assert found["refused"] or lied == index.tobytes(), (key, lie)
+
+
+def test_few_bytes_stand_for_few_rows(tmp_path: Path) -> None:
+    """An index whose entries are all of one chunk, or of none, before memory is taken."""
+    n = 40 * FLAT_CHUNK
+    spec = flat("a", n, "int64", "x")
+    whole = b"".join(bytes(p) for p in ShardWriter(spec, np.arange(n)).parts())
+    chunks, index = whole[: -16 * 40 - 4], np.frombuffer(whole[-16 * 40 - 4 : -4], "<u8")
+    for lied, words in (
+        (np.tile(index.reshape(-1, 2)[index[1::2].argmax()], 40), "overlap"),
+        (np.full(80, 2**64 - 1, "<u8"), "points outside"),
+        (index + np.tile(np.array([0, 1], "<u8"), 40), "overlap"),
+    ):
+        body = np.ascontiguousarray(lied).tobytes()
+        store = tmp_path / words
+        (store / "a/c").mkdir(parents=True, exist_ok=True)
+        for n_times in (1, 100):  # a hundred times as many rows are promised
+            promised = flat("a", n * n_times, "int64", "x")
+            entries = body * n_times
+            put(store / "a/c/0", chunks + entries + struct.pack("<I", crc32c(entries)))
+            tracemalloc.start()
+            with pytest.raises(CorruptDataError, match=words):
+                LazyArray(LocalObjects(store), promised).read(0, n * n_times)
+            most = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert most < LARGE_BYTES
+    put(store / "a/c/0", whole)  # the control
+    assert (LazyArray(LocalObjects(store), spec).read(0, n) == np.arange(n)).all()
 
 
 def test_chunks_that_lie(made: Made, tmp_path: Path) -> None:

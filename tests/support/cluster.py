@@ -13,13 +13,15 @@ import sys
 from typing import Any, Self
 
 from support.jobs import PATHS, ROOT
+from support.processes import alive
 
 FAST_CHECKS = {
     "health_check_period_ms": 500,
-    "health_check_timeout_ms": 500,
-    "health_check_failure_threshold": 3,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 5,
     "health_check_initial_delay_ms": 0,
 }
+"""A machine that stands still is lost in some 5 s instead of 64; one that is merely slow is not."""
 NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "c" * 64}
 
@@ -70,6 +72,13 @@ class LocalCluster:
         """Clear away what is left of a machine whose raylet was killed."""
         self._ask("remove", node)
         del self.raylets[node]
+
+    def mend(self) -> None:
+        """Put a machine in the place of each that is gone."""
+        for node, raylet in list(self.raylets.items()):
+            if not alive(raylet):
+                self.add()
+                self.remove(node)
 
     def _ask(self, *command: str | int) -> dict[str, Any]:
         assert self._process.stdin is not None

@@ -78,7 +78,7 @@ class Driver:
             return self._process.poll()
         return self._process.exitcode
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 240) -> int:
         """Wait for its end, and return its exit code."""
         if isinstance(self._process, subprocess.Popen):
             return self._process.wait(seconds)

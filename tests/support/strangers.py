@@ -247,7 +247,8 @@ class Person:
             found: dict[str, Any] = json.loads(line)
             return found
         self._process = None
-        how = "hung" if hung.is_set() else f"died with {process.wait(10)}"
+        process.communicate()
+        how = "hung" if hung.is_set() else f"died with {process.returncode}"
         return {"wrong": {"process": how}, "outside": [], "refused": {}, "digest": {}, "rss": 0}
 
     def close(self) -> None:

@@ -1,0 +1,158 @@
+"""Checks of where a store is, or shall be: disk or bucket, and the store itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from actlas.jobs.checks import Check, ok, problem, warning
+from actlas.jobs.formatting import n_bytes
+from actlas.store import lease
+from actlas.store.errors import ActlasError, StoreNotFoundError
+from actlas.store.objects import LocalObjects, is_url, open_objects
+from actlas.store.store import open_store
+
+PROBE_BYTES, PROBE_S = 256 << 20, 2.0
+PIECE_BYTES = 8 << 20
+SLOW_BYTES_PER_S = 50e6
+MAX_SKEW_S = 5.0
+CREDENTIALS = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+           "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT"),
+    "az": ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_CLIENT_ID", "AZURE_STORAGE_SAS_TOKEN"),
+}  # fmt: skip
+
+
+def place(where: str) -> Iterator[Check]:
+    """Try what a store needs of its disk or bucket; nothing is left behind."""
+    yield from _bucket(where) if is_url(where) else _disk(Path(where.removeprefix("file://")))
+
+
+def _disk(where: Path) -> Iterator[Check]:
+    folder = where.absolute()
+    while not folder.is_dir():  # a store that is not there yet: the disk it would be on
+        folder = folder.parent
+    if (folder / "ledger").is_dir():
+        folder = folder.parent  # nothing is written into a store
+    usage, counts = shutil.disk_usage(folder), os.statvfs(folder)
+    yield ok("space", f"{n_bytes(usage.free)} of {n_bytes(usage.total)} free on the disk")
+    if counts.f_files and counts.f_favail < 100_000:
+        yield warning("inodes", f"{counts.f_favail:,} left", "make room: a shard is a few files")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".actlas-doctor-", dir=folder) as scratch:
+            yield from _links(Path(scratch))
+            yield _speed(Path(scratch), usage.free)
+            yield _clock(Path(scratch))
+    except OSError as error:
+        yield problem("disk", f"{folder}: {error.strerror or error}", "give a folder to write to")
+
+
+def _links(folder: Path) -> Iterator[Check]:
+    objects = LocalObjects(folder / "probe")
+    try:
+        first, second = objects.create("probe", [b"1"]), objects.create("probe", [b"2"])
+    except ActlasError as error:
+        yield problem("create once", str(error), "use a file system with hard links")
+        return
+    if first and not second and objects.read("probe") == b"1":
+        yield ok("create once", "a second writer is refused")
+    else:
+        found = "a second writer was not refused"
+        yield problem("create once", found, "use another file system: this one loses data")
+
+
+def _speed(folder: Path, n_free: int) -> Check:
+    """Write, sync and read, for ``PROBE_S`` seconds of writing at most."""
+    piece, n, file = os.urandom(PIECE_BYTES), 0, folder / "speed"
+    limit = min(PROBE_BYTES, n_free // 4)
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        began = time.perf_counter()
+        while n < limit and time.perf_counter() - began < PROBE_S:
+            n += os.write(fd, piece)
+            os.fdatasync(fd)
+        wrote = n / (time.perf_counter() - began)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+    began = time.perf_counter()
+    with file.open("rb", buffering=0) as opened:
+        while opened.read(PIECE_BYTES) and time.perf_counter() - began < PROBE_S:
+            pass
+        read = opened.tell() / (time.perf_counter() - began)
+    found = f"writes {n_bytes(wrote)}/s, synced; reads {n_bytes(read)}/s ({n_bytes(n)} tried)"
+    if wrote < SLOW_BYTES_PER_S:
+        return warning("disk speed", found, "extraction will wait for it: use a faster disk")
+    return ok("disk speed", found)
+
+
+def _clock(folder: Path) -> Check:
+    file = folder / "clock"
+    file.write_bytes(b"1")
+    skew = abs(file.stat().st_mtime - time.time())
+    if skew > MAX_SKEW_S:
+        found = f"{skew:.0f} s away from the file server's"
+        return warning("clock", found, "run a time service (chrony, ntpd) on both")
+    return ok("clock", "agrees with the file system's")
+
+
+def _bucket(where: str) -> Iterator[Check]:
+    kind = {"s": "s3", "g": "gs", "a": "az"}[where[0].lower()]
+    if any(os.environ.get(name) for name in CREDENTIALS[kind]):
+        yield ok("credentials", "there, in the environment")
+    else:
+        remedy = "fine with a role of the machine or pod; else set them in the environment"
+        yield warning("credentials", "none in the environment", remedy)
+    objects = open_objects(where)
+    key = f"ledger/staging/doctor-{uuid.uuid4().hex}"
+    began = time.perf_counter()
+    try:
+        try:
+            first, second = objects.create(key, [b"1"]), objects.create(key, [b"2"])
+        finally:
+            objects.delete(key)
+    except (ActlasError, OSError) as error:
+        yield problem("bucket", str(error).splitlines()[0], "check endpoint, credentials, bucket")
+        return
+    took = f"{(time.perf_counter() - began) / 3:.2f} s a request"
+    if first and not second:
+        yield ok("create once", f"a second writer is refused; {took}")
+    else:
+        found = "conditional writes are not honoured"
+        yield problem("create once", found, "use a service that knows If-None-Match on PUT")
+
+
+def store(where: str) -> Iterator[Check]:
+    """Check a store itself, where there is one: format, plan, lease, room for what is missing."""
+    try:
+        found = open_store(where)
+    except StoreNotFoundError:
+        yield ok("store", "none there yet")
+        return
+    except ActlasError as error:
+        yield problem("store", str(error).splitlines()[0], "actlas verify, then actlas repair")
+        return
+    n_missing = sum(len(found.missing(job)) for job in found.jobs)
+    n_all = sum(found.n_shards(job) for job in found.jobs)
+    yield ok("store", f"{found.plan.model.id}: {n_all - n_missing:,} of {n_all:,} shards done")
+    held = lease.holder(found.objects)
+    yield ok(
+        "lease", "free" if held is None else f"held by {held.get('pid')} on {held.get('host')}"
+    )
+    if n_missing and not is_url(where):
+        plan = found.plan
+        widths = sum(h.width * (2 if h.dtype != "float32" else 4) for h in plan.hookpoints)
+        need = min(plan.n_tokens, len(found.missing()) * plan.shard_rows) * (widths + 16)
+        free = shutil.disk_usage(where.removeprefix("file://")).free
+        if need > free:
+            words = f"{n_bytes(need)} to write before compression, {n_bytes(free)} free"
+            yield problem("room", words, "make room, or plan fewer tokens or hookpoints")
+        else:
+            yield ok("room", f"{n_bytes(need)} to write at most, {n_bytes(free)} free")

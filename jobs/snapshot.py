@@ -1,0 +1,111 @@
+"""What a driver's beat says of its run, read by whoever looks on: :meth:`Tally.snapshot`.
+
+A store may be a stranger's, so nothing in it is believed to have its type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from actlas.jobs.formatting import count, duration, printable
+
+N_LINES, N_CHARACTERS = 12, 200
+
+
+class Snapshot:
+    """The fields of a beat that are what they should be; the others count as not said."""
+
+    def __init__(self, run: Mapping[str, Any]) -> None:
+        self._run = run
+        self.written_unix_s = self.number("written_unix_s")
+        self.n_rows = self.number("n_rows")
+
+    def number(self, name: str) -> float:
+        """Return a number that is finite and not below 0, else 0."""
+        return _number(self._run.get(name))
+
+    def text(self, name: str) -> str:
+        """Return a short text, printable."""
+        return _text(self._run.get(name))
+
+    def counts(self, name: str) -> dict[str, int]:
+        """Return named counts."""
+        found = self._run.get(name)
+        pairs = list(found.items())[:16] if isinstance(found, dict) else []
+        return {_text(key): int(_number(n)) for key, n in pairs if _number(n)}
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Return workers with what they are at and for how long; the longest at a shard first."""
+        found = self._run.get("workers")
+        return [
+            {
+                "worker": _text(one.get("worker")),
+                "state": _text(one.get("state")),
+                "seconds": _number(one.get("seconds")),
+                "shards": _whole(one.get("shards")),
+            }
+            for one in (found[:64] if isinstance(found, list) else [])
+            if isinstance(one, dict)
+        ]
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain values, every one of its type."""
+        numbers = (
+            "written_unix_s", "seconds", "n_rows", "n_rows_done", "n_shards", "n_shards_done",
+            "rows_per_s_now", "rows_per_s", "tokens_per_s_now", "tokens_per_s", "n_workers",
+            "n_workers_gone", "n_in_flight", "n_quarantined",
+        )  # fmt: skip
+        left = self._run.get("seconds_left")
+        return {
+            "job": self.text("job"),
+            "of": self.text("of"),
+            **{name: self.number(name) for name in numbers},
+            "seconds_left": None if left is None else _number(left),
+            "states": self.counts("states"),
+            "faults": self.counts("faults"),
+            "workers": self.workers(),
+        }
+
+    def lines(self) -> Iterable[str]:
+        """Yield it for a person."""
+        of = self.text("of") or "rows"
+        now, mean = self.number("rows_per_s_now"), self.number("rows_per_s")
+        yield f"now         {count(now)} {of}/s, {count(mean)} mean of this run"
+        if mean := self.number("tokens_per_s"):
+            now = self.number("tokens_per_s_now")
+            yield f"            {count(now)} tokens/s, {count(mean)} mean"
+        if left := self.number("seconds_left"):
+            yield f"left        about {duration(left)}"
+        if faults := self.counts("faults"):
+            yield f"retries     failed attempts: {_listed(faults)}"
+        states = _listed(self.counts("states"))
+        flying = f"; {count(self.number('n_in_flight'))} shards in flight"
+        yield f"workers     {count(self.number('n_workers'))}: {states}{flying}"
+        workers = self.workers()
+        for one in workers[:N_LINES]:
+            shards = one["shards"]
+            at = f"shard {shards[0]}" if shards else one["state"]
+            yield f"            {one['worker']:<14} {at:<16} {duration(one['seconds'])}"
+        if (more := int(self.number("n_workers")) - len(workers[:N_LINES])) > 0:
+            yield f"            and {more:,} more"
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    return float(value) if 0 <= value < 1e18 and math.isfinite(value) else 0.0
+
+
+def _text(value: object) -> str:
+    return printable(value[:N_CHARACTERS]) if isinstance(value, str) else ""
+
+
+def _whole(value: object) -> list[int]:
+    found = value[:8] if isinstance(value, list) else []
+    return [n for n in found if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 10**12]
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n:,} {name}" for name, n in counts.items())

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from support.stores import fill
+
+from actlas.jobs import holding, status
+from actlas.jobs.executors import Done
+from actlas.jobs.snapshot import Snapshot
+from actlas.jobs.tally import Tally
+from actlas.store import lease
+from actlas.store.store import Store
+
+STRANGE: list[bytes] = [
+    b"", b"12", b"[]", b"{", b'{"count": 1, "run": []}', b"[" * 50_000, b"\xff\xfe",
+    b'{"count": 3, "run": {"n_rows": "x", "workers": [1, {"worker": 3, "shards": "ab"}], '
+    b'"states": [], "faults": {"a\\u001b[31m": 1e999}, "seconds_left": NaN}}',
+    b'{"count": 3, "run": {"n_rows": 5, "workers": [{"worker": "\\u001b[2J", "seconds": -1}]}}',
+    b" " * (lease.MAX_BEAT_BYTES + 5),
+]  # fmt: skip
+
+
+def elsewhere(store: Store, beat: bytes, since_unix_s: float = 0.0) -> None:
+    """A driver of another host holds the lease."""
+    who = {"host": "elsewhere", "boot": "x", "pid": 7, "since_unix_s": since_unix_s}
+    store.objects.create(f"{lease.FOLDER}/00000001.json", [json.dumps(who).encode()])
+    store.objects.replace(f"{lease.FOLDER}/00000001.beat", beat)
+
+
+@pytest.mark.parametrize("beat", STRANGE)
+def test_no_beat_breaks_it(store: Store, beat: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "SECOND_LOOK_S", 0.0)
+    elsewhere(store, beat)
+    found = status.status_of(store)
+    assert found["perhaps_dead"] and not found["running"]
+    held = holding.look(store.objects)
+    text = "\n".join(status._lines(found | {"perhaps_dead": False}, held.snapshot))
+    assert "\x1b" not in text
+    json.dumps(held.snapshot.plain(), allow_nan=False)
+
+
+def test_a_counter_that_moves_lives(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere(store, b'{"count": 1, "run": {}}')
+    key = f"{lease.FOLDER}/00000001.beat"
+
+    def beats(_: float) -> None:
+        store.objects.replace(key, b'{"count": 2, "run": {}}')
+
+    monkeypatch.setattr(holding.time, "sleep", beats)
+    first = holding.look(store.objects)
+    assert first.alive
+    still = first._replace(moved_s=first.moved_s - holding.STILL_S - 1)
+    assert not holding.look(store.objects, still).alive
+    store.objects.replace(key, b'{"count": 3, "run": {}}')
+    assert holding.look(store.objects, still).alive
+
+
+def test_what_a_driver_tells_is_read_back(store: Store) -> None:
+    tally = Tally(n_rows=1000, n_rows_before=0, n_shards=12)
+    for i in range(1000):
+        tally.on_state(f"worker {i}", "busy", i)
+        tally.on_state(f"worker {i}", "busy", 1000 + i)
+    tally.on_done(Done(3, 64, 9, 0, 1.0, "worker 3", {"n_tokens_fed": 70.0}))
+    words: dict[str, Any] = tally.snapshot()
+    assert len(json.dumps(words)) < lease.MAX_BEAT_BYTES
+    read = Snapshot(json.loads(json.dumps(words)))
+    assert read.plain()["n_in_flight"] == 1999
+    assert len(read.workers()) == 64
+    assert read.workers()[0]["shards"] == [0, 1000]
+    assert tally.workers["worker 3"].shards == [1003]
+    assert {f.shard for f in tally.flights()} == {*range(1000)} - {3} | {1003}
+
+
+def test_a_beat_carries_the_run_and_a_broken_teller_stops_nothing(store: Store) -> None:
+    told = iter([{"n_rows": 5.0}])
+    with lease.hold(store.objects, beat_s=0.02, tell=lambda: next(told)) as held:
+        seen = []
+        while not seen or seen[-1] != {"error": "StopIteration"}:
+            beat = lease.last_beat(store.objects)
+            if beat is not None and (not seen or beat.run != seen[-1]):
+                seen.append(beat.run)
+        assert not held.lost.is_set()
+    assert lease.holder(store.objects) is None
+
+
+def test_a_sample_is_said_to_be_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store, range(10))
+    whole = status.status_of(store)
+    monkeypatch.setattr(status, "N_SAMPLE", 4)
+    part, full = status.status_of(store), status.status_of(store, full=True)
+    assert (whole["estimated"], part["estimated"], full["estimated"]) == (False, True, False)
+    assert part["rows"] == whole["rows"] and part["shards"] == whole["shards"]
+    assert part["n_bytes"] == pytest.approx(whole["n_bytes"], rel=0.1)
+    assert full["n_bytes"] == whole["n_bytes"]
+    from actlas.jobs.cli import cli
+
+    assert "stored      about " in CliRunner().invoke(cli, ["status", store.path]).stdout

@@ -1,0 +1,120 @@
+"""Turns to write: never more writers than places, and a dead one's place is free at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from support.jobs import options, wait_until
+from support.workers import check_whole, fake_store, make_fake
+
+from actlas.jobs import turns
+from actlas.jobs.executors import Done
+from actlas.jobs.hand import Hand
+from actlas.jobs.run import run_extraction
+from actlas.jobs.turns import Turns, turns_of
+from actlas.store.errors import EXIT_DONE, RunFaultError
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from actlas.jobs.turns import Turns
+with Turns(1, Path(sys.argv[1]), 60.0).turn():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("n_places", [1, 2])
+def test_never_more_than_places(tmp_path: Path, n_places: int) -> None:
+    lock, inside, most, n_turns = threading.Lock(), 0, 0, 0
+
+    def write() -> None:
+        nonlocal inside, most, n_turns
+        for _ in range(4):
+            with Turns(n_places, tmp_path, 60.0).turn():
+                with lock:
+                    inside += 1
+                    most = max(most, inside)
+                time.sleep(0.002)
+                with lock:
+                    inside -= 1
+                    n_turns += 1
+
+    threads = [threading.Thread(target=write) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, n_turns) == (n_places, 24)
+
+
+@pytest.mark.chaos
+def test_a_killed_holders_place_is_free_at_once(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    waited: list[float] = []
+
+    def wait() -> None:
+        with Turns(1, tmp_path, 60.0).turn() as seconds:
+            waited.append(seconds)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.3)
+    assert not waited, "two held one place"
+    os.kill(holder.pid, signal.SIGKILL)
+    wait_until(lambda: bool(waited), 10)
+    thread.join()
+    holder.communicate()
+    assert waited[0] > 0.25
+
+
+def test_a_holder_that_hangs_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    mine = Turns(1, tmp_path, 0.05)
+    with mine.turn(), Turns(1, tmp_path, 0.05).turn() as waited:
+        assert waited > 0.05
+    with mine.turn() as waited:
+        assert waited < 0.05, "the place was given up twice"
+
+
+def test_a_folder_of_someone_elses_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns.tempfile, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"actlas-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunFaultError, match="expected a folder of this user"):
+        turns_of(options(writers_per_machine=1))
+
+
+def test_the_wait_is_in_the_shards_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns.tempfile, "gettempdir", lambda: str(tmp_path))
+    store = fake_store(tmp_path / "job")
+    run = options(writers_per_machine=1)
+    own = turns_of(run)
+    assert own is not None
+    assert turns_of(options()) is None
+    hand = Hand(make_fake(store.path, run), "worker", store.path, turns_of(run))
+    with own.turn():
+        thread = threading.Timer(0.0, lambda: outcomes.append(hand.attempt(0)))
+        outcomes: list[object] = []
+        thread.start()
+        time.sleep(0.2)
+        assert store.done() == frozenset()
+    thread.join()
+    done = outcomes[0]
+    assert isinstance(done, Done)
+    assert done.run["turn_wait_s"] > 0.15
+    assert done.run["write_s"] < done.seconds
+    assert run_extraction(store, run, make_fake).exit_code == EXIT_DONE
+    check_whole(store)
