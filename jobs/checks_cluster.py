@@ -6,13 +6,14 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib import metadata
+from typing import Any
 
 from actlas.jobs.checks import Check, ok, problem, warning
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ActlasError
 
 
-def ray(address: str | None, start: bool) -> Iterator[Check]:
+def cluster(address: str | None, start: bool) -> Iterator[Check]:
     """Say which Ray there is; start it or join the cluster where that is asked."""
     try:
         version = metadata.version("ray")
@@ -27,8 +28,9 @@ def ray(address: str | None, start: bool) -> Iterator[Check]:
 
     try:
         with connected(RunOptions(executor="ray", workers=1, address=address)):
-            import ray as library
+            import ray
 
+            library: Any = ray
             resources = library.cluster_resources()
             n_nodes = sum(node["Alive"] for node in library.nodes())
     except ActlasError as error:

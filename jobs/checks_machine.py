@@ -74,7 +74,7 @@ def accelerators() -> Iterator[Check]:
         free, total = torch.cuda.mem_get_info(index)
         found = f"{index}: {device.name}, {n_bytes(free)} of {n_bytes(total)} free"
         if device.major < 8:
-            yield warning("gpu", f"{found}, no bfloat16", "use --compute-dtype float32 or float16")
+            yield warning("gpu", f"{found}, no bfloat16", "use --model-dtype float32 or float16")
         else:
             yield ok("gpu", f"{found}, bfloat16")
 
@@ -87,7 +87,7 @@ def memory() -> Iterator[Check]:
         yield warning(
             "memory",
             f"{n_bytes(limit)} allowed to this container, of {n_bytes(total)}",
-            "Ray and --memory count the machine's: give --max-memory, or raise the limit",
+            "Ray and --memory count the machine's: give --max-memory-bytes, or raise the limit",
         )
     else:
         yield ok("memory", f"{n_bytes(total)}")

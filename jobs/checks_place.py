@@ -148,7 +148,7 @@ def store(where: str) -> Iterator[Check]:
     )
     if n_missing and not is_url(where):
         plan = found.plan
-        widths = sum(h.width * (2 if h.dtype != "float32" else 4) for h in plan.hookpoints)
+        widths = sum(h.width for h in plan.hookpoints) * (4 if plan.dtype == "float32" else 2)
         need = min(plan.n_tokens, len(found.missing()) * plan.shard_rows) * (widths + 16)
         free = shutil.disk_usage(where.removeprefix("file://")).free
         if need > free:

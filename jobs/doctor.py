@@ -25,7 +25,7 @@ def examine(where: str | None, address: str | None, start_ray: bool) -> list[Che
         checks_machine.memory,
         checks_machine.processes,
         checks_machine.hub,
-        lambda: checks_cluster.ray(address, start_ray),
+        lambda: checks_cluster.cluster(address, start_ray),
     ]
     if where is not None:
         asked += [lambda: checks_place.place(where), lambda: checks_place.store(where)]

@@ -9,10 +9,11 @@ A shard that was repaired with other bits has a receipt of a later *generation* 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from actlas.store.errors import FormatError
+from actlas.store.in_order import in_order
 from actlas.store.objects import Objects
 from actlas.store.schema import Receipt, seal, unseal
 
@@ -109,6 +110,16 @@ class Receipts:
                 path=key,
             )
         return receipt
+
+    def read_many(self, shards: Iterable[int]) -> Iterator[Receipt]:
+        """Yield several shards' receipts in the order asked, read in threads.
+
+        Raises
+        ------
+        FileNotFoundError, CorruptDataError, FormatError
+            As :meth:`read`.
+        """
+        yield from in_order(self.read, shards, self.objects.n_readers)
 
     def write(self, receipt: Receipt) -> Receipt:
         """Write a receipt and return the one that stands: the first writer's."""

@@ -311,8 +311,12 @@ class Store:
 
     def n_stored_bytes(self) -> int:
         """Return the bytes of all extracted shards as they lie on disk, from the receipts."""
-        receipts = (self.receipt(s, job) for job in self.jobs for s in self.done(job))
-        return sum(record.n_bytes for receipt in receipts for record in receipt.objects)
+        return sum(
+            record.n_bytes
+            for job in self.jobs
+            for receipt in self.receipts(job).read_many(sorted(self.done(job)))
+            for record in receipt.objects
+        )
 
     def require_same_plan(self) -> None:
         """Raise ``ConflictError`` where the plan at this path is no longer the one that was opened.

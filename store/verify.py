@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -15,6 +13,7 @@ import numpy as np
 
 from actlas.store.arrays import ArraySpec
 from actlas.store.errors import ActlasError, CorruptDataError, RunFaultError
+from actlas.store.in_order import in_order
 from actlas.store.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.schema import ObjectRecord
 from actlas.store.shardfile import ShardReader
@@ -219,7 +218,7 @@ def _run(
 ) -> _Checked:
     n_objects, n_bytes = 0, 0
     damages: list[Damage] = []
-    for checked in _in_threads(checks, store.objects.n_readers):
+    for checked in in_order(_Check.__call__, checks, store.objects.n_readers):
         damages += checked.damages
         n_objects += checked.n_objects
         n_bytes += checked.n_bytes
@@ -232,18 +231,6 @@ def _once(damages: list[Damage]) -> tuple[Damage, ...]:
     """Return each damage once, in the order found."""
     unique = {(d.key, d.start, d.stop): d for d in reversed(damages)}
     return tuple(reversed(unique.values()))
-
-
-def _in_threads(checks: Iterator[_Check], n_threads: int) -> Iterator[_Checked]:
-    """Run checks in threads, a bounded number ahead, and yield outcomes in order."""
-    running: deque[Future[_Checked]] = deque()
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="actlas-verify") as pool:
-        for check in checks:
-            running.append(pool.submit(check.__call__))
-            if len(running) > 16 * n_threads:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
 
 
 def _derived(check: DerivedCheck) -> _Checked:
@@ -260,8 +247,12 @@ def _checks(store: Store, shards: list[_Shard], full: bool) -> Iterator[_Check]:
     for key, (digest, n_bytes) in store.plan_file.objects.items():
         run = partial(_check_planned, store, key, digest, n_bytes, full)
         yield _Check(run, partial(Damage, key))
-    for shard in shards:
-        yield from _shard_checks(store, shard, full)
+
+    def of_shard(shard: _Shard) -> list[_Check]:  # it reads the receipt
+        return list(_shard_checks(store, shard, full))
+
+    for checks in in_order(of_shard, shards, store.objects.n_readers):
+        yield from checks
     for check in derived_checks(store, full):
         damage = partial(Damage, check.key, job=check.job, shard=check.unit)
         yield _Check(partial(_derived, check), damage)

@@ -102,7 +102,7 @@ def test_a_small_disk(chaos: Chaos, start: Start, small_disk: Path, ground: Path
             assert "Traceback" not in said
         charged += n_charged(store)
         ballast.unlink()
-        n_ballast -= 150_000 if chaos.form == "short" else 30_000
+        n_ballast -= 150_000 if chaos.form == "short" else 60_000
     rows, said_of_it = expected.count(store.path), complaints(store.path)
     chaos.record("a small disk, really full", n_full, **rows._asdict(), shards_charged=charged)
     assert code == EXIT_DONE, said

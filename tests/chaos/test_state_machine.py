@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from hypothesis.stateful import (
 from support import life
 from support.crash import SystemCalls, dies, overwrite, ram_folder, refused
 from support.damage import flipped, kind_of
-from support.oracle import broken_promises, files
+from support.oracle import broken_promises, files, unmarked
 
 from actlas.store import lease
 from actlas.store.errors import (
@@ -197,8 +198,8 @@ class StoreLife(RuleBasedStateMachine):
     # Damage
 
     @precondition(lambda self: self.planned and not self.mending and len(self.sound) < 3)
-    @rule(what=DAMAGE, which=OFTEN, rng=st.randoms(use_true_random=False))
-    def damage(self, what: str, which: int, rng: Any) -> None:
+    @rule(what=DAMAGE, which=OFTEN, where=OFTEN)
+    def damage(self, what: str, which: int, where: int) -> None:
         """Harm a file that a record stands for, or put one that none does."""
         if what == "stray":
             key = f"rows/stray-{which}"
@@ -207,7 +208,7 @@ class StoreLife(RuleBasedStateMachine):
                 self.sound[key] = None
             return
         described = {key for key in self.seen if key.startswith("ledger/features/")}
-        keys = sorted(set(self.seen) - set(self.sound) - described)  # these are not repaired
+        keys = sorted(set(self.seen) - set(self.sound) - described, key=unmarked)
         key = keys[which % len(keys)]
         data = self.seen[key]
         if what == "remove" and key.startswith(
@@ -219,7 +220,9 @@ class StoreLife(RuleBasedStateMachine):
             (self.path / key).unlink()
         else:
             bad = {"truncate": data[: which % len(data)], "empty": b""}.get(what)
-            overwrite(self.path / key, flipped(data, rng)[0] if bad is None else bad)
+            overwrite(
+                self.path / key, flipped(data, random.Random(where))[0] if bad is None else bad
+            )
         self.count("damages")
 
     @precondition(lambda self: bool(self.sound) or self.mending)
@@ -392,9 +395,11 @@ def ram() -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.timeout(3600)
 def test_any_order_of_steps(chaos: Any, ram: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("actlas.store.commit.COMMIT_THREADS", 1)  # the same order every time
     monkeypatch.setattr("actlas.store.commit_pooled.COMMIT_THREADS", 1)
+    monkeypatch.setattr(lease.Lease, "_beat", lambda self: None)  # no calls at times of their own
     StoreLife.patch = monkeypatch
     life.save_dictionary(ram / "run.zarr")
     StoreLife.ram, StoreLife.tally = ram, {}
@@ -415,7 +420,7 @@ def test_any_order_of_steps(chaos: Any, ram: Path, monkeypatch: Any) -> None:
     notes = {what.replace(" ", "_"): n for what, n in sorted(StoreLife.tally.items())}
     chaos.record(f"a state machine, {n_steps} steps", n_lives, **notes)
     for what in ("deaths", "commits", "damages", "repairs", "verifications", "reads", "refusals"):
-        assert StoreLife.tally.get(what, 0) >= n_lives // 5, (what, StoreLife.tally)
+        assert StoreLife.tally.get(what, 0) >= n_lives // 25, (what, StoreLife.tally)
 
 
 def seeded(machine: type[StoreLife], seed: int) -> Any:

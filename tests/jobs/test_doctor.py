@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from click.testing import CliRunner
 from actlas.jobs import checks_machine, checks_place
 from actlas.jobs.cli import cli
 from actlas.store.objects import LocalObjects
+from actlas.store.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,16 @@ def test_it_leaves_nothing(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     names = {check["name"] for check in json.loads(result.stdout)["checks"]}
     assert {"python", "space", "create once", "disk speed", "clock", "store"} <= names
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_is_looked_at_and_left_as_it_is(store: Store) -> None:
+    before = {*store.objects.walk()}
+    result = CliRunner().invoke(cli, ["doctor", store.path])
+    assert result.exit_code == 0, result.output
+    assert "0 of 12 shards done" in result.stdout
+    assert "to write at most" in result.stdout
+    assert {*store.objects.walk()} == before
 
 
 def test_a_disk_that_writes_over_is_a_problem(

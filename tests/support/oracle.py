@@ -106,6 +106,11 @@ class Snapshot:
         return broken_promises(self.files)
 
 
+def unmarked(key: str) -> str:
+    """Return a key without the mark of the attempt that wrote it."""
+    return _MARK.sub("-*", key)
+
+
 def contents(root: Path) -> dict[str, Any]:
     """Return the contents of a store; none where there is no store."""
     return Snapshot(root).contents
