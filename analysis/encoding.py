@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from actlas.store import layout
-from actlas.store.codes import NAME, Codes, index_dtype, round_values, spec_key
+from actlas.store.codes import NAME, Codes, copy_key, index_dtype, round_values, spec_key
 from actlas.store.derived import (
     Unit,
     commit,
@@ -80,6 +80,7 @@ def create_features(
     )
     store.objects.create(spec_key(name), [seal(spec)])
     features = open_features(store, name)
+    store.objects.create(copy_key(name), [store.objects.read(spec_key(name))])
     for field in ("sae_sha256", "hookpoint", "n_features"):
         was, asked = getattr(features.spec, field), getattr(spec, field)
         if was != asked:

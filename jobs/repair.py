@@ -27,7 +27,12 @@ from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE, EXIT_RESUME, ActlasError
 from actlas.store.objects import open_objects
 from actlas.store.receipts import EXTRACT, POOLED
 from actlas.store.repair import drop_unreadable
-from actlas.store.repair_plan import put_back_from, repair_metadata, repair_plan
+from actlas.store.repair_plan import (
+    put_back_from,
+    repair_descriptions,
+    repair_metadata,
+    repair_plan,
+)
 from actlas.store.store import Store, open_store
 from actlas.store.verify import Damage, verify
 
@@ -157,9 +162,10 @@ def repair_at(
     objects = open_objects(path)
     with lease.hold(objects, say=say):
         put_back = repair_plan(objects)
+        store = open_store(path)
+        put_back += repair_descriptions(store)
         for key in put_back:
             say(f"put back: {key}")
-        store = open_store(path)
         damages = _find(store, findings, full, say)
         put_back += _repair_planned(store, damages, say)
         _drop(store, damages, remove_strays, say)

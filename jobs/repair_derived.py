@@ -10,7 +10,7 @@ from actlas.jobs.formatting import command as shell
 from actlas.store.arrays import group_metadata, metadata_bytes
 from actlas.store.codes import names
 from actlas.store.derived import group_of, receipts_of, remove
-from actlas.store.errors import ActlasError
+from actlas.store.errors import ActlasError, CorruptDataError, FormatError, RunFaultError
 from actlas.store.receipts import EXTRACT, receipt_key
 from actlas.store.verify_derived import derived_checks, plain_groups
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from actlas.pipeline.options import RunOptions
     from actlas.store.store import Store
     from actlas.store.verify import Damage
+    from actlas.store.verify_derived import Finding
 
 Say = Callable[[str], None]
 ROUNDS = 4
@@ -100,9 +101,11 @@ def _drop_stale(store: Store, say: Say) -> list[str]:
     return sorted(set(jobs))
 
 
-def _finds(run: Callable[[], tuple[int, int, list[object]]] | Callable[..., object]) -> bool:
+def _finds(run: Callable[[], tuple[int, int, list[Finding]]]) -> bool:
     try:
-        return bool(run()[2])  # type: ignore[index]
+        return bool(run()[2])
+    except RunFaultError:
+        raise  # an outage makes nothing stale
     except (ActlasError, OSError, ValueError):
         return True
 
@@ -111,7 +114,7 @@ def _drop(store: Store, job: str, unit: int) -> None:
     """Remove a unit's receipt, and then the group that it names."""
     receipts = receipts_of(store, job, 10**8)
     group = None
-    with suppress(ActlasError, OSError):  # its group is then a leftover, swept by the next run
+    with suppress(FormatError, CorruptDataError, FileNotFoundError):  # its group is then a leftover, swept by the next run
         group = group_of(receipts.read(unit))
     store.objects.delete(receipt_key(job, unit))
     if group is not None and group.startswith(("features/", "extremes/")):

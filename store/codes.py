@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from actlas.store.store import Store
 
 FOLDER = "ledger/features"
+COPIES = "ledger/features.copies"
+"""The same descriptions once more, as the plan has a copy: codes rest on them."""
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}"
 """What a set of features may be called."""
 
@@ -20,9 +22,19 @@ def spec_key(name: str) -> str:
     return f"{FOLDER}/{name}.json"
 
 
+def copy_key(name: str) -> str:
+    """Return the key of the description's copy."""
+    return f"{COPIES}/{name}.json"
+
+
 def names(store: Store) -> list[str]:
     """Return the names of a store's sets of features."""
     return sorted(n.removesuffix(".json") for n in store.objects.names(FOLDER) if n[-5:] == ".json")
+
+
+def copies(store: Store) -> list[str]:
+    """Return the names of the sets whose description has a copy."""
+    return sorted(n.removesuffix(".json") for n in store.objects.names(COPIES) if n[-5:] == ".json")
 
 
 def index_dtype(n_features: int) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from actlas.store.arrays import ArraySpec
 from actlas.store.commit import check_shapes, write_arrays
 from actlas.store.commit_pooled import PooledRows, check_pooled_shapes, write_pooled
-from actlas.store.errors import ActlasError, ConflictError, CorruptDataError, RunFaultError
+from actlas.store.errors import ConflictError, CorruptDataError, FormatError, RunFaultError
 from actlas.store.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.schema import ObjectRecord, Receipt
 from actlas.store.shardfile import ShardReader, ShardWriter
@@ -157,7 +157,7 @@ def standing_receipt(receipts: Receipts, shard: int) -> Receipt | None:
     """Return the receipt that stands, or None where there is none that can be read."""
     try:
         return receipts.read(shard)
-    except (ActlasError, FileNotFoundError):
+    except (FormatError, CorruptDataError, FileNotFoundError):
         return None
 
 
@@ -173,7 +173,7 @@ def drop_unreadable(receipts: Receipts, shard: int) -> list[str]:
             continue
         try:
             receipts.read(shard, generation)
-        except ActlasError:
+        except (FormatError, CorruptDataError):
             receipts.objects.delete(key)
             dropped.append(key)
     return dropped

@@ -11,11 +11,14 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from pydantic import BaseModel
+
 from actlas.store.arrays import group_metadata, metadata_bytes
-from actlas.store.errors import ActlasError, CorruptDataError
+from actlas.store.codes import copies, copy_key, names, spec_key
+from actlas.store.errors import CorruptDataError, FormatError
 from actlas.store.metadata import ledger_metadata, root_metadata
 from actlas.store.objects import Objects
-from actlas.store.schema import PlanFile, unseal
+from actlas.store.schema import FeaturesSpec, PlanFile, unseal
 from actlas.store.specs import StoreArrays
 from actlas.store.statistics import EARLIER_STATISTICS, STATISTICS
 from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store
@@ -72,6 +75,24 @@ def repair_metadata(store: Store, keys: Iterable[str]) -> list[str]:
     return written
 
 
+def repair_descriptions(store: Store) -> list[str]:
+    """Put descriptions of features and their copies back from each other; return the keys.
+
+    Where neither can be read, or both can and differ, they are left.
+    """
+    written = []
+    for name in sorted({*names(store), *copies(store)}):
+        keys = (spec_key(name), copy_key(name))
+        found = {key: _read_record(store.objects, key, FeaturesSpec) for key in keys}
+        whole = [data for data in found.values() if data is not None]
+        if len(whole) == 1:
+            lost = keys[0] if found[keys[0]] is None else keys[1]
+            if lost == keys[0] or store.objects.size(lost) is not None:
+                store.objects.replace(lost, whole[0])
+                written.append(lost)
+    return written
+
+
 def put_back_from(store: Store, other: Store, keys: Iterable[str]) -> list[str]:
     """Put back objects from another store of the same documents; return the keys that could be."""
     written = []
@@ -85,11 +106,20 @@ def put_back_from(store: Store, other: Store, keys: Iterable[str]) -> list[str]:
     return written
 
 
+def _read_record(objects: Objects, key: str, kind: type[BaseModel]) -> bytes | None:
+    try:
+        data = objects.read(key)
+        unseal(data, kind, f"{objects.url}/{key}")
+    except (FileNotFoundError, FormatError, CorruptDataError):
+        return None
+    return data
+
+
 def _read_plan(objects: Objects, key: str) -> tuple[bytes, PlanFile] | None:
     try:
         data = objects.read(key)
         return data, unseal(data, PlanFile, f"{objects.url}/{key}")
-    except (FileNotFoundError, ActlasError):
+    except (FileNotFoundError, FormatError, CorruptDataError):
         return None
 
 

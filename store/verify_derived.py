@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from actlas.store.arrays import group_metadata, metadata_bytes
-from actlas.store.codes import FOLDER, names, spec_key
+from actlas.store.codes import FOLDER, copies, copy_key, names, spec_key
 from actlas.store.errors import ActlasError
 from actlas.store.features import open_features
 from actlas.store.receipts import EXTRACT, POOLED, Receipts, receipt_key
@@ -58,6 +58,8 @@ def derived_checks(store: Store, full: bool) -> Iterator[DerivedCheck]:
     """Yield the checks of all derived data of a store."""
     for name in names(store):
         yield DerivedCheck(partial(_check_spec, store, name), spec_key(name))
+    for name in copies(store):
+        yield DerivedCheck(partial(_check_copy, store, name), copy_key(name))
     for key in plain_groups(store):
         yield DerivedCheck(partial(_check_plain, store, key), key)
     for job, units in derived_jobs(store).items():
@@ -69,6 +71,7 @@ def derived_checks(store: Store, full: bool) -> Iterator[DerivedCheck]:
 def claimed(store: Store) -> frozenset[str]:
     """Return every key that derived data stands for."""
     keys = {spec_key(name) for name in names(store)} | set(plain_groups(store))
+    keys |= {copy_key(name) for name in copies(store)}
     for job, units in derived_jobs(store).items():
         for unit in units:
             keys.add(receipt_key(job, unit))
@@ -106,6 +109,17 @@ def _receipt(store: Store, job: str, unit: int) -> Receipt | None:
 def _check_spec(store: Store, name: str) -> tuple[int, int, list[Finding]]:
     open_features(store, name)
     return 1, store.objects.size(spec_key(name)) or 0, []
+
+
+def _check_copy(store: Store, name: str) -> tuple[int, int, list[Finding]]:
+    """Hold the copy of a description against it; where that is gone, it is what is damaged."""
+    data = store.objects.read(copy_key(name))
+    try:
+        same = data == store.objects.read(spec_key(name))
+    except FileNotFoundError:
+        return 1, len(data), [Finding(spec_key(name), size_words(None, len(data)))]
+    what = f"is not the same as {spec_key(name)}"
+    return 1, len(data), [] if same else [Finding(copy_key(name), what)]
 
 
 def _check_plain(store: Store, key: str) -> tuple[int, int, list[Finding]]:

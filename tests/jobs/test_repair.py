@@ -40,7 +40,23 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with rows, pooled rows, codes, an index and extremes."""
     folder = tmp_path_factory.mktemp("original")
     corpus = folder / "corpus.jsonl"
-    words = "the cat sat on a mat and saw one small dog run by in time".split()
+    words = [
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "a",
+        "mat",
+        "and",
+        "saw",
+        "one",
+        "small",
+        "dog",
+        "run",
+        "by",
+        "in",
+        "time",
+    ]
     rng = np.random.default_rng(0)
     with corpus.open("w") as file:
         for i in range(90):
@@ -87,6 +103,7 @@ def one_of_each(store: Path) -> list[Path]:
         store / "documents/label/zarr.json",
         next((store / "features/sae/tokens").glob("00000000-*/data/c/0")),
         next((store / "features/sae/index").rglob("c/0")),
+        store / "ledger/features/sae.json",
         next(p for p in (store / "extremes").rglob("0") if p.is_file()),
     ]
 
@@ -117,6 +134,22 @@ def test_damage_of_every_kind_at_once(store: Path, original: Path) -> None:
     assert looked.exit_code == EXIT_DONE, looked.output
     was, now = json.loads(first.output), json.loads(looked.output)
     assert now.keys() == was.keys() and now["contexts"]
+
+
+@pytest.mark.parametrize("folder", ["features", "features.copies"])
+def test_descriptions_of_features_come_back_from_each_other(store: Path, folder: str) -> None:
+    file = store / "ledger" / folder / "sae.json"
+    before = contents(store)
+    flip(file)
+    assert call("verify", store).exit_code == EXIT_DAMAGE
+    made = call("repair", store)
+    assert made.exit_code == EXIT_DONE and "encoding" not in made.output, made.output
+    assert contents(store) == before
+    if folder == "features":
+        file.unlink()
+        assert call("verify", store).exit_code == EXIT_DAMAGE
+        assert call("repair", store).exit_code == EXIT_DONE
+        assert contents(store) == before
 
 
 def test_only_the_damaged_shard_is_computed(store: Path) -> None:
