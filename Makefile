@@ -52,8 +52,10 @@ types: $(VENV)/.installed
 contracts: $(VENV)/.installed
 	$(BIN)/lint-imports
 
+# Many tests wait (for Ray, for signals, for deadlines), so three at a time keep two cores busy.
+TESTS_AT_ONCE ?= 3
 pytest: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
 
 # The store's own tests need no torch: they run on the newest Python at hand, with the newest zarr.
 ifeq ($(NEWEST),)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Iterator
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from actlas.jobs.checks import Check, ok, problem, warning
+from actlas.jobs.formatting import n_bytes
+from actlas.jobs.knock import knock
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ActlasError
+
+ANSWER_S = 20.0
+"""How long all nodes together may take to answer."""
+MAX_NODES = 64
+"""Of a larger cluster so many nodes are asked."""
+PACKAGES = ("actlas", "ray", "torch", "transformers", "zarr")
 
 
 def cluster(address: str | None, start: bool) -> Iterator[Check]:
@@ -24,27 +34,133 @@ def cluster(address: str | None, start: bool) -> Iterator[Check]:
     if address is None and not start:
         yield ok("ray", f"{version}; --ray tries to start it, --address to join a cluster")
         return
+    if address is not None and (refused := knock(address)):
+        remedy = "is the head up, and is this port open to this machine? `ray start --head` says it"
+        yield problem("ray", refused, remedy)
+        return
     from actlas.jobs.ray_cluster import connected
 
     try:
         with connected(RunOptions(executor="ray", workers=1, address=address)):
-            import ray
-
-            library: Any = ray
-            resources = library.cluster_resources()
-            n_nodes = sum(node["Alive"] for node in library.nodes())
+            yield from _joined(version, address)
     except ActlasError as error:
-        yield problem("ray", str(error).splitlines()[0], "see above")
-        return
+        remedy = (
+            "the same Ray and Python on every node, and this cluster's token"
+            if address
+            else ("`--executor inline` needs no Ray")
+        )
+        yield problem("ray", " ".join(str(error).split()), remedy)
+
+
+def _joined(version: str, address: str | None) -> Iterator[Check]:
+    """Say what the cluster is that this process is part of now."""
+    import ray
+
+    library: Any = ray
+    nodes = [node for node in library.nodes() if node["Alive"]]
+    resources = library.cluster_resources()
     amounts = ", ".join(f"{resources.get(n, 0):g} {n}" for n in ("CPU", "GPU"))
-    yield ok(
-        "ray",
-        f"{version}, Python {platform.python_version()}: {n_nodes} nodes, {amounts}",
-    )
+    n = f"{len(nodes):,} node{'' if len(nodes) == 1 else 's'}"
+    yield ok("ray", f"{version}, Python {platform.python_version()}: {n}, {amounts}")
     if address is None:
         return
-    if os.environ.get("RAY_AUTH_MODE") == "token":
-        yield ok("ray security", "this side sends a token")
+    yield from compare(about(), *_ask(library, nodes))
+    from ray import _raylet
+
+    raylet: Any = _raylet
+    if raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN:
+        found = "this side sends a token; from here nobody can see whether the cluster asks for one"
+        yield ok("ray security", found)
     else:
-        found = "no token: whoever reaches the head may run anything there"
+        found = "joined without a token: whoever reaches the head may run anything there"
         yield warning("ray security", found, "start head and drivers with RAY_AUTH_MODE=token")
+
+
+def about() -> dict[str, Any]:
+    """Return what a node of a cluster is asked for: versions, and its shared memory."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "missing"
+    shm = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None
+    return {"versions": versions, "shm_bytes": shm}
+
+
+def _ask(ray: Any, nodes: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what the nodes answer, and why others did not, each by the node's name."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    for node in nodes[:MAX_NODES]:
+        where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(about)
+        asked[task.remote()] = node
+    ready, _ = ray.wait([*asked], num_returns=len(asked), timeout=ANSWER_S)
+    told: dict[str, Any] = {}
+    silent: dict[str, str] = {}
+    for reference, node in asked.items():
+        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        if name in told or name in silent:
+            name += f" {node['NodeID'][:8]}"
+        if reference not in ready:
+            silent[name] = f"no answer in {ANSWER_S:.0f} s"
+            continue
+        try:
+            answer = ray.get(reference)
+        except Exception as error:  # noqa: BLE001 - it is told, by node
+            words = str(error).strip().splitlines() or [type(error).__name__]
+            silent[name] = words[-1]
+            continue
+        told[name] = {**answer, "store_bytes": node["Resources"].get("object_store_memory", 0.0)}
+    return told, silent
+
+
+def compare(
+    here: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]], silent: Mapping[str, str]
+) -> Iterator[Check]:
+    """Compare the nodes of a cluster with this process, and with each other.
+
+    Parameters
+    ----------
+    here : mapping
+        :func:`about` of this process.
+    told : mapping
+        The same of each node by its name, with ``store_bytes``: Ray's object store there.
+    silent : mapping
+        Why other nodes did not say.
+    """
+    for name, why in [*silent.items()][:4]:
+        yield problem("node", f"{name}: {why}", "actlas and Ray in its environment, then again")
+    if len(silent) > 4:
+        yield problem("node", f"{len(silent) - 4:,} more nodes do not answer either", "see above")
+    if not told:
+        return
+    differ: list[str] = []
+    for package, version in here["versions"].items():
+        others = Counter(node["versions"].get(package, "missing") for node in told.values())
+        others.pop(version, None)
+        differ += [f"{package} {version} here, {v} on {n:,}" for v, n in sorted(others.items())]
+    n = f"{len(told):,} node{'' if len(told) == 1 else 's'}"
+    if differ:
+        remedy = "one image or one environment for all: rows may differ in bits, or a worker fail"
+        yield warning("same versions", f"of {n}: {'; '.join(differ)}", remedy)
+    else:
+        yield ok("same versions", f"{n} as here: {', '.join(here['versions'])}")
+    yield from _object_store(told)
+
+
+def _object_store(told: Mapping[str, Mapping[str, Any]]) -> Iterable[Check]:
+    largest = max(node["store_bytes"] for node in told.values())
+    found = f"at most {n_bytes(largest)} on a node"
+    small = [
+        name
+        for name, node in told.items()
+        if node["shm_bytes"] is not None and node["shm_bytes"] < node["store_bytes"]
+    ]
+    if small:
+        remedy = "`ray start --object-store-memory=209715200` is plenty, or enlarge /dev/shm"
+        yield warning("object store", f"{found}; more than /dev/shm has on {small[0]}", remedy)
+    else:
+        yield ok("object store", found)

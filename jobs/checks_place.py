@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from actlas.jobs.checks import Check, ok, problem, warning
+from actlas.jobs.checks_clock import file_clock, server_clock
+from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import n_bytes
 from actlas.store import lease
 from actlas.store.errors import ActlasError, StoreNotFoundError
@@ -20,7 +22,6 @@ from actlas.store.store import open_store
 PROBE_BYTES, PROBE_S = 256 << 20, 2.0
 PIECE_BYTES = 8 << 20
 SLOW_BYTES_PER_S = 50e6
-MAX_SKEW_S = 5.0
 CREDENTIALS = {
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
@@ -30,8 +31,20 @@ CREDENTIALS = {
 
 
 def place(where: str) -> Iterator[Check]:
-    """Try what a store needs of its disk or bucket; nothing is left behind."""
-    yield from _bucket(where) if is_url(where) else _disk(Path(where.removeprefix("file://")))
+    """Try what a store needs of its disk or bucket, then look at the store that is there.
+
+    Nothing is left behind. A bucket out of reach is told once.
+    """
+    if not is_url(where):
+        yield from _disk(Path(where.removeprefix("file://")))
+        yield from store(where)
+        return
+    out = False
+    for check in _bucket(where):
+        out = out or check.name == "bucket"
+        yield check
+    if not out:
+        yield from store(where)
 
 
 def _disk(where: Path) -> Iterator[Check]:
@@ -48,7 +61,7 @@ def _disk(where: Path) -> Iterator[Check]:
         with tempfile.TemporaryDirectory(prefix=".actlas-doctor-", dir=folder) as scratch:
             yield from _links(Path(scratch))
             yield _speed(Path(scratch), usage.free)
-            yield _clock(Path(scratch))
+            yield file_clock(Path(scratch))
     except OSError as error:
         yield problem("disk", f"{folder}: {error.strerror or error}", "give a folder to write to")
 
@@ -93,23 +106,23 @@ def _speed(folder: Path, n_free: int) -> Check:
     return ok("disk speed", found)
 
 
-def _clock(folder: Path) -> Check:
-    file = folder / "clock"
-    file.write_bytes(b"1")
-    skew = abs(file.stat().st_mtime - time.time())
-    if skew > MAX_SKEW_S:
-        found = f"{skew:.0f} s away from the file server's"
-        return warning("clock", found, "run a time service (chrony, ntpd) on both")
-    return ok("clock", "agrees with the file system's")
-
-
 def _bucket(where: str) -> Iterator[Check]:
     kind = {"s": "s3", "g": "gs", "a": "az"}[where[0].lower()]
     if any(os.environ.get(name) for name in CREDENTIALS[kind]):
         yield ok("credentials", "there, in the environment")
     else:
-        remedy = "fine with a role of the machine or pod; else set them in the environment"
-        yield warning("credentials", "none in the environment", remedy)
+        found = "none in the environment"
+        if kind == "s3" and (Path.home() / ".aws" / "credentials").exists():
+            found += "; ~/.aws is not read"
+        remedy = (
+            "fine with a role of the machine or pod; else: `aws configure export-credentials "
+            "--format env` prints what to export"
+            if kind == "s3"
+            else "fine with a role of the machine or pod; else set them in the environment"
+        )
+        yield warning("credentials", found, remedy)
+    if kind == "s3":
+        yield server_clock()
     objects = open_objects(where)
     key = f"ledger/staging/doctor-{uuid.uuid4().hex}"
     began = time.perf_counter()
@@ -137,7 +150,8 @@ def store(where: str) -> Iterator[Check]:
         yield ok("store", "none there yet")
         return
     except ActlasError as error:
-        yield problem("store", str(error).splitlines()[0], "actlas verify, then actlas repair")
+        remedy = f"{shell('verify', where)}, then {shell('repair', where)}"
+        yield problem("store", str(error).splitlines()[0], remedy)
         return
     n_missing = sum(len(found.missing(job)) for job in found.jobs)
     n_all = sum(found.n_shards(job) for job in found.jobs)

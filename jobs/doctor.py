@@ -28,7 +28,7 @@ def examine(where: str | None, address: str | None, start_ray: bool) -> list[Che
         lambda: checks_cluster.cluster(address, start_ray),
     ]
     if where is not None:
-        asked += [lambda: checks_place.place(where), lambda: checks_place.store(where)]
+        asked.append(lambda: checks_place.place(where))
     found: list[Check] = []
     for ask in asked:
         try:
@@ -47,7 +47,8 @@ def lines(checks: list[Check]) -> Iterable[str]:
         if check.remedy:
             yield f"{'':<8} {'':<{width}}  -> {check.remedy}"
     n = {result: sum(check.result == result for check in checks) for result in MARKS}
-    yield f"{len(checks)} checks: {n['problem']} problems, {n['warning']} warnings"
+    told = ", ".join(f"{n[r]} {r}{'' if n[r] == 1 else 's'}" for r in ("problem", "warning"))
+    yield f"{len(checks)} checks: {told}"
 
 
 @click.command("doctor", short_help="Whether this machine is fit for a run, and what to do.")

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TextIO
 
 from actlas.jobs.executors import Done
-from actlas.jobs.formatting import count, duration, printable, ranges
+from actlas.jobs.formatting import printable, ranges
 from actlas.jobs.ledger import Fault
 from actlas.jobs.logs import LOGGER
-from actlas.jobs.tally import Tally, headline, rate_parts, states_line, worker_lines
+from actlas.jobs.tally import Tally, head_parts, headline, states_line, worker_lines
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -62,6 +62,11 @@ class PlainProgress:
         print(text, file=self._out, flush=True)
         LOGGER.info(text)
 
+    def stopping(self, text: str) -> None:
+        """Say that a signal came; from here on the shards in flight are the last."""
+        self.tally.stopping = True
+        self.say(text)
+
     def state(self, worker: str, state: str, shard: int | None = None) -> None:
         """Keep and log what a worker is at."""
         self.tally.on_state(worker, state, shard)
@@ -105,6 +110,7 @@ class LiveProgress(PlainProgress):
 
         super().__init__(tally, out)
         self._console = Console(file=self._out)
+        self._widest: list[int] = []
         self._live = Live(
             self, console=self._console, refresh_per_second=4, transient=True, redirect_stdout=False
         )
@@ -112,6 +118,29 @@ class LiveProgress(PlainProgress):
     def shown(self) -> AbstractContextManager[object]:
         """Return the live display."""
         return self._live
+
+    def _bar(self, console: Console, width: int) -> RenderResult:
+        """Yield how much is done; in plain characters where colours cannot tell the parts."""
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        share = self.tally.share()
+        if console.no_color or console.color_system is None:
+            n = int(share * (width - 2))
+            yield Text(f"[{'#' * n}{'-' * (width - 2 - n)}]", end="")
+        else:
+            yield ProgressBar(total=1.0, completed=share, width=width)
+
+    def _steady(self, parts: list[str]) -> list[str]:
+        """Return parts as wide as they ever were, so that lines do not break anew at each number.
+
+        The last is left as it is.
+        """
+        if len(parts) != len(self._widest):
+            self._widest = [0] * len(parts)
+        self._widest = [max(w, len(p)) for w, p in zip(self._widest, parts, strict=True)]
+        wide = [p.ljust(w) for w, p in zip(self._widest, parts, strict=True)]
+        return [*wide[:-1], parts[-1]]
 
     def say(self, text: str) -> None:
         """Print a line above the display."""
@@ -123,32 +152,19 @@ class LiveProgress(PlainProgress):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw it, for as many columns and lines as there are."""
-        from rich.progress_bar import ProgressBar
         from rich.segment import Segment
         from rich.text import Text
 
         width, height = options.max_width, console.size.height
-        above = [(line, "") for line in packed(head_parts(self.tally), width)]
+        above = [(line, "") for line in packed(self._steady(head_parts(self.tally)), width)]
         above += [(line, "yellow") for line in trouble_lines(self.tally)]
         above += [(states_line(self.tally), "")]
         room = max(MIN_WORKER_LINES, height - len(above) - 4)
         below = [(f"  {line}", "dim") for line in worker_lines(self.tally, room)]
-        yield ProgressBar(total=1.0, completed=self.tally.share(), width=min(BAR_WIDTH, width - 1))
+        yield from self._bar(console, min(BAR_WIDTH, width - 1))
         yield Segment.line()
         for line, style in (*above, *below):
             yield Text(line, style=style, no_wrap=True, overflow="ellipsis")
-
-
-def head_parts(tally: Tally) -> list[str]:
-    """Return where a run stands, in parts that may stand on one line or below each other."""
-    if tally.first_busy is None:
-        return [headline(tally)]
-    done, left = tally.n_rows_before + tally.n_rows_done, tally.seconds_left()
-    return [
-        f"{tally.share():4.0%}  {count(done)} of {count(tally.n_rows)} {tally.rows}",
-        *rate_parts(tally),
-        "time left unknown" if left is None else f"{duration(left)} left" if left else "all done",
-    ]
 
 
 def trouble_lines(tally: Tally, limit: int = 3) -> list[str]:

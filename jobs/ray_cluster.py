@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import actlas.jobs
+from actlas.jobs.knock import knock
 from actlas.pipeline.cpus import n_cpus
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ConfigError, RunFaultError
@@ -99,6 +100,8 @@ def _join(ray: Any, address: str) -> None:
     from ray.exceptions import RayError
 
     try:
+        if (refused := knock(address)) is not None:
+            raise ConnectionError(refused)
         ray.init(
             address=address, configure_logging=False, logging_level="error", log_to_driver=False
         )

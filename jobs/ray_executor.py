@@ -156,8 +156,11 @@ class RayCluster:
         """End an actor, and hear no more of it."""
         from ray.exceptions import RayError
 
+        actor = self._actors.pop(worker, None)
+        if actor is None:
+            return  # an interrupted end, or start, that is cleaned up after
         with suppress(RayError):  # a Ray that failed has no actors left to end
-            self._ray.kill(self._actors.pop(worker).handle, no_restart=True)
+            self._ray.kill(actor.handle, no_restart=True)
 
     def _listen(self, worker: int, shard: int | None, reference: Any) -> None:
         """Have what an actor answers put into the queue: no call looks through all that fly."""

@@ -23,17 +23,25 @@ from actlas.jobs.repair_derived import drop_derived, redo_derived
 from actlas.jobs.run import Work, extraction, pooling, run_work
 from actlas.jobs.worker import open_mender
 from actlas.store import lease
-from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE, EXIT_RESUME, ActlasError, ConfigError
+from actlas.store.errors import (
+    EXIT_DAMAGE,
+    EXIT_DONE,
+    EXIT_RESUME,
+    ActlasError,
+    ConfigError,
+    StoreNotFoundError,
+)
 from actlas.store.objects import open_objects
 from actlas.store.receipts import EXTRACT, POOLED
 from actlas.store.repair import drop_unreadable
 from actlas.store.repair_plan import (
+    ROOT_KEY,
     put_back_from,
     repair_descriptions,
     repair_metadata,
     repair_plan,
 )
-from actlas.store.store import Store, open_store
+from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store, open_store
 from actlas.store.verify import Damage, verify
 
 if TYPE_CHECKING:
@@ -160,6 +168,8 @@ def repair_at(
         What stopped the run where no shard is to blame.
     """
     objects = open_objects(path)
+    if all(objects.size(key) is None for key in (ROOT_KEY, PLAN_KEY, PLAN_COPY_KEY)):
+        raise StoreNotFoundError(f"{objects.url}: there is no store here.", path=objects.url)
     with lease.hold(objects, say=say):
         put_back = repair_plan(objects)
         store = open_store(path)
@@ -216,7 +226,8 @@ def _plan_again(store: Store, keys: Sequence[str], say: Say) -> list[str]:
     from actlas.pipeline.options import PlanOptions
     from actlas.pipeline.plan import make_plan
 
-    if store.plan.model.trust_remote_code:
+    # The request is a stranger's words as much as the plan is: either may ask for code.
+    if store.plan.model.trust_remote_code or store.plan.request.get("trust_remote_code"):
         say(f"{keys[0]}: its model has code of its own, which is not run for a repair")
         return []
     say(f"{len(keys)} objects of documents are damaged: planning once more from the corpus")

@@ -114,7 +114,8 @@ def _drop(store: Store, job: str, unit: int) -> None:
     """Remove a unit's receipt, and then the group that it names."""
     receipts = receipts_of(store, job, 10**8)
     group = None
-    with suppress(FormatError, CorruptDataError, FileNotFoundError):  # its group is then a leftover, swept by the next run
+    # Where it cannot be read its group is a leftover, swept by the next run.
+    with suppress(FormatError, CorruptDataError, FileNotFoundError):
         group = group_of(receipts.read(unit))
     store.objects.delete(receipt_key(job, unit))
     if group is not None and group.startswith(("features/", "extremes/")):

@@ -147,7 +147,7 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
             if n_swept:
                 logs.LOGGER.info("swept", extra={"n_files": n_swept})
             if run.retry_quarantined:
-                ledger.release(ledger.quarantined())
+                ledger.release(set(ledger.quarantined()) & set(work.all(store)))
             missing = work.missing(store)
             shards = tuple(sorted(set(missing) - set(ledger.quarantined())))
             tally = _tally(store, work, missing)
@@ -155,7 +155,7 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
             watch = display(tally)
             options = {"options": run.model_dump(), "n_shards": len(shards), "job": work.job}
             logs.LOGGER.info("run", extra=options)
-            stop = Stop(watch.say, held.lost)
+            stop = Stop(watch.stopping, held.lost)
             if shards:
                 _introduce(store, work, run, watch, shards)
                 with watch.shown():
@@ -222,14 +222,14 @@ def _outcome(store: Store, work: Work, ledger: Ledger, tally: Tally, *, stopped:
         left = len(missing) - len(quarantined)
         line = f"stopped: {made}; {left:,} shards left -> next: run the same command again"
         return Outcome(EXIT_RESUME, line, quarantined)
+    if lost := sorted(set(missing) - set(quarantined)):
+        raise AssertionError(f"{store.path}: the run ended with shards {lost} not done")
     if quarantined:
         line = (
             f"done but for shards in quarantine ({ranges(list(quarantined))}): "
             f"{made} -> next: {_why(store, work)} says why; --retry-quarantined tries again"
         )
         return Outcome(EXIT_QUARANTINE, line, quarantined)
-    if missing:
-        raise AssertionError(f"{store.path}: the run ended with shards {missing} not done")
     return Outcome(EXIT_DONE, f"done: {made} -> next: {work.after}", quarantined)
 
 

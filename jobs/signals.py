@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from actlas.store.errors import EXIT_RESUME
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LAST_S = 15.0
+"""How long a process that was told twice to stop may take for it."""
+_owns_process = False
 
 
 class Stop:
@@ -55,6 +62,8 @@ class Stop:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signalled:
+            if _owns_process:
+                threading.Thread(target=_end_process, daemon=True).start()
             raise KeyboardInterrupt
         self.signalled = True
         text = (
@@ -66,5 +75,20 @@ class Stop:
 
 
 def terminate_as_interrupt() -> None:
-    """Make SIGTERM raise ``KeyboardInterrupt`` where no :class:`Stop` is entered."""
+    """Make SIGTERM raise ``KeyboardInterrupt`` where no :class:`Stop` is entered.
+
+    Called where the process is the command line's own: then a second signal ends it within
+    ``LAST_S``, whatever it hangs in.
+    """
+    global _owns_process
+    _owns_process = True
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _end_process() -> None:
+    """End the process if it has not ended by itself: a signal may interrupt the holder of a lock.
+
+    What was being written is as after SIGKILL: nothing half-done counts.
+    """
+    time.sleep(LAST_S)
+    os._exit(EXIT_RESUME)

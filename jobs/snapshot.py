@@ -21,6 +21,7 @@ class Snapshot:
         self._run = run
         self.written_unix_s = self.number("written_unix_s")
         self.n_rows = self.number("n_rows")
+        self.stopping = self._run.get("stopping") is True
 
     def number(self, name: str) -> float:
         """Return a number that is finite and not below 0, else 0."""
@@ -53,15 +54,20 @@ class Snapshot:
     def plain(self) -> dict[str, Any]:
         """Return it as plain values, every one of its type."""
         numbers = (
-            "written_unix_s", "seconds", "n_rows", "n_rows_done", "n_shards", "n_shards_done",
-            "rows_per_s_now", "rows_per_s", "tokens_per_s_now", "tokens_per_s", "n_workers",
-            "n_workers_gone", "n_in_flight", "n_quarantined",
+            "written_unix_s", "seconds", "rows_per_s_now", "rows_per_s", "tokens_per_s_now",
+            "tokens_per_s",
+        )  # fmt: skip
+        counts = (
+            "n_rows", "n_rows_done", "n_shards", "n_shards_done", "n_workers", "n_workers_gone",
+            "n_in_flight", "n_quarantined",
         )  # fmt: skip
         left = self._run.get("seconds_left")
         return {
             "job": self.text("job"),
             "of": self.text("of"),
+            "stopping": self.stopping,
             **{name: self.number(name) for name in numbers},
+            **{name: int(self.number(name)) for name in counts},
             "seconds_left": None if left is None else _number(left),
             "states": self.counts("states"),
             "faults": self.counts("faults"),
@@ -71,18 +77,22 @@ class Snapshot:
     def lines(self) -> Iterable[str]:
         """Yield it for a person."""
         of = self.text("of") or "rows"
+        if job := self.text("job"):
+            done = f"{count(self.number('n_rows_done'))} of {count(self.n_rows)} {of}"
+            yield f"doing       {job}: {done}"
         now, mean = self.number("rows_per_s_now"), self.number("rows_per_s")
-        yield f"now         {count(now)} {of}/s, {count(mean)} mean of this run"
+        if mean:
+            yield f"now         {count(now)} {of}/s, {count(mean)} mean of this run"
         if mean := self.number("tokens_per_s"):
             now = self.number("tokens_per_s_now")
             yield f"            {count(now)} tokens/s, {count(mean)} mean"
         if left := self.number("seconds_left"):
             yield f"left        about {duration(left)}"
         if faults := self.counts("faults"):
-            yield f"retries     failed attempts: {_listed(faults)}"
-        states = _listed(self.counts("states"))
+            yield f"failed      {_listed(faults)} (attempts, by what failed)"
+        states = "".join(f", {n:,} {name}" for name, n in self.counts("states").items())
         flying = f"; {count(self.number('n_in_flight'))} shards in flight"
-        yield f"workers     {count(self.number('n_workers'))}: {states}{flying}"
+        yield f"workers     {count(self.number('n_workers'))}{states.replace(',', ':', 1)}{flying}"
         workers = self.workers()
         for one in workers[:N_LINES]:
             shards = one["shards"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import click
@@ -21,8 +23,9 @@ from actlas.store.receipts import EXTRACT, POOLED
 from actlas.store.schema import Receipt
 from actlas.store.store import Store, open_store
 
-BREAK_S = 600.0
-"""Receipts further apart than this, and than ten times the median, lie in different runs."""
+BREAK_S, N_GAPS, N_SURE = 10.0, 10, 32
+"""Receipts further apart than ``BREAK_S`` and three of the longest shards, and than ``N_GAPS`` of
+the median, lie in different runs. A speed from fewer than ``N_SURE`` receipts is a rough one."""
 N_SAMPLE = 512
 """Of more receipts than these only so many are read, evenly spread."""
 WATCH_S = 2.0
@@ -49,7 +52,7 @@ def status_of(
         "running": held.alive,
         "holder": held.holder,
         "perhaps_dead": held.holder is not None and not held.alive,
-        "last_beat_unix_s": held.snapshot.written_unix_s,
+        "last_beat_unix_s": held.snapshot.written_unix_s or None,
         "run": held.snapshot.plain() if held.alive and held.snapshot.n_rows else None,
         "pooled": others[0] if others else None,
         "derived": [_derived(store, job) for job in derived_jobs(store)],
@@ -109,10 +112,26 @@ def derived_jobs(store: Store) -> list[str]:
 
 
 def _derived(store: Store, job: str) -> dict[str, Any]:
-    """Return how many units of a derived job are done, from the names of its receipts alone."""
-    folders = ("receipts", "quarantine")
-    done, quarantined = ({*_numbers(store, f"ledger/{f}/{job}")} for f in folders)
-    return {"job": job, "done": len(done), "quarantined": sorted(quarantined - done)}
+    """Return how many units of a derived job are done, from the names of its receipts alone.
+
+    Encoding has as many as extraction has shards. How many blocks an index will have is not known
+    (``all`` is None) before the table over all of them is written, last.
+    """
+    done = {*_numbers(store, f"ledger/receipts/{job}")}
+    quarantined = {*_numbers(store, f"ledger/quarantine/{job}")}
+    kind, _, name = job.partition(".")
+    n_all: int | None = 1
+    if kind == "encode":
+        n_all = store.plan.n_shards
+    elif kind == "index":
+        n_all = len(done) if [*_numbers(store, f"ledger/receipts/indexed.{name}")] else None
+    return {
+        "job": job,
+        "all": n_all,
+        "done": len(done),
+        "complete": n_all is not None and len(done) >= n_all,
+        "quarantined": sorted(quarantined - done),
+    }
 
 
 def _numbers(store: Store, folder: str) -> Iterable[int]:
@@ -128,24 +147,43 @@ def rows_per_s(receipts: Iterable[Receipt]) -> float | None:
     gaps = [b.created_unix_s - a.created_unix_s for a, b in itertools.pairwise(in_time)]
     if not gaps:
         return None
-    limit = max(BREAK_S, 10 * sorted(gaps)[len(gaps) // 2])
+    longest = max(_seconds(receipt) for receipt in in_time)
+    limit = max(BREAK_S, 3 * longest, N_GAPS * sorted(gaps)[len(gaps) // 2])
     kept = [(gap, r.stop - r.start) for gap, r in zip(gaps, in_time[1:], strict=True)]
     seconds = sum(gap for gap, _ in kept if gap <= limit)
     rows = sum(n for gap, n in kept if gap <= limit)
     return rows / seconds if seconds > 0 else None
 
 
+def _seconds(receipt: Receipt) -> float:
+    """Return how long a shard was computed and written; a stranger's receipt may say anything."""
+    values = (receipt.run.get(name) for name in ("compute_s", "write_s"))
+    return sum(v for v in values if isinstance(v, int | float) and 0 <= v < math.inf)
+
+
 def _lines(status: dict[str, Any], snapshot: Snapshot) -> Iterable[str]:
     pooled = status["pooled"]
     yield status["store"]
-    yield from _job_lines(status)
-    if pooled is not None:
-        yield from _job_lines(pooled)
+    told = status["running"] and snapshot.number("rows_per_s") > 0  # by the driver, and better
+    for job in (status, pooled) if pooled is not None else (status,):
+        yield from _job_lines(job | {"rows_per_s": None} if told else job)
     for job in status["derived"]:
-        out = f", {len(job['quarantined']):,} in quarantine" if job["quarantined"] else ""
-        yield f"derived     {printable(job['job'])}: {job['done']:,} done{out}"
+        yield f"derived     {_derived_words(status['store'], job)}"
     yield from _driver_lines(status, snapshot)
     yield _next(status)
+
+
+def _derived_words(path: str, job: dict[str, Any]) -> str:
+    """Return how far a derived job is, and what goes on with it."""
+    kind, _, name = job["job"].partition(".")
+    units = {"encode": "shards", "index": "blocks"}.get(kind, "tables")
+    of = f" of {job['all']:,}" if job["all"] is not None else ""
+    words = f"{printable(job['job'])}: {job['done']:,}{of} {units}"
+    if job["quarantined"]:
+        words += f", in quarantine: {ranges(job['quarantined'])}"
+    if not job["complete"] and kind in ("encode", "index"):
+        words += f" -> {shell('sae', kind, path, '--sae', printable(name))}"
+    return words
 
 
 def _driver_lines(status: dict[str, Any], snapshot: Snapshot) -> Iterable[str]:
@@ -163,7 +201,8 @@ def _driver_lines(status: dict[str, Any], snapshot: Snapshot) -> Iterable[str]:
         last = f"{duration(max(0.0, time.time() - beat))} ago by its clock" if beat else "unknown"
         yield f"driver      {who}: perhaps dead: last beat {last}; a new run takes over after 60 s"
         return
-    yield f"driver      {who} holds the lease"
+    at = ", stopping: it finishes the shards in flight" if snapshot.stopping else ""
+    yield f"driver      {who} holds the lease{at}"
     if snapshot.n_rows:
         yield from snapshot.lines()
     elif status["seconds_left"]:
@@ -183,7 +222,8 @@ def _job_lines(job: dict[str, Any]) -> Iterable[str]:
     yield f"shards      {shards['done']:,} of {shards['all']:,} done{waiting}"
     yield f"stored      {about}{n_bytes(job['n_bytes'])}"
     if job["rows_per_s"]:
-        yield f"speed       {about}{count(job['rows_per_s'])} {of}/s, from the receipts' times"
+        rough = "about " if job["shards"]["done"] < N_SURE else about
+        yield f"speed       {rough}{count(job['rows_per_s'])} {of}/s, from the receipts' times"
     if job["n_nonfinite"]:
         yield f"non-finite  {about}{count(job['n_nonfinite'])} values are NaN or infinite"
     if shards["quarantined"]:
@@ -195,10 +235,10 @@ def _job_lines(job: dict[str, Any]) -> Iterable[str]:
 def _next(status: dict[str, Any]) -> str:
     path = status["store"]
     jobs = [status] if status["pooled"] is None else [status, status["pooled"]]
-    if status["complete"]:
-        return f"next: {shell('verify', path)}"
     if status["running"]:
         return "next: wait for the driver; this command may be run at any time"
+    if status["complete"]:
+        return f"next: {shell('verify', path)}"
     if not any(job["shards"]["missing"] for job in jobs):
         return f"next: {shell('extract', path, '--retry-quarantined')}"
     return f"next: {shell('extract', path)}"
@@ -223,19 +263,27 @@ def command(store: str, watch: bool, full: bool, as_json: bool) -> None:
         return json.dumps(status) if as_json else "\n".join(_lines(status, holding.snapshot))
 
     holding = look(opened.objects)
-    if watch and not as_json:
-        from rich.console import Console
-        from rich.live import Live
-        from rich.text import Text
-
-        with Live(Text(words(holding)), console=Console(), auto_refresh=False) as live:
-            while True:
-                time.sleep(WATCH_S)
-                holding = look(opened.objects, holding)
-                live.update(Text(words(holding), overflow="ellipsis", no_wrap=True), refresh=True)
-    while True:
+    if not watch:
         click.echo(words(holding))
-        if not watch:
-            return
-        time.sleep(WATCH_S)
-        holding = look(opened.objects, holding)
+        return
+    with contextlib.suppress(KeyboardInterrupt), _screen(lines=as_json) as show:
+        while True:
+            show(words(holding))
+            time.sleep(WATCH_S)
+            holding = look(opened.objects, holding)
+
+
+@contextlib.contextmanager
+def _screen(*, lines: bool) -> Iterator[Callable[[str], None]]:
+    """Yield what shows a text in the place of the one before; below it where that cannot be."""
+    from rich.console import Console
+
+    console = Console()
+    if lines or not console.is_terminal or console.is_dumb_terminal:
+        yield click.echo
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda text: live.update(Text(text, overflow="ellipsis", no_wrap=True), refresh=True)

@@ -85,6 +85,8 @@ class Tally:
     """The first line of what put a shard in quarantine."""
     workers: dict[str, WorkerState] = field(default_factory=dict)
     n_gone: int = 0
+    stopping: bool = False
+    """Whether the shards in flight are the last of this run."""
     recent: deque[tuple[float, int, float]] = field(default_factory=deque)
     """When a shard was done, its rows, and the tokens that were fed for it."""
     first_busy: float | None = None
@@ -248,6 +250,7 @@ class Tally:
             "tokens_per_s_now": round(self.tokens_now(), 3),
             "tokens_per_s": round(self.mean_tokens(), 3),
             "seconds_left": self.seconds_left(),
+            "stopping": self.stopping,
             "n_workers": len(self.workers),
             "n_workers_gone": self.n_gone,
             "states": self.n_in(),
@@ -291,15 +294,29 @@ def headline(tally: Tally) -> str:
         else:
             who = f"{n:,} workers load the model" if n > 1 else "loading the model"
         return f"{who}, {duration(tally.seconds())} so far" + troubles(tally)
+    return "  ".join(head_parts(tally)) + troubles(tally)
+
+
+def head_parts(tally: Tally) -> list[str]:
+    """Return where a run stands, in parts that may stand on one line or below each other."""
+    if tally.first_busy is None:
+        return [headline(tally)]
     done = tally.n_rows_before + tally.n_rows_done
-    left = tally.seconds_left()
-    parts = [
-        f"{tally.share():4.0%}",
-        f"{count(done)} of {count(tally.n_rows)} {tally.rows}",
+    return [
+        f"{tally.share():4.0%}  {count(done)} of {count(tally.n_rows)} {tally.rows}",
         *rate_parts(tally),
-        "time left unknown" if left is None else f"{duration(left)} left" if left else "all done",
+        _left(tally),
     ]
-    return "  ".join(parts) + troubles(tally)
+
+
+def _left(tally: Tally) -> str:
+    if tally.n_rows_before + tally.n_rows_done >= tally.n_rows:
+        return "all done"
+    if tally.stopping:
+        n = tally.n_in_flight()
+        return f"stopping, {n:,} {'shard' if n == 1 else 'shards'} in flight" if n else "stopping"
+    left = tally.seconds_left()
+    return "time left unknown" if left is None else f"{duration(left)} left"
 
 
 def troubles(tally: Tally) -> str:
@@ -313,7 +330,15 @@ def troubles(tally: Tally) -> str:
 
 
 def rate_parts(tally: Tally) -> list[str]:
-    """Return how fast it goes, now and on average, in rows and in tokens fed."""
+    """Return how fast it goes, now and on average, in rows and in tokens fed.
+
+    Nothing before the first shard is done, and no "now" once all is done or no worker is left.
+    """
+    if not tally.n_rows_done:
+        return []
+    if not tally.workers or tally.share() >= 1:
+        means = [f"{count(tally.mean_rate())} {tally.rows}/s mean"]
+        return [*means, *([f"{count(tally.mean_tokens())} tokens/s"] if tally.n_tokens_fed else [])]
     parts = [f"{count(tally.rate_now())} {tally.rows}/s now, {count(tally.mean_rate())} mean"]
     if tally.n_tokens_fed:
         tokens = f"{count(tally.tokens_now())} tokens/s now, {count(tally.mean_tokens())} mean"
@@ -332,7 +357,7 @@ def states_line(tally: Tally) -> str:
     n = len(tally.workers)
     parts = [f"{n:,} {state}" for state, n in tally.n_in().items()]
     if tally.n_gone:
-        parts.append(f"{tally.n_gone:,} gone so far")
+        parts.append(f"{tally.n_gone:,} ended")
     return f"{n:,} {'worker' if n == 1 else 'workers'}" + (f": {', '.join(parts)}" if parts else "")
 
 

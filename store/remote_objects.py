@@ -194,11 +194,14 @@ class RemoteObjects:
             options: GetOptions = {"range": {"offset": offset}}
 
             def begin(
-                store: ObjectStore, options: GetOptions = options
+                store: ObjectStore, options: GetOptions = options, offset: int = offset
             ) -> tuple[int, bytes, Iterator[Any]]:
                 got = obstore.get(store, key, options=options)
                 stream = iter(got.stream(n_bytes))
-                return got.meta["size"], bytes(next(stream, b"")), stream
+                first = bytes(next(stream, b""))
+                if not first and offset < got.meta["size"]:
+                    raise _CutError("no body")
+                return got.meta["size"], first, stream
 
             size, piece, stream = self._request(key, begin, settle=ended)
             try:

@@ -52,7 +52,10 @@ def repair_shard(
     """
     check_shapes(store, shard, activations, loss)
     store.require_same_plan()
+    store.forget(EXTRACT)  # another worker may have repaired this shard since it was looked at
     writer = MendingWriter(store, shard, attempt, standing_receipt(store.receipts(), shard))
+    for name, rows in activations.items():
+        writer.agree(store.arrays.activations[name], rows)
     records, n_nonfinite = write_arrays(
         store, shard, activations, writer, on_nonfinite=on_nonfinite, loss=loss
     )
@@ -72,8 +75,11 @@ def repair_pooled(
     """Put back what is damaged of a shard of pooled rows: as :func:`repair_shard` does."""
     check_pooled_shapes(store, shard, pooled)
     store.require_same_plan()
+    store.forget(POOLED)
     standing = standing_receipt(store.receipts(POOLED), shard)
     writer = MendingWriter(store, shard, attempt, standing)
+    for key, rows in pooled.items():
+        writer.agree(store.arrays.pooled[key], rows)
     records, n_nonfinite = write_pooled(store, shard, pooled, writer, on_nonfinite=on_nonfinite)
     return _settle(store, POOLED, store.covered(shard, POOLED), writer, records, n_nonfinite, run)
 
@@ -113,6 +119,18 @@ class MendingWriter(ArrayWriter):
             except ConflictError:
                 pass  # It cannot be read: it is put back.
         return None, self._put_back(spec, rows)
+
+    def agree(self, spec: ArraySpec, rows: NDArray[Any]) -> None:
+        """Hold an array that is whole against these rows, before any other is replaced.
+
+        Raises
+        ------
+        ConflictError
+            It is not what this model gives.
+        """
+        recorded = self._recorded.get(spec.key(self.shard))
+        if recorded is not None and self._whole(spec, recorded) is not None:
+            self.computed(spec, rows)
 
     def beaten(
         self, spec: ArraySpec, rows: NDArray[Any], record: ObjectRecord, why: str
@@ -190,7 +208,11 @@ def _settle(
 ) -> Receipt:
     """Write the next generation where something differs from what the receipt says."""
     receipts, shard, standing = store.receipts(job), writer.shard, writer.standing
-    if standing is not None and _by_key(standing.objects) == _by_key(records):
+    if (
+        standing is not None
+        and (standing.start, standing.stop) == covers
+        and _by_key(standing.objects) == _by_key(records)
+    ):
         return standing
     before = receipts.exists(shard)
     receipt = write_receipt(
@@ -205,6 +227,12 @@ def _settle(
         generation=receipts.generation(shard) + 1 if before else 0,
     )
     store.forget(job)
+    if _by_key(receipt.objects) != _by_key(records):
+        raise ConflictError(
+            f"{store.path}: shard {shard} of {job} was repaired by two workers at once. It is "
+            "repaired once more.",
+            path=receipt_key(job, shard, receipt.generation),
+        )
     drop_unreadable(store.receipts(job), shard)
     return receipt
 

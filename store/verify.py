@@ -206,8 +206,10 @@ def _verify_only(
                 yield check
 
     n_objects, n_bytes, damages = _run(store, checks(), 0, None)
-    there = [d for d in only if d.stray and store.objects.size(d.key) is not None]
-    return Report(full, n_objects, n_bytes, (), _once(damages + there))
+    if any(d.stray for d in only):  # by what lies there now: who removes strays asks for no other
+        strays, _ = _strays(store, {job: store.done(job) for job in store.jobs})
+        damages += [d for d in strays if d.key in keys]
+    return Report(full, n_objects, n_bytes, (), _once(damages))
 
 
 def _run(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from actlas.store.arrays import ArraySpec
 from actlas.store.errors import ConflictError, CorruptDataError, NonFiniteError, RunFaultError
 from actlas.store.objects import Objects
+from actlas.store.receipts import EXTRACT, POOLED
 from actlas.store.schema import FORMAT_VERSION, ObjectRecord, Receipt
 from actlas.store.shardfile import ShardReader, ShardWriter, crc32c
 from actlas.store.store import Store
@@ -50,6 +51,7 @@ class ArrayWriter:
     """
 
     def __init__(self, store: Store, shard: int, attempt: str) -> None:
+        self.store = store
         self.objects = store.objects
         self.shard = shard
         self.attempt = attempt
@@ -169,6 +171,8 @@ class ArrayWriter:
             writer = ShardWriter(spec, rows)
             if self.objects.create(key, writer.parts()):
                 if object_digest(self.objects, key) != (writer.n_bytes, writer.xxh3):
+                    if self._is_done(spec):  # we slept, and a repair put another in its place
+                        return self._adopt(spec, key)
                     self.objects.delete(key)
                     raise RunFaultError(
                         f"{self.objects.url}/{key}: the {writer.n_bytes} bytes that were written "
@@ -179,6 +183,12 @@ class ArrayWriter:
                 digest = writer.n_bytes, writer.xxh3
                 return None, self._record(spec, digest, self.attempt, writer.chunk_crc32c)
         return self._adopt(spec, key)
+
+    def _is_done(self, spec: ArraySpec) -> bool:
+        """Whether a receipt stands for what we write, by a fresh look."""
+        job = POOLED if spec.path.startswith("pooled/") else EXTRACT
+        self.store.forget(job)
+        return self.store.receipts(job).exists(self.shard)
 
     def _adopt(self, spec: ArraySpec, key: str) -> tuple[NDArray[Any], ObjectRecord]:
         try:
