@@ -44,11 +44,12 @@ def cluster(address: str | None, start: bool) -> Iterator[Check]:
         with connected(RunOptions(executor="ray", workers=1, address=address)):
             yield from _joined(version, address)
     except ActlasError as error:
-        remedy = (
-            "the same Ray and Python on every node, and this cluster's token"
-            if address
-            else ("`--executor inline` needs no Ray")
-        )
+        remedy = "`--executor inline` needs no Ray"
+        if address is not None:
+            remedy = (
+                "its token here too (RAY_AUTH_TOKEN, or ~/.ray/auth_token, with RAY_AUTH_MODE="
+                "token)? the same Ray and Python on both sides?"
+            )
         yield problem("ray", " ".join(str(error).split()), remedy)
 
 

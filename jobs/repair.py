@@ -272,7 +272,8 @@ def _mend(
         return EXIT_DONE
     again = run.model_copy(update={"retry_quarantined": True})
     outcome = run_work(store, work, again, make_worker)
-    shards[like.job] = tuple(wanted)
+    if mended := tuple(shard for shard in wanted if shard not in outcome.quarantined):
+        shards[like.job] = mended
     return outcome.exit_code
 
 

@@ -63,7 +63,7 @@ def _job_status(store: Store, job: str, full: bool) -> dict[str, Any]:
     """Return how far one job is."""
     done = sorted(store.done(job))
     read = done if full or len(done) <= N_SAMPLE else spread(done, N_SAMPLE)
-    receipts = [store.receipts(job).read(shard) for shard in read]
+    receipts = [*store.receipts(job).read_many(read)]
     scale = len(done) / len(read) if read else 1.0
     quarantined = Ledger(store.objects, job, RunOptions()).quarantined()
     n_shards, plan = store.n_shards(job), store.plan

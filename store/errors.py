@@ -176,6 +176,11 @@ class InterruptedRunError(ActlasError, RuntimeError):
     exit_code = EXIT_RESUME
 
 
+def of_one_object(error: RunFaultError) -> bool:
+    """Whether a run fault may be one object's alone: it cannot be read, while others can."""
+    return error.details.get("errno") in (errno.EIO, errno.EACCES, errno.EPERM)
+
+
 _RUN_FAULT_ERRNOS = frozenset(
     {
         errno.ENOSPC,

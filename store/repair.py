@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from actlas.store.arrays import ArraySpec
 from actlas.store.commit import check_shapes, write_arrays
 from actlas.store.commit_pooled import PooledRows, check_pooled_shapes, write_pooled
-from actlas.store.errors import ConflictError, CorruptDataError, FormatError, RunFaultError
+from actlas.store.errors import (
+    ConflictError,
+    CorruptDataError,
+    FormatError,
+    RunFaultError,
+    of_one_object,
+)
 from actlas.store.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.schema import ObjectRecord, Receipt
 from actlas.store.shardfile import ShardReader, ShardWriter
@@ -153,6 +159,10 @@ class MendingWriter(ArrayWriter):
             return ShardReader(self.objects, spec, self.shard).read_rows(0, stop - start)
         except (FileNotFoundError, CorruptDataError):
             return None
+        except RunFaultError as error:
+            if of_one_object(error):
+                return None
+            raise
 
     def _put_back(self, spec: ArraySpec, rows: NDArray[Any]) -> ObjectRecord:
         key = spec.key(self.shard)
@@ -177,6 +187,10 @@ def standing_receipt(receipts: Receipts, shard: int) -> Receipt | None:
         return receipts.read(shard)
     except (FormatError, CorruptDataError, FileNotFoundError):
         return None
+    except RunFaultError as error:
+        if of_one_object(error):
+            return None
+        raise
 
 
 def drop_unreadable(receipts: Receipts, shard: int) -> list[str]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from actlas.store.arrays import group_metadata, metadata_bytes
 from actlas.store.codes import copies, copy_key, names, spec_key
-from actlas.store.errors import CorruptDataError, FormatError
+from actlas.store.errors import CorruptDataError, FormatError, RunFaultError, of_one_object
 from actlas.store.metadata import ledger_metadata, root_metadata
 from actlas.store.objects import Objects
 from actlas.store.schema import FeaturesSpec, PlanFile, unseal
@@ -131,8 +131,11 @@ def _put_back(objects: Objects, plan_file: PlanFile, key: str, data: bytes) -> b
     try:
         if objects.read(key) == data:
             return False
-    except FileNotFoundError:
-        pass
+    except (FileNotFoundError, FormatError, CorruptDataError):
+        pass  # gone, too long, or a link: no file of this store
+    except RunFaultError as error:
+        if not of_one_object(error):
+            raise
     objects.replace(key, data)
     return True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from actlas.store.arrays import ArraySpec
-from actlas.store.errors import ActlasError, CorruptDataError, RunFaultError
+from actlas.store.errors import ActlasError, CorruptDataError, RunFaultError, of_one_object
 from actlas.store.in_order import in_order
 from actlas.store.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.schema import ObjectRecord
@@ -126,8 +125,7 @@ def _raise_if_outside(error: Exception) -> None:
 
     A file that cannot be read for a fault of its own is damaged.
     """
-    its_own = (errno.EIO, errno.EACCES, errno.EPERM)
-    if isinstance(error, RunFaultError) and error.details.get("errno") not in its_own:
+    if isinstance(error, RunFaultError) and not of_one_object(error):
         raise error
 
 
@@ -372,8 +370,16 @@ def _locate(store: Store, shard: _Shard, record: ObjectRecord, what: str) -> lis
 
 def _check_columns(store: Store, shard: _Shard) -> _Checked:
     """Hold the stored row columns against those that the plan gives."""
+    try:
+        columns = store.shard_columns(shard.number)
+    except (ActlasError, OSError, ValueError) as error:
+        _raise_if_outside(error)
+        # The documents are to blame, and named: the shard computed again would mend nothing.
+        key = store.arrays.rows["doc_idx"].key(shard.number)
+        unchecked = Damage(key, f"cannot be checked: {error}", shard.start, shard.stop)
+        return _Checked(0, 0, [unchecked])
     damages = []
-    for name, expected in store.shard_columns(shard.number).items():
+    for name, expected in columns.items():
         spec = store.arrays.rows[name]
         try:
             reader = ShardReader(store.objects, spec, shard.number)

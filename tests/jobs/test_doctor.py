@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.s3 import KEY, S3, SECRET
 
-from actlas.jobs import checks_machine, checks_place
+from actlas.jobs import checks_clock, checks_cluster, checks_machine, checks_place
 from actlas.jobs.cli import cli
 from actlas.store.objects import LocalObjects
 from actlas.store.store import Store
@@ -73,3 +80,86 @@ def test_limits_of_a_container(
         (tmp_path / name).write_text(text + "\n")
     assert checks_machine.memory_limit(tmp_path) == n_bytes
     assert checks_machine.cpu_limit(tmp_path) == cpus
+
+
+def test_a_bucket(s3: S3) -> None:
+    def doctor(url: str) -> tuple[int, dict[str, dict[str, str]]]:
+        result = CliRunner().invoke(cli, ["doctor", url, "--json"])
+        assert KEY not in result.output and SECRET not in result.output
+        return result.exit_code, {c["name"]: c for c in json.loads(result.stdout)["checks"]}
+
+    code, found = doctor(s3.url("doctor.zarr"))
+    assert code == 0
+    assert found["create once"]["found"].startswith("a second writer is refused")
+    assert found["clock"]["found"] == "agrees with the server's"
+    assert found["credentials"]["result"] == found["store"]["result"] == "ok"
+    assert s3.keys("doctor.zarr") == []
+
+    s3.plan = lambda request: "ignore" if request.method == "PUT" else None
+    code, found = doctor(s3.url("doctor.zarr"))
+    assert (code, found["create once"]["result"]) == (1, "problem")
+    s3.plan = lambda _: None
+
+    code, found = doctor("s3://not-there/doctor.zarr")
+    assert (code, found["bucket"]["result"]) == (1, "problem")
+    assert "store" not in found  # told once
+
+
+@pytest.mark.parametrize(("late_s", "result"), [(0, "ok"), (60, "warning"), (-4000, "warning")])
+def test_the_clock_of_a_server(late_s: int, result: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(dict(self.headers))
+            self.send_response_only(403)
+            self.send_header("Date", formatdate(time.time() - late_s, usegmt=True))
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.handle_request)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
+        check = checks_clock.server_clock()
+        thread.join()
+    assert check.result == result
+    assert ("signatures" in check.found) == (result == "warning")
+    assert [name.lower() for name in asked[0]].count("authorization") == 0
+
+
+def test_no_server_no_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{address}")
+        assert checks_clock.server_clock().found.startswith("not compared")
+        result = CliRunner().invoke(cli, ["doctor", "--address", address])
+    assert result.exit_code == 1
+    assert f"PROBLEM  ray            nothing answers at {address}" in result.stdout
+
+
+def test_nodes_are_compared() -> None:
+    def node(store_bytes: float = 2e8, **versions: str) -> dict[str, Any]:
+        return {
+            "versions": here["versions"] | versions,
+            "shm_bytes": 10**9,
+            "store_bytes": store_bytes,
+        }
+
+    here = checks_cluster.about()
+    same = [*checks_cluster.compare(here, {"a": node(), "b": node()}, {})]
+    assert {check.result for check in same} == {"ok"}
+    assert "2 nodes as here" in same[0].found
+
+    told = {"a": node(), "b": node(torch="1.0", python="3.9.1"), "c": node(5e9, torch="1.0")}
+    silent = {"d": "ModuleNotFoundError: No module named 'actlas'"}
+    found = [*checks_cluster.compare(here, told, silent)]
+    assert [check.result for check in found] == ["problem", "warning", "warning"]
+    assert found[0].found.startswith("d: ModuleNotFoundError")
+    assert "torch " in found[1].found and "1.0 on 2" in found[1].found
+    assert "3.9.1 on 1" in found[1].found
+    assert "zarr" not in found[1].found
+    assert found[2].found.endswith("on c")

@@ -171,6 +171,29 @@ def test_a_ray_that_fails_is_no_ones_fault(
     assert lease.holder(store.objects) is None
 
 
+def test_an_interrupted_end_of_a_worker_is_ended_again(
+    ray_started: None, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second Ctrl-C in the middle of ``ray.kill``: cleaning up must not fail on what is gone."""
+    import ray
+
+    real = ray.kill
+    killed: list[object] = []
+
+    def interrupted(actor: object, **named: bool) -> None:
+        killed.append(actor)
+        if len(killed) == 1:
+            raise KeyboardInterrupt
+        real(actor, **named)
+
+    monkeypatch.setattr(ray, "kill", interrupted)
+    plant(tmp_path, {0: ["raise"]})
+    with pytest.raises(KeyboardInterrupt):
+        run_extraction(store, options("ray", workers=2), make_fake)
+    assert len(killed) == 2
+    assert lease.holder(store.objects) is None
+
+
 def test_what_workers_are_told_of_ray(ray_started: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert ray_cluster.worker_options(options("ray")).address is None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from actlas.jobs import logs
 from actlas.jobs.executors import Done
 from actlas.jobs.ledger import Fault
-from actlas.jobs.progress import LiveProgress, PlainProgress, display
-from actlas.jobs.tally import Tally, headline, worker_lines
+from actlas.jobs.progress import LiveProgress, PlainProgress, display, packed
+from actlas.jobs.tally import Tally, headline, states_line, worker_lines
 
 
 class Clock:
@@ -161,3 +162,48 @@ def test_a_log_that_cannot_be_written_stops_nothing(
     logs.LOGGER.info("two")
     logs.end(handler)
     assert capsys.readouterr().err.count("ends here") == 1
+
+
+def test_without_colour_the_bar_is_of_plain_characters(
+    tally: Tally, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "42")
+    out = Terminal()
+    progress = display(tally, out)
+    with progress.shown():
+        progress.state("worker 0", "busy", 3)
+        clock.now += 2
+        progress.done(done(3, n_rows=3000))
+    frames = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert f"[{'#' * 19}{'-' * 20}]" in frames  # half of it is done
+    assert max(map(len, re.split(r"[\r\n]+", frames))) <= 42
+
+
+def test_lines_do_not_break_anew_at_each_number(tally: Tally) -> None:
+    live = LiveProgress(tally, Terminal())
+    parts = [["1,000 rows/s", "9 left"], ["999 rows/s", "8 left"], ["9,999 rows/s", "7 left"]]
+    assert [packed(live._steady(part), 19) for part in parts] == [
+        ["1,000 rows/s", "9 left"],
+        ["999 rows/s  ", "8 left"],
+        ["9,999 rows/s", "7 left"],
+    ]
+    assert len(packed(parts[1], 18)) == 1  # as it was without
+
+
+def test_a_run_that_stops_says_no_time_left(tally: Tally, clock: Clock) -> None:
+    out = io.StringIO()
+    progress = PlainProgress(tally, out)
+    progress.state("worker 0", "busy", 2)
+    progress.state("worker 0", "busy", 3)
+    clock.now += 20
+    progress.done(done(2))
+    assert headline(tally).endswith("2 min 20 s left")
+    progress.stopping("SIGINT: finishing")
+    assert out.getvalue().splitlines()[-1] == "SIGINT: finishing"
+    assert headline(tally).endswith("stopping, 1 shard in flight")
+    assert tally.snapshot()["stopping"] is True
+    progress.done(done(3))
+    progress.state("worker 0", "gone")
+    assert headline(tally).endswith("rows/s mean  110 tokens/s  stopping")
+    assert states_line(tally) == "0 workers: 1 ended"

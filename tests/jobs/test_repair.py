@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from actlas.jobs.cli import cli
-from actlas.jobs.repair import read_findings
+from actlas.jobs.repair import read_findings, repair_at
+from actlas.pipeline.options import RunOptions
+from actlas.store.arrays import metadata_bytes
 from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE, EXIT_USAGE, ConfigError
-from actlas.store.store import open_store
-from actlas.store.verify import verify
+from actlas.store.metadata import root_metadata
+from actlas.store.schema import seal
+from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, open_store
+from actlas.store.verify import Damage, verify
 
 MODEL = "builtin:actlas-6m"
 
@@ -187,6 +192,53 @@ def test_what_is_no_finding_says_so(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="verify STORE --full --json"):
             read_findings(str(file))
     assert call("repair", tmp_path, "--findings", file).exit_code == EXIT_USAGE
+
+
+def test_where_no_store_is_nothing_is_made(tmp_path: Path) -> None:
+    made = call("repair", tmp_path / "nope")
+    assert made.exit_code == EXIT_USAGE and "no store here" in made.output
+    assert not (tmp_path / "nope").exists()
+
+
+def test_a_strangers_request_runs_no_code(store: Path, tmp_path: Path) -> None:
+    """The plan's model has no code of its own; the options that it was asked with say it has."""
+    evil, ran = tmp_path / "evil", tmp_path / "ran"
+    evil.mkdir()
+    auto = {"model_type": "evil", "auto_map": {"AutoConfig": "configuration_evil.Evil"}}
+    (evil / "config.json").write_text(json.dumps(auto))
+    (evil / "configuration_evil.py").write_text(
+        f"open({str(ran)!r}, 'w').close()\nfrom transformers import PretrainedConfig\n"
+        "class Evil(PretrainedConfig):\n    model_type = 'evil'\n"
+    )
+    opened = open_store(str(store))
+    asked = {**opened.plan.request, "model": str(evil), "trust_remote_code": True}
+    plan = opened.plan.model_copy(update={"request": asked})
+    root = metadata_bytes(root_metadata(plan))
+    objects = {**opened.plan_file.objects, "zarr.json": (sha256(root).hexdigest(), len(root))}
+    (store / "zarr.json").write_bytes(root)
+    forged = opened.plan_file.model_copy(update={"plan": plan, "objects": objects})
+    for key in (PLAN_KEY, PLAN_COPY_KEY):
+        (store / key).write_bytes(seal(forged))
+    flip(store / "documents/text/c/0")
+    said: list[str] = []
+    findings = [Damage("documents/text/c/0", "flipped")]
+    made = repair_at(str(store), RunOptions(executor="inline"), findings=findings, say=said.append)
+    assert made.exit_code == EXIT_DAMAGE and not ran.exists()
+    assert any("code of its own" in line for line in said)
+
+
+def test_a_repair_leaves_other_shards_in_quarantine(store: Path) -> None:
+    opened = open_store(str(store))
+    record = {"shard": 2, "faults": {"task": 3}, "error": "poison", "traceback": "", "worker": "w"}
+    poison = store / "ledger/quarantine/extract/00000002.json"
+    poison.parent.mkdir(parents=True)
+    poison.write_text(json.dumps({**record, "created_unix_s": 1.0}))
+    key = opened.arrays.activations["resid_post.2"].key(1)
+    flip(store / key)
+    findings = [Damage(key, "flipped", job="extract", shard=1)]
+    made = repair_at(str(store), RunOptions(executor="inline"), findings=findings)
+    assert made.exit_code == EXIT_DONE and made.shards == {"extract": (1,)}
+    assert poison.exists()
 
 
 def test_a_corpus_that_is_gone_leaves_the_rest_repaired(store: Path, original: Path) -> None:

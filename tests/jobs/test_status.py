@@ -12,6 +12,7 @@ from actlas.jobs.executors import Done
 from actlas.jobs.snapshot import Snapshot
 from actlas.jobs.tally import Tally
 from actlas.store import lease
+from actlas.store.schema import Receipt
 from actlas.store.store import Store
 
 STRANGE: list[bytes] = [
@@ -98,3 +99,92 @@ def test_a_sample_is_said_to_be_one(store: Store, monkeypatch: pytest.MonkeyPatc
     from actlas.jobs.cli import cli
 
     assert "stored      about " in CliRunner().invoke(cli, ["status", store.path]).stdout
+
+
+def receipts_at(store: Store, times: list[float], compute_s: float) -> list[Receipt]:
+    """Receipts of shards of 64 rows, written at those times."""
+    fill(store, [0])
+    one = store.receipts().read(0).model_copy(update={"run": {"compute_s": compute_s}})
+    return [one.model_copy(update={"shard": i, "created_unix_s": t}) for i, t in enumerate(times)]
+
+
+def test_the_time_between_two_runs_is_no_slowness(store: Store) -> None:
+    steady = [100.0 + 2 * i for i in range(6)]
+    rate = status.rows_per_s(receipts_at(store, steady, 2.0))
+    assert rate == pytest.approx(32)
+    later = [t + 90 for t in steady]  # the same command again, a minute and a half later
+    both = receipts_at(store, [*steady, *later], 2.0)
+    assert status.rows_per_s(both) == pytest.approx(32)
+    bunches = [100.0 + 60 * (i // 20) + 0.1 * (i % 20) for i in range(60)]  # 20 workers at a time
+    rate = status.rows_per_s(receipts_at(store, bunches, 59.0))
+    assert rate == pytest.approx(64 * 59 / (bunches[-1] - bunches[0]))
+    lying = [r.model_copy(update={"run": {"compute_s": "x", "write_s": 1e999}}) for r in both]
+    assert status.rows_per_s(lying) == pytest.approx(32)
+
+
+def test_derived_jobs_have_totals_where_these_are_known(store: Store) -> None:
+    def has(*keys: str) -> None:
+        for key in keys:
+            store.objects.create(f"ledger/{key}", [b"{}"])
+
+    has(*(f"receipts/encode.my.sae/{n:08d}.json" for n in range(5)))
+    has("quarantine/encode.my.sae/00000007.json", "receipts/index.my.sae/00000000.json")
+    has("receipts/index.my.sae/00000040.json")
+    encode, index = status.status_of(store)["derived"]
+    assert encode == {
+        "job": "encode.my.sae",
+        "all": 12,
+        "done": 5,
+        "complete": False,
+        "quarantined": [7],
+    }
+    assert (index["all"], index["done"], index["complete"]) == (None, 2, False)
+    from actlas.jobs.cli import cli
+
+    lines = CliRunner().invoke(cli, ["status", store.path]).stdout.splitlines()
+    told = [line.removeprefix("derived     ") for line in lines if line.startswith("derived")]
+    assert told[0].startswith(
+        "encode.my.sae: 5 of 12 shards, in quarantine: 7 -> actlas sae encode"
+    )
+    assert told[1].startswith("index.my.sae: 2 blocks -> actlas sae index ")
+    assert told[1].endswith(" --sae my.sae")
+
+    has(*(f"receipts/encode.my.sae/{n:08d}.json" for n in range(5, 12)))
+    has("receipts/indexed.my.sae/00000000.json")
+    found = {job["job"]: job for job in status.status_of(store)["derived"]}
+    assert all(job["complete"] for job in found.values())
+    assert (found["index.my.sae"]["all"], found["indexed.my.sae"]["all"]) == (2, 1)
+    assert found["encode.my.sae"]["quarantined"] == []
+
+
+def test_a_driver_that_stops_is_told_of(store: Store) -> None:
+    tally = Tally(n_rows=1000, n_rows_before=0, n_shards=12)
+    tally.on_state("worker 0", "busy", 0)
+    tally.on_done(Done(0, 64, 9, 0, 1.0, "worker 0", {"n_tokens_fed": 70.0}))
+    run = {"job": "encode.sae", **tally.snapshot()}
+    told = status.status_of(store) | {"running": True, "holder": {"host": "h", "pid": 1}}
+    text = "\n".join(status._lines(told, Snapshot(run)))
+    assert "stopping" not in text
+    assert "doing       encode.sae: 64 of 1,000 rows" in text
+    tally.stopping = True
+    text = "\n".join(status._lines(told, Snapshot(tally.snapshot())))
+    assert "holds the lease, stopping" in text
+    assert json.dumps(Snapshot(run).plain()["n_rows"]) == "1000"
+
+
+def test_watching_ends_quietly(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from actlas.jobs.cli import cli
+
+    naps = iter([None, None])
+
+    def nap(_: float) -> None:
+        try:
+            next(naps)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(status.time, "sleep", nap)
+    result = CliRunner().invoke(cli, ["status", store.path, "--watch"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("0 of 12 done") == 3
+    assert not result.stderr

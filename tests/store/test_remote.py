@@ -167,6 +167,18 @@ def test_an_answer_that_is_always_cut_off_is_an_error(
         b"".join(patient.pieces("x", 100))
 
 
+@pytest.mark.timeout(30)
+def test_an_answer_without_a_body_is_not_asked_for_for_ever(
+    objects: RemoteObjects, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of what is left comes each time, and is said to be all: at last none of one byte."""
+    monkeypatch.setenv("ACTLAS_RETRY_S", "0.3")
+    objects.create("x", [b"x" * 100])
+    s3.plan = faulty.always("short")
+    with pytest.raises(RunFaultError):
+        b"".join(RemoteObjects(objects.url).pieces("x", 100))
+
+
 def test_threads_race_and_one_creates(objects: RemoteObjects, s3: S3) -> None:
     s3.plan = faulty.often(0.2, 3, ("500", "lose", "lose-500", "reset", "409"))
     for round_ in range(10):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,15 @@ import zarr
 from numpy.typing import NDArray
 from support.stores import Columns, fill, truth, words_columns
 
-from actlas.store import layout
-from actlas.store.errors import ConflictError, CorruptDataError
+from actlas.store import layout, writer
+from actlas.store.errors import ConflictError, CorruptDataError, RunFaultError
+from actlas.store.objects import LocalObjects, Objects
 from actlas.store.receipts import receipt_key
 from actlas.store.repair import repair_shard
 from actlas.store.repair_plan import put_back_from, repair_metadata, repair_plan
 from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store, open_store
 from actlas.store.verify import Damage, verify
+from actlas.store.writer import ArrayWriter
 
 Make = Callable[..., Store]
 SHARD = 1
@@ -145,6 +148,83 @@ def test_another_model_repairs_nothing(make: Make) -> None:
     assert set(contents(store)) == set(before)  # no receipt of another generation
 
 
+def test_another_model_replaces_nothing_before_it_is_refused(make: Make) -> None:
+    """Rows that cannot be read must not become rows that can, and are another model's."""
+    store = make()
+    fill(store)
+    flip(Path(store.path) / store.arrays.activations["mlp.1"].key(SHARD))
+    before = contents(store)
+    other = {name: -values for name, values in rows_of(store, SHARD).items()}
+    with pytest.raises(ConflictError, match="look at the model"):
+        repair_shard(store, SHARD, other, attempt="other")
+    assert contents(store) == before
+
+
+def test_a_worker_that_saw_an_earlier_generation_repairs_on_from_the_last(make: Make) -> None:
+    store = make()
+    fill(store)
+    flip(Path(store.path) / store.arrays.activations["mlp.1"].key(SHARD))
+    second = open_store(store.path)
+    assert second.receipts().generations == {}
+    # The first one writes its receipt, and dies before it can say so.
+    repair_shard(open_store(store.path), SHARD, rows_of(store, SHARD, noise=1), attempt="first")
+    receipt = repair_shard(second, SHARD, rows_of(store, SHARD), attempt="second")
+    assert receipt.generation == 1 and verify(open_store(store.path), full=True).ok
+
+
+def test_a_writer_that_slept_removes_nothing_of_a_repair(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It froze between writing and reading back; what it reads is what a repair has put there."""
+    store = make()
+    spec, real = store.arrays.activations["mlp.1"], writer.object_digest
+    key, slept = spec.key(SHARD), []
+
+    def sleep_once(objects: Objects, asked: str) -> tuple[int, str]:
+        if asked == key and not slept:
+            slept.append(asked)
+            fill(open_store(store.path))
+            flip(Path(store.path) / key)
+            rows = rows_of(store, SHARD, noise=1)
+            repair_shard(open_store(store.path), SHARD, rows, attempt="again")
+        return real(objects, asked)
+
+    monkeypatch.setattr(writer, "object_digest", sleep_once)
+    late = ArrayWriter(open_store(store.path), SHARD, "late")
+    late.write(spec, rows_of(store, SHARD)["mlp.1"])
+    assert slept and verify(open_store(store.path), full=True).ok
+
+
+def test_a_file_that_the_disk_cannot_read_is_put_back(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make()
+    fill(store)
+    bad = store.arrays.activations["mlp.1"].key(SHARD)
+    before, read = contents(store), LocalObjects.read
+    unreadable = {bad: (Path(store.path) / bad).stat().st_ino}
+
+    def failing(self: LocalObjects, key: str, *rest: Any) -> bytes:
+        if key in unreadable and self.path(key).stat().st_ino == unreadable[key]:
+            raise RunFaultError("Input/output error", errno=errno.EIO)
+        return read(self, key, *rest)
+
+    monkeypatch.setattr(LocalObjects, "read", failing)
+    (damage,) = verify(open_store(store.path), full=True).damages
+    assert damage.key == bad
+    repair_shard(open_store(store.path), SHARD, rows_of(store, SHARD), attempt="again")
+    assert contents(store) == before and verify(open_store(store.path), full=True).ok
+
+
+def test_documents_that_cannot_be_read_are_no_shards_damage(make: Make) -> None:
+    store = make()
+    fill(store)
+    flip(Path(store.path) / store.arrays.documents["token_id"].key(0))
+    damages = verify(open_store(store.path), full=True).damages
+    assert store.arrays.documents["token_id"].key(0) in {d.key for d in damages}
+    assert all(d.shard is None for d in damages), "computing these again would mend nothing"
+
+
 @pytest.mark.parametrize("harm", [flip, truncate, empty])
 def test_a_damaged_receipt_is_written_anew_from_the_bytes(
     make: Make, harm: Callable[[Path], None]
@@ -255,3 +335,15 @@ def test_verify_looks_again_only_at_what_was_found(make: Make) -> None:
     assert verify(open_store(store.path), full=True, only=first).ok
     gone = Damage("of/no/such", "a stray", stray=True)
     assert verify(open_store(store.path), full=True, only=[gone]).ok
+
+
+def test_what_is_called_a_stray_must_be_one(make: Make) -> None:
+    """Findings may be old, of another store, or a stranger's; strays are removed by their key."""
+    store = make()
+    fill(store)
+    keys = ["ledger/plan.json", store.arrays.activations["mlp.1"].key(0), "documents/text/c/0"]
+    said = [Damage(key, "a stray file", stray=True) for key in [*keys, "junk"]]
+    assert verify(open_store(store.path), full=True, only=said).ok
+    (Path(store.path) / "junk").write_text("really")
+    (found,) = verify(open_store(store.path), full=True, only=said).damages
+    assert (found.key, found.stray) == ("junk", True)
