@@ -77,6 +77,7 @@ def create_features(
         sae_sha256=sae.sha256,
         sae_path=os.fspath(path),
         created_unix_s=time.time(),
+        has_copy=True,
     )
     store.objects.create(spec_key(name), [seal(spec)])
     features = open_features(store, name)

@@ -53,7 +53,7 @@ def lines(checks: list[Check]) -> Iterable[str]:
 
 @click.command("doctor", short_help="Whether this machine is fit for a run, and what to do.")
 @click.argument("where", required=False, metavar="[STORE, FOLDER or URL]")
-@click.option("--address", help="A Ray cluster to join and compare with.")
+@click.option("--address", help="A Ray cluster to join and compare with.  [default: none]")
 @click.option("--ray", "start_ray", is_flag=True, help="Start Ray here to try it.  [default: no]")
 @json_option
 @debug_option

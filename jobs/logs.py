@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from actlas.store.inside import Inside
 from actlas.store.objects import is_url, open_objects
 from actlas.store.redact import redacted
 
@@ -128,7 +129,7 @@ class _Object(logging.Handler):
         key = f"{FOLDER}/{self._name}.{self._number:04d}.jsonl"
         open_objects(self._url).replace(key, body)
         self._written = n
-        if False:
+        if len(body) > MAX_BYTES:
             with self.lock:
                 del self._lines[:n]
                 self._n_bytes -= len(body)
@@ -148,7 +149,8 @@ def start(store_path: str, role: str) -> logging.Handler:
         if is_url(store_path):
             handler = _Object(store_path, name)
         else:
-            folder = Path(store_path.removeprefix("file://")) / FOLDER
+            root = Path(store_path.removeprefix("file://")).absolute()
+            folder = Inside(root).folder(root / FOLDER)  # a stranger's may lead elsewhere
             folder.mkdir(parents=True, exist_ok=True)
             handler = _File(folder / f"{name}.jsonl", encoding="utf-8", delay=False)
     except OSError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import TypeAdapter
 
 from actlas.jobs.config import resolve
 from actlas.jobs.flags import debug_option
@@ -20,7 +21,7 @@ from actlas.jobs.formatting import count, ranges
 from actlas.jobs.options import asked_for, section_options
 from actlas.jobs.progress import NowAndThen
 from actlas.jobs.repair_derived import drop_derived, redo_derived
-from actlas.jobs.run import Work, extraction, pooling, run_work
+from actlas.jobs.run import Outcome, Work, extraction, pooling, run_work
 from actlas.jobs.worker import open_mender
 from actlas.store import lease
 from actlas.store.errors import (
@@ -95,6 +96,11 @@ class Mending(Work):
         damaged = {d.shard for d in found if d.shard is not None and d.job == self.job}
         self.mended.update(set(self.all(store)) - damaged)
         return sorted(damaged)
+
+    def unfinished(self, store: Store, shards: list[int]) -> Outcome:
+        """Say that shards are damaged still, though they were put back: the disk, or another."""
+        line = f"shards {ranges(shards)} of {store.path} are damaged still"
+        return Outcome(EXIT_DAMAGE, line, ())
 
 
 def repair(
@@ -187,10 +193,11 @@ def repair_at(
         if outcome == EXIT_RESUME:
             return Repaired(EXIT_RESUME, tuple(put_back), shards, tuple(derived), tuple(damages))
     store = open_store(path)  # nothing read before it was repaired
-    derived += redo_derived(store, derived, run, say)
-    left = verify(store, full=True, only=damages).damages if damages else ()
+    derived, not_redone = redo_derived(store, run, say)
+    still = verify(store, full=True, only=damages).damages if damages else ()
+    left = (*still, *not_redone)
     code = EXIT_DAMAGE if left else EXIT_DONE
-    return Repaired(code, tuple(put_back), shards, tuple(dict.fromkeys(derived)), left)
+    return Repaired(code, tuple(put_back), shards, tuple(derived), left)
 
 
 def _find(store: Store, findings: Sequence[Damage] | None, full: bool, say: Say) -> list[Damage]:
@@ -287,8 +294,8 @@ def read_findings(file: str) -> list[Damage]:
     """
     try:
         body = json.loads(Path(file).read_text())
-        return [Damage(**damage) for damage in body["damages"]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return TypeAdapter(list[Damage]).validate_json(json.dumps(body["damages"]), strict=True)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(
             f"{file}: expected what `actlas verify STORE --full --json` prints ({error})", path=file
         ) from error

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+import re
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from actlas.jobs.formatting import command as shell
 from actlas.store.arrays import group_metadata, metadata_bytes
-from actlas.store.codes import names
+from actlas.store.codes import NAME, names, spec_key
 from actlas.store.derived import group_of, receipts_of, remove
-from actlas.store.errors import ActlasError, CorruptDataError, FormatError, RunFaultError
-from actlas.store.receipts import EXTRACT, receipt_key
+from actlas.store.errors import (
+    ActlasError,
+    CorruptDataError,
+    FormatError,
+    RunFaultError,
+    of_one_object,
+)
+from actlas.store.receipts import receipt_key
+from actlas.store.verify import Damage
 from actlas.store.verify_derived import derived_checks, plain_groups
 
 if TYPE_CHECKING:
     from actlas.pipeline.options import RunOptions
     from actlas.store.store import Store
-    from actlas.store.verify import Damage
     from actlas.store.verify_derived import Finding
 
 Say = Callable[[str], None]
+TO_REDO = "ledger/repairing/derived.json"
+"""What was dropped and is not made again yet."""
+_JOB = re.compile(rf"(encode|encoded|index|indexed|extremes)\.{NAME}", re.ASCII)
 ROUNDS = 4
 """Codes, their table, the index, its totals: each is stale once the one before was made again."""
 
@@ -33,6 +44,7 @@ def drop_derived(store: Store, damages: Iterable[Damage], say: Say) -> list[str]
         for d in damages
         if d.job is not None and d.shard is not None and d.job not in store.jobs
     }
+    _remember(store, {job for job, _ in units})
     for job, unit in sorted(units):
         _drop(store, job, unit)
         say(f"dropped: unit {unit} of {job}, to be made again")
@@ -43,49 +55,75 @@ def drop_derived(store: Store, damages: Iterable[Damage], say: Say) -> list[str]
     return sorted({job for job, _ in units})
 
 
-def redo_derived(store: Store, dropped: Sequence[str], run: RunOptions, say: Say) -> list[str]:
-    """Make again what was dropped, and what has become stale; return the jobs that were redone.
+def redo_derived(store: Store, run: RunOptions, say: Say) -> tuple[list[str], list[Damage]]:
+    """Make again what was dropped, by this repair or one that was stopped, and what is stale.
 
     A set of features is encoded by the sparse autoencoder that it names, and indexed where it was.
     The extremes of units are only dropped: the next look at them gathers them.
+
+    Returns
+    -------
+    list of str, list of Damage
+        The jobs that were redone, and what could not be.
     """
-    stale = _drop_stale(store, say)
-    touched = sorted({*dropped, *stale})
-    done: list[str] = []
-    for name in sorted({job.split(".", 1)[1] for job in touched if not _of_units(job)}):
-        jobs = [job for job in touched if job.split(".", 1)[1] == name]
-        indexed = any(job.startswith("index") for job in jobs) or _was_indexed(store, name)
-        done += _redo_features(store, name, indexed, run, say)
-    return [*stale, *done]
+    _drop_stale(store, say)
+    jobs, left = _remembered(store), []
+    for name in sorted({job.split(".", 1)[1] for job in jobs if not job.startswith("extremes.")}):
+        of_it = {job.split(".", 1)[0] for job in jobs if job.split(".", 1)[1] == name}
+        if name in names(store) and (why := _redo_features(store, name, of_it, run, say)):
+            left.append(Damage(spec_key(name), f"what was dropped could not be made again: {why}"))
+    if jobs and not left:
+        store.objects.delete(TO_REDO)
+    return jobs, left
 
 
-def _redo_features(store: Store, name: str, indexed: bool, run: RunOptions, say: Say) -> list[str]:
+def _redo_features(
+    store: Store, name: str, kinds: set[str], run: RunOptions, say: Say
+) -> str | None:
+    """Encode and index what is missing of a set; return why not, where it could not be."""
     from actlas.jobs.sae_encode import encode
     from actlas.jobs.sae_index import index
 
-    if name not in names(store):
-        return []
     try:
-        say(f"encoding what is missing of {name}")
-        outcome, _ = encode(store, name, None, None, run)
-        say(outcome.line.partition(" -> next: ")[0])
-        if outcome.exit_code:
-            return []
-        _drop_stale(store, say)
-        if not indexed:
-            return [f"encode.{name}"]
-        encode(store, name, None, None, run)  # its table may have been stale too
-        index(store, name)
+        if kinds & {"encode", "encoded"}:
+            for _ in range(2):  # once the codes are new, their table is stale
+                say(f"encoding what is missing of {name}")
+                outcome, _made = encode(store, name, None, None, run)
+                if outcome.exit_code:
+                    return outcome.line
+                _drop_stale(store, say)
+            kinds = kinds | {
+                k for j in _remembered(store) for k, n in [j.split(".", 1)] if n == name
+            }
+        if kinds & {"index", "indexed"}:
+            say(f"indexing {name}")
+            index(store, name)
     except ActlasError as error:
         again = shell("sae", "encode", store.path, "--sae", "DIR", "--name", name)
-        say(f"{name} could not be made again: {error} With its folder at hand: {again}")
+        return f"{error} With its folder at hand: {again}"
+    return None
+
+
+def _remember(store: Store, jobs: Iterable[str]) -> None:
+    """Keep what is to be made again, before it is dropped: this repair may be stopped."""
+    known = set(_remembered(store))
+    if set(jobs) - known:
+        body = json.dumps(sorted(known | set(jobs)))
+        store.objects.replace(TO_REDO, body.encode() + b"\n")
+
+
+def _remembered(store: Store) -> list[str]:
+    try:
+        jobs = json.loads(store.objects.read(TO_REDO))
+    except (FileNotFoundError, ValueError, RecursionError):
         return []
-    return [f"encode.{name}", f"index.{name}"]
+    if not isinstance(jobs, list):
+        return []
+    return sorted(j for j in jobs if isinstance(j, str) and _JOB.fullmatch(j))
 
 
-def _drop_stale(store: Store, say: Say) -> list[str]:
+def _drop_stale(store: Store, say: Say) -> None:
     """Drop what was made from records that lie there no longer, until nothing is."""
-    jobs: list[str] = []
     for _ in range(ROUNDS):
         stale = [
             (check.job, check.unit)
@@ -94,19 +132,18 @@ def _drop_stale(store: Store, say: Say) -> list[str]:
         ]
         if not stale:
             break
+        _remember(store, {job for job, _ in stale})
         for job, unit in stale:
             _drop(store, job, unit)
             say(f"dropped: unit {unit} of {job}, made from what is there no longer")
-            jobs.append(job)
-    return sorted(set(jobs))
 
 
 def _finds(run: Callable[[], tuple[int, int, list[Finding]]]) -> bool:
     try:
         return bool(run()[2])
-    except RunFaultError:
-        raise  # an outage makes nothing stale
-    except (ActlasError, OSError, ValueError):
+    except (ActlasError, OSError, ValueError) as error:
+        if isinstance(error, RunFaultError) and not of_one_object(error):
+            raise  # an outage makes nothing stale
         return True
 
 
@@ -120,12 +157,3 @@ def _drop(store: Store, job: str, unit: int) -> None:
     store.objects.delete(receipt_key(job, unit))
     if group is not None and group.startswith(("features/", "extremes/")):
         remove(store.objects, group)
-
-
-def _was_indexed(store: Store, name: str) -> bool:
-    folder = f"ledger/receipts/index.{name}"
-    return next(iter(store.objects.names(folder)), None) is not None
-
-
-def _of_units(job: str) -> bool:
-    return job.startswith("extremes.") or job == EXTRACT

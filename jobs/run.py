@@ -78,6 +78,10 @@ class Work:
         """Return the shards that can be done and are not, by a fresh listing."""
         return sorted(set(self.all(store)) - store.done(self.job))
 
+    def unfinished(self, store: Store, shards: list[int]) -> Outcome:
+        """Say that a run ended with shards neither done nor in quarantine: it must not."""
+        raise AssertionError(f"{store.path}: the run ended with shards {shards} not done")
+
 
 def extraction(store: Store) -> Work:
     """Return the main job."""
@@ -223,7 +227,7 @@ def _outcome(store: Store, work: Work, ledger: Ledger, tally: Tally, *, stopped:
         line = f"stopped: {made}; {left:,} shards left -> next: run the same command again"
         return Outcome(EXIT_RESUME, line, quarantined)
     if lost := sorted(set(missing) - set(quarantined)):
-        raise AssertionError(f"{store.path}: the run ended with shards {lost} not done")
+        return work.unfinished(store, lost)
     if quarantined:
         line = (
             f"done but for shards in quarantine ({ranges(list(quarantined))}): "

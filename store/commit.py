@@ -20,7 +20,7 @@ from actlas.store.schema import ObjectRecord, Receipt
 from actlas.store.specs import LOSS
 from actlas.store.statistics import ShardStatistics
 from actlas.store.store import Store
-from actlas.store.writer import COMMIT_THREADS, ArrayWriter, refuse_nonfinite, write_receipt
+from actlas.store.writer import ArrayWriter, refuse_nonfinite, write_receipt
 
 
 def commit_shard(
@@ -93,7 +93,7 @@ def write_arrays(
     loss: NDArray[np.float32] | None,
 ) -> tuple[list[ObjectRecord], dict[str, int]]:
     """Write all arrays of a shard; return their records, and NaN and infinities by hookpoint."""
-    with ThreadPoolExecutor(COMMIT_THREADS, thread_name_prefix="actlas-commit") as pool:
+    with ThreadPoolExecutor(writer.threads, thread_name_prefix="actlas-commit") as pool:
         statistics_of = partial(ShardStatistics.of, documents=store.shard_documents(shard))
         found = dict(zip(activations, pool.map(statistics_of, activations.values()), strict=True))
         if on_nonfinite == "refuse":

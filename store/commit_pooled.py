@@ -13,7 +13,7 @@ from actlas.store.pooled import pooled_range
 from actlas.store.receipts import POOLED
 from actlas.store.schema import ObjectRecord, Pool, Receipt
 from actlas.store.store import Store
-from actlas.store.writer import COMMIT_THREADS, ArrayWriter, refuse_nonfinite, write_receipt
+from actlas.store.writer import ArrayWriter, refuse_nonfinite, write_receipt
 
 PooledRows = Mapping[tuple[str, Pool], NDArray[np.float32]]
 """By hookpoint and pool, [documents of the shard, units]."""
@@ -83,7 +83,7 @@ def write_pooled(
             bad = ~np.isfinite(rows[~empty])
             unit = int(bad.any(axis=0).argmax())
             refuse_nonfinite(f"{name}, {pool}", shard, int(bad.sum()), unit, "float32")
-    with ThreadPoolExecutor(COMMIT_THREADS, thread_name_prefix="actlas-commit") as pool_of_threads:
+    with ThreadPoolExecutor(writer.threads, thread_name_prefix="actlas-commit") as pool_of_threads:
         specs = [store.arrays.pooled[key] for key in pooled]
         written = list(pool_of_threads.map(writer.computed, specs, pooled.values()))
     n_nonfinite = {hookpoint.name: 0 for hookpoint in store.plan.hookpoints}

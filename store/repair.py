@@ -104,6 +104,7 @@ class MendingWriter(ArrayWriter):
     def __init__(self, store: Store, shard: int, attempt: str, standing: Receipt | None) -> None:
         super().__init__(store, shard, attempt)
         self.standing = standing
+        self.threads = 1  # a whole encoded array is in memory while it is put back
         self._recorded = {record.key: record for record in standing.objects} if standing else {}
 
     def write(
@@ -166,6 +167,7 @@ class MendingWriter(ArrayWriter):
 
     def _put_back(self, spec: ArraySpec, rows: NDArray[Any]) -> ObjectRecord:
         key = spec.key(self.shard)
+        self._require_standing(key)
         writer = ShardWriter(spec, rows)
         self.objects.replace(key, b"".join(writer.parts()))
         digest = writer.n_bytes, writer.xxh3
@@ -179,6 +181,18 @@ class MendingWriter(ArrayWriter):
         if recorded is not None and (recorded.n_bytes, recorded.xxh3) == digest:
             return recorded
         return self._record(spec, digest, self.attempt, writer.chunk_crc32c)
+
+    def _require_standing(self, key: str) -> None:
+        """Raise where another worker has repaired this shard since it was looked at."""
+        if self.standing is None:
+            return
+        receipts = Receipts(self.objects, self.standing.job, self.shard + 1, "")
+        if receipts.generation(self.shard) != self.standing.generation:
+            raise ConflictError(
+                f"{self.objects.url}/{key}: another worker has repaired this shard meanwhile. "
+                "Nothing more of it is written.",
+                path=key,
+            )
 
 
 def standing_receipt(receipts: Receipts, shard: int) -> Receipt | None:

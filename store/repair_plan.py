@@ -87,7 +87,8 @@ def repair_descriptions(store: Store) -> list[str]:
         whole = [data for data in found.values() if data is not None]
         if len(whole) == 1:
             lost = keys[0] if found[keys[0]] is None else keys[1]
-            if lost == keys[0] or store.objects.size(lost) is not None:
+            described = unseal(whole[0], FeaturesSpec, name)
+            if lost == keys[0] or described.has_copy or store.objects.size(lost) is not None:
                 store.objects.replace(lost, whole[0])
                 written.append(lost)
     return written

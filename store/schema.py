@@ -290,6 +290,8 @@ class FeaturesSpec(_Spec):
     sae_sha256: str
     sae_path: Line
     created_unix_s: float
+    has_copy: bool = False
+    """Whether the same bytes lie at ``ledger/features.copies/<name>.json``."""
 
 
 class PlanFile(_Spec):

@@ -26,7 +26,10 @@ from actlas.store.verify_derived import (
 )
 from actlas.store.writer import READ_BYTES, object_digest
 
-VOLATILE = ("ledger/staging/", "ledger/lease/", "ledger/logs/", "ledger/quarantine/")
+VOLATILE = (
+    *("ledger/staging/", "ledger/lease/", "ledger/logs/", "ledger/quarantine/"),
+    "ledger/repairing/",
+)
 """What belongs to runs, not to the store's content."""
 
 

@@ -107,8 +107,10 @@ def _receipt(store: Store, job: str, unit: int) -> Receipt | None:
 
 
 def _check_spec(store: Store, name: str) -> tuple[int, int, list[Finding]]:
-    open_features(store, name)
-    return 1, store.objects.size(spec_key(name)) or 0, []
+    features, size = open_features(store, name), store.objects.size(spec_key(name)) or 0
+    if features.spec.has_copy and store.objects.size(copy_key(name)) is None:
+        return 1, size, [Finding(copy_key(name), size_words(None, size))]
+    return 1, size, []
 
 
 def _check_copy(store: Store, name: str) -> tuple[int, int, list[Finding]]:

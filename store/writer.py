@@ -55,6 +55,7 @@ class ArrayWriter:
         self.objects = store.objects
         self.shard = shard
         self.attempt = attempt
+        self.threads = COMMIT_THREADS
         self.tolerance = ADOPT_TOLERANCE[store.plan.model.compute_dtype]
 
     def exact(self, spec: ArraySpec, rows: NDArray[Any]) -> ObjectRecord:

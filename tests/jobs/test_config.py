@@ -233,7 +233,10 @@ def test_turning_an_option_of_the_plan_off_is_refused(tmp_path: Path, field: str
     store = fake_store(tmp_path)
     planned = PlanOptions.model_validate({"model": "", "corpus": "", field: TURNED_ON[field]})
     request = planned.model_dump(mode="json")
-    plan = store.plan.model_copy(update={"request": request})
+    model = store.plan.model
+    if field in type(model).model_fields:  # what a plan made of it lies beside its request
+        model = model.model_copy(update={field: TURNED_ON[field]})
+    plan = store.plan.model_copy(update={"request": request, "model": model})
     default = PlanOptions(model="", corpus="").model_dump(mode="json")[field]
     with pytest.raises(PlanMismatchError, match=field):
         check_same_plan(plan, Asked({field: default}, RunOptions()), "run.zarr")

@@ -185,9 +185,39 @@ def test_findings_spare_reading_all_again(store: Path, tmp_path: Path) -> None:
     assert {d.shard for d in left} == {0}
 
 
+def test_features_whose_autoencoder_is_gone_are_left_and_named(store: Path, original: Path) -> None:
+    sae = original.parent / "sae"
+    hidden = sae.with_name("away")
+    sae.rename(hidden)
+    try:
+        flip(next((store / "features/sae/tokens").glob("00000000-*/data/c/0")))
+        made = call("repair", store)
+        assert made.exit_code == EXIT_DAMAGE and "could not be made again" in made.output
+        again = call("repair", store)  # what was dropped is not forgotten
+        assert again.exit_code == EXIT_DAMAGE, again.output
+    finally:
+        hidden.rename(sae)
+    assert call("repair", store).exit_code == EXIT_DONE
+    assert call("contexts", store, "--sae", "sae", "--feature", 1).exit_code == EXIT_DONE
+    assert verify(open_store(str(store)), full=True).ok
+
+
+def test_a_damaged_index_needs_no_autoencoder(store: Path, original: Path) -> None:
+    sae = original.parent / "sae"
+    hidden = sae.with_name("away")
+    sae.rename(hidden)
+    try:
+        flip(next((store / "features/sae/index").rglob("c/0")))
+        made = call("repair", store)
+    finally:
+        hidden.rename(sae)
+    assert made.exit_code == EXIT_DONE, made.output
+    assert call("contexts", store, "--sae", "sae", "--feature", 1).exit_code == EXIT_DONE
+
+
 def test_what_is_no_finding_says_so(tmp_path: Path) -> None:
     file = tmp_path / "findings.json"
-    for text in ("", "[]", '{"damages": [{"what": 3}]}'):
+    for text in ("", "[]", '{"damages": [{"what": 3}]}', '{"damages": [{"key": 3, "what": ""}]}'):
         file.write_text(text)
         with pytest.raises(ConfigError, match="verify STORE --full --json"):
             read_findings(str(file))

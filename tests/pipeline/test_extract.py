@@ -291,7 +291,7 @@ def test_writing_overlaps_with_computing_and_holds_two_shards_at_most(
     llama: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extractor = Extractor(llama, run_options())
-    commit, compute = extract_module.commit_shard, extractor.compute
+    commit, compute = extractor._commit, extractor.compute
     started = [threading.Event() for _ in range(llama.plan.n_shards + 1)]
     in_memory, most = 0, 0
     lock = threading.Lock()
@@ -314,7 +314,7 @@ def test_writing_overlaps_with_computing_and_holds_two_shards_at_most(
         return receipt
 
     monkeypatch.setattr(extractor, "compute", counting)
-    monkeypatch.setattr(extract_module, "commit_shard", waiting)
+    monkeypatch.setattr(extractor, "_commit", waiting)
     receipts = list(extractor.extract_many(range(llama.plan.n_shards), attempt="test"))
     assert [receipt.shard for receipt in receipts] == list(range(llama.plan.n_shards))
     assert most == 2

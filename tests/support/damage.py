@@ -15,7 +15,7 @@ _KINDS = (
     ("receipts", r"ledger/(receipts|repairs)/(extract|pooled)/.*"),
     ("receipts of codes", r"ledger/receipts/encode\..*"),
     ("other receipts of derived data", r"ledger/receipts/.*"),
-    ("description of features", r"ledger/features/.*"),
+    ("description of features", r"ledger/features(\.copies)?/.*"),
     ("metadata of derived data", r"(features|extremes)(/.*)?/zarr\.json"),
     ("metadata", r"(.*/)?zarr\.json"),
     ("documents", r"documents/.*"),

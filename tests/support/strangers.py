@@ -81,7 +81,7 @@ def uses(path: str, digest: dict[str, str]) -> Iterator[tuple[str, Callable[[], 
     import actlas
     from actlas.analysis.batches import batches
     from actlas.analysis.localizer.localize import localize
-    from actlas.jobs import info, show, status
+    from actlas.jobs import holding, info, show, status
     from actlas.store.codes import names
     from actlas.store.verify import verify
 
@@ -92,7 +92,10 @@ def uses(path: str, digest: dict[str, str]) -> Iterator[tuple[str, Callable[[], 
         digest[name] = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
     yield "repr", lambda: (repr(store), store._repr_html_(), str(store.rows))
-    yield "status", lambda: list(status._lines(status.status_of(store)))
+    yield (
+        "status",
+        lambda: list(status._lines(status.status_of(store), holding.look(store.objects).snapshot)),
+    )
     yield "info", lambda: (list(info._lines(info.info_of(store))), json.dumps(info.info_of(store)))
     yield "verify", lambda: [str(damage) for damage in verify(store).damages]
     yield "verify full", lambda: [str(damage) for damage in verify(store, full=True).damages]
