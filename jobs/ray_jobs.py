@@ -217,7 +217,7 @@ def _probe(url: str) -> None:
         reason = getattr(error, "reason", error)
         raise ConfigError(
             f"nothing answers at {url} ({reason}): is the head up, started with "
-            "--dashboard-host 0.0.0.0, and its port 8265 open to this machine? From outside: "
+            "--include-dashboard=true, and its port 8265 within reach of here? From outside: "
             "ssh -L 8265:localhost:8265 HEAD, or kubectl port-forward.",
             address=url,
         ) from error

@@ -23,6 +23,9 @@ from actlas.store.receipts import EXTRACT, POOLED
 if TYPE_CHECKING:
     from actlas.store.store import Store
 
+SOUND_SHARE = 1.05
+"""Of the bare forward pass: more is no measure of anything."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -258,7 +261,9 @@ def _made(work: Work, tally: Tally) -> str:
         before = f"{count(tally.n_rows_before)} {work.rows} x {work.per_row} were there already"
         return before if tally.n_rows_before else "nothing"
     share = tally.share_of_bare()
-    bare = "" if share is None else f", {share:.2f} of the bare forward pass"
+    # Above the bare pass it says only that this was measured while others were at work.
+    sound = share is not None and share <= SOUND_SHARE
+    bare = f", {share:.2f} of the bare forward pass" if sound else ""
     text = (
         f"{count(tally.n_rows_done)} {work.rows} x {work.per_row}, {n_bytes(tally.n_bytes)} in "
         f"{duration(tally.seconds_made())} ({count(tally.mean_rate())} {work.rows}/s{bare})"

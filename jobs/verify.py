@@ -53,10 +53,11 @@ def _lines(report: Report, path: str, seconds: float) -> list[str]:
         f"{duration(seconds)}"
     )
     if not report.ok:
-        lines.append(
-            f"damaged: {len(report.damages):,} findings; checked {checked}; the rows named are not "
-            f"to be trusted -> next: {shell('repair', path)}"
-        )
+        n, strays = len(report.damages), all(damage.stray for damage in report.damages)
+        found = f"{n:,} finding{'s' * (n != 1)}"
+        trust = "no row is harmed" if strays else "the rows named are not to be trusted"
+        mend = shell("repair", path, *(["--remove-strays"] if strays else []))
+        lines.append(f"damaged: {found}; checked {checked}; {trust} -> next: {mend}")
     elif report.missing or report.missing_pooled:
         lines.append(f"whole so far: {checked} -> next: {shell('extract', path)}")
     else:

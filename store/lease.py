@@ -74,7 +74,7 @@ class Lease:
                     self.lost.set()
                     return
                 self.objects.replace(_key(self.number, "beat"), self._words(count))
-            except OSError:
+            except Exception:  # noqa: BLE001 - whatever it is, the thread must go on beating
                 # A beat that cannot be written is a beat missed: the run itself will meet the
                 # same fault and say so.
                 continue
