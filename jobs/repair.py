@@ -336,7 +336,8 @@ def line_of(path: str, made: Repaired) -> str:
 @click.option(
     "--fast",
     is_flag=True,
-    help="Look for damage by sizes, metadata and receipts alone.  [default: read every byte]",
+    help="Look for damage by sizes, metadata and receipts alone; not after a repair that was "
+    "killed.  [default: read every byte]",
 )
 @click.option(
     "--remove-strays",

@@ -85,7 +85,9 @@ def _redo_features(
     from actlas.jobs.sae_index import index
 
     try:
-        if kinds & {"encode", "encoded"}:
+        coded = not store.missing(f"encode.{name}")
+        coded &= receipts_of(store, f"encoded.{name}", 1).exists(0)
+        if kinds & {"encode", "encoded"} or not coded:
             for _ in range(2):  # once the codes are new, their table is stale
                 say(f"encoding what is missing of {name}")
                 outcome, _made = encode(store, name, None, None, run)

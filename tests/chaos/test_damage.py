@@ -50,7 +50,9 @@ class Patient:
             if kind == "description of features" and made.exit_code:
                 assert {d.key for d in made.left} == {f"ledger/features/{life.FEATURES}.json"}
                 return attempted, Tally()
-            assert made.exit_code == 0, made
+            # A receipt that is gone is no damage, but what was made from its rows waits for them.
+            waits = [d for d in made.left if "are not extracted" in d.what]
+            assert made.exit_code == 0 or waits == list(made.left), made
             life.go_on(str(self.path))
             damages, others = self.verified(full=True)
             assert not damages and not others

@@ -33,7 +33,10 @@ HOLDS_ROWS = ("rows", "activations", "statistics", "pooled rows")
 """Kinds whose files are a shard's arrays."""
 READ = (*HOLDS_ROWS, "documents", "codes by token", "codes by feature", "tables of features")
 """Kinds whose files are read as arrays; the others describe or prove them."""
-OUTSIDE = ("ledger/lease/", "ledger/logs/", "ledger/quarantine/", "ledger/staging/")
+OUTSIDE = (
+    *("ledger/lease/", "ledger/logs/", "ledger/quarantine/", "ledger/staging/"),
+    "ledger/repairing/",
+)
 
 
 def kind_of(key: str) -> str:

@@ -18,7 +18,7 @@ from numcodecs.blosc import Blosc
 
 _MARK = re.compile(r"(?<=[0-9a-z.])-[0-9a-f]{12}(?=[/\"])")
 _REPAIRED = re.compile(r"ledger/repairs/(.*/[0-9]{8})\.[0-9]{4}\.json")
-_NOT_CONTENT = ("ledger/lease/", "ledger/logs/", "ledger/quarantine/")
+_NOT_CONTENT = ("ledger/lease/", "ledger/logs/", "ledger/quarantine/", "ledger/repairing/")
 _RECORDS = ("ledger/plan", "ledger/receipts/", "ledger/repairs/", "ledger/features/")
 _OF_ITS_OWN = (
     "created_unix_s",
