@@ -25,10 +25,10 @@ from actlas.store.derived import (
     sweep,
     sweep_unit,
 )
-from actlas.store.errors import NonFiniteError, SaeError
+from actlas.store.errors import CorruptDataError, FormatError, NonFiniteError, SaeError
 from actlas.store.features import Features, open_features
 from actlas.store.receipts import receipt_key
-from actlas.store.schema import FORMAT_VERSION, FeaturesSpec, Receipt, seal
+from actlas.store.schema import FORMAT_VERSION, FeaturesSpec, Receipt, seal, unseal
 
 if TYPE_CHECKING:
     from actlas.analysis.sae.autoencoder import SparseAutoencoder
@@ -79,9 +79,11 @@ def create_features(
         created_unix_s=time.time(),
         has_copy=True,
     )
-    store.objects.create(spec_key(name), [seal(spec)])
+    sealed = seal(spec)
+    if not store.objects.create(copy_key(name), [sealed]):  # begun before, perhaps no further
+        sealed = _begun(store, name, sealed)
+    store.objects.create(spec_key(name), [sealed])
     features = open_features(store, name)
-    store.objects.create(copy_key(name), [store.objects.read(spec_key(name))])
     for field in ("sae_sha256", "hookpoint", "n_features"):
         was, asked = getattr(features.spec, field), getattr(spec, field)
         if was != asked:
@@ -93,6 +95,16 @@ def create_features(
     folder = f"features/{name}"
     ensure_groups(store.objects, "features", folder, f"{folder}/tokens", f"{folder}/index")
     return features
+
+
+def _begun(store: Store, name: str, sealed: bytes) -> bytes:
+    """Return the description that an earlier beginning left, where it is whole; else this one."""
+    try:
+        data = store.objects.read(copy_key(name))
+        unseal(data, FeaturesSpec, f"{store.path}/{copy_key(name)}")
+    except (CorruptDataError, FormatError):
+        return sealed
+    return data
 
 
 def _fitting_hookpoint(store: Store, sae: SparseAutoencoder, hookpoint: str | None) -> str:

@@ -402,8 +402,7 @@ def ram() -> Iterator[Path]:
 
 @pytest.mark.timeout(3600)
 def test_any_order_of_steps(chaos: Any, ram: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("actlas.store.commit.COMMIT_THREADS", 1)  # the same order every time
-    monkeypatch.setattr("actlas.store.commit_pooled.COMMIT_THREADS", 1)
+    monkeypatch.setattr("actlas.store.writer.COMMIT_THREADS", 1)  # the same order every time
     monkeypatch.setattr(lease.Lease, "_beat", lambda self: None)  # no calls at times of their own
     StoreLife.patch = monkeypatch
     life.save_dictionary(ram / "run.zarr")

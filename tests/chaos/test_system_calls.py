@@ -36,8 +36,7 @@ def ram() -> Iterator[Path]:
 @pytest.mark.parametrize("name", CONTENT)
 def test_death_at_every_call_of_a_step(chaos: Any, ram: Path, monkeypatch: Any, name: str) -> None:
     """In this process, where nothing that it does after its death has any effect."""
-    monkeypatch.setattr("actlas.store.commit.COMMIT_THREADS", 1)  # the same order every time
-    monkeypatch.setattr("actlas.store.commit_pooled.COMMIT_THREADS", 1)
+    monkeypatch.setattr("actlas.store.writer.COMMIT_THREADS", 1)  # the same order every time
     case = Case(ram, name)
     assert len({call.name for call in case.calls}) >= 6
 
@@ -71,7 +70,7 @@ def test_death_at_every_call_of_a_repair(
     chaos: Any, ram: Path, monkeypatch: Any, noise: int
 ) -> None:
     """What was whole stays as it is at every moment; the next repair ends the work."""
-    monkeypatch.setattr("actlas.store.commit.COMMIT_THREADS", 1)
+    monkeypatch.setattr("actlas.store.writer.COMMIT_THREADS", 1)
     path = ram / "base" / "run.zarr"
     life.plan_store(str(path), "first")
     life.commit_all(str(path), "first")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from support.stores import plan_for, truth, words_columns
 from typing_extensions import Buffer
 
-from actlas.store import commit, layout
+from actlas.store import layout, writer
 from actlas.store.commit import commit_shard
 from actlas.store.create import create
 from actlas.store.objects import LocalObjects
@@ -71,7 +71,7 @@ def interleave(
         return write(objects, key, parts)
 
     with monkeypatch.context() as first:
-        first.setattr(commit, "COMMIT_THREADS", 1)
+        first.setattr(writer, "COMMIT_THREADS", 1)
         first.setattr(LocalObjects, "create", stopped)
         receipt = commit_shard(store, 0, rows_of(store, 1), attempt="first")
     assert receipt == open_store(store.path).receipt(0)
