@@ -40,6 +40,7 @@ def attempt(path: str, shard: int, *, stop_at: int = 0, overwrite: bool = False)
 
 
 def _attempt(path: str, shard: int, stop_at: int, overwrite: bool) -> None:
+    os.environ.pop("ACTLAS_TEST_FOLDER", None)  # of whichever test started the fork server
     if overwrite:
         LocalObjects.create = _overwriting  # type: ignore[method-assign]
     hand = Hand(make_fake(path, RunOptions()), "worker", path)
