@@ -23,6 +23,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+pytest.importorskip("torch", reason="the encoder that fills the store needs torch")
+
 from support.features import Relu
 from support.stores import fill, plan_for, words_columns
 from support.strangers import LIMIT_BYTES, Person
