@@ -175,7 +175,9 @@ def repair_at(
     """
     objects = open_objects(path)
     if all(objects.size(key) is None for key in (ROOT_KEY, PLAN_KEY, PLAN_COPY_KEY)):
-        raise StoreNotFoundError(f"{objects.url}: there is no store here.", path=objects.url)
+        raise StoreNotFoundError(
+            f"{objects.url}: there is no store here to repair. Is the path right?", path=objects.url
+        )
     with lease.hold(objects, say=say):
         put_back = repair_plan(objects)
         store = open_store(path)
