@@ -167,7 +167,7 @@ def repair_at(
     Raises
     ------
     LeaseHeldError
-        Another driver works on this store.
+        Another driver works on this store, or took it over while this one stood still.
     CorruptDataError
         The plan and its copy are both lost.
     ActlasError
@@ -178,25 +178,29 @@ def repair_at(
         raise StoreNotFoundError(
             f"{objects.url}: there is no store here to repair. Is the path right?", path=objects.url
         )
-    with lease.hold(objects, say=say):
+    mender_of = {EXTRACT: make_mender}
+    mender_of[POOLED] = make_pool_mender or functools.partial(open_mender, job=POOLED)
+    with lease.hold(objects, say=say, around=True) as held:
         put_back = repair_plan(objects)
         store = open_store(path)
         put_back += repair_descriptions(store)
         for key in put_back:
             say(f"put back: {key}")
         damages = _find(store, findings, full, say)
+        held.require()
         put_back += _repair_planned(store, damages, say)
         _drop(store, damages, remove_strays, say)
         derived = drop_derived(store, damages, say)
-    shards: dict[str, tuple[int, ...]] = {}
-    pool_mender = make_pool_mender or functools.partial(open_mender, job=POOLED)
-    for like, maker in ((extraction, make_mender), (pooling, pool_mender)):
-        outcome = _mend(store, like(store), damages, run, maker, shards)
-        if outcome == EXIT_RESUME:
-            return Repaired(EXIT_RESUME, tuple(put_back), shards, tuple(derived), tuple(damages))
-    store = open_store(path)  # nothing read before it was repaired
-    derived, not_redone = redo_derived(store, run, say)
-    still = verify(store, full=True, only=damages).damages if damages else ()
+        shards: dict[str, tuple[int, ...]] = {}
+        for like in (extraction(store), pooling(store)):
+            outcome = _mend(store, like, damages, run, mender_of[like.job], shards)
+            if outcome == EXIT_RESUME:
+                stopped = tuple(put_back), shards, tuple(derived), tuple(damages)
+                return Repaired(EXIT_RESUME, *stopped)
+        store = open_store(path)  # nothing read before it was repaired
+        held.require()
+        derived, not_redone = redo_derived(store, run, say)
+        still = verify(store, full=True, only=damages).damages if damages else ()
     left = (*still, *not_redone)
     code = EXIT_DAMAGE if left else EXIT_DONE
     return Repaired(code, tuple(put_back), shards, tuple(derived), left)

@@ -17,7 +17,7 @@ from actlas.jobs.tally import Tally, stage_line
 from actlas.jobs.worker import open_pooler, open_worker
 from actlas.pipeline.options import RunOptions
 from actlas.store import lease
-from actlas.store.errors import EXIT_DONE, EXIT_QUARANTINE, EXIT_RESUME, LeaseHeldError
+from actlas.store.errors import EXIT_DONE, EXIT_QUARANTINE, EXIT_RESUME
 from actlas.store.receipts import EXTRACT, POOLED
 
 if TYPE_CHECKING:
@@ -169,11 +169,7 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
                     chained = follows(store, shards) if work.job == EXTRACT else frozenset[int]()
                     job = Job(store.path, run, shards, make_worker, chained)
                     executors.named(run.executor)(job, ledger, watch, stop)
-            if held.lost.is_set():
-                raise LeaseHeldError(
-                    f"{store.path}: another driver took over the lease while this one stood "
-                    "still. Nothing is lost: it goes on."
-                )
+            held.require()
             if (stages := stage_line(tally)) is not None:
                 watch.say(stages)
             outcome = _outcome(store, work, ledger, tally, stopped=stop.signalled)

@@ -21,6 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ MAX_BEAT_BYTES = 64 << 10
 
 _HELD_HERE: set[tuple[str, int]] = set()
 """Leases of this process (url, number): one whose release failed is not held by us for ever."""
+_AROUND: ContextVar[Lease | None] = ContextVar("lease around", default=None)
+"""The lease that holds of this thread join."""
 
 
 Tell = Callable[[], dict[str, Any]]
@@ -90,6 +93,28 @@ class Lease:
             return json.dumps({"count": count, "run": {"error": "too large"}}).encode()
         return words
 
+    def require(self) -> None:
+        """Raise where another driver took over while this one stood still.
+
+        Raises
+        ------
+        LeaseHeldError
+        """
+        if self.lost.is_set():
+            raise LeaseHeldError(
+                f"{self.objects.url}: another driver took over the lease while this one stood "
+                "still. Nothing is lost: it goes on."
+            )
+
+    @contextmanager
+    def telling(self, tell: Tell) -> Iterator[Lease]:
+        """Let the beats tell of a part of this drive."""
+        before, self._tell = self._tell, tell
+        try:
+            yield self
+        finally:
+            self._tell = before
+
     def release(self) -> None:
         """Stop beating and let the next driver in at once."""
         self._stop.set()
@@ -106,6 +131,7 @@ def hold(
     standstill_s: float = STANDSTILL_S,
     beat_s: float = BEAT_S,
     tell: Tell = dict,
+    around: bool = False,
 ) -> Iterator[Lease]:
     """Hold a store's lease, or say who does.
 
@@ -121,13 +147,23 @@ def hold(
         Between two beats of our own.
     tell : callable
         Returns how the run stands, to go with each beat.
+    around : bool
+        Whether holds of this store inside this one, by this thread, are this one: a drive that
+        goes through several jobs lets nobody in between them.
 
     Raises
     ------
     LeaseHeldError
-        Another driver is alive.
+        Another driver is alive, or took over the lease around this hold.
     """
+    outer = _AROUND.get()
+    if outer is not None and outer.objects.url == objects.url:
+        outer.require()
+        with outer.telling(tell):
+            yield outer
+        return
     lease = _acquire(objects, say, standstill_s, beat_s, tell)
+    token = _AROUND.set(lease if around else outer)
     try:
         yield lease
     except BaseException:
@@ -135,6 +171,8 @@ def hold(
         with suppress(OSError):
             lease.release()
         raise
+    finally:
+        _AROUND.reset(token)
     lease.release()
 
 

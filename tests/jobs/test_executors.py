@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 from support.jobs import attempted, both, options, plant, wait_until
-from support.workers import FakeWorker, attempts, check_whole, fake_store, make_fake
+from support.oracle import files
+from support.workers import (
+    FakeWorker,
+    attempts,
+    check_whole,
+    fake_store,
+    make_fake,
+    make_fake_mender,
+)
 
 from actlas.jobs import ray_cluster
 from actlas.jobs.executors import Done
@@ -19,6 +27,7 @@ from actlas.jobs.hand import Hand
 from actlas.jobs.ledger import Ledger
 from actlas.jobs.logs import LOGGER
 from actlas.jobs.ray_executor import RayCluster, _Heard
+from actlas.jobs.repair import repair_at
 from actlas.jobs.run import run_extraction
 from actlas.store import lease
 from actlas.store.errors import (
@@ -36,6 +45,11 @@ from actlas.store.store import Store
 def quarantined(store: Store) -> dict[int, str]:
     records = Ledger(store.objects, "extract", options()).quarantined()
     return {shard: record.traceback for shard, record in records.items()}
+
+
+def rows_and_receipts(store: Store) -> dict[str, bytes]:
+    found = files(Path(store.path))
+    return {k: v for k, v in found.items() if not k.startswith(("ledger/lease/", "ledger/logs/"))}
 
 
 @both
@@ -321,3 +335,22 @@ def test_a_deadline(ray_started: None, store: Store, tmp_path: Path) -> None:
     # Two calls of one actor may change places on their way, so its neighbour may be blamed once.
     assert [f["kind"] for f in faults] == ["task"]
     assert "the limit is" in faults[0]["error"]
+
+
+@both
+def test_a_repair_goes_on_though_its_workers_fail(
+    executor: str, store: Store, tmp_path: Path
+) -> None:
+    """Three shards are harmed, and each attempt but the last of two of them fails."""
+    assert run_extraction(store, options(executor), make_fake).exit_code == EXIT_DONE
+    before = rows_and_receipts(store)
+    (tmp_path / "attempts.txt").unlink()
+    key = store.arrays.activations["resid_post.0"].key
+    for shard in (1, 4, 7):
+        harmed = Path(store.path, key(shard))
+        harmed.write_bytes(b"harmed" + harmed.read_bytes()[6:])
+    plant(tmp_path, {4: ["raise"] * 2, 7: ["raise" if executor == "inline" else "die"]})
+    made = repair_at(store.path, options(executor), make_mender=make_fake_mender)
+    assert (made.exit_code, made.shards, made.left) == (EXIT_DONE, {"extract": (1, 4, 7)}, ())
+    assert sorted(attempted(tmp_path)) == [1, 4, 4, 4, 7, 7]
+    assert rows_and_receipts(store) == before

@@ -10,6 +10,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -277,6 +278,39 @@ def test_one_driver_at_a_time(tmp_path: Path) -> None:
     assert lease.holder(here) is None
     with lease.hold(here):
         pass
+
+
+def test_holds_inside_a_hold_around_them_are_that_one(tmp_path: Path) -> None:
+    here, other = LocalObjects(str(tmp_path / "a")), LocalObjects(str(tmp_path / "b"))
+    with lease.hold(here, around=True, beat_s=0.02) as outer:
+        with (
+            lease.hold(other),  # another store's is its own
+            lease.hold(here, tell=lambda: {"part": 1}) as inner,
+        ):
+            assert inner is outer
+            deadline = time.monotonic() + 30
+            while (beat := lease.last_beat(here)) is None or beat.run != {"part": 1}:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        assert lease.holder(here) is not None  # the inner's end is not the outer's
+        refused: list[BaseException] = []
+
+        def from_a_thread() -> None:
+            with pytest.raises(LeaseHeldError) as caught, lease.hold(here):
+                pass
+            refused.append(caught.value)
+
+        thread = threading.Thread(target=from_a_thread)
+        thread.start()
+        thread.join()
+        assert len(refused) == 1
+        here.create("ledger/lease/00000009.json", [b"{}"])  # taken over while this one stood still
+        assert outer.lost.wait(5)
+        with pytest.raises(LeaseHeldError, match="took over"), lease.hold(here):
+            pass
+    here.create("ledger/lease/00000009.released", [b"released"])
+    with lease.hold(here) as after:
+        assert after is not outer
 
 
 def test_the_lease_of_a_killed_driver_here_is_taken_over_at_once(tmp_path: Path) -> None:

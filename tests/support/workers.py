@@ -25,6 +25,7 @@ from actlas.store import layout
 from actlas.store.commit import commit_shard
 from actlas.store.create import create
 from actlas.store.errors import ModelError, RunFaultError
+from actlas.store.repair import repair_shard
 from actlas.store.schema import Receipt
 from actlas.store.store import Store, open_store
 from support.stores import plan_for, truth, words_columns
@@ -35,6 +36,8 @@ class Rate(NamedTuple):
 
 
 class FakeWorker:
+    write = staticmethod(commit_shard)
+
     def __init__(self, path: str, run: RunOptions) -> None:
         self.store = open_store(path)
         self.folder = Path(os.environ.get("ACTLAS_TEST_FOLDER") or Path(path).parent)
@@ -62,10 +65,14 @@ class FakeWorker:
         if faults.get("noise"):
             rows = {name: rounded(values, attempt) for name, values in rows.items()}
         run = {"n_tokens_fed": stop - start, "forward_s": 0.001, "device": "made-up"}
-        return commit_shard(self.store, shard, rows, attempt=attempt, run=run)
+        return self.write(self.store, shard, rows, attempt=attempt, run=run)
 
     def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.0) -> Rate:
         return Rate(1e6)
+
+
+class FakeMender(FakeWorker):
+    write = staticmethod(repair_shard)
 
 
 def rounded(rows: NDArray[Any], attempt: str) -> NDArray[Any]:
@@ -130,6 +137,10 @@ def attempts(folder: Path) -> list[str]:
 
 def make_fake(path: str, run: RunOptions) -> FakeWorker:
     return FakeWorker(path, run)
+
+
+def make_fake_mender(path: str, run: RunOptions) -> FakeMender:
+    return FakeMender(path, run)
 
 
 def fake_store(folder: Path, n_documents: int = 40, shard_rows: int = 64, **changes: Any) -> Store:
