@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 import actlas  # noqa: F401 - makes bfloat16 known to zarr
 from actlas.store.arrays import ArraySpec, metadata_bytes
+from actlas.store.digests import object_digest
 from actlas.store.lazy import LazyArray
 from actlas.store.objects import LocalObjects
 from actlas.store.shardfile import ShardWriter
-from actlas.store.writer import object_digest
 from benchmarks.harness import sync
 
 Rows = NDArray[Any]

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.moments import Moments
-from actlas.store.statistics import ShardDocuments, ShardStatistics
+from actlas.store.shard_documents import ShardDocuments
+from actlas.store.shard_statistics import ShardStatistics
 from benchmarks import harness
 from benchmarks.harness import Contender, Report, Table
 

@@ -7,6 +7,7 @@ is bare calls of the same actors in the same run. The imagined cluster
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import tempfile
@@ -104,6 +105,7 @@ def _seconds(n_units: int, workers: int, rounds: int) -> dict[str, tuple[float, 
     actor_class: Any = ray.remote(RayWorker)
     actors = [actor_class.options(num_cpus=0).remote() for _ in range(workers)]
     ray.get([a.prepare.remote(make_instant, "", run, "bare", 0) for a in actors])
+    turns = [itertools.count() for _ in actors]
     spent: dict[str, list[float]] = {"bare calls": [], "the driver": []}
     watches: list[Counting] = []
 
@@ -111,7 +113,8 @@ def _seconds(n_units: int, workers: int, rounds: int) -> dict[str, tuple[float, 
         at_once = IN_FLIGHT * workers
         for first in range(0, n_units, at_once):
             units = range(first, min(first + at_once, n_units))
-            ray.get([actors[i % workers].attempt.remote(i) for i in units])
+            one_per_unit = [(i, i % workers) for i in units]
+            ray.get([actors[w].attempt.remote(i, next(turns[w])) for i, w in one_per_unit])
 
     def driver() -> None:
         with tempfile.TemporaryDirectory() as folder:

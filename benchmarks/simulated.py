@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from actlas.jobs.driver import Answer, Driver, Event, Lost, Placed, Ready
+from actlas.jobs.cluster import Answer, Event, Lost, Placed, Ready
+from actlas.jobs.driver import Driver
 from actlas.jobs.executors import Done, Job
 from actlas.jobs.ledger import Fault, FaultKind, Ledger
 from actlas.pipeline.options import RunOptions
+from actlas.store.errors import ModelError
 from actlas.store.objects import Objects
 
 _KIND: Mapping[str, FaultKind] = {"raise": "task", "hang": "task", "die": "process"}
@@ -61,7 +63,10 @@ class Scene:
     leaving: Sequence[float] = ()
     """When some machine is lost besides."""
     bad_starts: Mapping[int, str] = field(default_factory=dict)
-    """Workers, by number, that die or hang while they load, or raise."""
+    """Workers, by number, that die or hang while they load, raise, or are refused the model."""
+    bad_machines: Mapping[int, str] = field(default_factory=dict)
+    """Machines, by number, on which all do, after ``bad_load_s``."""
+    bad_load_s: float = 30.0
     until_s: float = math.inf
     """When deaths and losses end."""
     seed: int = 0
@@ -274,17 +279,21 @@ class World:
                 del self._free[machine]
             self._workers[worker].machine = machine
             self._out.append(Placed(worker))
-            self._later(self._long(self.scene.load_s), lambda w=worker: self._loaded(w))  # type: ignore[misc]
+            bad = machine in self.scene.bad_machines
+            load_s = self.scene.bad_load_s if bad else self.scene.load_s
+            self._later(self._long(load_s), lambda w=worker: self._loaded(w))  # type: ignore[misc]
 
     def _loaded(self, worker: int) -> None:
         imagined = self._workers.get(worker)
         if imagined is None or imagined.frozen:
             return
-        fate = self.scene.bad_starts.get(worker)
+        there = self.scene.bad_machines.get(-1 if imagined.machine is None else imagined.machine)
+        fate = self.scene.bad_starts.get(worker, there)
         if fate == "die":
             self._die(worker, "process")
-        if fate == "raise":
-            fault = Fault(None, "task", "RuntimeError: no model", "", f"worker {worker}")
+        if fate in ("raise", "refuse"):
+            stops = ModelError("not the plan's") if fate == "refuse" else None
+            fault = Fault(None, "task", "RuntimeError: no model", "", f"worker {worker}", stops)
             self._out.append(Answer(worker, fault))
         if fate is not None:
             return
@@ -401,9 +410,9 @@ class _Onlooker:
         self.done, self.tick = world.finished, world.tick
 
 
-def play(scene: Scene) -> World:
+def play(scene: Scene, world: World | None = None) -> World:
     """Run the real driver on an imagined cluster, and return the world as it is afterwards."""
-    world = World(scene)
+    world = world or World(scene)
     run = RunOptions.model_validate(
         {"executor": "ray", "workers": scene.workers, "deadline_floor_s": 900, **scene.run}
     )

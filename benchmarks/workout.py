@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actlas.pipeline.estimate import PUTS_PER_S, duration, readable
+from actlas.pipeline.estimate import PUTS_PER_S, duration
 from actlas.pipeline.footprint import Footprint, footprint
 from actlas.pipeline.memory import SHARDS_IN_MEMORY, shard_bytes
 from actlas.store import layout
+from actlas.store.display import n_bytes
 from actlas.store.schema import HookpointSpec, Plan
 from actlas.store.specs import StoreArrays
 from benchmarks.harness import Table
@@ -116,9 +117,9 @@ def sizes() -> Table:
         plan, stored = case.plan, case.stored()
         ledger = stored.bytes_of("receipts") + stored.bytes_of("metadata")
         cells = (f"{case.n_rows:,}", f"{case.n_blocks}", case.compression, f"{plan.n_shards:,}")
-        cells += (f"{plan.shard_rows:,}", f"{stored.n_objects:,}", readable(stored.n_bytes))
+        cells += (f"{plan.shard_rows:,}", f"{stored.n_objects:,}", n_bytes(stored.n_bytes))
         parts = [stored.bytes_of(name) for name in ("rows", "documents", "statistics")]
-        table.rows.append((*cells, *map(readable, parts), readable(ledger)))
+        table.rows.append((*cells, *map(n_bytes, parts), n_bytes(ledger)))
     return table
 
 
@@ -145,8 +146,8 @@ def rates() -> Table:
             written = shards * stored.bytes_per_shard
             raw = tokens_per_s() * 2 * WIDTH * blocks
             cores = "-" if compression == "none" else f"{raw / CODE_BYTES_PER_S:.2g}"
-            cells = (f"{blocks}", compression, f"{shards:.2f}", f"{objects:.1f}", readable(written))
-            node = readable(written * GPUS_PER_NODE)
+            cells = (f"{blocks}", compression, f"{shards:.2f}", f"{objects:.1f}", n_bytes(written))
+            node = n_bytes(written * GPUS_PER_NODE)
             table.rows.append((*cells, node, cores, f"{PUTS_PER_S / objects:,.0f}"))
     return table
 
@@ -164,7 +165,7 @@ def hours() -> Table:
                 shards = speed / plan.shard_rows
                 cells = (f"{rows:,}", f"{blocks}", f"{gpus}", duration(rows / speed / 3600))
                 cells += (f"{shards:,.1f}", f"{shards * stored.objects_per_shard:,.0f}")
-                table.rows.append((*cells, readable(shards * stored.bytes_per_shard)))
+                table.rows.append((*cells, n_bytes(shards * stored.bytes_per_shard)))
     return table
 
 
@@ -174,8 +175,8 @@ def planning() -> Table:
     table = Table("Planning, in one process", (*columns, "documents.start in a reader"))
     for rows in (ROWS, ROWS * TIMES):
         n = rows // TOKENS_PER_DOCUMENT
-        cells = (f"{rows:,}", f"{n:,}", readable(n * PLANNING_BYTES), readable(rows * SPOOL_BYTES))
-        table.rows.append((*cells, duration(n * PLANNING_S / 3600), readable(8 * n)))
+        cells = (f"{rows:,}", f"{n:,}", n_bytes(n * PLANNING_BYTES), n_bytes(rows * SPOOL_BYTES))
+        table.rows.append((*cells, duration(n * PLANNING_S / 3600), n_bytes(8 * n)))
     return table
 
 
@@ -195,11 +196,11 @@ def training() -> Table:
         for compression in ("none", "dense"):
             case = Case(rows, 1, compression)
             spec = StoreArrays(case.plan).activations["resid_post.0"]
-            n_bytes = TRAINED * case.stored().bytes_of("activations")
+            n_read = TRAINED * case.stored().bytes_of("activations")
             n_chunks = layout.ceil_div(rows, spec.chunk_rows)
-            cells = (f"{rows:,}", f"{rows * TRAINED:,.0f}", compression, readable(n_bytes))
-            held = readable(n_chunks * SELECTION_BYTES)
-            table.rows.append((*cells, f"{n_bytes / 1e9:,.0f}", f"{n_chunks:,}", held))
+            cells = (f"{rows:,}", f"{rows * TRAINED:,.0f}", compression, n_bytes(n_read))
+            held = n_bytes(n_chunks * SELECTION_BYTES)
+            table.rows.append((*cells, f"{n_read / 1e9:,.0f}", f"{n_chunks:,}", held))
     return table
 
 
@@ -211,9 +212,9 @@ def ledger() -> Table:
         plan = case.plan
         all_bytes = case.stored().bytes_of("receipts")
         each = round(all_bytes / plan.n_shards / 100) * 100
-        held = readable(SHARDS_IN_MEMORY * shard_bytes(plan))
+        held = n_bytes(SHARDS_IN_MEMORY * shard_bytes(plan))
         cells = (f"{case.n_rows:,}", f"{case.n_blocks}", case.compression, f"{plan.n_shards:,}")
-        table.rows.append((*cells, f"{each:,}", readable(all_bytes), held))
+        table.rows.append((*cells, f"{each:,}", n_bytes(all_bytes), held))
     return table
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from actlas.jobs.checks import Check, ok, problem, warning
-from actlas.jobs.formatting import n_bytes
-from actlas.jobs.knock import knock
+from actlas.jobs.formatting import counted, n_bytes
+from actlas.jobs.knock import host_and_port, knock
+from actlas.jobs.ray_token import admits, introduce
 from actlas.pipeline.options import RunOptions
-from actlas.store.errors import ActlasError
+from actlas.store.errors import ActlasError, ConfigError
 
 ANSWER_S = 20.0
 """How long all nodes together may take to answer."""
@@ -38,18 +39,21 @@ def cluster(address: str | None, start: bool) -> Iterator[Check]:
         remedy = "is the head up, and is this port open to this machine? `ray start --head` says it"
         yield problem("ray", refused, remedy)
         return
+    if address is not None and (where := host_and_port(address)) is not None:
+        try:
+            introduce(where)
+        except ConfigError as error:
+            found, _, remedy = str(error).partition(". ")
+            yield problem("ray", found, remedy)
+            return
     from actlas.jobs.ray_cluster import connected
 
     try:
         with connected(RunOptions(executor="ray", workers=1, address=address)):
             yield from _joined(version, address)
     except ActlasError as error:
-        remedy = "`--executor inline` needs no Ray"
-        if address is not None:
-            remedy = (
-                "its token here too (RAY_AUTH_TOKEN, or ~/.ray/auth_token, with RAY_AUTH_MODE="
-                "token)? the same Ray and Python on both sides?"
-            )
+        own = "`--executor inline` needs no Ray"
+        remedy = own if address is None else "the same Ray and Python on both sides?"
         yield problem("ray", " ".join(str(error).split()), remedy)
 
 
@@ -61,20 +65,25 @@ def _joined(version: str, address: str | None) -> Iterator[Check]:
     nodes = [node for node in library.nodes() if node["Alive"]]
     resources = library.cluster_resources()
     amounts = ", ".join(f"{resources.get(n, 0):g} {n}" for n in ("CPU", "GPU"))
-    n = f"{len(nodes):,} node{'' if len(nodes) == 1 else 's'}"
+    n = counted(len(nodes), "node")
     yield ok("ray", f"{version}, Python {platform.python_version()}: {n}, {amounts}")
     if address is None:
         return
     yield from compare(about(), *_ask(library, nodes))
-    from ray import _raylet
+    yield _security(address)
 
-    raylet: Any = _raylet
-    if raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN:
-        found = "this side sends a token; from here nobody can see whether the cluster asks for one"
-        yield ok("ray security", found)
-    else:
-        found = "joined without a token: whoever reaches the head may run anything there"
-        yield warning("ray security", found, "start head and drivers with RAY_AUTH_MODE=token")
+
+def _security(address: str) -> Check:
+    """Say whether a head lets in who has no token."""
+    where = host_and_port(address)
+    without = None if where is None else admits(where, None)
+    if without is None:
+        found = f"not asked whether {address} lets in who has no token"
+        return ok("ray security", f"{found}: give its host and port to know")
+    if without:
+        found = "lets in who has no token: whoever reaches the head may run anything there"
+        return warning("ray security", found, "start the head with RAY_AUTH_MODE=token")
+    return ok("ray security", "who has no token is refused")
 
 
 def about() -> dict[str, Any]:
@@ -135,7 +144,8 @@ def compare(
     for name, why in [*silent.items()][:4]:
         yield problem("node", f"{name}: {why}", "actlas and Ray in its environment, then again")
     if len(silent) > 4:
-        yield problem("node", f"{len(silent) - 4:,} more nodes do not answer either", "see above")
+        more = counted(len(silent) - 4, "more node")
+        yield problem("node", f"{more} without an answer", "see above")
     if not told:
         return
     differ: list[str] = []
@@ -143,7 +153,7 @@ def compare(
         others = Counter(node["versions"].get(package, "missing") for node in told.values())
         others.pop(version, None)
         differ += [f"{package} {version} here, {v} on {n:,}" for v, n in sorted(others.items())]
-    n = f"{len(told):,} node{'' if len(told) == 1 else 's'}"
+    n = counted(len(told), "node")
     if differ:
         remedy = "one image or one environment for all: rows may differ in bits, or a worker fail"
         yield warning("same versions", f"of {n}: {'; '.join(differ)}", remedy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import sys
 import traceback
@@ -14,6 +13,7 @@ import click
 
 from actlas.jobs.flags import debug_option
 from actlas.jobs.formatting import printable
+from actlas.jobs.verbs import Verbs
 from actlas.store.errors import EXIT_DONE, EXIT_ERROR, EXIT_RESUME, ActlasError
 from actlas.store.redact import redacted
 
@@ -35,24 +35,11 @@ VERBS: Mapping[str, str] = {
 }
 
 
-class Verbs(click.Group):
-    """Loads a verb when it is called, and turns errors into one line and an exit code."""
+class Actlas(Verbs):
+    """All verbs; turns errors into one line and an exit code."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the verbs in the order in which they are used."""
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a verb."""
-        if cmd_name not in VERBS:
-            return None
-        command: click.Command = importlib.import_module(f"actlas.jobs.{cmd_name}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the verbs without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
+    verbs = VERBS
+    prefix = "actlas.jobs."
 
     def invoke(self, ctx: click.Context) -> None:
         """Run a verb and exit with its code."""
@@ -100,7 +87,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 
 @click.group(
-    cls=Verbs,
+    cls=Actlas,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 all done; 1 an error; 2 usage; 3 done with shards in quarantine; "
     "4 verify found damage; 75 stopped, or another driver is at work: run it again.",

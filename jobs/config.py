@@ -205,7 +205,9 @@ def _read_value(model: type[BaseModel], key: str, value: Any, source: str) -> An
         try:
             return parse_count(value)
         except ConfigError as error:
-            raise ConfigError(f"{source}: {key}: {error}", key=key) from error
+            words = [word for one in wanted for word in get_args(one)]  # of a Literal
+            told = ", or ".join([str(error), *words])
+            raise ConfigError(f"{source}: {key}: {told}", key=key) from error
     if key in LISTS and isinstance(value, str):
         return split_names(value)
     if str in wanted and isinstance(value, int | float) and not isinstance(value, bool):

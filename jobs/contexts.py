@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from actlas.jobs.flags import debug_option, json_option
-from actlas.jobs.formatting import printable
+from actlas.jobs.formatting import counted, printable
 from actlas.jobs.output import write_whole
 from actlas.jobs.progress import NowAndThen
 from actlas.store import lease
@@ -45,7 +45,7 @@ def units_of(store: Store, hookpoint: str) -> Units:
                 store,
                 hookpoint,
                 attempt=socket.gethostname(),
-                progress=lambda done, of: say(f"{done:,} of {of:,} shards"),
+                progress=lambda done, of: say(f"{done:,} of {counted(of, 'shard')}"),
             )
 
 

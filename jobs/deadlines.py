@@ -6,6 +6,8 @@ import heapq
 import math
 
 MEDIANS = 10
+FREE_ROUNDS = 3
+"""How often shards may take too long at nobody's charge, before any is done."""
 
 
 class Median:
@@ -42,11 +44,70 @@ class Median:
         return (self._high[0] - self._low[0]) / 2
 
 
+class Limit:
+    """How long a shard may take: ten times the median so far, and never less than a floor.
+
+    Before the first shard is done nobody knows how long one takes, and a floor that is too low
+    would put all of them in quarantine. Until then the limit doubles each time that shards have
+    reached it, three times, and these are not to blame; from then on they are.
+
+    Parameters
+    ----------
+    floor_s : float
+
+    Examples
+    --------
+    >>> limit = Limit(300)
+    >>> while limit.forgives():
+    ...     limit.reached()
+    >>> limit.value()
+    2400.0
+    >>> limit.add(50)
+    >>> limit.value(), limit.forgives()
+    (500.0, False)
+    """
+
+    def __init__(self, floor_s: float) -> None:
+        self._floor_s = float(floor_s)
+        self._median = Median()
+        self._known = False
+        self._n_rounds = 0
+
+    def add(self, seconds: float) -> None:
+        """Take in how long a shard took."""
+        self._median.add(seconds)
+        self._known = True
+
+    def value(self) -> float:
+        """Return the seconds."""
+        if self._known:
+            return max(self._floor_s, MEDIANS * self._median.value())
+        return self._floor_s * 2.0**self._n_rounds
+
+    def forgives(self) -> bool:
+        """Say whether a shard that reaches it is not to blame."""
+        return not self._known and self._n_rounds < FREE_ROUNDS
+
+    def reached(self) -> None:
+        """Double it: shards have reached it, any number at once, and are forgiven."""
+        assert self.forgives()
+        self._n_rounds += 1
+
+    def words(self) -> str:
+        """Return it for a message."""
+        known = f"the median so far {self._median.value():.1f} s"
+        why = known if self._known else "no shard of this run is done so far"
+        return f"the limit is {self.value():.0f} s, {why} (--deadline-floor-s)"
+
+
 class Clocks:
     """Since when each of many things has been under way; the one for longest is at hand."""
 
     def __init__(self) -> None:
         self._since: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._since)
 
     def start(self, key: int, now: float) -> None:
         """Start a clock, or start it anew. ``now`` never goes back from call to call."""
@@ -65,7 +126,10 @@ class Clocks:
         ran = now - self._since[key]
         return (key, ran) if ran > limit_s else None
 
+    def since(self) -> float:
+        """Return when the first clock was started; infinity where none runs."""
+        return next(iter(self._since.values()), math.inf)
+
     def left(self, limit_s: float, now: float) -> float:
         """Return the seconds until the first clock is over the limit."""
-        first = next(iter(self._since.values()), math.inf)
-        return first + limit_s - now
+        return self.since() + limit_s - now

@@ -10,7 +10,7 @@ import click
 from actlas.jobs import checks_cluster, checks_machine, checks_place
 from actlas.jobs.checks import Check, problem
 from actlas.jobs.flags import debug_option, json_option
-from actlas.jobs.formatting import printable
+from actlas.jobs.formatting import counted, printable
 from actlas.store.errors import EXIT_DONE, EXIT_ERROR
 from actlas.store.redact import redacted
 
@@ -47,8 +47,8 @@ def lines(checks: list[Check]) -> Iterable[str]:
         if check.remedy:
             yield f"{'':<8} {'':<{width}}  -> {check.remedy}"
     n = {result: sum(check.result == result for check in checks) for result in MARKS}
-    told = ", ".join(f"{n[r]} {r}{'' if n[r] == 1 else 's'}" for r in ("problem", "warning"))
-    yield f"{len(checks)} checks: {told}"
+    told = ", ".join(counted(n[r], r) for r in ("problem", "warning"))
+    yield f"{counted(len(checks), 'check')}: {told}"
 
 
 @click.command("doctor", short_help="Whether this machine is fit for a run, and what to do.")

@@ -1,8 +1,8 @@
 """The driver: who gets which shard, what a fault costs, and when it is too late.
 
-Pure: workers are somewhere behind a :class:`Cluster`, and time is whatever the given clock says.
-So the same code runs on Ray and on a cluster that is only imagined, in time that is too. Every
-event costs the same however many workers and shards there are.
+Pure: workers are somewhere behind a :class:`~actlas.jobs.cluster.Cluster`, and time is whatever the
+given clock says. So the same code runs on Ray and on a cluster that is only imagined, in time that
+is too. Every event costs the same however many workers and shards there are.
 
 Two shards are in flight per worker, of which one is computed and one written. A worker that errs is
 dropped and another started in its place.
@@ -10,17 +10,21 @@ dropped and another started in its place.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal
 
-from actlas.jobs.deadlines import MEDIANS, Clocks, Median
+from actlas.jobs.cluster import Answer, Cluster, Event, Lost, Placed, Ready
+from actlas.jobs.deadlines import Clocks, Limit
 from actlas.jobs.executors import Done, Job, Watch
+from actlas.jobs.formatting import counted, ranges
 from actlas.jobs.ledger import Fault, FaultKind, Ledger
 from actlas.jobs.pending import Pending
 from actlas.jobs.signals import Stop
+from actlas.jobs.starts import Starts
 from actlas.store.errors import ActlasError
+from actlas.store.redact import redacted
 
 SOON_S, WAIT_S = 0.01, 0.5
 """How long to wait for events, at least and at most."""
@@ -30,59 +34,6 @@ PATIENCE_S = 30.0
 """How long no worker may have a place before that is said."""
 IN_FLIGHT = 2
 """Shards of one worker at once: one is computed, one written."""
-STARTS: dict[FaultKind, int] = {"task": 3, "process": 6, "node": 20}
-"""How often in a row workers may fail to start before the run is given up."""
-
-
-class Placed(NamedTuple):
-    """A worker has a place: its process runs, and it loads its model."""
-
-    worker: int
-
-
-class Ready(NamedTuple):
-    """A worker has loaded its model."""
-
-    worker: int
-
-
-class Answer(NamedTuple):
-    """A worker is done with a shard, for good or ill; or could not start, which is a fault too."""
-
-    worker: int
-    outcome: Done | Fault
-
-
-class Lost(NamedTuple):
-    """A worker is no more. ``shard`` where one alone is to blame, not whatever it was at."""
-
-    worker: int
-    kind: FaultKind
-    error: str
-    traceback: str
-    shard: int | None = None
-
-
-Event = Placed | Ready | Answer | Lost
-
-
-class Cluster(Protocol):
-    """Where workers live. They are numbered by the driver, and no number is used twice."""
-
-    def room(self) -> int:
-        """Return how many workers the living machines can hold together."""
-
-    def start(self, worker: int, name: str) -> None:
-        """Begin to start a worker; it waits for a place where there is none."""
-
-    def send(self, worker: int, shard: int) -> None:
-        """Give a shard to a worker that is ready, behind those that it has."""
-
-    def wait(self, timeout_s: float) -> Sequence[Event]:
-        """Wait until something happens, and return all that has happened by then, in order."""
-
-    def kill(self, worker: int) -> None:
-        """End a worker at once, whatever it does; nothing is heard of it afterwards."""
 
 
 @dataclass(slots=True)
@@ -134,10 +85,10 @@ class Driver:
         self._names: deque[str] = deque()
         self._n_flying = 0
         self._loading, self._working = Clocks(), Clocks()
-        self._median = Median()
+        self._limit = Limit(job.run.deadline_floor_s)
         self._room, self._asked, self._placed = 1, float("-inf"), clock()
         self._said_waiting = False
-        self._failed_starts: Counter[FaultKind] = Counter()
+        self._starts = Starts(watch.say)
         self._error: ActlasError | None = None
 
     def run(self) -> None:
@@ -153,6 +104,7 @@ class Driver:
                 if self._may_begin():
                     self._staff()
                     self._dispatch()
+                self._say_that_all_wait()
                 for event in self._cluster.wait(self._timeout()):
                     if event.worker in self._workers:  # not dropped meanwhile
                         self._heed(event)
@@ -171,17 +123,17 @@ class Driver:
         return len(self._pending) + len(self._retries)
 
     def _timeout(self) -> float:
-        """Return how long to wait for events: no longer than to the next deadline."""
+        """Return how long to wait for events: no longer than to the next deadline or start."""
         now = self._clock()
-        next_late = self._working.left(self._limit_s(), now)
-        return max(SOON_S, min(WAIT_S, next_late))
+        next_late = self._working.left(self._limit.value(), now)
+        return max(SOON_S, min(WAIT_S, next_late, self._starts.left(now)))
 
     # Workers
 
     def _staff(self) -> None:
         """Start workers while there are places and work for them; take back those that wait."""
-        wanted = self._n_wanted()
-        while len(self._workers) < wanted:
+        places, useful = self._n_places(), self._n_pending() + self._n_flying
+        while len(self._workers) < min(places - self._n_held(), useful):
             self._n_workers += 1
             number = self._n_workers - 1
             name = self._names.popleft() if self._names else f"worker {len(self._workers)}"
@@ -190,22 +142,26 @@ class Driver:
             self._waiting[number] = None
             self._watch.state(name, "waiting")
             self._cluster.start(number, name)
-        while len(self._workers) > wanted and self._waiting:
+        while len(self._workers) > min(places, useful) and self._waiting:
             self._drop(next(reversed(self._waiting)))
-        self._say_that_all_wait()
 
-    def _n_wanted(self) -> int:
-        """Return how many workers there should be: as asked for, but no more than shards.
+    def _n_places(self) -> int:
+        """Return how many workers there may be: as many as asked for, or as there is room for.
 
         With ``auto`` one is wanted where there is no room at all: waiting, it asks for a machine.
         """
-        asked, useful = self._job.run.workers, self._n_pending() + self._n_flying
+        asked = self._job.run.workers
         if isinstance(asked, int):
-            return min(asked, useful)
+            return asked
         now = self._clock()
         if now - self._asked >= ROOM_S:
             self._room, self._asked = self._cluster.room(), now
-        return min(max(1, self._room), useful)
+        return max(1, self._room)
+
+    def _n_held(self) -> int:
+        """Return how many workers are not started yet, for others failed to, while some work."""
+        some = len(self._workers) > len(self._waiting)
+        return self._starts.n_held(self._clock()) if some else 0
 
     def _say_that_all_wait(self) -> None:
         now = self._clock()
@@ -282,7 +238,7 @@ class Driver:
                 self._waiting.pop(number, None)
                 self._loading.stop(number)
                 worker.state = "ready"
-                self._failed_starts.clear()
+                self._starts.ready()
                 self._reopen(number, worker)
                 self._watch.state(worker.name, "idle")
             case Answer(outcome=Done() as done):
@@ -299,7 +255,7 @@ class Driver:
         worker.shards.remove(done.shard)
         self._n_flying -= 1
         self._alone.discard(done.shard)
-        self._median.add(done.seconds)
+        self._limit.add(done.seconds)
         self._reopen(number, worker)
         self._working.stop(number)
         if worker.shards:  # it was behind the other: its own clock begins now
@@ -318,22 +274,26 @@ class Driver:
         """
         worker = self._workers[number]
         lost = tuple(worker.shards) if shard is None else (shard,)
-        fault = Fault(None, kind, error, traceback, worker.name)
+        fault = Fault(None, kind, redacted(error), redacted(traceback), worker.name)
         self._give_up(number, fault, lost)
 
     def _give_up(self, number: int, fault: Fault, shards: tuple[int, ...]) -> None:
         """Drop a worker and charge these of its shards; the start, where it had none."""
+        started = self._workers[number].state == "ready"
+        self._take_away(number, shards)
+        for shard in shards:
+            self._blame(fault._replace(shard=shard))
+        if not started:
+            self._failed_start(fault)
+
+    def _take_away(self, number: int, shards: tuple[int, ...]) -> None:
+        """Drop a worker, and keep these of its shards out of the queue."""
         worker = self._workers[number]
-        started = worker.state == "ready"
         self._close(number, worker)
         for shard in shards:
             worker.shards.remove(shard)
         self._n_flying -= len(shards)
         self._drop(number)
-        for shard in shards:
-            self._blame(fault._replace(shard=shard))
-        if not started:
-            self._failed_start(fault)
 
     def _blame(self, fault: Fault) -> None:
         """Charge a shard, or end the run where no shard is to blame."""
@@ -350,23 +310,15 @@ class Driver:
         self._watch.fault(fault, in_quarantine)
 
     def _failed_start(self, fault: Fault) -> None:
-        self._failed_starts[fault.kind] += 1
         self._watch.fault(fault, False)
-        n, limit = self._failed_starts[fault.kind], STARTS[fault.kind]
-        if fault.kind == "node":  # one machine that is lost may take many along
-            limit = max(limit, 3 * self._most)
-        if fault.stops is not None:
-            self._error = self._error or fault.stops
-        elif n >= limit:
-            self._error = self._error or ActlasError(
-                f"workers failed to start {n} times in a row, at last with {fault.error}\n"
-                f"{fault.traceback}"
-            )
+        loading = len(self._loading), self._loading.since()
+        n_ready = len(self._workers) - len(self._waiting) - len(self._loading)
+        error = fault.stops or self._starts.failed(
+            fault, self._clock(), n_ready, loading, self._most
+        )
+        self._error = self._error or error
 
     # Deadlines
-
-    def _limit_s(self) -> float:
-        return max(self._job.run.deadline_floor_s, MEDIANS * self._median.value())
 
     def _enforce_deadlines(self) -> None:
         """Give up workers that have been at their first shard, or at loading, for too long.
@@ -374,16 +326,34 @@ class Driver:
         What lies behind the first is not on the clock: only when that is answered does its own
         begin. So every shard's clock runs at some time, and no neighbour's work is on it.
         """
-        now, limit = self._clock(), self._limit_s()
+        now, limit = self._clock(), self._limit.value()
+        forgiven: list[int] = []
         while late := self._working.over(limit, now):
             number, ran = late
-            words = (
-                f"TimeoutError: not done after {ran:.0f} s; the limit is {limit:.0f} s, the "
-                f"median so far {self._median.value():.1f} s (--deadline-floor-s)"
+            shard = self._workers[number].shards[0]
+            if self._limit.forgives():
+                self._forgive(number, shard)
+                forgiven.append(shard)
+            else:
+                words = f"TimeoutError: not done after {ran:.0f} s; {self._limit.words()}"
+                self._lose(number, "task", words, words, shard)
+        if forgiven:
+            self._limit.reached()
+            self._watch.say(
+                f"not done after {limit:.0f} s: {counted(len(forgiven), 'shard')} "
+                f"({ranges(sorted(forgiven))}), tried again later, at nobody's charge. From now on "
+                f"{self._limit.words()}"
             )
-            self._lose(number, "task", words, words, self._workers[number].shards[0])
         limit = max(self._job.run.start_limit_s, self._job.run.deadline_floor_s)
         while late := self._loading.over(limit, now):
             number, ran = late
             words = f"TimeoutError: the model was not loaded after {ran:.0f} s (--start-limit-s)"
             self._lose(number, "task", words, words)
+
+    def _forgive(self, number: int, shard: int) -> None:
+        """Drop a worker whose shard takes long, and have the others done before that."""
+        self._take_away(number, (shard,))
+        if shard in self._alone:
+            self._retries.append(shard)
+        else:
+            self._pending.put_last(shard)

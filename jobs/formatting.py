@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 
+from actlas.store.display import n_bytes as n_bytes
 from actlas.store.display import printable as printable
 from actlas.store.errors import ConfigError
 
@@ -48,19 +49,13 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def n_bytes(value: float) -> str:
-    """Return bytes in decimal units, three digits.
+def counted(n: float, noun: str) -> str:
+    """Return a number with its noun, which gets an s where the number is not 1.
 
-    >>> n_bytes(512), n_bytes(1_234_567_890)
-    ('512 B', '1.23 GB')
+    >>> counted(1, "shard"), counted(1234, "worker"), counted(0, "row")
+    ('1 shard', '1,234 workers', '0 rows')
     """
-    if value < 1000:
-        return f"{value:.0f} B"
-    for unit in ("kB", "MB", "GB", "TB", "PB"):
-        value /= 1000
-        if value < 999.5 or unit == "PB":
-            break
-    return f"{value:.3g} {unit}"
+    return f"{count(n)} {noun}{'' if count(n) == '1' else 's'}"
 
 
 def duration(seconds: float) -> str:
@@ -102,4 +97,4 @@ def ranges(numbers: list[int], limit: int = 8) -> str:
             parts.append([number, number])
     shown = [f"{a}" if a == b else f"{a}-{b}" for a, b in parts[:limit]]
     more = len(parts) - len(shown)
-    return ", ".join(shown) + (f" and {more} more ranges" if more > 0 else "")
+    return ", ".join(shown) + (f" and {counted(more, 'more range')}" if more > 0 else "")

@@ -29,6 +29,9 @@ class Holding(NamedTuple):
         How often it has beaten.
     moved_s : float
         When, by our own clock, that number was first seen.
+    heard : bool
+        Whether the number was seen to move there, so that this is when it was last heard of. At a
+        first look nobody knows how old it is, but by its writer's clock.
     """
 
     holder: dict[str, Any] | None
@@ -36,6 +39,11 @@ class Holding(NamedTuple):
     n_beats: int
     moved_s: float
     snapshot: Snapshot
+    heard: bool = False
+
+    def heard_s_ago(self) -> float | None:
+        """Return the seconds since its counter was seen to move, by our own clock."""
+        return time.monotonic() - self.moved_s if self.heard else None
 
 
 def look(objects: Objects, before: Holding | None = None) -> Holding:
@@ -49,9 +57,10 @@ def look(objects: Objects, before: Holding | None = None) -> Holding:
         return now  # a holder on this machine is known to live
     if before is not None and before.holder == now.holder:
         if now.n_beats != before.n_beats:
-            return now._replace(alive=True)
+            return now._replace(alive=True, heard=True)
         still = now.moved_s - before.moved_s
-        return now._replace(alive=before.alive and still < STILL_S, moved_s=before.moved_s)
+        alive = before.alive and still < STILL_S
+        return now._replace(alive=alive, moved_s=before.moved_s, heard=before.heard)
     said = now.snapshot.written_unix_s or _number(now.holder.get("since_unix_s"))
     if abs(time.time() - said) < FRESH_S:
         return now
@@ -59,8 +68,10 @@ def look(objects: Objects, before: Holding | None = None) -> Holding:
     while time.monotonic() < deadline:
         time.sleep(0.5)
         later = _once(objects)
-        if later.holder != now.holder or later.n_beats != now.n_beats:
+        if later.holder != now.holder:
             return later
+        if later.n_beats != now.n_beats:
+            return later._replace(heard=True)
     return now._replace(alive=False)
 
 

@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from actlas.jobs.flags import debug_option, json_option
-from actlas.jobs.formatting import count, n_bytes, printable
+from actlas.jobs.formatting import count, counted, n_bytes, printable
 from actlas.store.codes import names
 from actlas.store.receipts import POOLED
 from actlas.store.statistics import Statistics
@@ -85,8 +85,8 @@ def _lines(info: dict[str, Any]) -> Iterable[str]:
     )
     yield f"weights     sha256 {model['weights_sha256'][:16]}…, revision {model['revision'] or '-'}"
     yield (
-        f"corpus      {printable(corpus['uri'])}: {count(plan['n_documents'])} documents, "
-        f"{count(plan['n_tokens'])} tokens"
+        f"corpus      {printable(corpus['uri'])}: "
+        f"{counted(plan['n_documents'], 'document')}, {counted(plan['n_tokens'], 'token')}"
     )
     if corpus["n_records_skipped"]:
         yield (
@@ -109,13 +109,14 @@ def _lines(info: dict[str, Any]) -> Iterable[str]:
     if plan["dense"]:
         yield (
             f"shards      {info['n_shards_done']:,} of {info['n_shards']:,} done, "
-            f"{count(plan['shard_rows'])} rows each, compression {plan['compression']}"
+            f"{counted(plan['shard_rows'], 'row')} each, compression {plan['compression']}"
         )
     if plan["pools"]:
         alone = "" if plan["dense"] else ", float32; no token has rows (--pooled-only)"
         yield (
             f"pooled      {', '.join(plan['pools'])} of each document: "
-            f"{info['n_pooled_shards_done']:,} of {info['n_pooled_shards']:,} shards done{alone}"
+            f"{info['n_pooled_shards_done']:,} of "
+            f"{counted(info['n_pooled_shards'], 'shard')} done{alone}"
         )
     yield f"stored      {n_bytes(info['n_stored_bytes'])}"
     for each in info["features"]:

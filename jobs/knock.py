@@ -15,11 +15,23 @@ def knock(address: str) -> str | None:
 
     >>> knock("auto")
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    where = host_and_port(address)
+    if where is None:
         return None
+    host, _, port = where.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
     except OSError as error:
         return f"nothing answers at {address} ({error.strerror or error})"
     return None
+
+
+def host_and_port(address: str) -> str | None:
+    """Return the ``host:port`` of an address of Ray's, or None where it names none.
+
+    >>> host_and_port("ray://head:10001"), host_and_port("auto")
+    ('head:10001', None)
+    """
+    where = address.removeprefix("ray://")
+    host, _, port = where.rpartition(":")
+    return where if host and port.isascii() and port.isdigit() and int(port) <= 65535 else None

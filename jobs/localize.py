@@ -13,7 +13,7 @@ import click
 
 from actlas.jobs.flags import debug_option, json_option
 from actlas.jobs.formatting import command as command_line
-from actlas.jobs.formatting import count, printable
+from actlas.jobs.formatting import count, counted, printable
 from actlas.jobs.output import check_free, output_folder
 from actlas.jobs.progress import NowAndThen
 from actlas.store.store import open_store
@@ -150,7 +150,7 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
 
 def _lines_now_and_then() -> Callable[[int, int], None]:
     say = NowAndThen()
-    return lambda n_done, n_all: say(f"pooled {n_done:,} of {n_all:,} shards")
+    return lambda n_done, n_all: say(f"pooled {n_done:,} of {counted(n_all, 'shard')}")
 
 
 def _on_a_terminal() -> bool:
@@ -166,28 +166,29 @@ def _lines(found: Localization, out: Path) -> Iterable[str]:
         column, sample = f"{printable(key.column)}=", f"{sample} of that side in each document"
     yield (
         f"contrast    {column}{printable(positive.label)} "
-        f"({count(positive.n_documents)} documents) "
+        f"({counted(positive.n_documents, 'document')}) "
         f"against {printable(negative.label)} ({count(negative.n_documents)})"
     )
     n_empty = positive.n_without_tokens + negative.n_without_tokens
     if n_empty or found.n_ignored:
         yield (
             f"left out    {count(n_empty)} of their documents without tokens, "
-            f"{count(found.n_ignored)} documents of neither "
+            f"{counted(found.n_ignored, 'document')} of neither "
             f"{'label' if key.column is None else 'side'}"
         )
     yield f"sample      {sample}, {'signed' if key.signed else 'absolute'}"
     effect = found.summary()["median_cohen_d_selected"]
     told = f", median cohen_d {effect:.2f}" if isinstance(effect, float) else ""
     yield (
-        f"selected    {count(found.n_selected)} of {count(found.n_units)} units (top {key.top}), "
-        f"t >= {found.t_threshold:.4g}{told}"
+        f"selected    {count(found.n_selected)} of {counted(found.n_units, 'unit')} "
+        f"(top {key.top}), t >= {found.t_threshold:.4g}{told}"
     )
     if found.n_nonfinite_units:
-        yield f"untested    {count(found.n_nonfinite_units)} units with NaN or infinity in a sample"
+        untested = counted(found.n_nonfinite_units, "unit")
+        yield f"untested    {untested} with NaN or infinity in a sample"
     share = 100 * found.n_significant / found.n_units
     yield (
-        f"q < 0.05    {count(found.n_significant)} units ({share:.0f} %): tests of many units "
+        f"q < 0.05    {counted(found.n_significant, 'unit')} ({share:.0f} %): tests of many units "
         "find many; how large an effect is, cohen_d says"
     )
     yield ""

@@ -14,7 +14,7 @@ from typing import Any
 
 from actlas.store.inside import Inside
 from actlas.store.objects import is_url, open_objects
-from actlas.store.redact import redacted
+from actlas.store.redact import redacted, redacted_values
 
 LOGGER = logging.getLogger("actlas")
 FOLDER = "ledger/logs"
@@ -42,7 +42,8 @@ class JsonLines(logging.Formatter):
         body |= {k: v for k, v in vars(record).items() if k not in self._own and k[0] != "_"}
         if record.exc_info:
             body["traceback"] = self.formatException(record.exc_info)
-        return redacted(json.dumps(body, ensure_ascii=False, default=str))
+        line = json.dumps(redacted_values(body), ensure_ascii=False)
+        return line.encode("utf-8", "backslashreplace").decode()  # half of a pair of surrogates
 
 
 class _File(logging.FileHandler):
@@ -63,7 +64,7 @@ class _File(logging.FileHandler):
 
     def _give_up(self, error: BaseException | None) -> None:
         if not self._ended:
-            sys.stderr.write(f"the log {self.baseFilename} ends here: {error}\n")
+            sys.stderr.write(f"the log {self.baseFilename} ends here: {redacted(str(error))}\n")
         self._ended = True
 
 
@@ -154,7 +155,7 @@ def start(store_path: str, role: str) -> logging.Handler:
             folder.mkdir(parents=True, exist_ok=True)
             handler = _File(folder / f"{name}.jsonl", encoding="utf-8", delay=False)
     except OSError as error:
-        sys.stderr.write(f"no log in {store_path}/{FOLDER}: {error}\n")
+        sys.stderr.write(redacted(f"no log in {store_path}/{FOLDER}: {error}\n"))
         handler = logging.NullHandler()
     handler.setFormatter(JsonLines())
     LOGGER.addHandler(handler)

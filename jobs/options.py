@@ -130,7 +130,7 @@ RUN_HELP: Mapping[str, tuple[str, str]] = {
     ),
     "start_limit_s": (
         "A worker on Ray may take this long to load its model, or --deadline-floor-s if that is "
-        "more.",
+        "more; from when its process runs, so waiting for a machine does not count.",
         "",
     ),
     "writers_per_machine": (
@@ -169,7 +169,10 @@ class CountOrAuto(Count):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse, or fail as click does."""
-        return value if value == "auto" else super().convert(value, param, ctx)
+        try:
+            return value if isinstance(value, int) or value == "auto" else parse_count(str(value))
+        except ConfigError as error:
+            self.fail(f"{error.message}, or auto", param, ctx)
 
 
 def section_options(section: Section) -> Callable[[F], F]:

@@ -67,6 +67,11 @@ class Pending:
         self._runs.extendleft(range(shard, shard + 1) for shard in reversed(shards))
         self._n += len(shards)
 
+    def put_last(self, shard: int) -> None:
+        """Put a shard that was taken behind the others."""
+        self._runs.append(range(shard, shard + 1))
+        self._n += 1
+
     def leave(self, worker: int) -> None:
         """Let others have the run of a worker that is gone."""
         if run := self._held.pop(worker, None):

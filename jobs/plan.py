@@ -9,7 +9,7 @@ import click
 from actlas.jobs.config import Asked
 from actlas.jobs.flags import debug_option
 from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import count
+from actlas.jobs.formatting import counted
 from actlas.jobs.options import asked_for, config_options, section_options
 from actlas.jobs.resume import check_same_plan
 from actlas.store.errors import StoreNotFoundError
@@ -59,8 +59,8 @@ def command(store: str, dry_run: bool, **values: Any) -> None:
     plan = planned.plan
     n_shards = sum(planned.n_shards(job) for job in planned.jobs)
     click.echo(
-        f"{word}: {count(plan.n_documents)} documents, {_rows(planned)} x "
-        f"{len(plan.hookpoints)} hookpoints in {n_shards:,} shards -> next: "
+        f"{word}: {counted(plan.n_documents, 'document')}, {_rows(planned)} x "
+        f"{counted(len(plan.hookpoints), 'hookpoint')} in {counted(n_shards, 'shard')} -> next: "
         f"{shell('extract', store)}"
     )
 
@@ -68,7 +68,7 @@ def command(store: str, dry_run: bool, **values: Any) -> None:
 def _rows(store: Store) -> str:
     """Say what has rows: tokens, documents, or both."""
     plan = store.plan
-    found = [f"{count(plan.n_tokens)} rows"] * plan.dense
+    found = [counted(plan.n_tokens, "row")] * plan.dense
     if plan.pools:
-        found.append(f"{count(plan.n_documents * len(plan.pools))} pooled rows")
+        found.append(counted(plan.n_documents * len(plan.pools), "pooled row"))
     return " and ".join(found)

@@ -12,7 +12,8 @@ from actlas.jobs.executors import Done
 from actlas.jobs.formatting import printable, ranges
 from actlas.jobs.ledger import Fault
 from actlas.jobs.logs import LOGGER
-from actlas.jobs.tally import Tally, head_parts, headline, states_line, worker_lines
+from actlas.jobs.tally import Tally
+from actlas.jobs.tally_lines import head_parts, headline, states_line, worker_lines
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

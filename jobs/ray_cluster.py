@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import actlas.jobs
-from actlas.jobs.knock import knock
+from actlas.jobs.knock import host_and_port, knock
+from actlas.jobs.ray_token import WHERE_TOKENS_ARE, introduce
 from actlas.pipeline.cpus import n_cpus
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ConfigError, RunFaultError
@@ -43,12 +44,15 @@ def connected(run: RunOptions) -> Iterator[None]:
     Raises
     ------
     ConfigError
-        No cluster answers at the address.
+        No cluster answers at the address, or it wants another token than ours.
     RunFaultError
         Ray does not start here.
     """
     address = address_of(run)
     _prepare_environment(own=address is None)
+    there = sys.modules.get("ray")
+    if address is not None and not (there is not None and there.is_initialized()):
+        _knock(address)
     try:
         import ray
     except ImportError as error:
@@ -96,21 +100,40 @@ def _start(ray: Any, run: RunOptions) -> None:
         ) from error
 
 
+def _knock(address: str) -> None:
+    """See that a head answers at an address and lets us in, before Ray tries for long.
+
+    To be called before Ray is imported: it reads once whether to send a token.
+    """
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)
+    if (where := host_and_port(address)) is None:
+        return
+    if (nobody := knock(address)) is not None:
+        raise _not_joined(address, nobody)
+    introduce(where)
+
+
 def _join(ray: Any, address: str) -> None:
     from ray.exceptions import RayError
 
     try:
-        if (refused := knock(address)) is not None:
-            raise ConnectionError(refused)
         ray.init(
             address=address, configure_logging=False, logging_level="error", log_to_driver=False
         )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as error:
-        raise ConfigError(
-            f"no Ray cluster to join at {address!r}: {error}. Start one with `ray start --head`, "
-            "or leave --address out to run on this machine.",
-            address=address,
-        ) from error
+        reason = str(error).rstrip(".")
+        if address == "auto":  # nobody knocked there
+            reason += f" (where is its token? {WHERE_TOKENS_ARE})"
+        raise _not_joined(address, reason) from error
+
+
+def _not_joined(address: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"no Ray cluster to join at {address!r}: {reason}. Start one with `ray start --head`, "
+        "or leave --address out to run on this machine.",
+        address=address,
+    )
 
 
 def _for_own_ray() -> dict[str, str]:
@@ -166,6 +189,12 @@ def reservation(run: RunOptions) -> dict[str, Any]:
     if own and run.workers == "auto" and gpus:
         cpus = 0.0  # its GPUs alone say how many workers there are
     return {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+
+
+def hopes_for_gpus(run: RunOptions, reserved: dict[str, Any]) -> bool:
+    """Say whether a worker would take a GPU, if a machine with one joined the cluster."""
+    joins = address_of(run) is not None and not reserved["num_gpus"]
+    return joins and run.gpus_per_worker is None and run.device != "cpu"
 
 
 def room(run: RunOptions, reserved: dict[str, Any]) -> int:

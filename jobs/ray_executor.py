@@ -11,23 +11,35 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-from actlas.jobs.driver import IN_FLIGHT, Answer, Driver, Event, Lost, Placed, Ready
+from actlas.jobs.cluster import Answer, Event, Placed, Ready
+from actlas.jobs.driver import IN_FLIGHT, Driver
 from actlas.jobs.executors import Done, Job, MakeWorker, Watch
 from actlas.jobs.hand import Hand
-from actlas.jobs.ledger import Fault, FaultKind, Ledger, fault_of
+from actlas.jobs.ledger import Fault, Ledger, fault_of
+from actlas.jobs.logs import LOGGER
 from actlas.jobs.metrics import Metered
-from actlas.jobs.ray_cluster import alive_nodes, connected, reservation, room, worker_options
+from actlas.jobs.ray_cluster import (
+    alive_nodes,
+    connected,
+    hopes_for_gpus,
+    reservation,
+    room,
+    worker_options,
+)
+from actlas.jobs.ray_faults import first_line, loss
 from actlas.jobs.signals import Stop
 from actlas.jobs.turns import turns_of
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import RunFaultError
+
+LOOK_S = 2.0
+"""How often it is looked for GPUs, where there were none so far."""
 
 
 class Loaded(NamedTuple):
@@ -50,7 +62,7 @@ class RayWorker:
         self, make_worker: MakeWorker, store: str, run: RunOptions, name: str, shard: int
     ) -> Loaded | Fault:
         """Open the store, load the model, and measure it on a shard."""
-        self._in_turn = threading.Lock()
+        self._turn, self._next = threading.Condition(), 0
         try:
             self._hand = Hand(make_worker(store, run), name, store, turns_of(run))
         except Exception as error:  # noqa: BLE001 - the driver raises it, without Ray's traces
@@ -58,10 +70,20 @@ class RayWorker:
         self._hand.measure(shard)
         return Loaded(os.getpid())
 
-    def attempt(self, shard: int) -> Done | Fault:
-        """Run one shard: compute it when it is its turn, and wait until it is written."""
-        with self._in_turn:
-            written = self._hand.begin(shard)
+    def attempt(self, shard: int, nth: int) -> Done | Fault:
+        """Run one shard: compute it when it is its turn, and wait until it is written.
+
+        Ray keeps no order between the calls of an actor that answers several at once: of two sent
+        one behind the other, some 3 of 100 pairs change places. The driver's clocks go by the
+        order in which it gave shards out, so that is the one here: ``nth`` counts from 0.
+        """
+        with self._turn:
+            self._turn.wait_for(lambda: self._next == nth)
+            try:
+                written = self._hand.begin(shard)
+            finally:
+                self._next += 1
+                self._turn.notify_all()
         return written.result()
 
 
@@ -73,19 +95,22 @@ def run_ray(job: Job, ledger: Ledger, watch: Watch, stop: Stop) -> None:
 
         try:
             metered = Metered(watch)
-            Driver(job, ledger, metered, stop, RayCluster(job), time.monotonic).run()
+            cluster = RayCluster(job, watch.say)
+            Driver(job, ledger, metered, stop, cluster, time.monotonic).run()
         except (RayError, ConnectionError) as error:
             raise RunFaultError(
-                f"Ray itself failed: {_first_line(error)}. Its head may be lost. Nothing done "
+                f"Ray itself failed: {first_line(error)}. Its head may be lost. Nothing done "
                 "is lost: when Ray is back, run the same command again."
             ) from error
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Actor:
     handle: Any
+    name: str
     node: str | None = None
     """Where it has its place."""
+    n_sent: int = 0
 
 
 class _Heard(NamedTuple):
@@ -94,6 +119,7 @@ class _Heard(NamedTuple):
     worker: int
     shard: int | None
     answer: Future[Any]
+    actor: _Actor | None = None
 
 
 class RayCluster:
@@ -102,13 +128,22 @@ class RayCluster:
     Parameters
     ----------
     job : Job
+    say : callable, optional
+        Told where GPUs are missing, and when they come.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, say: Callable[[str], object] = LOGGER.info) -> None:
         import ray
 
-        self._ray, self._job = ray, job
+        self._ray, self._job, self._say = ray, job, say
         self._options = reservation(job.run)
+        self._hopes_for_gpus = hopes_for_gpus(job.run, self._options)
+        self._looked = time.monotonic()
+        if self._hopes_for_gpus:
+            say(
+                "no GPU on the cluster so far: workers take CPUs alone (--gpus-per-worker 1 waits "
+                "for GPUs)"
+            )
         self._run = worker_options(job.run)
         self._class: Any = ray.remote(RayWorker)
         self._actors: dict[int, _Actor] = {}
@@ -116,20 +151,27 @@ class RayCluster:
 
     def room(self) -> int:
         """Return how many workers the living machines can hold together."""
+        self._look_for_gpus()
         return room(self._job.run, self._options)
 
     def start(self, worker: int, name: str) -> None:
         """Ask Ray for an actor, and the actor to load its model."""
+        self._look_for_gpus()
+        self._ask(worker, name)
+
+    def _ask(self, worker: int, name: str) -> None:
         job = self._job
         handle = self._class.options(**self._options, max_concurrency=IN_FLIGHT).remote()
-        self._actors[worker] = _Actor(handle)
+        self._actors[worker] = _Actor(handle, name)
         self._listen(worker, None, handle.place.remote())
         prepared = handle.prepare.remote(job.make_worker, job.store, self._run, name, job.shards[0])
         self._listen(worker, None, prepared)
 
     def send(self, worker: int, shard: int) -> None:
         """Have a shard attempted."""
-        self._listen(worker, shard, self._actors[worker].handle.attempt.remote(shard))
+        actor = self._actors[worker]
+        self._listen(worker, shard, actor.handle.attempt.remote(shard, actor.n_sent))
+        actor.n_sent += 1
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """Wait for an answer, and return all that there are."""
@@ -138,10 +180,14 @@ class RayCluster:
             heard.append(self._heard.get(timeout=timeout_s))
             while True:
                 heard.append(self._heard.get_nowait())
+        placed = any(each.shard is None for each in heard)
+        if placed or time.monotonic() - self._looked > LOOK_S:
+            self._look_for_gpus()  # a place that is heard of may be beside one
         alive: frozenset[str] | None = None
         events: list[Event] = []
         for each in heard:
-            if (actor := self._actors.get(each.worker)) is None:
+            actor = self._actors.get(each.worker)
+            if actor is None or each.actor not in (None, actor):
                 continue  # killed meanwhile
             error = each.answer.exception()
             if error is None:
@@ -149,7 +195,8 @@ class RayCluster:
                 continue
             if alive is None:  # asked for after the errors came, so no loss is older than this
                 alive = frozenset(node["NodeID"] for node in alive_nodes())
-            events.append(_loss(each, error, lost_machine=actor.node not in (None, *alive)))
+            lost_machine = actor.node not in (None, *alive)
+            events.append(loss(each.worker, each.shard, error, lost_machine=lost_machine))
         return events
 
     def kill(self, worker: int) -> None:
@@ -164,8 +211,27 @@ class RayCluster:
 
     def _listen(self, worker: int, shard: int | None, reference: Any) -> None:
         """Have what an actor answers put into the queue: no call looks through all that fly."""
+        actor = self._actors[worker]
         answer: Future[Any] = reference.future()
-        answer.add_done_callback(lambda done: self._heard.put(_Heard(worker, shard, done)))
+        answer.add_done_callback(lambda done: self._heard.put(_Heard(worker, shard, done, actor)))
+
+    def _look_for_gpus(self) -> None:
+        """See whether a machine with GPUs has joined, and ask again for whoever has no place."""
+        if not self._hopes_for_gpus:
+            return
+        self._looked = time.monotonic()
+        options = reservation(self._job.run)
+        if not options["num_gpus"]:
+            return
+        self._options, self._hopes_for_gpus = options, False
+        self._say(
+            "a machine with GPUs has joined: workers that are started from now on take one; those "
+            "at work on CPUs stay there"
+        )
+        for worker, actor in list(self._actors.items()):
+            if actor.node is None:
+                self.kill(worker)
+                self._ask(worker, actor.name)
 
     def _understood(self, heard: _Heard, actor: _Actor) -> Event:
         answer: str | Loaded | Done | Fault = heard.answer.result()
@@ -175,65 +241,3 @@ class RayCluster:
         if isinstance(answer, Loaded):
             return Ready(heard.worker)
         return Answer(heard.worker, answer)
-
-
-def _loss(heard: _Heard, error: BaseException, *, lost_machine: bool) -> Lost:
-    """Return what an error of Ray's means for a worker.
-
-    Raises
-    ------
-    RayError
-        It is no worker's: Ray itself failed.
-    """
-    from ray.exceptions import RayTaskError
-
-    told = partial(Lost, heard.worker, traceback=str(error))
-    if isinstance(error, RayTaskError):
-        return told(kind="task", error=_first_line(error), shard=heard.shard)
-    kind = kind_of(error, lost_machine=lost_machine)
-    return told(kind=kind, error=_words(kind, error))
-
-
-def kind_of(error: BaseException, *, lost_machine: bool) -> FaultKind:
-    """Tell a machine that is lost from a process that died on a living one.
-
-    What Ray 2.60 raises for a call to an actor:
-
-    - ``ActorUnavailableError``: its process cannot be reached, and for a second Ray has not heard
-      that it died. A process that dies alone is reported by its machine at once, so this is how
-      the loss of a machine shows first.
-    - ``ActorDiedError``: the process is dead; ``preempted`` where its machine was taken away.
-    - ``OutOfMemoryError``: Ray's memory monitor killed the process. Its shard is charged for a
-      dead process: it may well be the one that takes too much.
-    - ``WorkerCrashedError``, ``NodeDiedError``: what they say.
-
-    Raises
-    ------
-    RayError
-        Anything else is not about the actor: the answer's owner is the driver itself, so where an
-        owner, an object or Ray's system is lost, the driver's own Ray failed.
-    """
-    from ray import exceptions as ray_errors
-
-    if isinstance(error, ray_errors.ActorUnavailableError | ray_errors.NodeDiedError):
-        return "node"
-    if isinstance(error, ray_errors.RayActorError):
-        return "node" if lost_machine or error.preempted else "process"
-    if isinstance(error, ray_errors.OutOfMemoryError | ray_errors.WorkerCrashedError):
-        return "node" if lost_machine else "process"
-    raise error
-
-
-def _words(kind: FaultKind, error: BaseException) -> str:
-    from ray.exceptions import OutOfMemoryError
-
-    if kind == "node":
-        return "its machine was lost"
-    if isinstance(error, OutOfMemoryError):
-        return "Ray killed its process, for its machine ran out of memory"
-    return "its process died (killed, crashed, or out of memory)"
-
-
-def _first_line(error: BaseException) -> str:
-    first = (str(error).strip() or "no more is known").splitlines()[0]
-    return f"{type(error).__name__}: {first}"

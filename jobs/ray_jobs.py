@@ -15,9 +15,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+from actlas.jobs import ray_token
 from actlas.store.errors import (
     EXIT_DONE,
     EXIT_ERROR,
@@ -186,24 +186,8 @@ def _use_token() -> None:
     ConfigError
         A token is asked for and there is none. (Ray would abort the process.)
     """
-    mode = os.environ.get("RAY_AUTH_MODE", "").lower()
-    if mode not in ("", "token") or os.environ.get("RAY_AUTH_TOKEN"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        return
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
-    try:
-        found = bool(path.read_text(encoding="utf-8").strip())
-        reason = "it is empty"
-    except (OSError, UnicodeDecodeError) as error:
-        found, reason = False, getattr(error, "strerror", None) or str(error)
-    if found:
-        os.environ["RAY_AUTH_MODE"] = "token"
-    elif named or mode == "token":
-        raise ConfigError(
-            f"no token for the cluster in {path}: {reason}. Set RAY_AUTH_TOKEN_PATH to a file "
-            "with the cluster's token (only you may read it), or RAY_AUTH_TOKEN to the token."
-        )
+    if ray_token.mode() in ("", "token") and ray_token.token() is not None:
+        os.environ[ray_token.MODE] = "token"
 
 
 def _probe(url: str) -> None:
@@ -224,12 +208,8 @@ def _probe(url: str) -> None:
 
 
 def _refused(address: str, text: str) -> ConfigError:
-    what = "none was sent" if text.startswith("Authentication required") else "ours is not it"
-    return ConfigError(
-        f"{address}: the cluster wants its token, and {what}. Set RAY_AUTH_TOKEN_PATH to a file "
-        "with the token that the head was started with, or RAY_AUTH_TOKEN to the token.",
-        address=address,
-    )
+    missing = text.startswith("Authentication required")
+    return ray_token.refused(address, "none was sent" if missing else "ours is not it")
 
 
 def _first(error: object) -> str:

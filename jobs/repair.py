@@ -17,13 +17,14 @@ from pydantic import TypeAdapter
 from actlas.jobs.config import resolve
 from actlas.jobs.flags import debug_option
 from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import count, ranges
+from actlas.jobs.formatting import count, counted, ranges
 from actlas.jobs.options import asked_for, section_options
 from actlas.jobs.progress import NowAndThen
 from actlas.jobs.repair_derived import drop_derived, redo_derived
 from actlas.jobs.run import Outcome, Work, extraction, pooling, run_work
 from actlas.jobs.worker import open_mender
 from actlas.store import lease
+from actlas.store.damage import Damage
 from actlas.store.errors import (
     EXIT_DAMAGE,
     EXIT_DONE,
@@ -33,6 +34,7 @@ from actlas.store.errors import (
     StoreNotFoundError,
 )
 from actlas.store.objects import open_objects
+from actlas.store.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.receipts import EXTRACT, POOLED
 from actlas.store.repair import drop_unreadable
 from actlas.store.repair_plan import (
@@ -42,8 +44,8 @@ from actlas.store.repair_plan import (
     repair_metadata,
     repair_plan,
 )
-from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store, open_store
-from actlas.store.verify import Damage, verify
+from actlas.store.store import Store, open_store
+from actlas.store.verify import verify
 
 if TYPE_CHECKING:
     from actlas.jobs.executors import MakeWorker
@@ -89,10 +91,14 @@ class Mending(Work):
         return sorted({d.shard for d in self.damages if d.shard is not None})
 
     def missing(self, store: Store) -> list[int]:
+        """Return those that are not known to be mended."""
+        return sorted(set(self.all(store)) - self.mended)
+
+    def left(self, store: Store) -> list[int]:
         """Return those that are damaged still, by reading them."""
         store.forget(self.job)
-        left = [d for d in self.damages if d.shard not in self.mended]
-        found = verify(store, full=True, only=left).damages if left else ()
+        doubtful = [d for d in self.damages if d.shard not in self.mended]
+        found = verify(store, full=True, only=doubtful).damages if doubtful else ()
         damaged = {d.shard for d in found if d.shard is not None and d.job == self.job}
         self.mended.update(set(self.all(store)) - damaged)
         return sorted(damaged)
@@ -189,7 +195,7 @@ def repair_at(
         damages = _find(store, findings, full, say)
         held.require()
         put_back += _repair_planned(store, damages, say)
-        _drop(store, damages, remove_strays, say)
+        damages = _drop(store, damages, remove_strays, say)
         derived = drop_derived(store, damages, say)
         shards: dict[str, tuple[int, ...]] = {}
         for like in (extraction(store), pooling(store)):
@@ -200,7 +206,8 @@ def repair_at(
         store = open_store(path)  # nothing read before it was repaired
         held.require()
         derived, not_redone = redo_derived(store, run, say)
-        still = verify(store, full=True, only=damages).damages if damages else ()
+        unsure = [d for d in damages if d.shard not in shards.get(d.job or "", ())]
+        still = verify(store, full=True, only=unsure).damages if unsure else ()
     left = (*still, *not_redone)
     code = EXIT_DAMAGE if left else EXIT_DONE
     return Repaired(code, tuple(put_back), shards, tuple(derived), left)
@@ -216,7 +223,7 @@ def _find(store: Store, findings: Sequence[Damage] | None, full: bool, say: Say)
     report = verify(
         store,
         full=full,
-        progress=lambda done, of: tell(f"{count(done)} of {count(of)} objects checked"),
+        progress=lambda done, of: tell(f"{count(done)} of {counted(of, 'object')} checked"),
     )
     return list(report.damages)
 
@@ -243,7 +250,8 @@ def _plan_again(store: Store, keys: Sequence[str], say: Say) -> list[str]:
     if store.plan.model.trust_remote_code or store.plan.request.get("trust_remote_code"):
         say(f"{keys[0]}: its model has code of its own, which is not run for a repair")
         return []
-    say(f"{len(keys)} objects of documents are damaged: planning once more from the corpus")
+    damaged = counted(len(keys), "damaged object")
+    say(f"{damaged} of documents: planning once more from the corpus")
     with tempfile.TemporaryDirectory(prefix="actlas-repair-") as folder:
         try:
             options = PlanOptions.model_validate(store.plan.request)
@@ -254,15 +262,22 @@ def _plan_again(store: Store, keys: Sequence[str], say: Say) -> list[str]:
         return put_back_from(store, again, keys)
 
 
-def _drop(store: Store, damages: Sequence[Damage], remove_strays: bool, say: Say) -> None:
-    """Remove receipts that are superseded and damaged, and strays where that was asked for."""
+def _drop(store: Store, damages: Sequence[Damage], remove_strays: bool, say: Say) -> list[Damage]:
+    """Remove receipts that are superseded and damaged, and strays where that was asked for.
+
+    What is damaged besides is returned.
+    """
+    removed: set[str] = set()
     for damage in damages:
         if damage.stray and remove_strays:
             store.objects.delete(damage.key)
+            removed.add(damage.key)
             say(f"removed: {damage.key}")
         elif damage.job in store.jobs and damage.shard is not None:
             for key in drop_unreadable(store.receipts(damage.job), damage.shard):
+                removed.add(key)
                 say(f"removed: {key}, which a later receipt stands for")
+    return [damage for damage in damages if damage.key not in removed]
 
 
 def _mend(
@@ -285,7 +300,7 @@ def _mend(
         return EXIT_DONE
     again = run.model_copy(update={"retry_quarantined": True})
     outcome = run_work(store, work, again, make_worker)
-    if mended := tuple(shard for shard in wanted if shard not in outcome.quarantined):
+    if mended := tuple(shard for shard in wanted if shard in work.mended):
         shards[like.job] = mended
     return outcome.exit_code
 
@@ -311,7 +326,7 @@ def line_of(path: str, made: Repaired) -> str:
     """Say in one line what was repaired and what to do next."""
     parts = []
     if made.plan:
-        parts.append(f"{len(made.plan)} objects of the plan and its documents")
+        parts.append(f"{counted(len(made.plan), 'object')} of the plan and its documents")
     for job, numbers in made.shards.items():
         what = {EXTRACT: "shards", POOLED: "shards of documents"}[job]
         parts.append(f"{what} {ranges(list(numbers))}")
@@ -322,7 +337,7 @@ def line_of(path: str, made: Repaired) -> str:
         return "stopped: what was repaired stays -> next: run the same command again"
     if made.left:
         return (
-            f"repaired: {text}; {len(made.left):,} findings are left -> next: "
+            f"repaired: {text}; left: {counted(len(made.left), 'finding')} -> next: "
             f"{shell('verify', path, '--full')}"
         )
     if not parts:

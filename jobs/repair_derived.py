@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from actlas.jobs.formatting import command as shell
 from actlas.store.arrays import group_metadata, metadata_bytes
 from actlas.store.codes import NAME, names, spec_key
+from actlas.store.damage import Damage
 from actlas.store.derived import group_of, receipts_of, remove
 from actlas.store.errors import (
     ActlasError,
@@ -20,7 +21,6 @@ from actlas.store.errors import (
     of_one_object,
 )
 from actlas.store.receipts import receipt_key
-from actlas.store.verify import Damage
 from actlas.store.verify_derived import derived_checks, plain_groups
 
 if TYPE_CHECKING:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from actlas.jobs import executors, logs
 from actlas.jobs.executors import Job, MakeWorker
-from actlas.jobs.formatting import command, count, duration, n_bytes, ranges
+from actlas.jobs.formatting import command, count, counted, duration, n_bytes, ranges
 from actlas.jobs.ledger import Ledger
 from actlas.jobs.neighbours import follows
 from actlas.jobs.progress import PlainProgress, display
 from actlas.jobs.signals import Stop
-from actlas.jobs.tally import Tally, stage_line
+from actlas.jobs.tally import Tally
+from actlas.jobs.tally_lines import stage_line
 from actlas.jobs.worker import open_pooler, open_worker
 from actlas.pipeline.options import RunOptions
 from actlas.store import lease
@@ -81,6 +82,10 @@ class Work:
         """Return the shards that can be done and are not, by a fresh listing."""
         return sorted(set(self.all(store)) - store.done(self.job))
 
+    def left(self, store: Store) -> list[int]:
+        """Return the shards that a run left: missing still."""
+        return self.missing(store)
+
     def unfinished(self, store: Store, shards: list[int]) -> Outcome:
         """Say that a run ended with shards neither done nor in quarantine: it must not."""
         raise AssertionError(f"{store.path}: the run ended with shards {shards} not done")
@@ -89,7 +94,7 @@ class Work:
 def extraction(store: Store) -> Work:
     """Return the main job."""
     plan = store.plan
-    per_row = f"{len(plan.hookpoints)} hookpoints"
+    per_row = counted(len(plan.hookpoints), "hookpoint")
     what = f"{plan.model.id} over {plan.corpus.uri}, {per_row}"
     return Work(EXTRACT, "extracting", what, per_row, command("verify", store.path))
 
@@ -97,7 +102,7 @@ def extraction(store: Store) -> Work:
 def pooling(store: Store) -> Work:
     """Return the job of pooled rows."""
     plan = store.plan
-    per_row = f"{len(plan.hookpoints)} hookpoints x {', '.join(plan.pools)}"
+    per_row = f"{counted(len(plan.hookpoints), 'hookpoint')} x {', '.join(plan.pools)}"
     what = f"{plan.model.id} over {plan.corpus.uri}, {per_row}"
     return Work(POOLED, "pooling", what, per_row, command("verify", store.path), "documents")
 
@@ -207,23 +212,22 @@ def _tally(store: Store, work: Work, missing: list[int]) -> Tally:
 def _introduce(
     store: Store, work: Work, run: RunOptions, watch: PlainProgress, shards: tuple[int, ...]
 ) -> None:
-    n = "as many workers as fit" if run.workers == "auto" else f"{run.workers} workers"
+    n = "as many workers as fit" if run.workers == "auto" else counted(run.workers, "worker")
     workers = f", {n}" if run.executor == "ray" else ""
     n_all = len(work.all(store)) if work.job == POOLED else store.plan.n_shards
-    resumed = "" if len(shards) == n_all else f" of {n_all:,}"
-    rest = " (the rest is done)" if resumed else ""
-    watch.say(
-        f"{work.doing} {len(shards):,} shards{resumed}{rest}: {work.what} ({run.executor}{workers})"
-    )
+    whole = len(shards) == n_all
+    todo = counted(n_all, "shard") if whole else f"{len(shards):,} of {counted(n_all, 'shard')}"
+    rest = "" if whole else " (the rest is done)"
+    watch.say(f"{work.doing} {todo}{rest}: {work.what} ({run.executor}{workers})")
 
 
 def _outcome(store: Store, work: Work, ledger: Ledger, tally: Tally, *, stopped: bool) -> Outcome:
-    missing = work.missing(store)
+    missing = work.left(store)
     quarantined = tuple(sorted(set(ledger.quarantined()) & set(missing)))
     made = _made(work, tally)
     if stopped and set(missing) - set(quarantined):
         left = len(missing) - len(quarantined)
-        line = f"stopped: {made}; {left:,} shards left -> next: run the same command again"
+        line = f"stopped: {made}; {counted(left, 'shard')} left -> next: run the same command again"
         return Outcome(EXIT_RESUME, line, quarantined)
     if lost := sorted(set(missing) - set(quarantined)):
         return work.unfinished(store, lost)

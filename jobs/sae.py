@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 
 import click
 
 from actlas.jobs.flags import debug_option
+from actlas.jobs.verbs import Verbs
 
 VERBS: Mapping[str, str] = {
     "train": "Train one on shuffled batches of a store's rows.",
@@ -16,25 +16,11 @@ VERBS: Mapping[str, str] = {
 }
 
 
-class SaeVerbs(click.Group):
-    """Loads a verb when it is called."""
+class SaeVerbs(Verbs):
+    """The verbs of sparse autoencoders."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the verbs in the order in which they are used."""
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a verb."""
-        if cmd_name not in VERBS:
-            return None
-        module = importlib.import_module(f"actlas.jobs.sae_{cmd_name}")
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the verbs without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
+    verbs = VERBS
+    prefix = "actlas.jobs.sae_"
 
 
 @click.group("sae", cls=SaeVerbs, short_help="Sparse autoencoders.")

@@ -14,6 +14,7 @@ from actlas.jobs import logs
 from actlas.jobs.config import resolve
 from actlas.jobs.flags import debug_option
 from actlas.jobs.formatting import command as shell
+from actlas.jobs.formatting import counted
 from actlas.jobs.options import asked_for, run_options
 from actlas.jobs.run import Outcome, Work, run_work
 from actlas.pipeline.options import RunOptions
@@ -128,9 +129,10 @@ def encode(
         return outcome, features.name
     left = len(store.missing(work.job))
     if left:
+        are = f"{counted(left, 'shard')} {'is' if left == 1 else 'are'}"
         made = outcome.line.partition(" -> next: ")[0].removeprefix("done: ")
         line = (
-            f"not whole yet: {made}; {left:,} shards are not extracted -> next: "
+            f"not whole yet: {made}; {are} not extracted -> next: "
             f"{shell('extract', store.path)}, then the same command again"
         )
         return Outcome(EXIT_RESUME, line, outcome.quarantined), features.name

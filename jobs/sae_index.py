@@ -12,7 +12,7 @@ import click
 
 from actlas.jobs.flags import debug_option, json_option
 from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import count, duration, n_bytes
+from actlas.jobs.formatting import count, counted, duration, n_bytes
 from actlas.jobs.options import Count
 from actlas.jobs.progress import NowAndThen
 from actlas.store import lease
@@ -57,7 +57,7 @@ def index(store: Store, name: str, memory_bytes: int | None = None) -> dict[str,
             features,
             attempt=socket.gethostname(),
             memory_bytes=memory_bytes or MEMORY_BYTES,
-            progress=lambda what, done, of: say(f"{what}: {done:,} of {of:,} shards"),
+            progress=lambda what, done, of: say(f"{what}: {done:,} of {counted(of, 'shard')}"),
         )
     return {
         "store": store.path,

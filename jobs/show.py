@@ -10,8 +10,8 @@ import click
 import numpy as np
 
 from actlas.jobs.flags import debug_option, json_option
-from actlas.jobs.formatting import count, printable
-from actlas.store.documents import Document
+from actlas.jobs.formatting import count, counted, printable
+from actlas.store.document import Document
 from actlas.store.errors import ConfigError, NotExtractedError
 from actlas.store.store import Store, open_store
 
@@ -75,7 +75,7 @@ def _lines(shown: dict[str, Any]) -> Iterable[str]:
     label = f", label {printable(shown['label'])}" if shown["label"] is not None else ""
     yield (
         f"document {shown['doc_idx']}: record {shown['record']} of {printable(shown['source'])}"
-        f"{label}, {count(n_tokens)} tokens, {count(len(shown['text']))} characters"
+        f"{label}, {counted(n_tokens, 'token')}, {counted(len(shown['text']), 'character')}"
     )
     yield ""
     pos_idx = shown.get("pos_idx")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from actlas.jobs.formatting import count, duration, printable
+from actlas.jobs.formatting import count, counted, duration, printable
 
 N_LINES, N_CHARACTERS = 12, 200
 
@@ -91,7 +91,7 @@ class Snapshot:
         if faults := self.counts("faults"):
             yield f"failed      {_listed(faults)} (attempts, by what failed)"
         states = "".join(f", {n:,} {name}" for name, n in self.counts("states").items())
-        flying = f"; {count(self.number('n_in_flight'))} shards in flight"
+        flying = f"; {counted(self.number('n_in_flight'), 'shard')} in flight"
         yield f"workers     {count(self.number('n_workers'))}{states.replace(',', ':', 1)}{flying}"
         workers = self.workers()
         for one in workers[:N_LINES]:

@@ -13,19 +13,17 @@ from typing import Any
 import click
 
 from actlas.jobs.flags import debug_option, json_option
-from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import count, duration, n_bytes, printable, ranges
 from actlas.jobs.holding import Holding, look
 from actlas.jobs.ledger import Ledger
-from actlas.jobs.snapshot import Snapshot
+from actlas.jobs.status_lines import lines
 from actlas.pipeline.options import RunOptions
 from actlas.store.receipts import EXTRACT, POOLED
 from actlas.store.schema import Receipt
 from actlas.store.store import Store, open_store
 
-BREAK_S, N_GAPS, N_SURE = 10.0, 10, 32
+BREAK_S, N_GAPS = 10.0, 10
 """Receipts further apart than ``BREAK_S`` and three of the longest shards, and than ``N_GAPS`` of
-the median, lie in different runs. A speed from fewer than ``N_SURE`` receipts is a rough one."""
+the median, lie in different runs."""
 N_SAMPLE = 512
 """Of more receipts than these only so many are read, evenly spread."""
 WATCH_S = 2.0
@@ -53,6 +51,7 @@ def status_of(
         "holder": held.holder,
         "perhaps_dead": held.holder is not None and not held.alive,
         "last_beat_unix_s": held.snapshot.written_unix_s or None,
+        "last_heard_s": held.heard_s_ago(),
         "run": held.snapshot.plain() if held.alive and held.snapshot.n_rows else None,
         "pooled": others[0] if others else None,
         "derived": [_derived(store, job) for job in derived_jobs(store)],
@@ -161,89 +160,6 @@ def _seconds(receipt: Receipt) -> float:
     return sum(v for v in values if isinstance(v, int | float) and 0 <= v < math.inf)
 
 
-def _lines(status: dict[str, Any], snapshot: Snapshot) -> Iterable[str]:
-    pooled = status["pooled"]
-    yield status["store"]
-    told = status["running"] and snapshot.number("rows_per_s") > 0  # by the driver, and better
-    for job in (status, pooled) if pooled is not None else (status,):
-        yield from _job_lines(job | {"rows_per_s": None} if told else job)
-    for job in status["derived"]:
-        yield f"derived     {_derived_words(status['store'], job)}"
-    yield from _driver_lines(status, snapshot)
-    yield _next(status)
-
-
-def _derived_words(path: str, job: dict[str, Any]) -> str:
-    """Return how far a derived job is, and what goes on with it."""
-    kind, _, name = job["job"].partition(".")
-    units = {"encode": "shards", "index": "blocks"}.get(kind, "tables")
-    of = f" of {job['all']:,}" if job["all"] is not None else ""
-    words = f"{printable(job['job'])}: {job['done']:,}{of} {units}"
-    if job["quarantined"]:
-        words += f", in quarantine: {ranges(job['quarantined'])}"
-    if not job["complete"] and kind in ("encode", "index"):
-        words += f" -> {shell('sae', kind, path, '--sae', printable(name))}"
-    return words
-
-
-def _driver_lines(status: dict[str, Any], snapshot: Snapshot) -> Iterable[str]:
-    """Yield who works on it, and what its run is at."""
-    holder = status["holder"]
-    if holder is None:
-        jobs = (status, status["pooled"]) if status["pooled"] is not None else (status,)
-        newest = max((job["newest_receipt_unix_s"] or 0 for job in jobs), default=0)
-        ago = f"; last receipt {duration(time.time() - newest)} ago" if newest else ""
-        yield f"driver      none{ago}"
-        return
-    who = printable(f"process {holder.get('pid')} on {holder.get('host')}")
-    if status["perhaps_dead"]:
-        beat = status["last_beat_unix_s"]
-        last = f"{duration(max(0.0, time.time() - beat))} ago by its clock" if beat else "unknown"
-        yield f"driver      {who}: perhaps dead: last beat {last}; a new run takes over after 60 s"
-        return
-    at = ", stopping: it finishes the shards in flight" if snapshot.stopping else ""
-    yield f"driver      {who} holds the lease{at}"
-    if snapshot.n_rows:
-        yield from snapshot.lines()
-    elif status["seconds_left"]:
-        yield f"left        about {duration(status['seconds_left'])}"
-
-
-def _job_lines(job: dict[str, Any]) -> Iterable[str]:
-    """Yield how far one job is, and what went wrong."""
-    shards, rows, of = job["shards"], job["rows"], job["of"]
-    about = "about " if job["estimated"] else ""
-    share = rows["done"] / rows["all"] if rows["all"] else 1.0
-    name = "rows" if of == "rows" else "pooled"
-    yield f"{name:<12}{count(rows['done'])} of {count(rows['all'])}" + (
-        f" ({share:.1%})" if of == "rows" else f" documents ({share:.1%})"
-    )
-    waiting = f", {shards['missing']:,} to do" if shards["missing"] else ""
-    yield f"shards      {shards['done']:,} of {shards['all']:,} done{waiting}"
-    yield f"stored      {about}{n_bytes(job['n_bytes'])}"
-    if job["rows_per_s"]:
-        rough = "about " if job["shards"]["done"] < N_SURE else about
-        yield f"speed       {rough}{count(job['rows_per_s'])} {of}/s, from the receipts' times"
-    if job["n_nonfinite"]:
-        yield f"non-finite  {about}{count(job['n_nonfinite'])} values are NaN or infinite"
-    if shards["quarantined"]:
-        yield f"quarantine  shards {ranges(shards['quarantined'])}"
-        for record in job["quarantine"][:5]:
-            yield f"            {record['shard']}: {printable(record['error'])[:200]}"
-
-
-def _next(status: dict[str, Any]) -> str:
-    path = status["store"]
-    jobs = [status] if status["pooled"] is None else [status, status["pooled"]]
-    if status["running"]:
-        return "next: wait for the driver; this command may be run at any time"
-    if status["complete"]:
-        return f"next: {shell('verify', path)}"
-    if not any(job["shards"]["missing"] for job in jobs):
-        return f"next: {shell('extract', path, '--retry-quarantined')}"
-    return f"next: {shell('extract', path)}"
-
-
 @click.command("status", short_help="How far an extraction is.")
 @click.argument("store")
 @click.option("--watch", is_flag=True, help="Show it anew every 2 s, until Ctrl-C.  [default: no]")
@@ -260,7 +176,7 @@ def command(store: str, watch: bool, full: bool, as_json: bool) -> None:
 
     def words(holding: Holding) -> str:
         status = status_of(opened, full=full, holding=holding)
-        return json.dumps(status) if as_json else "\n".join(_lines(status, holding.snapshot))
+        return json.dumps(status) if as_json else "\n".join(lines(status, holding.snapshot))
 
     holding = look(opened.objects)
     if not watch:

@@ -11,11 +11,10 @@ import click
 
 from actlas.jobs.flags import debug_option, json_option
 from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import count, duration, n_bytes, ranges
+from actlas.jobs.formatting import count, counted, duration, n_bytes, ranges
 from actlas.jobs.progress import NowAndThen
 from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE
-from actlas.store.store import open_store
-from actlas.store.verify import Report
+from actlas.store.verify import Report, open_to_verify
 from actlas.store.verify import verify as check
 
 
@@ -44,17 +43,17 @@ def _lines(report: Report, path: str, seconds: float) -> list[str]:
         lines.append(f"not pooled yet: shards {ranges(list(report.missing_pooled))}")
     if report.unclaimed:
         lines.append(
-            f"{count(len(report.unclaimed))} objects of shards without a receipt: the next "
+            f"{counted(len(report.unclaimed), 'object')} of shards without a receipt: the next "
             "`actlas extract` adopts them"
         )
     what = "every byte" if report.full else "sizes, metadata and receipts"
     checked = (
-        f"{what} of {count(report.n_objects)} objects, {n_bytes(report.n_bytes)}, in "
+        f"{what} of {counted(report.n_objects, 'object')}, {n_bytes(report.n_bytes)}, in "
         f"{duration(seconds)}"
     )
     if not report.ok:
         n, strays = len(report.damages), all(damage.stray for damage in report.damages)
-        found = f"{n:,} finding{'s' * (n != 1)}"
+        found = counted(n, "finding")
         trust = "no row is harmed" if strays else "the rows named are not to be trusted"
         mend = shell("repair", path, *(["--remove-strays"] if strays else []))
         lines.append(f"damaged: {found}; checked {checked}; {trust} -> next: {mend}")
@@ -81,13 +80,13 @@ def command(store: str, full: bool, as_json: bool) -> int:
     Names every damaged, missing, truncated, empty or stray object, with its rows; exits with 4
     where there is one.
     """
-    opened = open_store(store)
+    opened = open_to_verify(store)
     began = time.perf_counter()
     say = NowAndThen()
     report = check(
         opened,
         full=full,
-        progress=lambda done, of: say(f"{count(done)} of {count(of)} objects checked"),
+        progress=lambda done, of: say(f"{count(done)} of {counted(of, 'object')} checked"),
     )
     seconds = time.perf_counter() - began
     if as_json:

@@ -15,7 +15,7 @@ _HASH_BYTES = 8 << 20
 
 
 class DraftColumns:
-    """The columns of :class:`actlas.store.create.DocumentColumns` over a spool.
+    """The columns of :class:`actlas.store.document_columns.DocumentColumns` over a spool.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ from actlas.pipeline.hookpoints import collapse
 from actlas.pipeline.memory import SHARDS_IN_MEMORY, Projection, project
 from actlas.pipeline.model import ModelDescription, load_config
 from actlas.pipeline.options import RunOptions
+from actlas.store.display import n_bytes
 from actlas.store.schema import Plan
 from actlas.store.specs import StoreArrays
 
@@ -94,12 +95,6 @@ class Estimate:
     scaled: bool = True
 
     @property
-    def total_bytes(self) -> int:
-        """Bytes of the whole store, before compression."""
-        dense = sum(self.hookpoint_bytes.values()) + self.rows_bytes
-        return dense + self.pooled_bytes + self.documents_bytes
-
-    @property
     def hours(self) -> float | None:
         """Hours of a forward pass over every token here, where its speed is known."""
         return self.n_tokens / self.tokens_per_s / 3600 if self.tokens_per_s else None
@@ -132,7 +127,7 @@ class Estimate:
             found.append(
                 f"pooled   {', '.join(self.pools)}: {about}{self.n_documents:,} documents x "
                 f"{sum(self.hookpoint_widths.values()):,} units of {len(self.hookpoint_widths)} "
-                f"hookpoints in float32, {readable(self.pooled_bytes)}"
+                f"hookpoints in float32, {n_bytes(self.pooled_bytes)}"
             )
         found += self._store_lines(about)
         found.append(f"shards   {self._shards(about)}" + self._crossing())
@@ -168,10 +163,10 @@ class Estimate:
             "documents": stored.bytes_of("documents"),
             "ledger": ledger,
         }
-        shown = ", ".join(f"{name} {readable(n)}" for name, n in parts.items() if n)
+        shown = ", ".join(f"{name} {n_bytes(n)}" for name, n in parts.items() if n)
         folders = ", ".join(f"{path} {about}{n:,}" for path, n in stored.folders.items())
         return [
-            f"store    {about}{readable(stored.n_bytes)} on disk: {shown}",
+            f"store    {about}{n_bytes(stored.n_bytes)} on disk: {shown}",
             f"ratio    {self._ratio()}",
             f"objects  {about}{stored.n_objects:,}, {stored.objects_per_shard:,} a shard; most "
             f"entries: {folders}",
@@ -181,16 +176,16 @@ class Estimate:
         raw = sum(self.hookpoint_bytes.values()) + self.pooled_bytes
         name = self.compression
         if name == "none":
-            return f"1: activations are stored raw ({readable(raw)})"
+            return f"1: activations are stored raw ({n_bytes(raw)})"
         if self.stored.ratio is None or not self.hookpoint_bytes:
             return (
                 f"not known for {name} {self.dtype if self.hookpoint_bytes else 'float32'}: "
-                f"activations are counted raw ({readable(raw)}), and will be less"
+                f"activations are counted raw ({n_bytes(raw)}), and will be less"
             )
         low, usual, high = self.stored.ratio
         return (
             f"{usual:g} ({low:g} to {high:g}): measured for {name} {self.dtype}, residual streams "
-            f"of three models, not of this one; {readable(raw)} raw"
+            f"of three models, not of this one; {n_bytes(raw)} raw"
         )
 
     def _shards(self, about: str) -> str:
@@ -205,14 +200,14 @@ class Estimate:
         written = shards_per_s * stored.bytes_per_shard
         return (
             f"of each process: a shard in {1 / shards_per_s:,.3g} s; a second {puts:,.3g} objects "
-            f"and {readable(written)} written, and read back; {PUTS_PER_S / puts:,.0f} of them "
+            f"and {n_bytes(written)} written, and read back; {PUTS_PER_S / puts:,.0f} of them "
             f"reach the {PUTS_PER_S:,} that S3 takes below a prefix"
         )
 
     def _memory(self, memory: Projection) -> str:
         return (
-            f"{readable(memory.total)} a worker: {readable(memory.weights)} of weights, "
-            f"{readable(memory.shards)} for {SHARDS_IN_MEMORY} shards, {readable(memory.batch)} "
+            f"{n_bytes(memory.total)} a worker: {n_bytes(memory.weights)} of weights, "
+            f"{n_bytes(memory.shards)} for {SHARDS_IN_MEMORY} shards, {n_bytes(memory.batch)} "
             "for a batch (on the device, where there is one)"
         )
 
@@ -233,7 +228,7 @@ class Estimate:
             each = " each" if len(names) > 1 else ""
             found.append(
                 f"{shown} hookpoint{'s' * (len(names) > 1)}{each} {about}{self.n_tokens:,} x "
-                f"{width:,} {self.dtype}, {readable(self.hookpoint_bytes[names[0]])}{each}"
+                f"{width:,} {self.dtype}, {n_bytes(self.hookpoint_bytes[names[0]])}{each}"
             )
         return found
 
@@ -279,20 +274,6 @@ def worker_memory(model: ModelDescription, plan: Plan) -> Projection:
     config = load_config(model.folder, trust_remote_code=spec.trust_remote_code)
     pieces = spec.causal and spec.modality == "text"
     return project(plan, config, model.folder, RunOptions(), by_pieces=pieces)
-
-
-def readable(n_bytes: float) -> str:
-    """Return bytes in decimal units.
-
-    >>> readable(512), readable(1_234_567_890)
-    ('512 B', '1.23 GB')
-    """
-    unit = "B"
-    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
-        if n_bytes < 999.5 or unit == "PB":
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.3g} {unit}"
 
 
 def duration(hours: float) -> str:

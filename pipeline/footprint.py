@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from actlas.store import layout
 from actlas.store.arrays import ArraySpec, group_metadata, metadata_bytes
-from actlas.store.create import DocumentColumns, ImageColumns, document_rows
+from actlas.store.document_columns import DocumentColumns, ImageColumns, document_rows
 from actlas.store.schema import FORMAT_VERSION, ObjectRecord, Plan, Receipt, seal
+from actlas.store.shard_documents import ShardDocuments
+from actlas.store.shard_statistics import ShardStatistics
 from actlas.store.shardfile import CRC_BYTES, encode_chunk
 from actlas.store.specs import LOSS, StoreArrays
-from actlas.store.statistics import ShardDocuments, ShardStatistics
 from actlas.store.writer import versions
 
 RATIOS: Mapping[tuple[str, str], tuple[float, float, float]] = {

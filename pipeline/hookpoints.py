@@ -88,7 +88,8 @@ def resolve_in(
         if (place.module, place.side) in chosen:
             chosen[place.module, place.side] = place
     ordered = sorted(chosen.values(), key=lambda place: time_of(known.found, place))
-    check_positions(_observe(known, ordered))
+    seen = _observe(known, ordered)
+    check_positions({name: place.n_positions for name, place in seen.items()})
     return specs(known, ordered)
 
 

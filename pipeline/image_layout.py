@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from actlas.pipeline.architecture import LOADING_ERRORS, auto_class, quiet
 from actlas.pipeline.capture import first_tensor
+from actlas.pipeline.shapes import check_positions
 from actlas.pipeline.vision import blank_pixels
 from actlas.store.errors import HookpointError, ModelError
 from actlas.store.schema import HookpointSpec
@@ -42,13 +43,7 @@ def image_layout(
     shapes = _shapes(skeleton, hookpoints, blank)
     places = {name: _places(shape) for name, shape in shapes.items()}
     counts = {name: int(np.prod(place)) for name, place in places.items()}
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{name} {n:,}" for name, n in counts.items())
-        raise HookpointError(
-            f"These hookpoints give an image different numbers of positions ({listed}), and rows "
-            "are shared by all hookpoints of a store. Make a store for each number.",
-            positions=counts,
-        )
+    check_positions(counts)
     maps = {place for place in places.values() if len(place) == 2}
     if len(maps) > 1:
         raise HookpointError(

@@ -19,9 +19,10 @@ from actlas.pipeline.settings import Settings, resolve_settings
 from actlas.pipeline.spans import part_columns
 from actlas.pipeline.spool import open_spool
 from actlas.store import layout
-from actlas.store.create import create, refuse_existing
+from actlas.store.create import create
 from actlas.store.errors import ModelError, run_fault
 from actlas.store.schema import Plan
+from actlas.store.site import refuse_existing
 from actlas.store.store import Store
 
 __all__ = ["Estimate", "estimate", "make_plan"]

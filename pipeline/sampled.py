@@ -14,7 +14,7 @@ KEPT_TOKENS = 1 << 20
 
 
 class SampledColumns:
-    """The columns of :class:`actlas.store.create.DocumentColumns` over documents in memory.
+    """The columns of :class:`~actlas.store.document_columns.DocumentColumns` in memory.
 
     Counts and ``lengths`` are of all documents that were added; the columns are of the first.
     Images are counted alone, and codes of the corpus's own columns of tokens are not known.

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from actlas.pipeline.flow import Side, Trace
-from actlas.pipeline.trace import trace
 from actlas.store.errors import HookpointError
-from actlas.store.schema import HookpointSpec, Layout
-
-if TYPE_CHECKING:
-    from torch import nn
+from actlas.store.schema import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +38,7 @@ def observe(found: Trace, places: Sequence[tuple[str, str, Side]]) -> dict[str, 
     return {name: _seen(found, name, path, side) for name, path, side in places}
 
 
-def check_positions(seen: Mapping[str, Seen]) -> int:
+def check_positions(positions: Mapping[str, int]) -> int:
     """Return the number of positions of hookpoints, which must be one number.
 
     Raises
@@ -51,7 +46,6 @@ def check_positions(seen: Mapping[str, Seen]) -> int:
     HookpointError
         They have different numbers of positions: it lists them all.
     """
-    positions = {name: place.n_positions for name, place in seen.items()}
     if len(set(positions.values())) > 1:
         listed = ", ".join(f"{name} {n:,}" for name, n in positions.items())
         raise HookpointError(
@@ -60,25 +54,6 @@ def check_positions(seen: Mapping[str, Seen]) -> int:
             positions=positions,
         )
     return next(iter(positions.values()))
-
-
-def positions_of(model: nn.Module, hookpoints: Sequence[HookpointSpec]) -> int:
-    """Return how many positions an image has at some hookpoints: tokens, or places of a map.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        A model of images, best on the meta device.
-    hookpoints : sequence of HookpointSpec
-        At least one.
-
-    Raises
-    ------
-    HookpointError
-        They have different numbers of positions, or are not reached.
-    """
-    places = [(h.name, h.module, h.side) for h in hookpoints]
-    return check_positions(observe(trace(model), places))
 
 
 def _seen(found: Trace, name: str, path: str, side: Side) -> Seen:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.create import workplace
+from actlas.store.site import staging_of, workplace
 
 _BUFFER_BYTES = 1 << 20
 
@@ -132,9 +130,7 @@ def open_spool(store_path: str | os.PathLike[str]) -> Iterator[Spool]:
     Its name is that of a planner at work, which :func:`actlas.store.create.create` sweeps away
     where the process was killed.
     """
-    final = workplace(store_path)
-    name = f".{final.name}.{socket.gethostname()}-{os.getpid()}.{uuid.uuid4().hex[:8]}.planning"
-    spool = Spool(final.with_name(name))
+    spool = Spool(staging_of(workplace(store_path)))
     spool.folder.mkdir(parents=True)
     try:
         try:

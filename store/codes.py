@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ COPIES = "ledger/features.copies"
 """The same descriptions once more, as the plan has a copy: codes rest on them."""
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}"
 """What a set of features may be called."""
+_DESCRIPTION = re.compile(rf"({NAME})\.json", re.ASCII)
 
 
 def spec_key(name: str) -> str:
@@ -29,12 +31,18 @@ def copy_key(name: str) -> str:
 
 def names(store: Store) -> list[str]:
     """Return the names of a store's sets of features."""
-    return sorted(n.removesuffix(".json") for n in store.objects.names(FOLDER) if n[-5:] == ".json")
+    return _described(store, FOLDER)
 
 
 def copies(store: Store) -> list[str]:
     """Return the names of the sets whose description has a copy."""
-    return sorted(n.removesuffix(".json") for n in store.objects.names(COPIES) if n[-5:] == ".json")
+    return _described(store, COPIES)
+
+
+def _described(store: Store, folder: str) -> list[str]:
+    """Return what is described in a folder; a file of any other name describes nothing."""
+    matches = (_DESCRIPTION.fullmatch(name) for name in store.objects.names(folder))
+    return sorted(match[1] for match in matches if match is not None)
 
 
 def index_dtype(n_features: int) -> str:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from actlas.store.errors import HookpointError
 from actlas.store.receipts import EXTRACT
 from actlas.store.schema import ObjectRecord, Receipt
+from actlas.store.shard_statistics import ShardStatistics
 from actlas.store.specs import LOSS
-from actlas.store.statistics import ShardStatistics
 from actlas.store.store import Store
 from actlas.store.writer import ArrayWriter, refuse_nonfinite, write_receipt
 

@@ -17,7 +17,7 @@ from actlas.store import shading
 if TYPE_CHECKING:
     import pandas as pd
 
-    from actlas.store.documents import Document
+    from actlas.store.document import Document
     from actlas.store.store import Store
 
 Shade = Callable[[int, int], NDArray[Any]]

@@ -24,6 +24,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from actlas.store.arrays import COLUMN_COMPRESSION, ArraySpec, group_metadata, metadata_bytes
+from actlas.store.digests import object_digest
 from actlas.store.errors import ConflictError, FormatError, RunFaultError
 from actlas.store.layout import ceil_div
 from actlas.store.objects import Objects
@@ -31,7 +32,7 @@ from actlas.store.receipts import EXTRACT, Receipts, receipt_key
 from actlas.store.schema import FORMAT_VERSION, ObjectRecord, Receipt, seal_of
 from actlas.store.shardfile import ShardWriter
 from actlas.store.store import Store
-from actlas.store.writer import object_digest, versions
+from actlas.store.writer import versions
 
 FLAT_CHUNK = 65_536
 """Elements of an inner chunk of a flat array."""

@@ -6,7 +6,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from actlas.store.documents import Context, Document, Documents
+    from actlas.store.document import Context, Document
+    from actlas.store.documents import Documents
     from actlas.store.store import Store
 
 MAX_TOKENS = 400
@@ -14,19 +15,19 @@ _TABLE = "border-collapse:collapse;text-align:left"
 _TOKEN = "border-bottom:1px solid #9ab;white-space:pre-wrap"
 
 
-def human_bytes(n_bytes: float) -> str:
-    """Return bytes for a person.
+def n_bytes(value: float) -> str:
+    """Return bytes in decimal units, three digits.
 
-    Examples
-    --------
-    >>> human_bytes(1536), human_bytes(3.2e9)
-    ('1.5 kB', '3.2 GB')
+    >>> n_bytes(512), n_bytes(1_234_567_890)
+    ('512 B', '1.23 GB')
     """
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.1f} PB"
+    if value < 999.5:
+        return f"{value:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        value /= 1000
+        if value < 999.5 or unit == "PB":
+            break
+    return f"{value:.3g} {unit}"
 
 
 def printable(text: str) -> str:

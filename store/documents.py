@@ -3,146 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store import display
 from actlas.store.display import printable
+from actlas.store.document import Context, Document, Source
 from actlas.store.errors import CorruptDataError
 from actlas.store.lazy import LazyArray
 from actlas.store.plausible import check_codes, check_edges, check_rising, check_span
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_WORD = re.compile(r"\S+")
-WORD_CHARACTERS = 64
-"""A context has at most so many characters for each word asked for, and for one more."""
-
-
-class Source(NamedTuple):
-    """Where a document came from: a file (or hub or built-in name) and its record in it."""
-
-    name: str
-    record: int
-
-
-@dataclass(frozen=True)
-class Document:
-    """One document: its text, its kept tokens and their activations, in document order.
-
-    Attributes
-    ----------
-    text : str
-        The whole text, also what lies beyond the last kept token.
-    token_id : ndarray of int32, shape [tokens]
-    char_start : ndarray of int32, shape [tokens]
-        Where in the text each token begins.
-    activations : mapping of hookpoint to ndarray, shape [tokens, units]
-        Read when asked for.
-    columns : mapping of str to tuple of str or None, one per token
-        What each of the store's columns of tokens says: ``columns["role"][0] == "user"``.
-    """
-
-    doc_idx: int
-    text: str
-    label: str | None
-    source: Source
-    start: int
-    token_id: NDArray[np.int32]
-    char_start: NDArray[np.int32]
-    char_stop: int
-    special: NDArray[np.bool_]
-    activations: Mapping[str, NDArray[Any]]
-    columns: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.token_id)
-
-    @cached_property
-    def tokens(self) -> list[str]:
-        """The piece of text of each token; a token that the tokenizer added has an empty one.
-
-        A character that is cut into several tokens is shown with the first of them.
-        """
-        edges = [*self.char_start.tolist(), self.char_stop]
-        return [self.text[a:b] for a, b in itertools.pairwise(edges)]
-
-    def context(self, pos_idx: int, words: int = 20) -> Context:
-        """Return one token with ``words`` words on each side.
-
-        A word is a run without white space. The words that the token itself lies in count for
-        neither side.
-
-        Raises
-        ------
-        IndexError
-            There is no such token in this document.
-        """
-        if not 0 <= pos_idx < len(self):
-            raise IndexError(
-                f"token {pos_idx}: document {self.doc_idx} has {len(self)} tokens, from 0"
-            )
-        starts = self.char_start
-        lo = int(starts[pos_idx])
-        hi = int(starts[pos_idx + 1]) if pos_idx + 1 < len(self) else self.char_stop
-        start, stop = words_around(self.text, lo, hi, words)
-        first = int(np.searchsorted(starts, start, side="right")) - 1  # a token may begin before
-        return Context(
-            doc_idx=self.doc_idx,
-            pos_idx=pos_idx,
-            before=self.text[start:lo],
-            token=self.text[lo:hi],
-            after=self.text[hi:stop],
-            pos_start=min(max(first, 0), pos_idx),
-            pos_stop=max(int(np.searchsorted(starts, stop)), pos_idx + 1),
-        )
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Return one row per token: token_id, text, its columns, each hookpoint's L2 norm."""
-        import pandas as pd
-
-        columns: dict[str, Any] = {"token_id": self.token_id, "token": self.tokens, **self.columns}
-        for name, rows in self.activations.items():
-            columns[f"norm {name}"] = np.linalg.norm(rows.astype(np.float32), axis=1)
-        return pd.DataFrame(columns, index=pd.RangeIndex(len(self), name="pos_idx"))
-
-    def __repr__(self) -> str:
-        text = self.text if len(self.text) <= 60 else self.text[:57] + "…"
-        source = printable(self.source.name)
-        return f"<document {self.doc_idx} of {source}: {len(self)} tokens, {text!r}>"
-
-    def _repr_html_(self) -> str:
-        return display.document_html(self)
-
-
-@dataclass(frozen=True)
-class Context:
-    """A token among the words around it.
-
-    ``before + token + after`` is a slice of the document's text.
-    """
-
-    doc_idx: int
-    pos_idx: int
-    before: str
-    token: str
-    after: str
-    pos_start: int
-    pos_stop: int
-    """Tokens [pos_start, pos_stop) of the document lie in this slice, whole or in part."""
-
-    def __str__(self) -> str:
-        return f"{self.before}[{self.token}]{self.after}"
-
-    def _repr_html_(self) -> str:
-        return display.context_html(self)
 
 
 class Documents:
@@ -345,54 +221,3 @@ class Documents:
 
     def _repr_html_(self) -> str:
         return display.documents_html(self)
-
-
-def words_around(text: str, lo: int, hi: int, words: int) -> tuple[int, int]:
-    """Return where ``words`` whole words before ``text[lo:hi]`` begin and as many after it end.
-
-    A word that ``text[lo:hi]`` lies in is taken in whole and counts for neither side. Only the
-    neighbourhood is looked at, so that a book is no slower than a page; and on each side there are
-    at most ``64 * (words + 1)`` characters, since not every text has white space.
-    """
-    limit = WORD_CHARACTERS * (words + 1)
-    return _back(text, lo, words, limit), _forward(text, hi, words, limit)
-
-
-def _back(text: str, lo: int, words: int, limit: int) -> int:
-    width = limit // 2
-    while True:
-        first = max(0, lo - width)
-        starts = [m.start() for m in _WORD.finditer(text, first, lo)]
-        cut = lo
-        if starts and lo < len(text) and not text[lo - 1].isspace() and not text[lo].isspace():
-            cut = starts.pop()
-        if first and not text[first].isspace() and not text[first - 1].isspace():
-            if starts:
-                starts = starts[1:]  # where it begins is not seen
-            else:
-                cut = -1
-        if first == 0 or (cut >= 0 and len(starts) >= max(words, 1)):
-            return starts[-words:][0] if starts and words else cut
-        if width == limit:
-            return first if words or cut < 0 else cut
-        width = limit
-
-
-def _forward(text: str, hi: int, words: int, limit: int) -> int:
-    width = limit // 2
-    while True:
-        last = min(len(text), hi + width)
-        stops = [m.end() for m in _WORD.finditer(text, hi, last)]
-        cut = hi
-        if stops and hi and not text[hi - 1].isspace() and not text[hi].isspace():
-            cut = stops.pop(0)
-        if last < len(text) and not text[last - 1].isspace() and not text[last].isspace():
-            if stops:
-                stops = stops[:-1]
-            else:
-                cut = -1
-        if last == len(text) or (cut >= 0 and len(stops) >= max(words, 1)):
-            return stops[:words][-1] if stops and words else cut
-        if width == limit:
-            return last if words or cut < 0 else cut
-        width = limit

@@ -24,6 +24,8 @@ Require = Callable[[NDArray[np.int64]], None]
 """Raises where one of these shards may not be read."""
 Checksums = Callable[[int, str], tuple[int, ...] | None]
 """The receipt's chunk checksums for (shard, key), where there are any."""
+Since = Callable[[int], Callable[[], bool]]
+"""For a shard, returns what tells whether it was repaired with other bits since then."""
 
 
 class LazyArray:
@@ -48,15 +50,17 @@ class LazyArray:
         spec: ArraySpec,
         require: Require | None = None,
         checksums: Checksums | None = None,
+        since: Since | None = None,
     ) -> None:
         self.objects = objects
         self.spec = spec
         self._require = require
         self._checksums = checksums
+        self._since = since
         self._reader = lru_cache(maxsize=64)(self._open_reader)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LazyArray, (self.objects, self.spec, self._require, self._checksums)
+        return LazyArray, (self.objects, self.spec, self._require, self._checksums, self._since)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -180,7 +184,9 @@ class LazyArray:
             self._require(shards)
 
     def _open_reader(self, shard: int) -> ShardReader:
-        checksums = None
+        checksums, repaired = None, None
+        if self._since is not None:
+            repaired = self._since(shard)
         if self._checksums is not None and not self.spec.checksummed_chunks:
             checksums = self._checksums(shard, self.spec.key(shard))
-        return ShardReader(self.objects, self.spec, shard, checksums)
+        return ShardReader(self.objects, self.spec, shard, checksums, repaired)

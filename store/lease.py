@@ -31,6 +31,8 @@ from actlas.store.objects import Objects
 FOLDER = "ledger/lease"
 STANDSTILL_S = 60.0
 BEAT_S = 5.0
+BEAT_LIMIT_S = 10.0
+"""A request of a beat is given up after this: there are two, and several beats in a standstill."""
 MAX_BEAT_BYTES = 64 << 10
 """A beat that would be larger says nothing of the run, and of one that is, nothing is read."""
 
@@ -69,14 +71,15 @@ class Lease:
         self._thread.start()
 
     def _beat(self) -> None:
-        count = 0
+        # An outage may be tried out for longer than a standstill: whoever does looks dead.
+        objects, count = self.objects.within(BEAT_LIMIT_S), 0
         while not self._stop.wait(self._beat_s):
             count += 1
             try:
-                if highest(self.objects) != self.number:
+                if highest(objects) != self.number:
                     self.lost.set()
                     return
-                self.objects.replace(_key(self.number, "beat"), self._words(count))
+                objects.replace(_key(self.number, "beat"), self._words(count))
             except Exception:  # noqa: BLE001 - whatever it is, the thread must go on beating
                 # A beat that cannot be written is a beat missed: the run itself will meet the
                 # same fault and say so.

@@ -3,7 +3,7 @@
 An object appears under its final name whole, durable, and once: the first writer wins. Locally a
 file is staged, synced, linked to its name and the folder is synced; the final name is never opened
 for writing. An object store does the same with a conditional PUT, see
-:mod:`actlas.store.remote_objects`.
+:mod:`actlas.store.remote_create`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ class Objects(Protocol):
     @property
     def n_readers(self) -> int:
         """How many reads at once keep it busy."""
+
+    def within(self, limit_s: float) -> Objects:
+        """Return the same objects for who would rather ask again later than wait for an answer.
+
+        A request that is tried again while it fails is given up after ``limit_s`` seconds at the
+        latest, and raises ``RunFaultError``.
+        """
 
     def create(self, key: str, parts: Iterable[Buffer]) -> bool:
         """Write an object whole and durable; False if there was one already, left as it is."""
@@ -101,6 +108,10 @@ class LocalObjects:
     def n_readers(self) -> int:
         """As many as processors: the disk answers faster than a chunk is decoded."""
         return min(8, os.cpu_count() or 1)
+
+    def within(self, limit_s: float) -> LocalObjects:
+        """Return itself: a file system is asked once, and nothing is tried again."""
+        return self
 
     def path(self, key: str) -> Path:
         """Return the file of a key, which never leaves the root."""

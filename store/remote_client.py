@@ -40,11 +40,14 @@ class Settings(NamedTuple):
         ``ACTLAS_RETRY_S``: how long a request is tried again before the store counts as out.
     n_readers : int
         ``ACTLAS_READERS``: range requests in flight at once.
+    read_s : float
+        An answer that keeps coming is given up after this.
     """
 
     request_s: float = 30.0
     retry_s: float = 120.0
     n_readers: int = 64
+    read_s: float = LONGEST_READ_S
 
     @staticmethod
     def now() -> Settings:
@@ -61,6 +64,13 @@ class Settings(NamedTuple):
             _number("ACTLAS_RETRY_S", default.retry_s),
             max(1, round(_number("ACTLAS_READERS", default.n_readers))),
         )
+
+    def within(self, limit_s: float) -> Settings:
+        """Return settings no more patient than so many seconds, for one try and for all."""
+        request_s, retry_s, read_s = (
+            min(seconds, limit_s) for seconds in (self.request_s, self.retry_s, self.read_s)
+        )
+        return self._replace(request_s=request_s, retry_s=retry_s, read_s=read_s)
 
 
 def _number(name: str, default: float) -> float:
@@ -145,7 +155,7 @@ def _client(url: str, settings: Settings, slow_s: float | None, _environment: in
         ) from error
     request_s = settings.request_s
     options: ClientConfig = {
-        "timeout": timedelta(seconds=LONGEST_READ_S if slow_s is None else request_s + slow_s),
+        "timeout": timedelta(seconds=settings.read_s if slow_s is None else request_s + slow_s),
         "connect_timeout": timedelta(seconds=min(5.0, request_s)),
         "allow_http": _allowed_http(),
     }

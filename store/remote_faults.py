@@ -17,7 +17,6 @@ _CODE = re.compile(r"<Code>(?P<code>[A-Za-z0-9]{1,64})</Code>")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "specified bucket does not exist")
 _NO_CREDENTIALS = ("169.254.169.254", "169.254.170.2", "metadata.google", "MissingCredential")
 _CREDENTIAL_CODES = (
-    "AccessDenied",
     "ExpiredToken",
     "InvalidAccessKeyId",
     "InvalidToken",
@@ -40,11 +39,16 @@ class Trouble(NamedTuple):
         What is known, without secrets.
     hint : str
         What to do.
+    everywhere : bool
+        Whether every other object meets it too, where it is ``final``: the credentials, the bucket
+        or the endpoint are at fault. A 403 alone says nothing of the kind: rules of a bucket may
+        be about single keys.
     """
 
     kind: Kind
     words: str
     hint: str = "wait until the store answers again"
+    everywhere: bool = False
 
 
 def trouble(error: Exception) -> Trouble:
@@ -56,27 +60,29 @@ def trouble(error: Exception) -> Trouble:
     words += f" ({code['code']})" if code else ""
     if any(sign in text for sign in _NO_CREDENTIALS):
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
-        return Trouble("final", "no credentials were found", hint)
+        return Trouble("final", "no credentials were found", hint, everywhere=True)
     if any(sign in text for sign in _NO_BUCKET):
-        return Trouble("final", f"no such bucket: {words}", "make the bucket or mend the URL")
+        hint = "make the bucket or mend the URL"
+        return Trouble("final", f"no such bucket: {words}", hint, everywhere=True)
     if isinstance(error, FileNotFoundError):
         return Trouble("missing", words)
     name = type(error).__name__
     if name in ("AlreadyExistsError", "PreconditionError") or number == 412:
         return Trouble("exists", words)
-    denied = name in ("PermissionDeniedError", "UnauthenticatedError") or number in (401, 403)
-    if denied or (code and code["code"] in _CREDENTIAL_CODES):
+    said = code["code"] if code else ""
+    nobody = number == 401 or name == "UnauthenticatedError" or said in _CREDENTIAL_CODES
+    if nobody or number == 403 or name == "PermissionDeniedError" or said == "AccessDenied":
         hint = "renew the credentials, or give them the right to read, write, list and delete there"
-        return Trouble("final", f"refused: {words}", hint)
+        return Trouble("final", f"refused: {words}", hint, everywhere=nobody)
     if number == 416:
         return Trouble("range", words)
-    if number >= 500 or number in (408, 409, 429) or (code and code["code"] == "RequestTimeout"):
+    if number >= 500 or number in (408, 409, 429) or said == "RequestTimeout":
         return Trouble("passing", words)
     if number:
         return Trouble("final", words, "look at the bucket's rules and at the endpoint")
     if "BadScheme" in text:
         hint = "set AWS_ALLOW_HTTP=true if you mean to send it unencrypted"
-        return Trouble("final", "the endpoint is http:// and not https://", hint)
+        return Trouble("final", "the endpoint is http:// and not https://", hint, everywhere=True)
     return Trouble("passing", words)
 
 

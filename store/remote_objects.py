@@ -1,46 +1,25 @@
-"""Objects in a bucket under one prefix, through obstore.
-
-An object is created by one conditional PUT (``If-None-Match: *``), never by parts. Each carries a
-mark of who wrote it, so that a writer whose answer was lost knows its own object again.
-"""
+"""Objects in a bucket under one prefix, through obstore."""
 
 from __future__ import annotations
 
-import errno
 import itertools
-import os
-import threading
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
-from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Buffer
 
-from actlas.store.errors import FormatError, RunFaultError
-from actlas.store.inside import KEY_CHARACTERS, MAX_RECORD_BYTES
-from actlas.store.remote_client import Settings, client, parse_url
+from actlas.store.errors import FormatError
+from actlas.store.inside import MAX_RECORD_BYTES
+from actlas.store.remote_client import parse_url
+from actlas.store.remote_create import create
 from actlas.store.remote_faults import Trouble, outage, trouble
+from actlas.store.remote_requests import CutError, Requests, errors, missing
 
 if TYPE_CHECKING:
     from obstore import GetOptions
     from obstore.store import ObjectStore
 
-T = TypeVar("T")
-
-MAX_PUT_BYTES = 5 << 30
-"""What S3 takes in one PUT."""
-MARK = "actlaswrite"
-"""The metadata that names the attempt: one word, since each vendor forbids other signs."""
 PAGE = 1000
-OUT_S = 60.0
-"""For so long after a store was found out, it is asked once and no more: a run that ends because of
-an outage has a lease to give up and a log to close, and would wait as long again for each."""
-
-_outages: dict[str, float] = {}
-_out_lock = threading.Lock()
 
 
 class RemoteObjects:
@@ -49,7 +28,9 @@ class RemoteObjects:
     Parameters
     ----------
     url : str
-        ``s3://bucket/prefix``. Pickled, it is this and no more.
+        ``s3://bucket/prefix``.
+    limit_s : float, optional
+        See :meth:`within`. Pickled, they are these two and no more.
 
     Raises
     ------
@@ -57,11 +38,13 @@ class RemoteObjects:
         The URL is none, or holds credentials.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, limit_s: float | None = None) -> None:
         self._url = parse_url(url)
+        self._requests = Requests(self._url, limit_s)
+        self._ask = self._requests.ask
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteObjects, (self._url,)
+        return RemoteObjects, (self._url, self._requests.limit_s)
 
     def __repr__(self) -> str:
         return f"RemoteObjects({self._url!r})"
@@ -74,11 +57,11 @@ class RemoteObjects:
     @property
     def n_readers(self) -> int:
         """How many range requests keep the store busy."""
-        return self._settings.n_readers
+        return self._requests.settings.n_readers
 
-    @cached_property
-    def _settings(self) -> Settings:
-        return Settings.now()
+    def within(self, limit_s: float) -> RemoteObjects:
+        """Return the same objects, whose requests are given up after so many seconds."""
+        return RemoteObjects(self._url, limit_s)
 
     def create(self, key: str, parts: Iterable[Buffer]) -> bool:
         """Put an object if there is none; False if there was one.
@@ -90,31 +73,7 @@ class RemoteObjects:
         RunFaultError
             The store does not answer, refuses, or takes no object of this size.
         """
-        import obstore
-
-        body, n_bytes = self._body(key, parts)
-        mark = uuid.uuid4().hex
-        asked_twice = False
-
-        def put(store: ObjectStore) -> bool:
-            nonlocal asked_twice
-            # Whoever asks twice looks first: the first answer may be what was lost.
-            if asked_twice and (found := self._written_by(store, key, mark, body)) is not None:
-                return found
-            asked_twice = True
-            obstore.put(
-                store, key, body, mode="create", use_multipart=False, attributes={MARK: mark}
-            )
-            return True
-
-        def settle(found: Trouble) -> bool | None:
-            if found.kind != "exists":
-                return None
-            # obstore itself asks again after a 500, and its second try may meet our own object;
-            # and a 409 says only that another write was under way: then nothing may be there.
-            return self._request(key, lambda store: self._written_by(store, key, mark, body))
-
-        return self._request(key, put, n_sent=n_bytes, settle=settle)
+        return create(self._requests, key, parts)
 
     def replace(self, key: str, data: bytes) -> None:
         """Put an object over what was there."""
@@ -123,14 +82,14 @@ class RemoteObjects:
         def put(store: ObjectStore) -> None:
             obstore.put(store, key, data, mode="overwrite", use_multipart=False)
 
-        self._request(key, put, n_sent=len(data))
+        self._ask(key, put, n_sent=len(data))
 
     def delete(self, key: str) -> None:
         """Delete an object; nothing happens where there is none."""
         import obstore
 
         try:
-            self._request(key, lambda store: obstore.delete(store, key))
+            self._ask(key, lambda store: obstore.delete(store, key))
         except FileNotFoundError:
             return
 
@@ -168,13 +127,13 @@ class RemoteObjects:
             data = got.bytes().to_bytes()
             stop = size if n_bytes is None else min(size, offset + n_bytes)
             if len(data) != stop - offset:
-                raise _CutError(f"{len(data)} bytes of body, expected {stop - offset}")
+                raise CutError(f"{len(data)} bytes of body, expected {stop - offset}")
             return data
 
         def settle(found: Trouble) -> bytes | None:
             return b"" if found.kind == "range" else None  # nothing lies there
 
-        return self._request(key, get, settle=settle)
+        return self._ask(key, get, settle=settle)
 
     def pieces(self, key: str, n_bytes: int) -> Iterator[bytes]:
         """Yield a whole object in order, by one request unless it breaks, in some ``n_bytes``.
@@ -200,16 +159,16 @@ class RemoteObjects:
                 stream = iter(got.stream(n_bytes))
                 first = bytes(next(stream, b""))
                 if not first and offset < got.meta["size"]:
-                    raise _CutError("no body")
+                    raise CutError("no body")
                 return got.meta["size"], first, stream
 
-            size, piece, stream = self._request(key, begin, settle=ended)
+            size, piece, stream = self._ask(key, begin, settle=ended)
             try:
                 while piece:
                     offset += len(piece)
                     yield piece
                     piece = bytes(next(stream, b""))
-            except _errors() as error:
+            except errors() as error:
                 if trouble(error).kind != "passing":
                     raise outage(f"{self._url}/{key}", trouble(error)) from None
             # What is still missing is asked for again; each answer brings at least one piece.
@@ -219,7 +178,7 @@ class RemoteObjects:
         import obstore
 
         try:
-            return self._request(key, lambda store: obstore.head(store, key)["size"])
+            return self._ask(key, lambda store: obstore.head(store, key)["size"])
         except FileNotFoundError:
             return None
 
@@ -235,7 +194,7 @@ class RemoteObjects:
         first = next(listed, [])
         if any("/" in path for path in first):
             # It has folders of its own, which a delimiter spares us to walk through.
-            found = self._request(
+            found = self._ask(
                 prefix, lambda store: obstore.list_with_delimiter(store, prefix or None)
             )
             paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
@@ -275,129 +234,19 @@ class RemoteObjects:
                 pages = iter(obstore.list(store, prefix or None, offset=last, chunk_size=PAGE))
                 return next(pages, []), pages
 
-            page, pages = self._request(prefix, begin)
+            page, pages = self._ask(prefix, begin)
             try:
                 while page:
                     last = page[-1]["path"]
                     yield [meta["path"][start:] for meta in page if len(meta["path"]) > start]
                     page = next(pages, [])
                 return
-            except _errors() as error:
+            except errors() as error:
                 if trouble(error).kind != "passing":
                     raise outage(f"{self._url}/{prefix}", trouble(error)) from None
 
     def _require(self, key: str) -> int:
         size = self.size(key)
         if size is None:
-            raise _missing(f"{self._url}/{key}")
+            raise missing(f"{self._url}/{key}")
         return size
-
-    def _body(self, key: str, parts: Iterable[Buffer]) -> tuple[list[memoryview], int]:
-        body, n_bytes = [], 0
-        for part in parts:
-            view = memoryview(part).cast("B")
-            n_bytes += view.nbytes
-            if n_bytes > MAX_PUT_BYTES:
-                raise RunFaultError(
-                    f"{self._url}/{key}: this object has more than {MAX_PUT_BYTES >> 30} GiB, the "
-                    "most that one conditional PUT takes. Plan with fewer rows per shard "
-                    "(--shard-rows).",
-                    path=f"{self._url}/{key}",
-                )
-            if view.nbytes:
-                body.append(view)
-        return body, n_bytes
-
-    def _written_by(
-        self, store: ObjectStore, key: str, mark: str, body: list[memoryview]
-    ) -> bool | None:
-        """Whether the object at a key is ours; None where there is none."""
-        import obstore
-
-        try:
-            found = obstore.get(store, key, options={"head": True})
-        except FileNotFoundError as error:
-            if trouble(error).kind == "missing":
-                return None
-            raise
-        theirs = found.attributes.get(MARK)
-        if theirs is not None:
-            return bool(theirs == mark)
-        # A store that keeps no metadata: the same bytes are as good as ours.
-        if found.meta["size"] != sum(part.nbytes for part in body):
-            return False
-        return obstore.get(store, key).bytes().to_bytes() == b"".join(body)
-
-    def _request(
-        self,
-        key: str,
-        do: Callable[[ObjectStore], T],
-        *,
-        n_sent: int | None = None,
-        settle: Callable[[Trouble], T | None] | None = None,
-    ) -> T:
-        """Do a request, again and again while its failure may pass.
-
-        Raises
-        ------
-        FileNotFoundError
-            There is no such object.
-        RunFaultError
-            It failed for good, or for longer than ``ACTLAS_RETRY_S``.
-        """
-        if key.startswith("/") or ".." in key.split("/") or len(key) > KEY_CHARACTERS:
-            raise FormatError(
-                f"{self._url}: a key stays inside its store, got {key[:200]!r}.", key=key[:200]
-            )
-        where, settings = f"{self._url}/{key}", _patient(self._url, self._settings)
-        began, wait_s = time.monotonic(), 0.1
-        limit = began + settings.retry_s
-        while True:
-            try:
-                result = do(client(self._url, settings, n_sent))
-            except _errors() as error:
-                found = trouble(error)
-            else:
-                _outages.pop(self._url, None)
-                return result
-            if found.kind in ("missing", "exists", "range"):  # an answer is an answer
-                _outages.pop(self._url, None)
-            if settle is not None and (settled := settle(found)) is not None:
-                return settled
-            if found.kind == "missing":
-                raise _missing(where) from None
-            now = time.monotonic()
-            if found.kind == "final" or now + wait_s > limit:
-                with _out_lock:
-                    _outages[self._url] = now
-                raise outage(where, found, now - began) from None
-            time.sleep(wait_s * (0.5 + _jitter()))
-            wait_s = min(2 * wait_s, 5.0)
-
-
-class _CutError(Exception):
-    """An answer held fewer bytes than it said."""
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    """Return what obstore raises: its own errors, and two of Python's."""
-    from obstore.exceptions import BaseError
-
-    return BaseError, FileNotFoundError, ConnectionError, TimeoutError, _CutError
-
-
-def _patient(url: str, settings: Settings) -> Settings:
-    """Return the settings without tries of any kind where the store was found out just now."""
-    since = _outages.get(url)
-    if since is not None and time.monotonic() - since < OUT_S:
-        return settings._replace(retry_s=0.0)
-    return settings
-
-
-def _missing(where: str) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
-
-
-def _jitter() -> float:
-    """Return a number in [0, 1): many workers that failed together must not return together."""
-    return Random(os.getpid() ^ time.monotonic_ns()).random()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from actlas.store.arrays import ArraySpec
 from actlas.store.commit import check_shapes, write_arrays
 from actlas.store.commit_pooled import PooledRows, check_pooled_shapes, write_pooled
+from actlas.store.digests import object_digest
 from actlas.store.errors import (
     ConflictError,
     CorruptDataError,
@@ -27,7 +28,7 @@ from actlas.store.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.schema import ObjectRecord, Receipt
 from actlas.store.shardfile import ShardReader, ShardWriter
 from actlas.store.store import Store
-from actlas.store.writer import ArrayWriter, object_digest, write_receipt
+from actlas.store.writer import ArrayWriter, write_receipt
 
 
 def repair_shard(

@@ -18,10 +18,11 @@ from actlas.store.codes import copies, copy_key, names, spec_key
 from actlas.store.errors import CorruptDataError, FormatError, RunFaultError, of_one_object
 from actlas.store.metadata import ledger_metadata, root_metadata
 from actlas.store.objects import Objects
+from actlas.store.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.schema import FeaturesSpec, PlanFile, unseal
+from actlas.store.shard_statistics import EARLIER_STATISTICS, STATISTICS
 from actlas.store.specs import StoreArrays
-from actlas.store.statistics import EARLIER_STATISTICS, STATISTICS
-from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store
+from actlas.store.store import Store
 
 ROOT_KEY = "zarr.json"
 

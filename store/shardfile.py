@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import struct
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -213,6 +214,8 @@ class ShardReader:
         Which of its shards.
     chunk_crc32c : sequence of int, optional
         The receipt's checksums, for profile ``none``. Without them raw chunks are not checked.
+    repaired : callable, optional
+        Tells whether the shard got other bits since it was opened. Asked where it cannot be read.
 
     Raises
     ------
@@ -226,17 +229,34 @@ class ShardReader:
         spec: ArraySpec,
         shard: int,
         chunk_crc32c: Sequence[int] | None = None,
+        repaired: Callable[[], bool] | None = None,
     ) -> None:
         self.objects = objects
         self.spec = spec
         self.shard = shard
         self.key = spec.key(shard)
         self.chunk_crc32c = chunk_crc32c
-        self.index = self._read_index()
+        self._repaired = repaired
+        with self._told():
+            self.index = self._read_index()
 
     @property
     def _threads(self) -> ThreadPoolExecutor:
         return reading_threads(self.objects.n_readers)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say what to do where the shard was repaired under somebody who had it open."""
+        try:
+            yield
+        except CorruptDataError as error:
+            if self._repaired is None or not self._repaired():
+                raise
+            raise CorruptDataError(
+                f"{error}. It was repaired since this store was opened, with other bits: open it "
+                "again.",
+                **error.details,
+            ) from error
 
     def _where(self, chunk: int | None = None) -> str:
         start, stop = self.spec.shard_range(self.shard)
@@ -285,6 +305,10 @@ class ShardReader:
 
     def read_chunk(self, chunk: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return one inner chunk at its full size, checked; in ``out`` where one is given."""
+        with self._told():
+            return self._read_chunk(chunk, out)
+
+    def _read_chunk(self, chunk: int, out: NDArray[Any] | None) -> NDArray[Any]:
         offset, n_bytes = (int(v) for v in self.index[chunk])
         data = self.objects.read(self.key, offset, n_bytes)
         where = self._where(chunk)

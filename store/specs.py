@@ -10,7 +10,7 @@ from actlas.store import layout
 from actlas.store.arrays import COLUMN_COMPRESSION, ArraySpec, column
 from actlas.store.dtypes import numpy_dtype
 from actlas.store.schema import HookpointSpec, Plan, Pool
-from actlas.store.statistics import STATISTICS
+from actlas.store.shard_statistics import STATISTICS
 
 DOCUMENT_SHARD_ROWS = 1 << 20
 TOKEN_SHARD_ROWS = 1 << 22

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,47 +12,26 @@ from numpy.typing import NDArray
 
 from actlas.store import display, layout
 from actlas.store.arrays import ArraySpec, metadata_bytes
-from actlas.store.documents import Context, Document, Documents
-from actlas.store.errors import (
-    ConflictError,
-    CorruptDataError,
-    FormatError,
-    NotExtractedError,
-    StoreNotFoundError,
-)
+from actlas.store.document import Context, Document
+from actlas.store.documents import Documents
+from actlas.store.errors import NotExtractedError
+from actlas.store.finished import Finished
 from actlas.store.lazy import LazyArray
-from actlas.store.objects import Objects, is_url, open_objects
-from actlas.store.plausible import check_objects
+from actlas.store.objects import Objects, open_objects
+from actlas.store.placement import Placement
+from actlas.store.plan_file import names_in, read_plan, require_plan
 from actlas.store.pooled import Pooled, pooled_range
 from actlas.store.receipts import EXTRACT, POOLED, Receipts
-from actlas.store.schema import (
-    FORMAT_VERSION,
-    Plan,
-    PlanFile,
-    Receipt,
-    seal_of,
-    unseal,
-    version_error,
-)
+from actlas.store.schema import Plan, PlanFile, Receipt
+from actlas.store.shard_documents import ShardDocuments
+from actlas.store.shard_statistics import EARLIER_STATISTICS, STATISTICS, ShardStatistics
 from actlas.store.specs import StoreArrays
-from actlas.store.statistics import (
-    EARLIER_STATISTICS,
-    STATISTICS,
-    Border,
-    ShardDocuments,
-    ShardStatistics,
-    Statistics,
-    combine,
-)
+from actlas.store.statistics import Statistics, combine
 from actlas.store.views import Activations, DocumentActivations, Rows
 
 if TYPE_CHECKING:
     from actlas.store.features import Features
     from actlas.store.units import Units
-
-PLAN_KEY = "ledger/plan.json"
-PLAN_COPY_KEY = "ledger/plan.copy.json"
-"""The same bytes once more: without them nothing else could be proved or repaired."""
 
 
 class Store:
@@ -87,10 +65,8 @@ class Store:
         self.path = objects.url
         self.plan: Plan = plan_file.plan
         self.plan_file = plan_file
-        self._seen: dict[str, frozenset[int]] = {}
-        self._receipts: dict[str, Receipts] = {}
-        self._receipt = lru_cache(maxsize=4096)(self._read_receipt)
-        self._inverse = lru_cache(maxsize=16)(self._shard_rows)
+        self.finished = Finished(self)
+        self._placement = Placement(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(open_store, check=self.check), (self.path,)
@@ -107,7 +83,8 @@ class Store:
                 return arrays
         if not self.plan.dense:
             return StoreArrays(self.plan)
-        found = self._attribute_names(arrays.statistic(first).metadata_key, "statistics")
+        key = arrays.statistic(first).metadata_key
+        found = names_in(self.objects, self.plan_file, key, "statistics")
         return StoreArrays(self.plan, statistics_names=tuple(found))
 
     @cached_property
@@ -143,7 +120,7 @@ class Store:
         for name in ("source", "label", *self.plan.token_columns):
             key = f"documents/{name}/zarr.json"
             if key in self.plan_file.objects:
-                names[name] = self._attribute_names(key)
+                names[name] = names_in(self.objects, self.plan_file, key)
         if "label" in names:
             specs = StoreArrays(self.plan, tuple(names["label"])).documents
         columns = {name: LazyArray(self.objects, spec) for name, spec in specs.items()}
@@ -153,11 +130,10 @@ class Store:
     @cached_property
     def pooled(self) -> Pooled:
         """The pooled rows by hookpoint and pool; empty where the plan has none."""
-
-        def lazy(spec: ArraySpec) -> LazyArray:
-            return LazyArray(self.objects, spec, self._require_pooled, self._pooled_checksums)
-
-        return Pooled(self, lazy)
+        require = partial(self.finished.require, job=POOLED)
+        checksums = partial(self.finished.checksums, job=POOLED)
+        since = partial(self.finished.since, job=POOLED)
+        return Pooled(self, lambda spec: LazyArray(self.objects, spec, require, checksums, since))
 
     @property
     def jobs(self) -> tuple[str, ...]:
@@ -176,21 +152,15 @@ class Store:
 
     def receipts(self, job: str = EXTRACT) -> Receipts:
         """Return the receipts of a job."""
-        if job not in self._receipts:
-            n_shards = self.n_shards(job)
-            self._receipts[job] = Receipts(self.objects, job, n_shards, self.plan_sha256)
-        return self._receipts[job]
+        return self.finished.receipts(job)
 
     def forget(self, job: str) -> None:
         """Forget what was read of a job's receipts: one of them was replaced."""
-        self._receipts.pop(job, None)
-        self._seen.pop(job, None)
-        self._receipt.cache_clear()
+        self.finished.forget(job)
 
     def done(self, job: str = EXTRACT) -> frozenset[int]:
         """Return the shards of a job that have a receipt, by a fresh listing."""
-        self._seen[job] = self.receipts(job).done()
-        return self._seen[job]
+        return self.finished.shards(job)
 
     def missing(self, job: str = EXTRACT) -> list[int]:
         """Return the shards of a job that have no receipt, in order, by a fresh listing."""
@@ -198,7 +168,7 @@ class Store:
 
     def receipt(self, shard: int, job: str = EXTRACT) -> Receipt:
         """Return a shard's receipt."""
-        return self._receipt(shard, job)
+        return self.finished.receipt(shard, job)
 
     def shard_range(self, shard: int) -> tuple[int, int]:
         """Return the tokens (and rows) [start, stop) of a shard."""
@@ -206,29 +176,11 @@ class Store:
 
     def shard_columns(self, shard: int) -> dict[str, NDArray[Any]]:
         """Return the row columns that a shard must have, worked out from the plan alone."""
-        start, stop = self.shard_range(shard)
-        t = layout.shard_tokens(self.plan.order, self.plan.seed, start, stop)
-        doc_idx = self.documents.find(t)
-        columns: dict[str, NDArray[Any]] = {
-            "token_id": self.documents.token_ids(start, stop)[t - start],
-            "doc_idx": doc_idx.astype(np.int64),
-            "pos_idx": (t - self.documents.start[doc_idx]).astype(np.int32),
-        }
-        if self.plan.keep_special:
-            columns["special"] = self.documents.special(start, stop)[t - start].astype(np.int8)
-        for name in self.plan.token_columns:
-            columns[name] = self.documents.token_column(name, start, stop)[t - start]
-        return columns
+        return self._placement.columns(shard)
 
     def row_of(self, t: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the row in which each token ``t`` of the corpus lies; shape of ``t``."""
-        rows = np.empty_like(t)
-        shard_of = t // self.plan.shard_rows
-        for shard in np.unique(shard_of):
-            start, _ = self.shard_range(int(shard))
-            mask = shard_of == shard
-            rows[mask] = start + self._inverse(int(shard))[t[mask] - start]
-        return rows
+        return self._placement.row_of(t)
 
     def document(self, doc_idx: int) -> Document:
         """Return one document: its text, its tokens, and their activations in order.
@@ -296,7 +248,7 @@ class Store:
         names = self.arrays.statistics_names
         return combine(  # one shard in memory
             (
-                self._borders(shard),
+                self._placement.borders(shard),
                 ShardStatistics.from_table(names, stored.read(shard, shard + 1)[0]),
             )
             for shard in done
@@ -304,10 +256,7 @@ class Store:
 
     def shard_documents(self, shard: int) -> ShardDocuments:
         """Return which rows of a shard are of which document."""
-        start, stop = self.shard_range(shard)
-        first, last = self.documents.find(start), self.documents.find(stop - 1)
-        edges = self.documents.starts(first, last + 1)
-        return ShardDocuments.of(self._shard_rows(shard), edges, start, stop)
+        return self._placement.documents(shard)
 
     def n_stored_bytes(self) -> int:
         """Return the bytes of all extracted shards as they lie on disk, from the receipts."""
@@ -324,35 +273,11 @@ class Store:
         A worker that slept while its store was removed and another planned in its place must not
         write there.
         """
-        try:
-            # Its end alone: a large store's plan is megabytes, and every commit asks.
-            size = self.objects.size(PLAN_KEY) or 0
-            now = seal_of(self.objects.read(PLAN_KEY, max(0, size - 128)))
-        except FileNotFoundError:
-            now = "none"
-        if now != self.plan_sha256:
-            raise ConflictError(
-                f"{self.path}: the plan here is {now[:16]}…, this worker's was "
-                f"{self.plan_sha256[:16]}…. The store was replaced; nothing more is written.",
-                path=self.path,
-            )
+        require_plan(self.objects, self.plan_sha256)
 
     def require(self, shards: NDArray[np.int64]) -> None:
         """Raise ``NotExtractedError`` where one of these shards has no receipt."""
-        seen = self._seen.get(EXTRACT)
-        if seen is not None and seen.issuperset(shards.tolist()):
-            return
-        absent = sorted(set(shards.tolist()) - self.done())
-        if absent:
-            start, stop = self.shard_range(int(absent[0]))
-            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-            raise NotExtractedError(
-                f"{self.path}: rows [{start}, {stop}) (shard {absent[0]}{more}) are not extracted "
-                f"yet. `actlas extract {self.path}` goes on, `actlas status {self.path}` tells "
-                "how far it is.",
-                path=self.path,
-                shards=absent,
-            )
+        self.finished.require(shards, EXTRACT)
 
     def _require_dense(self) -> None:
         if not self.plan.dense:
@@ -364,62 +289,10 @@ class Store:
                 path=self.path,
             )
 
-    def _require_pooled(self, shards: NDArray[np.int64]) -> None:
-        seen = self._seen.get(POOLED)
-        if seen is not None and seen.issuperset(shards.tolist()):
-            return
-        absent = sorted(set(shards.tolist()) - self.done(POOLED))
-        if absent:
-            start, stop = self.covered(int(absent[0]), POOLED)
-            raise NotExtractedError(
-                f"{self.path}: documents [{start}, {stop}) (shard {absent[0]} of the pooled rows) "
-                f"are not pooled yet. `actlas extract {self.path}` goes on.",
-                path=self.path,
-                shards=absent,
-            )
-
-    def _pooled_checksums(self, shard: int, key: str) -> tuple[int, ...] | None:
-        records = self.receipt(shard, POOLED).objects
-        return next((r.chunk_crc32c for r in records if r.key == key), None)
-
     def _lazy(self, spec: ArraySpec) -> LazyArray:
-        checksums = self._chunk_checksums if self.check else None
-        return LazyArray(self.objects, spec, self.require, checksums)
-
-    def _chunk_checksums(self, shard: int, key: str) -> tuple[int, ...] | None:
-        records = self.receipt(shard).objects
-        return next((r.chunk_crc32c for r in records if r.key == key), None)
-
-    def _read_receipt(self, shard: int, job: str) -> Receipt:
-        try:
-            return self.receipts(job).read(shard)
-        except FileNotFoundError:
-            require = self._require_pooled if job == POOLED else self.require
-            require(np.array([shard], dtype=np.int64))
-            raise
-
-    def _borders(self, shard: int) -> Border:
-        """Return the documents that cross a shard's borders."""
-        start, stop = self.shard_range(shard)
-        first, last = self.documents.find(start), self.documents.find(stop - 1)
-        left = first if self.documents.starts(first, first)[0] < start else None
-        crosses = self.documents.starts(last, last + 1)[1] > stop
-        return Border(left, last if crosses and last != left else None)
-
-    def _shard_rows(self, shard: int) -> NDArray[np.int64]:
-        return layout.shard_rows_of(self.plan.order, self.plan.seed, *self.shard_range(shard))
-
-    def _attribute_names(self, key: str, attribute: str = "names") -> list[str]:
-        digest, _ = self.plan_file.objects.get(key, ("", 0))
-        if hashlib.sha256(self.objects.read(key)).hexdigest() != digest:
-            raise CorruptDataError(
-                f"{self.path}/{key}: its sha256 is not the plan's: the names in it were changed.",
-                path=key,
-            )
-        names = attributes_of(read_json(self.objects, key)).get(attribute, [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise FormatError(f"{self.path}/{key}: attribute `{attribute}` must list strings")
-        return names
+        checksums = partial(self.finished.checksums, job=EXTRACT) if self.check else None
+        since = partial(self.finished.since, job=EXTRACT)
+        return LazyArray(self.objects, spec, self.require, checksums, since)
 
     def __repr__(self) -> str:
         plan = self.plan
@@ -436,30 +309,6 @@ class Store:
 
     def _repr_html_(self) -> str:
         return display.store_html(self)
-
-
-def attributes_of(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return the attributes of a ``zarr.json``; none where they are no JSON object."""
-    attributes = metadata.get("attributes")
-    return attributes if isinstance(attributes, dict) else {}
-
-
-def read_json(objects: Objects, key: str) -> dict[str, Any]:
-    """Return a JSON object of the store.
-
-    Raises
-    ------
-    FormatError
-        It is none.
-    """
-    data = objects.read(key)
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{objects.url}/{key}: expected JSON ({error})", path=key) from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{objects.url}/{key}: expected a JSON object", path=key)
-    return value
 
 
 def open_store(path: str | os.PathLike[str], *, check: bool = True) -> Store:
@@ -484,33 +333,5 @@ def open_store(path: str | os.PathLike[str], *, check: bool = True) -> Store:
         Its plan is not the one that was written.
     """
     objects = open_objects(path)
-    try:
-        root = read_json(objects, "zarr.json")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreNotFoundError(
-            f"{objects.url}: there is no store here. `actlas plan {path} --model M --corpus C` "
-            "makes one.",
-            path=objects.url,
-        ) from error
-    ours = attributes_of(root).get("actlas")
-    version = ours.get("format_version") if isinstance(ours, dict) else None
-    if version is None:
-        raise FormatError(f"{objects.url}: a Zarr group, but no store of actlas.", path=path)
-    if version != FORMAT_VERSION:
-        raise version_error(objects.url, version)
-    try:
-        data = objects.read(PLAN_KEY)
-    except FileNotFoundError as error:
-        again = "Plan again." if is_url(objects.url) else "Remove the folder and plan again."
-        if objects.size(PLAN_COPY_KEY) is not None:
-            again = (
-                f"Its copy is there: `actlas repair {objects.url}` puts it back, or says why not."
-            )
-        raise StoreNotFoundError(
-            f"{objects.url}: {PLAN_KEY} is missing: it is lost, or planning was not finished here. "
-            + again,
-            path=objects.url,
-        ) from error
-    plan_file = unseal(data, PlanFile, f"{objects.url}/{PLAN_KEY}")
-    check_objects(plan_file, f"{objects.url}/{PLAN_KEY}")
-    return Store(objects, plan_file, seal_of(data), check=check)
+    plan_file, plan_sha256 = read_plan(objects, path)
+    return Store(objects, plan_file, plan_sha256, check=check)

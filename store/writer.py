@@ -16,19 +16,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from actlas.store.arrays import ArraySpec
+from actlas.store.digests import object_digest
 from actlas.store.errors import ConflictError, CorruptDataError, NonFiniteError, RunFaultError
-from actlas.store.objects import Objects
 from actlas.store.receipts import EXTRACT, POOLED
 from actlas.store.schema import FORMAT_VERSION, ObjectRecord, Receipt
 from actlas.store.shardfile import ShardReader, ShardWriter, crc32c
 from actlas.store.store import Store
 from actlas.store.version import VERSION
 
-READ_BYTES = 1 << 20
 ADOPT_TOLERANCE = {"float32": 1e-2, "float16": 1e-1, "bfloat16": 1e-1}
 """How far a row that an earlier attempt left may be from ours, as a share of its norm: kernels
 round differently; another model, or damage, is much further away."""
@@ -198,8 +196,9 @@ class ArrayWriter:
             rows = reader.read_rows(0, stop - start)
         except CorruptDataError as error:
             raise ConflictError(
-                f"{error} It lies under a final name without a receipt. Remove that file, then "
-                "run the same command again.",
+                f"{error} It lies under a final name without a receipt: `actlas repair "
+                f"{self.objects.url} --remove-strays` removes it, and the same command with "
+                "--retry-quarantined writes it anew.",
                 path=key,
             ) from error
         chunks: list[int] = []
@@ -268,21 +267,6 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def object_digest(objects: Objects, key: str) -> tuple[int, str]:
-    """Return the size and the XXH3 (128 bits, hexadecimal) of an object, read in pieces.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such object.
-    """
-    n_bytes, digest = 0, xxhash.xxh3_128()
-    for piece in objects.pieces(key, READ_BYTES):
-        digest.update(piece)
-        n_bytes += len(piece)
-    return n_bytes, digest.hexdigest()
 
 
 def first_unlike(stored: NDArray[Any], rows: NDArray[Any], tolerance: float) -> int | None:

@@ -1,14 +1,118 @@
-"""What every test may use: the shared real data, where it is at hand."""
+"""What every test may use: the shared real data, where it is at hand.
+
+Temporary files lie in memory where there is room: there an fsync is free, and every shard of the
+hundreds that the tests write has several, each of milliseconds on a disk. That the right calls are
+made is proved by counting them (``support.crash``), not by a disk. ``ACTLAS_TESTS_FOLDER=/tmp`` has
+them lie there.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import importlib
 import os
+import shutil
+import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+MEMORY = Path("/dev/shm")
+ROOM_BYTES = 4 << 30
+"""Beside what Ray takes there. All tests together leave less than one."""
+_FOLDER = "ACTLAS_TESTS_FOLDER"
+
+
+def _begin_folder() -> tuple[Path, int] | None:
+    """Have this session's files lie in memory; return its folder, and what holds it."""
+    if given := os.environ.get(_FOLDER):  # ours, in a process that a session has started
+        tempfile.tempdir = given
+        return None
+    if not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < ROOM_BYTES:
+        return None
+    for left in MEMORY.glob("actlas-pytest-*"):
+        with contextlib.suppress(OSError):  # in use, or another user's
+            if time.time() - left.stat().st_mtime > 60:
+                os.close(_hold(left))
+                shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix="actlas-pytest-", dir=MEMORY))
+    tempfile.tempdir = os.environ[_FOLDER] = os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)
+    return folder, _hold(folder)
+
+
+def _hold(folder: Path) -> int:
+    """Lock a folder for as long as this process lives, or fail where another holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+ON_THE_CLUSTER = frozenset(
+    f"tests/chaos/test_{name}.py"
+    for name in ("drivers", "fields", "nodes", "poison", "workers", "zombies")
+)
+"""These share one Ray cluster, which takes 12 s to start: one process runs them all."""
+LONG = (
+    *("jobs/test_real", "benchmarks/test_benchmarks_run", "store/test_strangers"),
+    *("deploy/test_slurm", "chaos/test_s3", "jobs/test_pooled", "jobs/test_executors"),
+    *("jobs/test_sae_verbs", "chaos/test_system_calls", "analysis/test_localize"),
+    *("chaos/test_state_machine", "jobs/test_submit", "jobs/test_sae_train", "jobs/test_main_job"),
+)
+"""Begun after those, in this order, so that at the end no process is left alone with one."""
+_PASSED = pytest.StashKey[bool]()
+_BEGUN = _begin_folder()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # it would begin the files of the fewest tests last
+
+
+def _turn(item: pytest.Item) -> int:
+    file = item.nodeid.partition("::")[0]
+    if file in ON_THE_CLUSTER:
+        return -1
+    name = file.removeprefix("tests/").removesuffix(".py")
+    return LONG.index(name) if name in LONG else len(LONG)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_turn)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share out files, as ``--dist loadfile`` does, but all of those on the cluster as one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    scheduling = importlib.import_module("xdist.scheduler").LoadFileScheduling(config, log)
+    file_of = scheduling._split_scope
+
+    def scope_of(nodeid: str) -> str:
+        file: str = file_of(nodeid)
+        return "on the cluster" if file in ON_THE_CLUSTER else file
+
+    scheduling._split_scope = scope_of
+    return scheduling
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_PASSED] = exitstatus == 0
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give the memory back, but for what a failure may be seen in: the next session does that."""
+    if _BEGUN is not None and config.stash.get(_PASSED, False):
+        shutil.rmtree(_BEGUN[0], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -29,8 +29,7 @@ CALLS = frozenset(
     ]
 )
 IMPORTERS = {
-    "jobs/cli.py": "of our own verbs, by name from a fixed list",
-    "jobs/sae.py": "of our own verbs, by name from a fixed list",
+    "jobs/verbs.py": "of our own verbs, by name from a fixed list",
 }
 """Files that may call ``importlib.import_module``, and why."""
 PROCESSES = {

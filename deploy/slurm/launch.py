@@ -7,8 +7,9 @@ it and leaves it at that. Whether it is done is asked of ``actlas verify``.
 
 Environment: ACTLAS_HEAD_ALONE=1 (no worker on the first node), ACTLAS_WAIT_S (300: for head and
 first worker), ACTLAS_DRAIN_S (150: then shards in flight are given up), ACTLAS_REQUEUES (10: after
-faults; those after a signal are not counted), ACTLAS_VERIFY (``--full`` reads every byte),
-ACTLAS_HEAD_IP, ACTLAS_TMP (/tmp: of each node; keep it short, Ray's sockets lie below).
+faults, which ``actlas-JOBID-faults.txt`` counts; those after a signal are not counted),
+ACTLAS_VERIFY (``--full`` reads every byte), ACTLAS_HEAD_IP, ACTLAS_TMP (/tmp: of each node; keep it
+short, Ray's sockets lie below).
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Launcher:
             f"{os.environ.get('ACTLAS_TMP', '/tmp')}/actlas-{self.job}-{secrets.token_hex(3)}"
         )
         self.logs = Path(f"actlas-{self.job}-ray").absolute()
+        self.faults = Path(f"actlas-{self.job}-faults.txt").absolute()
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         os.environ.pop("RAY_ADDRESS", None)
@@ -109,6 +111,7 @@ class Launcher:
         if code < 0 or (self.driver is None and self.stopping()):
             code = RESUME  # a driver that was killed has lost no shard that was done
         if code == 0:
+            self.faults.unlink(missing_ok=True)
             verify = ["actlas", "verify", self.store, *os.environ.get("ACTLAS_VERIFY", "").split()]
             return subprocess.run(verify, check=False).returncode
         return self.requeue() if code == RESUME else code
@@ -210,18 +213,34 @@ class Launcher:
 
     def requeue(self) -> int:
         """Have Slurm run the job again, where that was meant and may help; return 75."""
-        n_before, most = (
-            int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-            os.environ.get("ACTLAS_REQUEUES", "10"),
-        )
         if self.signalled == signal.SIGINT:
             say(f"stopped; sbatch the same script again, or: scontrol requeue {self.job}")
-        elif not self.stopping() and n_before >= int(most):
-            say(f"stopped, and started again {n_before} times already: look at what it said")
-        else:
-            say(f"requeueing job {self.job}: it goes on where it stopped")
-            subprocess.run(["scontrol", "requeue", self.job], check=False)
+            return RESUME
+        if not self.stopping():
+            n_faults, most = self.count_fault(), int(os.environ.get("ACTLAS_REQUEUES", "10"))
+            if n_faults > most:
+                with suppress(OSError):  # whoever requeues it by hand has looked: from 0 again
+                    self.faults.unlink()
+                say(f"stopped by a fault, {most} times requeued after one: look at what it said")
+                return RESUME
+        say(f"requeueing job {self.job}: it goes on where it stopped")
+        subprocess.run(["scontrol", "requeue", self.job], check=False)
         return RESUME
+
+    def count_fault(self) -> int:
+        """Note a fault where the job finds it after a requeue; return how many there were.
+
+        Slurm's own count has every requeue, those after time limits and lost nodes too. It serves
+        where nothing can be noted, as on a full disk: too few requeues are better than no end.
+        """
+        n_requeues = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        try:
+            with self.faults.open("a" if n_requeues else "w", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} stopped by a fault\n")
+            return self.faults.read_text(encoding="utf-8").count("\n")
+        except OSError as error:
+            say(f"{self.faults}: {error.strerror}; counting every requeue instead")
+            return n_requeues + 1
 
 
 def head_ip(others: list[str]) -> str:

@@ -273,6 +273,16 @@ def test_a_flipped_byte_is_named_and_never_returned(tmp_path: Path) -> None:
     assert "truncated" in damage.what
 
 
+def test_metadata_of_codes_is_read_by_the_fast_verify_too(tmp_path: Path) -> None:
+    store = made_store(tmp_path / "run.zarr")
+    encode(store, Relu(24, 16, HOOKPOINT))
+    [path] = Path(store.path).glob("features/made/tokens/00000001-*/data/zarr.json")
+    path.write_bytes(path.read_bytes().replace(b'"shape"', b'"shade"'))
+    [damage] = verify(store).damages
+    assert damage.key == path.relative_to(store.path).as_posix()
+    assert (damage.start, damage.stop) == store.shard_range(1)
+
+
 def test_derived_data_names_what_it_was_made_from(tmp_path: Path) -> None:
     store = made_store(tmp_path / "run.zarr")
     features = encode(store, Relu(24, 16, HOOKPOINT))

@@ -44,7 +44,7 @@ def test_quarantine_is_exactly_the_poison(
     begin = start if where == "inline" else request.getfixturevalue("start_on")
     kinds = ["raise", "memory"] if where == "inline" else list(WORDS)
     n_each, size = chaos.count(1, 8), FEW if chaos.form == "short" else MANY
-    more = ["--max-process-deaths=3", "--deadline-floor-s=5"]
+    more = ["--max-process-deaths=3", "--deadline-floor-s=3"]
     if where == "ray":
         more += ["--workers=4"]
     store = planned(ground / "run", size, slow_s=0.01)

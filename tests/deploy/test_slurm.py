@@ -163,30 +163,101 @@ def test_workers_that_never_join_are_noticed(slurm: Launch, tmp_path: Path) -> N
     assert "no worker of Ray has joined in time" in out
 
 
-@pytest.mark.parametrize(
-    ("number", "n_before", "requeued"),
-    [
-        (signal.SIGTERM, "0", True),
-        (signal.SIGTERM, "1000", True),
-        (signal.SIGINT, "0", False),
-        (None, "9", True),
-        (None, "10", False),
-    ],
-)
-def test_when_a_job_is_requeued(
-    number: int | None, n_before: str, requeued: bool, tmp_path: Path, monkeypatch: Any
-) -> None:
-    """After Slurm's signal always; after a person's never; after faults ten times."""
-    script(tmp_path / "scontrol", SCONTROL.format(calls=tmp_path / "calls.txt"))
+RAY = """#!/bin/sh
+case "$*" in *--head*) exec {python} - "$@" <<'END'
+import socket, sys, time
+port = next(a for a in sys.argv if a.startswith("--port=")).partition("=")[2]
+server = socket.create_server(("127.0.0.1", int(port))); time.sleep(60)
+END
+esac
+exec sleep 60
+"""
+JOINS = "def init(**_): pass\ndef nodes(): return [{'Alive': True, 'Resources': {'CPU': 1}}]\n"
+FAULTY = """#!/bin/sh
+if [ -e wait ]; then echo at work; trap 'kill $!; exit 75' TERM; sleep 30 & wait; fi
+exit 75
+"""
+
+
+def test_time_limits_do_not_use_up_the_requeues_after_faults(slurm: Launch, tmp_path: Path) -> None:
+    """With one allowed: a time limit, a fault, a fault. The second ends it."""
+    script(tmp_path / "bin" / "ray", RAY.format(python=sys.executable))
+    script(tmp_path / "bin" / "actlas", FAULTY)
+    (tmp_path / "ray.py").write_text(JOINS)
+    said = []
+    for n_before in range(3):
+        if n_before == 0:
+            (tmp_path / "wait").touch()
+        more = {"SLURM_RESTART_COUNT": str(n_before)} if n_before else {}
+        launcher = slurm("x.zarr", ACTLAS_REQUEUES="1", PYTHONPATH=str(tmp_path), **more)
+        if n_before == 0:
+            assert launcher.stdout is not None
+            assert "at work" in launcher.stdout.readline()
+            (tmp_path / "wait").unlink()
+            launcher.send_signal(signal.SIGTERM)
+        said.append(launcher.communicate(timeout=60)[0])
+        assert launcher.returncode == EXIT_RESUME, said
+    assert ["requeueing job 4242" in out for out in said] == [True, True, False]
+    assert "stopped by a fault, 1 times requeued after one" in said[2]
+    assert (tmp_path / "calls.txt").read_text().count("scontrol requeue 4242\n") == 2
+
+
+@pytest.fixture
+def requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, int], bool]:
+    """Whether a job that stopped is requeued: by which signal, after how many requeues."""
+    calls = tmp_path / "calls.txt"
+    script(tmp_path / "scontrol", SCONTROL.format(calls=calls))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for name, value in {"JOB_ID": "7", "JOB_NODELIST": "n1", "RESTART_COUNT": n_before}.items():
+    for name, value in {"JOB_ID": "7", "JOB_NODELIST": "n1"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")  # put back as it was, by the test's end
     monkeypatch.setenv("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", ""))
-    launcher = runpy.run_path(str(FOLDER / "launch.py"))["Launcher"]("run.zarr", [])
-    launcher.signalled = number
-    assert launcher.requeue() == EXIT_RESUME
-    assert ("scontrol requeue 7" in (tmp_path / "calls.txt").read_text()) is requeued
+    launcher_of = runpy.run_path(str(FOLDER / "launch.py"))["Launcher"]
+
+    def asked(number: int | None, n_before: int) -> bool:
+        calls.unlink(missing_ok=True)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(n_before))
+        if n_before == 0:  # so Slurm has it
+            monkeypatch.delenv("SLURM_RESTART_COUNT")
+        launcher = launcher_of("run.zarr", [])
+        launcher.signalled = number
+        assert launcher.requeue() == EXIT_RESUME
+        return "scontrol requeue 7" in calls.read_text()
+
+    return asked
+
+
+def test_when_a_job_is_requeued(requeue: Callable[[int | None, int], bool], tmp_path: Path) -> None:
+    """After Slurm's signal always; after a person's never; after faults ten times."""
+    assert requeue(signal.SIGTERM, 0)
+    assert not requeue(signal.SIGINT, 0)
+    for n_before in range(10, 20):  # so many time limits were before the first fault
+        assert requeue(None, n_before)
+        assert requeue(signal.SIGTERM, n_before + 1)
+        assert not requeue(signal.SIGINT, n_before + 1)
+    assert not requeue(None, 100)
+    assert requeue(signal.SIGTERM, 100)
+    assert requeue(None, 101)  # by hand, that is: from 0 again
+    for _ in range(9):
+        assert requeue(None, 102)
+    assert not requeue(None, 102)
+    assert requeue(None, 103)
+    for _ in range(10):
+        assert requeue(None, 0)  # another job, that has the same number
+    assert [path.name for path in tmp_path.glob("actlas-*")] == ["actlas-7-faults.txt"]
+
+
+def test_faults_that_cannot_be_counted(
+    requeue: Callable[[int | None, int], bool],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Slurm's count is taken: it has them all, and there is an end."""
+    (tmp_path / "actlas-7-faults.txt").mkdir()
+    assert [requeue(None, n) for n in (0, 9, 10, 11)] == [True, True, False, False]
+    assert requeue(signal.SIGTERM, 11)
+    assert capfd.readouterr().err.count("counting every requeue instead") == 4
 
 
 def test_the_batch_script(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from actlas.jobs.formatting import parse_count, printable
 from actlas.jobs.options import HELP
 from actlas.jobs.resume import check_same_plan
 from actlas.pipeline.options import PlanOptions, RunOptions
+from actlas.store import display
 from actlas.store.errors import ConfigError, PlanMismatchError
 
 
@@ -208,7 +209,7 @@ def test_printable_text_steers_no_terminal() -> None:
     assert printable("naïve 日本語 🙂") == "naïve 日本語 🙂"
 
 
-@pytest.mark.parametrize("module", [config, formatting])
+@pytest.mark.parametrize("module", [config, display, formatting])
 def test_the_examples_hold(module: Any) -> None:
     assert doctest.testmod(module) == (0, doctest.testmod(module).attempted)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from email.utils import formatdate
@@ -29,7 +30,7 @@ def test_it_leaves_nothing(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["doctor", str(tmp_path / "new" / "run.zarr"), "--json"])
     assert result.exit_code == 0, result.output
     names = {check["name"] for check in json.loads(result.stdout)["checks"]}
-    assert {"python", "space", "create once", "disk speed", "clock", "store"} <= names
+    assert {"python", "space", "create once", "disk speed", "disk sync", "clock", "store"} <= names
     assert not list(tmp_path.iterdir())
 
 
@@ -53,6 +54,30 @@ def test_a_disk_that_writes_over_is_a_problem(
     result = CliRunner().invoke(cli, ["doctor", str(tmp_path)])
     assert result.exit_code == 1
     assert "PROBLEM  create once" in result.stdout
+
+
+def test_a_disk_that_does_not_sync_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only noted. One that takes its time is not, however fast the folder of the tests is."""
+
+    def doctor() -> str:
+        result = CliRunner().invoke(cli, ["doctor", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    assert "warning  disk sync" in (told := doctor())
+    assert "no device is so fast" in told
+    n_synced: list[int] = []
+
+    def takes_its_time(fd: int) -> None:
+        n_synced.append(os.fstat(fd).st_size)
+        time.sleep(50e-6)
+
+    monkeypatch.setattr(os, "fsync", takes_its_time)
+    assert "ok       disk sync" in doctor()
+    assert set(range(4096, 20 * 4096 + 1, 4096)) <= set(n_synced), "each write is synced by itself"
 
 
 @pytest.mark.parametrize(

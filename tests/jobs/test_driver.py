@@ -8,6 +8,7 @@ budget used up exactly.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 import statistics
@@ -25,10 +26,10 @@ from support.workers import fake_store
 from actlas.jobs.deadlines import Clocks, Median
 from actlas.jobs.neighbours import follows
 from actlas.jobs.pending import Pending
-from actlas.jobs.ray_executor import kind_of
+from actlas.jobs.ray_faults import kind_of
 from actlas.pipeline.options import RunOptions
 from actlas.store import layout
-from actlas.store.errors import ActlasError
+from actlas.store.errors import ActlasError, ModelError
 
 play: Callable[[Any], Any] = simulated.play
 scene: Callable[..., Any] = simulated.Scene
@@ -106,11 +107,15 @@ def test_a_neighbours_work_is_on_nobodys_clock() -> None:
 
 @pytest.mark.parametrize("hanging", [0, 1, 7])
 def test_every_shard_has_a_deadline(hanging: int) -> None:
-    """First, second or last in its lane; the others are not charged, and soon all is done."""
+    """First, second or last in its lane; the others are not charged, and soon all is done.
+
+    The first is over the limit once while nobody knows how long a shard takes, and once after.
+    """
     calm = {"spread": 0.0, "compute_s": 10.0, "write_s": 5.0, "run": {"deadline_floor_s": 150}}
     world = play(scene(8, 1, 1, suffering={hanging: ["hang"]}, load_s=10.0, **calm))
     assert {s: dict(f) for s, f in world.faults.items()} == {hanging: {"task": 1}}
-    assert world.now < 8 * 15 + 150 + 15 + 2 * 10 + 5
+    n_times = 2 if hanging == 0 else 1
+    assert world.now < 8 * 15 + n_times * (150 + 15 + 10) + 10 + 5
 
 
 def test_the_deadline_follows_the_median() -> None:
@@ -118,6 +123,56 @@ def test_the_deadline_follows_the_median() -> None:
     world = play(scene(30, 1, 1, suffering={20: ["hang"]}, **slow))
     assert world.faults[20] == {"task": 1}
     assert world.now > 29 * 100 + 10 * 100, "ten times the median, not the floor"
+
+
+FLOOR = {"deadline_floor_s": 300}
+
+
+@pytest.mark.parametrize("times", [1.03, 1.9, 3.9, 7.9])
+@pytest.mark.parametrize("spread", [0.0, 0.001])
+def test_a_floor_that_is_too_low_costs_time_and_no_shard(times: float, spread: float) -> None:
+    """All at the same moment, or one after the other: the next limit is the others' too."""
+    slow = {"compute_s": 300 * times, "write_s": 0.0, "spread": spread, "run": FLOOR}
+    world = play(scene(30, 8, 1, **slow))
+    assert world.faults == {}
+    n_rounds = math.ceil(math.log2(times))
+    assert len(world.said) == n_rounds
+    for k, text in enumerate(world.said):
+        assert f"not done after {300 * 2**k} s: " in text
+        assert f"the limit is {600 * 2**k} s, no shard of this run is done" in text
+        assert "--deadline-floor-s" in text
+    n_dropped = 8 * n_rounds if spread == 0.0 else n_rounds
+    assert world.n_started == 8 + n_dropped
+
+
+def test_shards_of_more_than_eight_floors_are_charged() -> None:
+    slow = {"compute_s": 300 * 8.1, "write_s": 0.0, "spread": 0.0, "run": FLOOR}
+    world = play(scene(3, 8, 1, **slow))
+    assert world.quarantined == {0, 1, 2}
+    assert len(world.said) == 3
+
+
+def test_a_shard_that_hangs_alone_ends_in_quarantine() -> None:
+    calm = {"spread": 0.0, "load_s": 10.0, "run": FLOOR}
+    world = play(scene(1, 1, 1, suffering={0: ["hang"] * 9}, **calm))
+    assert {s: dict(f) for s, f in world.faults.items()} == {0: {"task": 3}}
+    assert world.quarantined == {0}
+    assert world.now == pytest.approx(300 * (1 + 2 + 4 + 8 + 8 + 8) + 6 * 10, abs=5)
+
+
+def test_the_first_done_ends_the_forgiving() -> None:
+    """And whoever was over the limit comes after all others."""
+    calm = {"spread": 0.0, "compute_s": 20.0, "write_s": 0.0, "load_s": 10.0, "run": FLOOR}
+    world = play(scene(9, 1, 1, suffering={0: ["hang"] * 9}, **calm))
+    assert list(world.by_worker.values()) == [[0, 1], [1, 2, 3, 4, 5, 6, 7, 8, 0], [0], [0]]
+    assert {s: dict(f) for s, f in world.faults.items()} == {0: {"task": 3}}
+    assert world.now == pytest.approx(4 * 300 + 8 * 20 + 4 * 10, abs=5), "the floor again"
+
+
+def test_who_failed_before_stays_alone_when_forgiven() -> None:
+    """The imagined cluster refuses it company."""
+    world = play(scene(6, 1, 1, suffering={0: ["die", "hang"]}, run=FLOOR))
+    assert world.faults[0] == {"process": 1, "task": 1}
 
 
 def test_loading_has_a_limit_and_waiting_has_none() -> None:
@@ -144,6 +199,69 @@ def test_a_good_start_forgives_bad_ones() -> None:
     bad = dict.fromkeys([*range(5), *range(6, 11)], "die")
     world = play(scene(4, 1, 1, bad_starts=bad, suffering={0: ["die"]}))
     assert world.start_faults == {"process": 10}
+
+
+@pytest.mark.parametrize("bad_load_s", [0.5, 30.0])
+@pytest.mark.parametrize("workers", ["auto", 8])
+def test_a_broken_place_ends_no_run(workers: str | int, bad_load_s: float) -> None:
+    """One of eight GPUs, from before the others have loaded: as fast as with the other seven."""
+    broken = {"bad_machines": {0: "raise"}, "bad_load_s": bad_load_s}
+    same = {"spread": 0.0, "load_s": 90.0}
+    world = play(scene(300, 8, 1, workers=workers, **broken, **same))
+    seven = play(scene(300, 7, 1, workers="auto", **same))
+    assert world.faults == {}
+    assert 5 < world.start_faults["task"] < 25
+    assert world.now == pytest.approx(seven.now, abs=100), "it waits for nothing at the end"
+    said = [text for text in world.said if "could not start" in text]
+    assert len(said) == 2, "before the others were ready, and after"
+    for text in said:
+        assert "RuntimeError: no model" in text
+        assert "goes on with 7 workers, and tries another in 2.0 s" in text
+
+
+def test_starts_that_fail_are_put_off_for_longer_each_time() -> None:
+    broken = {"bad_machines": {0: "die"}, "bad_load_s": 7.0, "load_s": 7.0}
+    world = play(scene(500, 3, 1, workers=3, **broken))
+    (name,) = {name for when, name, state in world.states if state == "gone" and when < 300}
+    ends = [when for when, who, state in world.states if who == name and state == "gone"]
+    begins = [when for when, who, state in world.states if who == name and state == "waiting"]
+    gaps = [begin - end for end, begin in zip(ends, begins[1:], strict=False) if end > 60]
+    delays = [2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 300.0, 300.0, 300.0]
+    first = next(k for k, delay in enumerate(delays) if gaps[0] < delay + 1)
+    expected = delays[first : first + len(gaps)]
+    assert len(expected) > 5
+    assert gaps[: len(expected)] == pytest.approx(expected, abs=0.02), "woken in time"
+
+
+def test_a_good_worker_that_is_lost_is_replaced_at_once() -> None:
+    """What is put off is the start that failed, not those of others."""
+    broken = {"bad_machines": {0: "raise"}, "bad_load_s": 7.0, "spread": 0.0}
+    world = play(scene(400, 4, 1, workers=4, suffering={150: ["raise"]}, **broken))
+    states = [each for each in world.states if 1000 < each[0] < 5000]
+    gone, begun = ([w for w, _, state in states if state == s] for s in ("gone", "waiting"))
+    gaps = [min(b - g for b in begun if b >= g) for g in gone if g < 4000]
+    assert sorted(gaps)[0] < 0.5 < sorted(gaps)[1], gaps
+
+
+def test_a_run_ends_when_the_good_ones_are_gone_too() -> None:
+    """Four that load, of whom each meets a shard that kills it; nobody after them loads."""
+    bad = dict.fromkeys(range(4, 99), "raise")
+    poison = {shard: ["die"] for shard in (4, 14, 24, 34)}
+    imagined = scene(40, 1, 4, bad_starts=bad, suffering=poison)
+    world = simulated.World(imagined)
+    with pytest.raises(ActlasError, match=r"failed to start \d times in a row.*no model"):
+        simulated.play(imagined, world)
+    assert world.start_faults["task"] > 5
+    assert sum(world.done.values()) > 20
+
+
+def test_a_refused_model_ends_the_run_while_others_work() -> None:
+    imagined = scene(400, 1, 4, bad_starts={4: "refuse"}, suffering={0: ["die"]}, spread=0.0)
+    world = simulated.World(imagined)
+    with pytest.raises(ModelError, match="not the plan's"):
+        simulated.play(imagined, world)
+    assert world.n_started == 5
+    assert sum(world.done.values()) < 20
 
 
 def test_a_machine_that_is_lost_while_all_load_ends_nothing() -> None:

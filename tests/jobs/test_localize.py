@@ -57,7 +57,7 @@ def test_it_prints_and_writes(store: Store, tmp_path: Path) -> None:
     assert mask.units == {"resid_post.0": (7,)}
     lines = done.stdout.splitlines()
     assert lines[0] == "contrast    S (3 documents) against N (3)"
-    assert lines[1].endswith("1 of their documents without tokens, 1 documents of neither label")
+    assert lines[1].endswith("1 of their documents without tokens, 1 document of neither label")
     assert re.match(
         r"selected    1 of 64 units \(top 1\), t >= [0-9.]+, median cohen_d [0-9.]+$", lines[3]
     )
@@ -143,7 +143,7 @@ def test_not_a_number(tmp_path: Path) -> None:
     assert "--on-nonfinite omit" in refused.stderr
     done = call(*arguments, "--on-nonfinite", "omit")
     assert done.exit_code == 0, done.output
-    assert "untested    1 units" in done.stdout
+    assert "untested    1 unit " in done.stdout
 
 
 def test_help_loads_nothing_heavy() -> None:

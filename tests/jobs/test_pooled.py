@@ -171,7 +171,7 @@ def test_what_a_killed_worker_left_is_adopted_only_if_it_is_alike(tmp_path: Path
     (mean / "1/0").write_bytes((mean / "0/0").read_bytes())
     refused = call("extract", store.path, "--threads", "1", "--max-task-faults", "1")
     assert refused.exit_code == 3
-    assert not receipt.exists() and "quarantine  shards 1" in call("status", store.path).stdout
+    assert not receipt.exists() and "quarantine  shard 1\n" in call("status", store.path).stdout
 
 
 @pytest.mark.parametrize("compression", ["none", "fast"])

@@ -12,7 +12,8 @@ from actlas.jobs import logs
 from actlas.jobs.executors import Done
 from actlas.jobs.ledger import Fault
 from actlas.jobs.progress import LiveProgress, PlainProgress, display, packed
-from actlas.jobs.tally import Tally, headline, states_line, worker_lines
+from actlas.jobs.tally import Tally
+from actlas.jobs.tally_lines import headline, states_line, worker_lines
 
 
 class Clock:

@@ -51,7 +51,7 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_ray_gives_what_inline_gives(
     ray_started: None, inline: Store, tmp_path: Path, workers: int
 ) -> None:

@@ -15,11 +15,13 @@ from actlas.jobs.cli import cli
 from actlas.jobs.repair import read_findings, repair_at
 from actlas.pipeline.options import RunOptions
 from actlas.store.arrays import metadata_bytes
-from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE, EXIT_USAGE, ConfigError
+from actlas.store.damage import Damage
+from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE, EXIT_QUARANTINE, EXIT_USAGE, ConfigError
 from actlas.store.metadata import root_metadata
+from actlas.store.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.schema import seal
-from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, open_store
-from actlas.store.verify import Damage, verify
+from actlas.store.store import open_store
+from actlas.store.verify import verify
 
 MODEL = "builtin:actlas-6m"
 
@@ -164,12 +166,48 @@ def test_only_the_damaged_shard_is_computed(store: Path) -> None:
     flip(store / opened.arrays.activations["resid_post.2"].key(1))
     made = call("repair", store)
     assert made.exit_code == EXIT_DONE, made.output
-    assert "repairing 1 shards" in made.output and "shards 1" in made.output
+    assert "repairing 1 of 4 shards" in made.output and "shards 1" in made.output
     assert verify(open_store(str(store)), full=True).ok
     repaired = list((store / "ledger/repairs").rglob("*.json"))
     assert len(repaired) <= 1  # none, where the bits came out the same
     again = call("repair", store)
     assert again.exit_code == EXIT_DONE and "nothing is damaged" in again.output
+
+
+def test_verify_goes_on_from_the_copy_of_the_plan(store: Path) -> None:
+    rows = open_store(str(store)).arrays.activations["resid_post.1"].key(2)
+    for harmed in ("ledger/plan.json", "zarr.json", rows):
+        flip(store / harmed)
+    found = call("verify", store, "--full", "--json")
+    assert found.exit_code == EXIT_DAMAGE
+    assert {d["key"] for d in json.loads(found.output)["damages"]} == {
+        *("ledger/plan.json", "zarr.json", rows)
+    }
+    assert "actlas repair" in call("verify", store).output
+    assert call("repair", store).exit_code == EXIT_DONE
+    assert call("verify", store, "--full").exit_code == EXIT_DONE
+
+
+def test_what_is_damaged_and_has_no_receipt_is_named_and_removed(store: Path) -> None:
+    """A killed worker's file that a disk then harmed: nothing adopts it, and nothing reads it."""
+    opened = open_store(str(store))
+    whole = opened.arrays.activations["resid_post.2"].key(1)
+    harmed = opened.arrays.activations["resid_post.1"].key(1)
+    (store / "ledger/receipts/extract/00000001.json").unlink()
+    flip(store / harmed)
+    looked = call("verify", store)
+    assert "shards 1" in looked.output and harmed not in looked.output  # its size is right
+    found = call("verify", store, "--full")
+    assert found.exit_code == EXIT_DAMAGE
+    assert f"damaged: {harmed}" in found.output and whole not in found.output
+    assert "statistics/resid_post.1" in found.output  # they follow from rows that are of no use
+    assert call("extract", store).exit_code == EXIT_QUARANTINE
+    assert call("repair", store, "--remove-strays").exit_code == EXIT_DAMAGE  # codes wait for rows
+    assert not (store / harmed).exists() and (store / whole).exists()
+    again = call("extract", store, "--retry-quarantined")
+    assert again.exit_code == EXIT_DONE, again.output
+    assert call("repair", store).exit_code == EXIT_DONE
+    assert call("verify", store, "--full").exit_code == EXIT_DONE
 
 
 def test_findings_spare_reading_all_again(store: Path, tmp_path: Path) -> None:

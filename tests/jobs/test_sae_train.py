@@ -88,7 +88,7 @@ def begin(store: Store, out: Path, *more: Any) -> subprocess.Popen[str]:
 
 @pytest.mark.chaos
 def test_killed_and_stopped_it_ends_bit_for_bit_the_same(store: Store, tmp_path: Path) -> None:
-    options = ("--steps", 4000, "--checkpoint-every", 100)
+    options = ("--steps", 1500, "--checkpoint-every", 50)
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     process = begin(store, cut, *options)
     wait_until(lambda: (cut / STATE_FILE).exists() or process.poll() is not None)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from support.stores import fill
 
-from actlas.jobs import holding, status
+from actlas.jobs import holding, status, status_lines
 from actlas.jobs.executors import Done
 from actlas.jobs.snapshot import Snapshot
 from actlas.jobs.tally import Tally
@@ -38,7 +39,7 @@ def test_no_beat_breaks_it(store: Store, beat: bytes, monkeypatch: pytest.Monkey
     found = status.status_of(store)
     assert found["perhaps_dead"] and not found["running"]
     held = holding.look(store.objects)
-    text = "\n".join(status._lines(found | {"perhaps_dead": False}, held.snapshot))
+    text = "\n".join(status_lines.lines(found | {"perhaps_dead": False}, held.snapshot))
     assert "\x1b" not in text
     json.dumps(held.snapshot.plain(), allow_nan=False)
 
@@ -57,6 +58,55 @@ def test_a_counter_that_moves_lives(store: Store, monkeypatch: pytest.MonkeyPatc
     assert not holding.look(store.objects, still).alive
     store.objects.replace(key, b'{"count": 3, "run": {}}')
     assert holding.look(store.objects, still).alive
+
+
+def test_when_a_driver_elsewhere_was_heard(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own clock until we saw it beat; then by ours, whatever its clock says."""
+
+    def line(held: holding.Holding) -> str:
+        told = status.status_of(store, holding=held)
+        lines = status_lines.lines(told, held.snapshot)
+        return next(line for line in lines if line.startswith("driver"))
+
+    now = [1000.0]
+    monkeypatch.setattr(holding.time, "monotonic", lambda: now[0])
+    elsewhere(store, b'{"count": 1, "run": {}}', since_unix_s=time.time())
+    first = holding.look(store.objects)
+    assert line(first) == "driver      process 7 on elsewhere holds the lease; no beat of it yet"
+
+    key, wrong_by = f"{lease.FOLDER}/00000001.beat", 7200
+    for n in (2, 3):
+        body = {"count": n, "run": {"written_unix_s": time.time() - wrong_by}}
+        store.objects.replace(key, json.dumps(body).encode())
+        if n == 2:
+            assert "; last beat 2 h 00 min ago by its clock" in line(
+                first._replace(snapshot=Snapshot(body["run"]))  # type: ignore[arg-type]
+            )
+        now[0] += 5.0
+        seen = holding.look(store.objects, first)
+        first = seen
+    now[0] += 3.0
+    assert line(seen).endswith("holds the lease; last heard 3.0 s ago")
+    later = holding.look(store.objects, seen)
+    assert line(later).endswith("holds the lease; last heard 3.0 s ago"), "another look is no beat"
+    now[0] += holding.STILL_S
+    still = holding.look(store.objects, later)
+    assert "perhaps dead: last heard 23 s ago; a new run" in line(still)
+    monkeypatch.setattr(lease, "beside_us", lambda _: True)
+    assert line(later).endswith("holds the lease"), "on this machine it is known to live"
+
+
+def test_a_second_look_that_sees_a_beat_says_when(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere(store, b'{"count": 1, "run": {}}')
+
+    def beats(_: float) -> None:
+        store.objects.replace(f"{lease.FOLDER}/00000001.beat", b'{"count": 2, "run": {}}')
+
+    monkeypatch.setattr(holding.time, "sleep", beats)
+    found = status.status_of(store)
+    assert found["running"] and 0 <= found["last_heard_s"] < 60
 
 
 def test_what_a_driver_tells_is_read_back(store: Store) -> None:
@@ -122,6 +172,12 @@ def test_the_time_between_two_runs_is_no_slowness(store: Store) -> None:
     assert status.rows_per_s(lying) == pytest.approx(32)
 
 
+def next_line(store: Store) -> str:
+    """What comes next where every row is there."""
+    told = status.status_of(store) | {"complete": True}
+    return [*status_lines.lines(told, Snapshot({}))][-1]
+
+
 def test_derived_jobs_have_totals_where_these_are_known(store: Store) -> None:
     def has(*keys: str) -> None:
         for key in keys:
@@ -139,6 +195,7 @@ def test_derived_jobs_have_totals_where_these_are_known(store: Store) -> None:
         "quarantined": [7],
     }
     assert (index["all"], index["done"], index["complete"]) == (None, 2, False)
+    told_next = f"next: actlas sae encode {store.path} --sae my.sae"
     from actlas.jobs.cli import cli
 
     lines = CliRunner().invoke(cli, ["status", store.path]).stdout.splitlines()
@@ -148,6 +205,16 @@ def test_derived_jobs_have_totals_where_these_are_known(store: Store) -> None:
     )
     assert told[1].startswith("index.my.sae: 2 blocks -> actlas sae index ")
     assert told[1].endswith(" --sae my.sae")
+    assert lines[-1] == f"next: actlas extract {store.path}", (
+        "rows come before what is made of them"
+    )
+    assert next_line(store) == told_next
+    has(*(f"receipts/encode.my.sae/{n:08d}.json" for n in (5, 6, 8, 9, 10, 11)))
+    assert next_line(store) == f"{told_next} --retry-quarantined", (
+        "7 alone, and it is in quarantine"
+    )
+    has("receipts/encode.my.sae/00000007.json")
+    assert next_line(store) == told_next.replace("encode", "index")
 
     has(*(f"receipts/encode.my.sae/{n:08d}.json" for n in range(5, 12)))
     has("receipts/indexed.my.sae/00000000.json")
@@ -155,6 +222,7 @@ def test_derived_jobs_have_totals_where_these_are_known(store: Store) -> None:
     assert all(job["complete"] for job in found.values())
     assert (found["index.my.sae"]["all"], found["indexed.my.sae"]["all"]) == (2, 1)
     assert found["encode.my.sae"]["quarantined"] == []
+    assert next_line(store) == f"next: actlas verify {store.path}"
 
 
 def test_a_driver_that_stops_is_told_of(store: Store) -> None:
@@ -163,11 +231,11 @@ def test_a_driver_that_stops_is_told_of(store: Store) -> None:
     tally.on_done(Done(0, 64, 9, 0, 1.0, "worker 0", {"n_tokens_fed": 70.0}))
     run = {"job": "encode.sae", **tally.snapshot()}
     told = status.status_of(store) | {"running": True, "holder": {"host": "h", "pid": 1}}
-    text = "\n".join(status._lines(told, Snapshot(run)))
+    text = "\n".join(status_lines.lines(told, Snapshot(run)))
     assert "stopping" not in text
     assert "doing       encode.sae: 64 of 1,000 rows" in text
     tally.stopping = True
-    text = "\n".join(status._lines(told, Snapshot(tally.snapshot())))
+    text = "\n".join(status_lines.lines(told, Snapshot(tally.snapshot())))
     assert "holds the lease, stopping" in text
     assert json.dumps(Snapshot(run).plain()["n_rows"]) == "1000"
 

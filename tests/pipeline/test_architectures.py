@@ -34,8 +34,9 @@ from actlas.pipeline.capture import Capture
 from actlas.pipeline.extract import Extractor
 from actlas.pipeline.hookpoints import available, resolve
 from actlas.pipeline.options import RunOptions
-from actlas.pipeline.shapes import positions_of
+from actlas.pipeline.shapes import observe
 from actlas.pipeline.survey import survey
+from actlas.pipeline.trace import trace
 from actlas.store import layout
 from actlas.store.errors import HookpointError
 from actlas.store.schema import HookpointSpec
@@ -50,6 +51,12 @@ WITH_OUTS = [name for name, animal in ZOO.items() if "attn_out" not in animal.ab
 def having(*kinds: str) -> list[tuple[str, str]]:
     """Every model with every one of these kinds that it has."""
     return [(name, kind) for name in ZOO for kind in kinds if kind not in ZOO[name].absent]
+
+
+def positions_of(model: Any, hookpoints: tuple[HookpointSpec, ...]) -> int:
+    places = [(h.name, h.module, h.side) for h in hookpoints]
+    (n_positions,) = {seen.n_positions for seen in observe(trace(model), places).values()}
+    return n_positions
 
 
 class Seen(NamedTuple):

@@ -316,7 +316,7 @@ def test_a_dry_run_of_a_small_corpus_is_exact(tmp_path: Path, stories: str) -> N
     )
     assert guess.labels == {"u": 25, "v": 25}
     assert guess.hookpoint_bytes == {f"resid_post.{i}": got.n_tokens * 128 for i in range(5)}
-    assert guess.total_bytes > 5 * 128 * got.n_tokens
+    assert guess.rows_bytes and guess.documents_bytes
 
 
 @pytest.mark.parametrize("kind", ["plain", "gz"])

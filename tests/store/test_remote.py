@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -33,8 +34,9 @@ from actlas.store.errors import (
     StoreNotFoundError,
 )
 from actlas.store.objects import LocalObjects, is_url, open_objects
+from actlas.store.remote_create import MAX_PUT_BYTES
 from actlas.store.remote_faults import trouble
-from actlas.store.remote_objects import MAX_PUT_BYTES, RemoteObjects
+from actlas.store.remote_objects import RemoteObjects
 from actlas.store.store import Store, open_store
 from actlas.store.verify import verify
 
@@ -180,8 +182,14 @@ def test_an_answer_without_a_body_is_not_asked_for_for_ever(
 
 
 def test_threads_race_and_one_creates(objects: RemoteObjects, s3: S3) -> None:
-    s3.plan = faulty.often(0.2, 3, ("500", "lose", "lose-500", "reset", "409"))
-    for round_ in range(10):
+    often, numbers = faulty.often(0.2, 3, ("500", "reset", "409")), itertools.count()
+
+    def plan(request: faulty.Request) -> str | None:
+        lost = request.method == "PUT" and ("lose", "lose-500", None, None)[next(numbers) % 4]
+        return lost or often(request)
+
+    s3.plan = plan
+    for round_ in range(6):
         won: list[int] = []
         start = threading.Barrier(6)
 
@@ -197,7 +205,7 @@ def test_threads_race_and_one_creates(objects: RemoteObjects, s3: S3) -> None:
             thread.join()
         assert len(won) == 1
         assert s3.body(name_of(objects), f"r{round_}") == bytes(won) * 10_000
-    assert s3.counts["lose"] + s3.counts["lose-500"]
+    assert s3.counts["lose"] and s3.counts["lose-500"]
 
 
 def test_listings_stream_page_by_page_and_stay_inside(
@@ -317,6 +325,51 @@ def test_an_outage_is_a_run_fault_and_is_found_again_at_once(
     assert objects.size("x") is None, "patience came back with the store"
 
 
+OWN_FAULTS = [(403, "AccessDenied"), (403, "InvalidObjectState"), (400, "InvalidArgument")]
+EVERYBODYS = [(400, "ExpiredToken"), (403, "InvalidAccessKeyId"), (404, "NoSuchBucket")]
+
+
+@pytest.mark.parametrize(("status", "code"), [*OWN_FAULTS, *EVERYBODYS])
+def test_one_objects_own_fault_takes_no_patience_from_the_others(
+    objects: RemoteObjects, s3: S3, monkeypatch: pytest.MonkeyPatch, status: int, code: str
+) -> None:
+    monkeypatch.setitem(faulty.ANSWERS, "refuse", (status, code))
+    s3.plan = faulty.once("refuse", "GET", "/one")
+    with pytest.raises(RunFaultError, match=code if code != "NoSuchBucket" else "no such bucket"):
+        objects.read("one")
+    s3.plan = faulty.once("503", "HEAD")
+    if (status, code) in OWN_FAULTS:
+        assert objects.size("other") is None
+    else:
+        with pytest.raises(RunFaultError, match="503"):
+            objects.size("other")
+
+
+def test_an_object_that_stays_broken_is_no_outage_while_others_are_answered(
+    objects: RemoteObjects, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACTLAS_RETRY_S", "1")
+    objects = RemoteObjects(objects.url)
+    objects.create("broken", [b"x" * 1000])
+    ended: list[Exception] = []
+
+    def read() -> None:
+        try:
+            objects.read("broken")
+        except RunFaultError as error:
+            ended.append(error)
+
+    s3.plan = lambda request: "truncate" if request.path.endswith("/broken") else None
+    reading = threading.Thread(target=read)
+    reading.start()
+    while reading.is_alive():
+        assert objects.size("other") is None
+        reading.join(0.02)
+    assert ended
+    s3.plan = faulty.once("503", "HEAD")
+    assert objects.size("other") is None
+
+
 def test_no_bucket_and_no_answer(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = RemoteObjects("s3://nobody/x")
     for request in (lambda: objects.read("a"), lambda: objects.create("a", [b"x"])):
@@ -341,7 +394,9 @@ def test_what_vendors_say_is_understood() -> None:
     assert trouble(azure).kind == "final"
     assert trouble(FileNotFoundError("status code: 404 Not Found")).kind == "missing"
     assert trouble(Exception("status code: 429 Too Many Requests")).kind == "passing"
-    assert trouble(Exception("status code: 401 Unauthorized")).kind == "final"
+    assert trouble(Exception("status code: 401 Unauthorized")).everywhere
+    own = trouble(Exception("status code: 403 Forbidden"))
+    assert own.kind == "final" and not own.everywhere
     assert trouble(Exception("error sending request")).kind == "passing"
     imds = trouble(Exception("GET http://169.254.169.254/latest status code: 403 Forbidden"))
     assert imds.kind == "final" and "no credentials" in imds.words
@@ -532,6 +587,36 @@ def test_one_driver_at_a_time_and_a_dead_one_is_followed_at_once(
     with lease.hold(objects):
         assert lease.highest(objects) == 4
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("kind", ["503", "stall", "drip"])
+def test_a_beat_that_is_not_answered_is_given_up_for_the_next(
+    objects: RemoteObjects, s3: S3, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Whoever waits in it for minutes looks dead, and does not see who has taken over."""
+    monkeypatch.setenv("ACTLAS_REQUEST_TIMEOUT_S", "30")
+    monkeypatch.setattr(lease, "BEAT_LIMIT_S", 0.6)
+    s3.stall_s = 10
+    failing = {("GET", "lease") if kind == "drip" else ("PUT", ".beat")}
+    patient = faulty.once("503", "HEAD")
+
+    def plan(request: faulty.Request) -> str | None:
+        met = any(request.method == method and part in request.path for method, part in failing)
+        return kind if met else patient(request)
+
+    with lease.hold(objects, beat_s=0.05) as held:
+        s3.counts.clear()
+        s3.plan = plan
+        began = time.monotonic()
+        while s3.counts[kind] < 3:
+            time.sleep(0.02)
+            assert time.monotonic() - began < 8, "the first beat is still being tried"
+        # That it was given up says nothing of the store to those who have more patience.
+        assert objects.size("x") is None and s3.counts["503"]
+        if kind == "drip":
+            failing.clear()
+        s3.put(name_of(objects), f"{lease.FOLDER}/00000002.json", b"{}")
+        assert held.lost.wait(8)
 
 
 def test_dask_and_many_readers(s3: S3, make: Callable[..., Store]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,16 @@ from numpy.typing import NDArray
 from support.stores import Columns, fill, truth, words_columns
 
 from actlas.store import layout, writer
-from actlas.store.errors import ConflictError, CorruptDataError, RunFaultError
+from actlas.store.commit_pooled import commit_pooled
+from actlas.store.damage import Damage
+from actlas.store.errors import ConflictError, CorruptDataError, NotExtractedError, RunFaultError
 from actlas.store.objects import LocalObjects, Objects
-from actlas.store.receipts import receipt_key
-from actlas.store.repair import repair_shard
+from actlas.store.plan_file import PLAN_COPY_KEY, PLAN_KEY
+from actlas.store.receipts import POOLED, receipt_key
+from actlas.store.repair import repair_pooled, repair_shard
 from actlas.store.repair_plan import put_back_from, repair_metadata, repair_plan
-from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store, open_store
-from actlas.store.verify import Damage, verify
+from actlas.store.store import Store, open_store
+from actlas.store.verify import verify
 from actlas.store.writer import ArrayWriter
 
 Make = Callable[..., Store]
@@ -120,6 +124,83 @@ def test_other_bits_get_a_receipt_of_the_next_generation(make: Make) -> None:
     repairs = {receipt_key("extract", SHARD, g) for g in (1, 2)}
     assert touched <= {key, store.arrays.statistics["mlp.1"].key(SHARD), *repairs}
     assert repairs <= touched and before.keys() <= after.keys()
+
+
+@pytest.mark.parametrize("compression", ["none", "fast", "dense"])
+def test_who_had_opened_the_store_before_a_repair_is_told_to_open_it_again(
+    make: Make, compression: str
+) -> None:
+    made = make(compression=compression)
+    fill(made)
+    key = made.arrays.activations["mlp.1"].key(SHARD)
+    start, stop = made.shard_range(SHARD)
+    readers: list[Callable[[Store], Any]] = [
+        lambda store: store.activations["mlp.1"][start:stop],
+        lambda store: store.activations["mlp.1"][start : stop : stop - start - 1],
+        lambda store: store.activations["mlp.1"].reader(SHARD).read_chunk(0),
+    ]
+    before, looked_on = open_store(made.path), open_store(made.path)
+    for read in readers:
+        read(before)
+        read(looked_on)
+    flip(Path(made.path) / key)
+    with pytest.raises(CorruptDataError) as damaged:
+        readers[0](before)
+    assert "repaired" not in str(damaged.value)
+    noisy = rows_of(made, SHARD, noise=1)
+    assert repair_shard(open_store(made.path), SHARD, noisy, attempt="again").generation == 1
+    assert looked_on.missing() == []  # it has seen the newer receipt; what it reads by is older
+    for store in (before, looked_on):
+        for read in readers:
+            with pytest.raises(CorruptDataError, match=r"repaired since.*open it again") as told:
+                read(store)
+            assert key in str(told.value) and told.value.details["path"]
+    opened = open_store(made.path)
+    sent = pickle.loads(pickle.dumps(before.activations["mlp.1"]))
+    for rows in (readers[0](opened), sent[start:stop]):
+        np.testing.assert_array_equal(rows, noisy["mlp.1"])
+    # Damaged once more: to open it again is no remedy for who has done so.
+    flip(Path(made.path) / key)
+    with pytest.raises(CorruptDataError) as damaged:
+        readers[0](opened)
+    assert "repaired" not in str(damaged.value)
+
+
+def test_pooled_rows_too_say_that_they_were_repaired(make: Make) -> None:
+    made = make(pools=("mean",))
+    (spec,) = [s for (name, _), s in made.arrays.pooled.items() if name == "mlp.1"]
+    start, stop = made.covered(0, POOLED)
+    rows = {
+        of: np.ones((stop - start, s.shape[1]), np.float32) for of, s in made.arrays.pooled.items()
+    }
+    empty = np.diff(made.documents.starts(start, stop)) == 0
+    for values in rows.values():
+        values[empty] = np.nan
+    commit_pooled(made, 0, rows, attempt="test")
+    before = open_store(made.path)
+    np.testing.assert_array_equal(before.pooled["mlp.1"]["mean"][start:stop], rows["mlp.1", "mean"])
+    flip(Path(made.path) / spec.key(0))
+    rng, more = np.random.default_rng(3), np.float32(9)
+    noisy = {  # compressed, they are longer
+        of: np.where(rng.random(v.shape) < 0.5, v, np.nextafter(v, more)) for of, v in rows.items()
+    }
+    assert repair_pooled(open_store(made.path), 0, noisy, attempt="again").generation == 1
+    with pytest.raises(CorruptDataError, match=r"repaired since.*open it again"):
+        before.pooled["mlp.1"]["mean"][start:stop]
+
+
+def test_a_receipt_that_a_repair_removed_is_followed_to_the_one_that_stands(make: Make) -> None:
+    store = make()
+    fill(store)
+    before = open_store(store.path)
+    assert before.missing() == []
+    flip(Path(store.path) / receipt_key("extract", SHARD))
+    receipt = repair_shard(open_store(store.path), SHARD, rows_of(store, SHARD), attempt="again")
+    assert receipt.generation == 1
+    assert before.receipt(SHARD) == receipt
+    Path(store.path, receipt_key("extract", SHARD, 1)).unlink()
+    with pytest.raises(NotExtractedError, match=f"shard {SHARD}"):
+        open_store(store.path).receipt(SHARD)
 
 
 def test_whole_arrays_are_kept_though_the_model_rounds_otherwise(make: Make) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import actlas
 from actlas.store.errors import CorruptDataError, HookpointError, NotExtractedError
 from actlas.store.moments import Moments
 from actlas.store.store import Store, open_store
+from actlas.store.verify import verify
 
 Make = Callable[..., Store]
 
@@ -45,6 +47,17 @@ def test_our_reader_returns_what_was_written(make: Make, compression: str, dtype
         assert same_bits(array[mask], expected[mask])
         assert same_bits(array[[]], expected[[]])
         assert same_bits(np.asarray(array), expected)
+
+
+def test_on_a_disk(make: Make) -> None:
+    """The other tests' files lie in memory, where there is room for them."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        store = make(name=f"{folder}/run.zarr")
+        rows = fill(store)
+        store = open_store(store.path)
+        assert store.missing() == [] and verify(store, full=True).ok
+        assert all(same_bits(store.activations[name][:], rows[name]) for name in rows)
+        assert not list(Path(folder, "run.zarr/ledger/staging").iterdir())
 
 
 @pytest.mark.parametrize("compression", ["none", "fast", "dense"])

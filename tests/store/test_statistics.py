@@ -15,15 +15,13 @@ from support.localizer import labelled, stored
 from support.stores import fill
 
 from actlas.store.commit import commit_shard
+from actlas.store.layout import shard_tokens
 from actlas.store.moments import BLOCK_VALUES, Moments
+from actlas.store.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.schema import seal
-from actlas.store.statistics import (
-    EARLIER_STATISTICS,
-    STATISTICS,
-    ShardDocuments,
-    ShardStatistics,
-)
-from actlas.store.store import PLAN_COPY_KEY, PLAN_KEY, Store, open_store
+from actlas.store.shard_documents import ShardDocuments
+from actlas.store.shard_statistics import EARLIER_STATISTICS, STATISTICS, ShardStatistics
+from actlas.store.store import Store, open_store
 from actlas.store.verify import verify
 
 # Empty, of one token, ending at a border (64), over several shards, over one exactly.
@@ -237,7 +235,7 @@ def test_the_statistics_of_what_was_adopted(tmp_path: Path) -> None:
     store = open_store(store.path)
     for shard in range(store.plan.n_shards):
         start, stop = store.shard_range(shard)
-        t = np.argsort(store._inverse(shard)) + start
+        t = shard_tokens(store.plan.order, store.plan.seed, start, stop)
         part = {name: v[t] for name, v in rounder.items()}
         commit_shard(store, shard, part, attempt="two")
         assert len(t) == stop - start

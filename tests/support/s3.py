@@ -251,14 +251,14 @@ def s3_server() -> Iterator[S3]:
 @pytest.fixture
 def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     """The server without faults, and an environment that leads to it."""
-    from actlas.store import remote_objects
+    from actlas.store import remote_requests
 
     for name in [name for name in os.environ if name.startswith(("AWS_", "ACTLAS_R"))]:
         monkeypatch.delenv(name)
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     s3_server.counts.clear()
-    remote_objects._outages.clear()
+    remote_requests._outages.clear()
     yield s3_server
     s3_server.plan, s3_server.page, s3_server.stall_s = (lambda _: None), 1000, 3.0
 
@@ -348,6 +348,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "truncate" and len(data) > 1:
             self.wfile.write(data[: len(data) // 2])
             return self._reset()
+        while fault == "drip" and data:  # never a stall, and never done
+            self.wfile.write(data[:1])
+            self.wfile.flush()
+            data = data[1:]
+            time.sleep(s3.stall_s / 200)
         if self.command != "HEAD":
             self.wfile.write(data)
         self.wfile.flush()

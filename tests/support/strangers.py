@@ -81,7 +81,7 @@ def uses(path: str, digest: dict[str, str]) -> Iterator[tuple[str, Callable[[], 
     import actlas
     from actlas.analysis.batches import batches
     from actlas.analysis.localizer.localize import localize
-    from actlas.jobs import holding, info, show, status
+    from actlas.jobs import holding, info, show, status, status_lines
     from actlas.store.codes import names
     from actlas.store.verify import verify
 
@@ -94,7 +94,9 @@ def uses(path: str, digest: dict[str, str]) -> Iterator[tuple[str, Callable[[], 
     yield "repr", lambda: (repr(store), store._repr_html_(), str(store.rows))
     yield (
         "status",
-        lambda: list(status._lines(status.status_of(store), holding.look(store.objects).snapshot)),
+        lambda: list(
+            status_lines.lines(status.status_of(store), holding.look(store.objects).snapshot)
+        ),
     )
     yield "info", lambda: (list(info._lines(info.info_of(store))), json.dumps(info.info_of(store)))
     yield "verify", lambda: [str(damage) for damage in verify(store).damages]
