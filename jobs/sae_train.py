@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,10 +107,11 @@ class _Teller:
         self._say = NowAndThen()
 
     def __call__(self, point: Point, n_steps: int, rows_per_second: float) -> None:
+        rate = "" if math.isnan(rows_per_second) else f", {count(rows_per_second)} rows/s"
         self._say(
             f"step {count(point.step)} of {count(n_steps)}, {count(point.tokens)} tokens: loss "
             f"{point.loss:.4g}, explained variance {point.explained_variance:.3f}, L0 "
-            f"{point.l0:.1f}, dead {100 * point.dead_share:.1f} %, {count(rows_per_second)} rows/s"
+            f"{point.l0:.1f}, dead {100 * point.dead_share:.1f} %{rate}"
         )
 
 

@@ -121,7 +121,8 @@ class Run:
         self.points.append(Point(number + 1, self.tokens, *seen, self.trainer.recipe.lr_at(number)))
         if self.tell is not None:
             tokens, seconds = self._begun_with
-            rate = (self.tokens - tokens) / max(self.seconds - seconds, 1e-9)
+            timed = self.seconds - seconds  # this step is not in it yet
+            rate = (self.tokens - len(x) - tokens) / timed if timed > 0 else math.nan
             self.tell(self.points[-1], n_steps, rate)
 
     def finish(self, store: Store, on: Evaluated) -> Metrics:
