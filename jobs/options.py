@@ -114,7 +114,7 @@ RUN_HELP: Mapping[str, tuple[str, str]] = {
     "cpus_per_worker": ("CPUs that Ray reserves for a worker.", ""),
     "gpus_per_worker": (
         "GPUs that Ray reserves for a worker; may be a fraction.",
-        "1 where there are GPUs and the device is not cpu, else 0",
+        "1 where there are GPUs, or once some join, and the device is not cpu; else 0",
     ),
     "max_memory_bytes": (
         "Of one worker (4G).",
@@ -125,7 +125,8 @@ RUN_HELP: Mapping[str, tuple[str, str]] = {
     "max_process_deaths": ("Dead worker processes of a shard before quarantine.", ""),
     "max_node_losses": ("Lost machines of a shard before quarantine.", ""),
     "deadline_floor_s": (
-        "On Ray a shard may take 10 times the median so far, and never less than this.",
+        "On Ray a shard may take 10 times the median so far, and never less than this. Before any "
+        "is done, those that take longer are tried again uncharged, with 2, 4 and 8 times this.",
         "",
     ),
     "start_limit_s": (

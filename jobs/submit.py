@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from actlas.jobs import ray_token
 from actlas.jobs.config import SECTIONS, Asked, resolve
 from actlas.jobs.flags import debug_option
 from actlas.jobs.formatting import command as shell
@@ -110,6 +111,12 @@ def where(config: str, rest: Sequence[str]) -> tuple[str, Asked]:
     return store, asked
 
 
+def _ray_job(*words: str) -> str:
+    """Return a command of Ray's, which sends a token only where it is told to: as we were."""
+    sends = f"{ray_token.MODE}=token " if ray_token.mode() == "token" else ""
+    return sends + shlex.join(["ray", "job", *words])
+
+
 def _follow(server: JobServer, job: str, told: str) -> int:
     try:
         return server.follow(job, lambda text: click.echo(text, nl=False))
@@ -164,12 +171,12 @@ def command(
         metadata={"store": store},
     )
     at = ["--address", server.address, job]
-    watch = shlex.join(["ray", "job", "logs", "--follow", *at])
+    watch = _ray_job("logs", "--follow", *at)
     click.echo(
         f"submitted {job} to {server.address}\n"
         f"  status  {shell('status', store)}\n"
         f"  follow  {watch}\n"
-        f"  stop    {shlex.join(['ray', 'job', 'stop', *at])}"
+        f"  stop    {_ray_job('stop', *at)}"
         f"    (shards in flight may finish, for {duration(drain_s)} at most)"
     )
     return _follow(server, job, watch) if follow else EXIT_DONE

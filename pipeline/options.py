@@ -122,7 +122,8 @@ class RunOptions(_Options):
     max_process_deaths: int = Field(default=6, ge=1)
     max_node_losses: int = Field(default=20, ge=1)
     deadline_floor_s: float = Field(default=300, gt=0)
-    """A shard may take ten times the running median, and never less than this."""
+    """A shard may take ten times the running median, and never less than this. Before any is done,
+    those that take longer are tried again uncharged, with 2, 4 and 8 times this."""
     start_limit_s: float = Field(default=1800, gt=0)
     """A worker may take this long to load its model, or ``deadline_floor_s`` if that is more."""
     writers_per_machine: int | None = Field(default=None, ge=1)

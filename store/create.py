@@ -87,9 +87,9 @@ def create(
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
-        refuse_existing(final)
         fault = run_fault(error, str(final))
         if fault is None:
+            refuse_existing(final)  # somebody else was faster
             raise
         raise fault from error
     return open_store(final)

@@ -174,7 +174,8 @@ exec sleep 60
 """
 JOINS = "def init(**_): pass\ndef nodes(): return [{'Alive': True, 'Resources': {'CPU': 1}}]\n"
 FAULTY = """#!/bin/sh
-if [ -e wait ]; then echo at work; trap 'kill $!; exit 75' TERM; sleep 30 & wait; fi
+trap 'exit 75' TERM
+if [ -e wait ]; then echo at work; while true; do sleep 0.1; done; fi
 exit 75
 """
 

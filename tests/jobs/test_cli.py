@@ -107,6 +107,7 @@ def test_heavy_libraries_stay_out() -> None:
         (("extract",), EXIT_USAGE, "Missing argument 'STORE'"),
         (("extract", "x.zarr", "--wrkers", "3"), EXIT_USAGE, "No such option"),
         (("extract", "x.zarr", "--workers", "many"), EXIT_USAGE, "expected a whole number"),
+        (("extract", "x.zarr", "--workers", "many"), EXIT_USAGE, ", 2e6 or 2M, or auto"),
         (("extract", "x.zarr", "--workers", "0"), EXIT_USAGE, "greater than or equal to 1"),
         (("extract", "x.zarr", "--dtype", "float64"), EXIT_USAGE, "'float64' is not one of"),
         (("extract", "x.zarr", "run.wrkers=3"), EXIT_USAGE, "Did you mean workers"),

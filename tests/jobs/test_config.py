@@ -102,6 +102,7 @@ def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("run.workers", "expected an override such as run.workers=4"),
         ("run.workers=0", "greater than or equal to 1"),
         ("run.workers=many", "run.workers=many: workers: got 'many', expected a whole number"),
+        ("run.workers=many", ", 2e6 or 2M, or auto"),
         ("run.executor=dask", "'inline' or 'ray'"),
         ("plan.dtype=float64", "'bfloat16', 'float16' or 'float32'"),
         ("plan.seed=[1", "not YAML"),

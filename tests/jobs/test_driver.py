@@ -24,9 +24,11 @@ from support.simulated import simulated
 from support.workers import fake_store
 
 from actlas.jobs.deadlines import Clocks, Median
+from actlas.jobs.ledger import Fault
 from actlas.jobs.neighbours import follows
 from actlas.jobs.pending import Pending
 from actlas.jobs.ray_faults import kind_of
+from actlas.jobs.starts import Starts
 from actlas.pipeline.options import RunOptions
 from actlas.store import layout
 from actlas.store.errors import ActlasError, ModelError
@@ -253,6 +255,47 @@ def test_a_run_ends_when_the_good_ones_are_gone_too() -> None:
         simulated.play(imagined, world)
     assert world.start_faults["task"] > 5
     assert sum(world.done.values()) > 20
+
+
+def test_a_run_ends_where_only_the_broken_place_is_left() -> None:
+    """Of two machines it is the good one that goes, with this seed."""
+    loss = {"leaving": (1500.0,), "joins_after_s": 1e9}
+    imagined = scene(900, 2, 1, bad_machines={0: "raise"}, seed=2, **loss)
+    world = simulated.World(imagined)
+    with pytest.raises(ActlasError, match="failed to start 3 times in a row"):
+        simulated.play(imagined, world)
+    assert list(world._machines) == [0]
+    assert world.now < 1500 + 64 + 3 * 60, "no start is put off where nobody works"
+
+
+def test_a_run_ends_where_every_place_is_broken() -> None:
+    """Some worker is loading at any time, and none that began before the first failed."""
+    imagined = scene(900, 8, 1, bad_machines=dict.fromkeys(range(8), "raise"))
+    world = simulated.World(imagined)
+    with pytest.raises(ActlasError, match=r"failed to start \d+ times in a row.*no model"):
+        simulated.play(imagined, world)
+    assert world.now < 3 * 30
+    assert world.start_faults["task"] < 8 + 8
+
+
+def test_starts_that_fail_together_count_as_one() -> None:
+    said: list[str] = []
+    starts = Starts(said.append)
+    fault = Fault(None, "node", "its machine was lost", "", "worker 1")
+
+    def fail(now: float) -> None:
+        assert starts.failed(fault, now, n_ready=3, loading=(0, math.inf), most=9) is None
+
+    for _ in range(5):
+        fail(100.0)
+    assert (starts.n_held(101.0), starts.left(101.0)) == (5, 1.0)
+    assert (starts.n_held(102.0), starts.left(102.0)) == (0, math.inf)
+    fail(110.0)
+    assert (starts.n_held(113.9), starts.n_held(114.0)) == (1, 0)
+    assert len(said) == 1
+    starts.ready()
+    fail(120.0)
+    assert (starts.n_held(121.9), starts.n_held(122.0)) == (1, 0)
 
 
 def test_a_refused_model_ends_the_run_while_others_work() -> None:

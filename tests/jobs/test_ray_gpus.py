@@ -115,9 +115,8 @@ def test_whoever_has_no_place_is_asked_for_again_with_a_gpu(imagined: Imagined) 
     for actor in imagined.living()[1:]:
         actor.place.answer.set_result("gpus")
         actor.prepare.answer.set_result(Loaded(1))
-    assert cluster.wait(0.01) == [
-        e for worker in (1, 2, 3) for e in (Placed(worker), Ready(worker))
-    ]
+    expected = [(kind, worker) for worker in (1, 2, 3) for kind in (Placed, Ready)]
+    assert heard(cluster) == expected
     for worker in range(4):
         cluster.kill(worker)
     assert imagined.living() == []

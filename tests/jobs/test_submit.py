@@ -30,7 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.jobs import ROOT, wait_until
 
-from actlas.jobs import submit
+from actlas.jobs import ray_jobs, submit
 from actlas.jobs.cli import cli
 from actlas.jobs.config import resolve
 from actlas.jobs.ray_jobs import exit_code_of
@@ -242,11 +242,46 @@ def test_a_token_that_is_not_there(
     assert f"no token for the cluster in {file}: {words}" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("mode", "token", "sent"),
+    [
+        ("", None, False),
+        ("", "t" * 64, True),
+        ("token", "t" * 64, True),
+        ("disabled", "t" * 64, False),
+    ],
+)
+def test_how_to_follow_and_stop(
+    mode: str, token: str | None, sent: bool, plain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own commands send a token only where they are told to."""
+
+    class Server:
+        address = "http://head:8265"
+        submit = staticmethod(lambda *_, **named: "raysubmit_1")
+
+        def __init__(self, address: str | None) -> None:
+            ray_jobs._use_token()
+
+    monkeypatch.setattr(ray_jobs, "JobServer", Server)
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    if token is not None:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    result = run_verb(plain, "--no-follow")
+    assert result.exit_code == EXIT_DONE, result.output
+    front = "RAY_AUTH_MODE=token " if sent else ""
+    at = "--address http://head:8265 raysubmit_1"
+    assert f"  follow  {front}ray job logs --follow {at}\n" in result.output
+    assert f"  stop    {front}ray job stop {at}    (" in result.output
+    assert "tttt" not in result.output
+
+
 class Head(NamedTuple):
     address: str
     token: Path
     folder: Path
     environment: dict[str, str]
+    path: str
 
     def submit(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "actlas.jobs.cli", "submit", *arguments]
@@ -300,7 +335,7 @@ def head() -> Iterator[Head]:
 
     try:
         wait_until(answers, 240)
-        yield Head(f"http://127.0.0.1:{ports[2]}", token, folder, clean)
+        yield Head(f"http://127.0.0.1:{ports[2]}", token, folder, clean, path)
     finally:
         process.terminate()
         try:
@@ -337,6 +372,17 @@ def test_jobs_end_as_they_ended(head: Head) -> None:
         assert f"  status  actlas status /stores/{name}\n" in out
     assert "was killed by signal 9; nothing done is lost: submit it again" in said["killed"]
 
+    [line] = [line for line in said["3"].splitlines() if line.startswith("  follow  ")]
+    assert str(head.token) not in said["3"] and head.token.read_text() not in said["3"]
+    shell = {"PATH": head.path, "RAY_AUTH_TOKEN_PATH": str(head.token)}
+    followed = subprocess.Popen(  # in another shell, with the token alone
+        ["sh", "-c", line.removeprefix("  follow  ")],
+        env=head.environment | shell,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
     assert "called with" in read_until(jobs["waits"], "called with ")
     rayjob = [*yaml.safe_load_all((ROOT / "deploy/kuberay/rayjob.yaml").read_text())][-1]
     pod = rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
@@ -351,6 +397,9 @@ def test_jobs_end_as_they_ended(head: Head) -> None:
     assert jobs["waits"].returncode == EXIT_RESUME
     assert "drained\n" in out  # it took 4 s; Ray's own patience is 3
     assert "the job was stopped; nothing done is lost" in out
+    out = followed.communicate(timeout=60)[0]
+    assert followed.returncode == 0, out
+    assert 'called with ["extract", "/stores/3"' in out and "Authentication" not in out
 
     out = refused.communicate(timeout=60)[0]
     assert refused.returncode == EXIT_USAGE
