@@ -62,7 +62,7 @@ class Limit:
     ...     limit.reached()
     >>> limit.value()
     2400.0
-    >>> limit.add(50)
+    >>> limit.add(50.0)
     >>> limit.value(), limit.forgives()
     (500.0, False)
     """

@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import time
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Give the memory back, but for what a failure may be seen in: the next session does that."""
     if _BEGUN is not None and config.stash.get(_PASSED, False):
-        shutil.rmtree(_BEGUN[0], ignore_errors=True)
+        # Last of all: multiprocessing has a folder of its own in it, and removes that before.
+        Finalize(None, shutil.rmtree, [_BEGUN[0]], {"ignore_errors": True}, exitpriority=-1000)
 
 
 @pytest.fixture(scope="session")

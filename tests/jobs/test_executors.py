@@ -381,5 +381,7 @@ def test_a_repair_goes_on_though_its_workers_fail(
     plant(tmp_path, {4: ["raise"] * 2, 7: ["raise" if executor == "inline" else "die"]})
     made = repair_at(store.path, options(executor), make_mender=make_fake_mender)
     assert (made.exit_code, made.shards, made.left) == (EXIT_DONE, {"extract": (1, 4, 7)}, ())
-    assert sorted(attempted(tmp_path)) == [1, 4, 4, 4, 7, 7]
+    n = Counter(attempted(tmp_path))  # a neighbour of who dies is attempted again
+    assert set(n) == {1, 4, 7} and n[4] >= 3 and n[7] >= 2
+    assert executor == "ray" or n.total() == 6
     assert rows_and_receipts(store) == before
