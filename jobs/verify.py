@@ -54,9 +54,11 @@ def _lines(report: Report, path: str, seconds: float) -> list[str]:
     if not report.ok:
         n, strays = len(report.damages), all(damage.stray for damage in report.damages)
         found = counted(n, "finding")
-        trust = "no row is harmed" if strays else "the rows named are not to be trusted"
+        trust = "; no row is harmed" if strays else ""
+        if any(damage.start is not None for damage in report.damages):
+            trust = "; the rows named are not to be trusted"
         mend = shell("repair", path, *(["--remove-strays"] if strays else []))
-        lines.append(f"damaged: {found}; checked {checked}; {trust} -> next: {mend}")
+        lines.append(f"damaged: {found}; checked {checked}{trust} -> next: {mend}")
     elif report.missing or report.missing_pooled:
         lines.append(f"whole so far: {checked} -> next: {shell('extract', path)}")
     else:

@@ -344,7 +344,7 @@ def unseal(data: bytes, cls: type[SpecT], where: str) -> SpecT:
         raise CorruptDataError(
             f"{where}: expected a sealed record, got {len(data)} bytes whose sha256 is not the one "
             "that they end with: the file was changed or cut after it was written. `actlas verify "
-            "--full` says what else is damaged.",
+            "--full` says what else is damaged, `actlas repair` puts it back.",
             path=where,
         )
     try:

@@ -191,8 +191,10 @@ def _check_plan(store: Store, key: str) -> Checked:
         return Checked(0, 0, [Damage(key, "is missing")])
     try:
         unseal(data, PlanFile, key)
-    except (CorruptDataError, FormatError) as error:
-        return Checked(0, 0, [Damage(key, f"unreadable: {error}")])
+    except CorruptDataError:
+        return Checked(0, 0, [Damage(key, "its bytes are not those that were sealed")])
+    except FormatError as error:
+        return Checked(0, 0, [Damage(key, str(error))])
     if seal_of(data) != store.plan_sha256:
         return Checked(0, 0, [Damage(key, "is another plan than its copy")])
     return Checked(0, 0, [])
