@@ -45,6 +45,7 @@ from actlas.store.repair_plan import (
     repair_plan,
 )
 from actlas.store.store import Store, open_store
+from actlas.store.strays import remove_stray
 from actlas.store.verify import verify
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Repaired:
         The derived jobs of which something was dropped and made again.
     left : tuple of Damage
         What is still damaged.
+    removed : tuple of str
+        Keys of files that were of no use.
     """
 
     exit_code: int
@@ -77,6 +80,7 @@ class Repaired:
     shards: dict[str, tuple[int, ...]] = field(default_factory=dict)
     derived: tuple[str, ...] = ()
     left: tuple[Damage, ...] = ()
+    removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,13 +200,13 @@ def repair_at(
         damages = _find(store, findings, full, say)
         held.require()
         put_back += _repair_planned(store, damages, say)
-        damages = _drop(store, damages, remove_strays, say)
+        damages, removed = _drop(store, held, damages, remove_strays, say)
         derived = drop_derived(store, damages, say)
         shards: dict[str, tuple[int, ...]] = {}
         for like in (extraction(store), pooling(store)):
             outcome = _mend(store, like, damages, run, mender_of[like.job], shards)
             if outcome == EXIT_RESUME:
-                stopped = tuple(put_back), shards, tuple(derived), tuple(damages)
+                stopped = tuple(put_back), shards, tuple(derived), tuple(damages), removed
                 return Repaired(EXIT_RESUME, *stopped)
         store = open_store(path)  # nothing read before it was repaired
         held.require()
@@ -211,7 +215,7 @@ def repair_at(
         still = verify(store, full=True, only=unsure).damages if unsure else ()
     left = (*still, *not_redone)
     code = EXIT_DAMAGE if left else EXIT_DONE
-    return Repaired(code, tuple(put_back), shards, tuple(derived), left)
+    return Repaired(code, tuple(put_back), shards, tuple(derived), left, removed)
 
 
 def _find(store: Store, findings: Sequence[Damage] | None, full: bool, say: Say) -> list[Damage]:
@@ -263,22 +267,33 @@ def _plan_again(store: Store, keys: Sequence[str], say: Say) -> list[str]:
         return put_back_from(store, again, keys)
 
 
-def _drop(store: Store, damages: Sequence[Damage], remove_strays: bool, say: Say) -> list[Damage]:
+def _drop(
+    store: Store,
+    held: lease.Lease,
+    damages: Sequence[Damage],
+    remove_strays: bool,
+    say: Say,
+) -> tuple[list[Damage], tuple[str, ...]]:
     """Remove receipts that are superseded and damaged, and strays where that was asked for.
 
-    What is damaged besides is returned.
+    Returns
+    -------
+    list of Damage, tuple of str
+        What is damaged besides, and what was removed.
     """
-    removed: set[str] = set()
-    for damage in damages:
+    removed: list[str] = []
+    # Statistics before their rows: alone they would be in the way of rows with other bits.
+    for damage in sorted(damages, key=lambda damage: not damage.key.startswith("statistics/")):
         if damage.stray and remove_strays:
-            store.objects.delete(damage.key)
-            removed.add(damage.key)
-            say(f"removed: {damage.key}")
+            held.require()
+            if remove_stray(store, damage.key):
+                removed.append(damage.key)
+                say(f"removed: {damage.key}")
         elif damage.job in store.jobs and damage.shard is not None:
             for key in drop_unreadable(store.receipts(damage.job), damage.shard):
-                removed.add(key)
+                removed.append(key)
                 say(f"removed: {key}, which a later receipt stands for")
-    return [damage for damage in damages if damage.key not in removed]
+    return [damage for damage in damages if damage.key not in removed], tuple(removed)
 
 
 def _mend(
@@ -333,6 +348,8 @@ def line_of(path: str, made: Repaired) -> str:
         parts.append(f"{what} {ranges(list(numbers))}")
     if made.derived:
         parts.append(f"derived data ({', '.join(made.derived)})")
+    if made.removed:
+        parts.append(f"{counted(len(made.removed), 'file')} removed")
     text = "; ".join(parts) or "nothing"
     if made.exit_code == EXIT_RESUME:
         return "stopped: what was repaired stays -> next: run the same command again"

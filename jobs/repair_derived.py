@@ -92,7 +92,7 @@ def _redo_features(
                 say(f"encoding what is missing of {name}")
                 outcome, _made = encode(store, name, None, None, run)
                 if outcome.exit_code:
-                    return outcome.line
+                    return None if _waits_for_rows(store, name, kinds) else outcome.line
                 _drop_stale(store, say)
             kinds = kinds | {
                 k for j in _remembered(store) for k, n in [j.split(".", 1)] if n == name
@@ -104,6 +104,12 @@ def _redo_features(
         again = shell("sae", "encode", store.path, "--sae", "DIR", "--name", name)
         return f"{error} With its folder at hand: {again}"
     return None
+
+
+def _waits_for_rows(store: Store, name: str, kinds: set[str]) -> bool:
+    """Whether all that was dropped is made again, and the rest is of shards not extracted yet."""
+    left = set(store.missing(f"encode.{name}")) - set(store.missing())
+    return not left and not kinds & {"encoded", "index", "indexed"}
 
 
 def _remember(store: Store, jobs: Iterable[str]) -> None:

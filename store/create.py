@@ -68,8 +68,9 @@ def create(
     StoreExistsError
         There is something at ``path``; it is left as it is.
     RunFaultError
-        The disk is full or fails, and nothing is left behind. Or the object store does: what is
-        there already is gone on with when the same is planned again.
+        The disk is full or fails, and nothing is left behind, unless it was the very last step:
+        then the message says so. Or the object store does: what is there already is gone on with
+        when the same is planned again.
     """
     check_counts(plan, columns, images)
     refuse_existing(path)
@@ -79,10 +80,12 @@ def create(
         write(open_objects(path), plan, columns, images)
         return open_store(path)
     staging = staging_of(final)
+    planned = False
     try:
         try:
             write(LocalObjects(staging), plan, columns, images)
             staging.rename(final)
+            planned = True
             sync_folder(final.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -91,6 +94,11 @@ def create(
         if fault is None:
             refuse_existing(final)  # somebody else was faster
             raise
+        if planned:
+            raise type(fault)(
+                f"{fault} The plan lies there by now: `actlas extract {final}` goes on with it.",
+                **fault.details,
+            ) from error
         raise fault from error
     return open_store(final)
 

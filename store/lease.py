@@ -62,6 +62,7 @@ class Lease:
     def __init__(self, objects: Objects, number: int, beat_s: float, tell: Tell = dict) -> None:
         self.objects = objects
         self.number = number
+        self.pid = os.getpid()
         self._tell = tell
         self.lost = threading.Event()
         self._stop = threading.Event()
@@ -160,6 +161,8 @@ def hold(
         Another driver is alive, or took over the lease around this hold.
     """
     outer = _AROUND.get()
+    if outer is not None and outer.pid != os.getpid():
+        outer = None  # of the process that this one was forked from
     if outer is not None and outer.objects.url == objects.url:
         outer.require()
         with outer.telling(tell):

@@ -28,10 +28,10 @@ OUT_S = 60.0
 """For so long after a store was found out, it is asked once and no more: a run that ends because of
 an outage has a lease to give up and a log to close, and would wait as long again for each."""
 
-_outages: dict[str, float] = {}
-"""When a store was last found out, by URL."""
-_answers: dict[str, float] = {}
-"""When a store last answered anybody in this process, by URL."""
+_outages: dict[tuple[str, bool], float] = {}
+"""When a store was last found out, by URL and by whether it was written to."""
+_answers: dict[tuple[str, bool], float] = {}
+"""When a store last answered anybody in this process, by URL and by whether it was written to."""
 
 
 class Requests:
@@ -89,7 +89,7 @@ class Requests:
             raise FormatError(
                 f"{self.url}: a key stays inside its store, got {key[:200]!r}.", key=key[:200]
             )
-        where, settings = f"{self.url}/{key}", self._patience()
+        where, settings = f"{self.url}/{key}", self._patience(n_sent)
         # The limited do all their tries themselves: obstore's own would come on top.
         tries = settings if self.limit_s is None else settings._replace(retry_s=0.0)
         began, wait_s = time.monotonic(), 0.1
@@ -100,40 +100,44 @@ class Requests:
             except errors() as error:
                 found = trouble(error)
             else:
-                self._answered()
+                self._answered(n_sent)
                 return result
             if found.kind in ("missing", "exists", "range"):  # an answer is an answer
-                self._answered()
+                self._answered(n_sent)
             if settle is not None and (settled := settle(found)) is not None:
                 return settled
             if found.kind == "missing":
                 raise missing(where) from None
             now = time.monotonic()
             if found.kind == "final" or now + wait_s > limit:
-                self._gave_up(found, began, now)
+                self._gave_up(found, n_sent, began, now)
                 raise outage(where, found, now - began) from None
             time.sleep(wait_s * (0.5 + _jitter()))
             wait_s = min(2 * wait_s, 5.0)
 
-    def _patience(self) -> Settings:
+    def _patience(self, n_sent: int | None) -> Settings:
         """Return the settings without tries of any kind where the store was found out just now."""
-        since = _outages.get(self.url)
+        since = _outages.get((self.url, n_sent is not None))
         if since is not None and time.monotonic() - since < OUT_S:
             return self.settings._replace(retry_s=0.0)
         return self.settings
 
-    def _answered(self) -> None:
-        _answers[self.url] = time.monotonic()
-        _outages.pop(self.url, None)
+    def _answered(self, n_sent: int | None) -> None:
+        _answers[self.url, n_sent is not None] = time.monotonic()
+        _outages.pop((self.url, n_sent is not None), None)
 
-    def _gave_up(self, found: Trouble, began: float, now: float) -> None:
+    def _gave_up(self, found: Trouble, n_sent: int | None, began: float, now: float) -> None:
         """Note an outage, unless it is this object's own fault that was met."""
         if self.limit_s is not None:
             return
-        # Others were answered while this was tried for the second half of the time.
-        others = _answers.get(self.url, -1.0) > (began + now) / 2
-        if found.everywhere if found.kind == "final" else not others:
-            _outages[self.url] = now
+        # Who reads may be answered where nobody can write: a bucket over its quota.
+        ours, other = (self.url, n_sent is not None), (self.url, n_sent is None)
+        if found.kind == "final":
+            out = [ours, other] if found.everywhere else []
+        else:  # or others were answered while this was tried for the second half of the time
+            out = [k for k in (ours, other) if _answers.get(k, -1.0) <= (began + now) / 2]
+        if ours in out:
+            _outages.update(dict.fromkeys(out, now))
 
 
 class CutError(Exception):

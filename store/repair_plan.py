@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from actlas.store.arrays import group_metadata, metadata_bytes
 from actlas.store.codes import copies, copy_key, names, spec_key
+from actlas.store.damage import raise_if_outside
 from actlas.store.errors import CorruptDataError, FormatError, RunFaultError, of_one_object
 from actlas.store.metadata import ledger_metadata, root_metadata
 from actlas.store.objects import Objects
@@ -114,6 +115,9 @@ def _read_record(objects: Objects, key: str, kind: type[BaseModel]) -> bytes | N
         unseal(data, kind, f"{objects.url}/{key}")
     except (FileNotFoundError, FormatError, CorruptDataError):
         return None
+    except RunFaultError as error:
+        raise_if_outside(error)
+        return None
     return data
 
 
@@ -122,6 +126,9 @@ def _read_plan(objects: Objects, key: str) -> tuple[bytes, PlanFile] | None:
         data = objects.read(key)
         return data, unseal(data, PlanFile, f"{objects.url}/{key}")
     except (FileNotFoundError, FormatError, CorruptDataError):
+        return None
+    except RunFaultError as error:
+        raise_if_outside(error)
         return None
 
 

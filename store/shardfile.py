@@ -11,7 +11,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 from actlas.store.arrays import ArraySpec
-from actlas.store.errors import CorruptDataError
+from actlas.store.errors import ActlasError, CorruptDataError
 from actlas.store.layout import ceil_div
 from actlas.store.objects import Objects
 
@@ -250,7 +250,10 @@ class ShardReader:
         try:
             yield
         except CorruptDataError as error:
-            if self._repaired is None or not self._repaired():
+            repaired = False
+            with suppress(ActlasError, OSError):  # what is wrong with the data comes first
+                repaired = self._repaired is not None and self._repaired()
+            if not repaired:
                 raise
             raise CorruptDataError(
                 f"{error}. It was repaired since this store was opened, with other bits: open it "

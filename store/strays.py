@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import NamedTuple
 
 from actlas.store.arrays import ArraySpec
-from actlas.store.damage import Damage
-from actlas.store.errors import CorruptDataError
+from actlas.store.damage import Damage, raise_if_outside
+from actlas.store.errors import ActlasError
 from actlas.store.in_order import in_order
 from actlas.store.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.receipts import receipt_key
@@ -24,67 +25,113 @@ VOLATILE = (
 """What belongs to runs, not to the store's content."""
 
 
-class _Object(NamedTuple):
-    """An object of a shard."""
+_SHARD = re.compile(r".*/c/([0-9]+)(?:/0)*", re.ASCII)
+
+
+class _Begun(NamedTuple):
+    """An object of a shard that has no receipt."""
 
     key: str
     job: str
     number: int
     spec: ArraySpec
 
-    @property
-    def hookpoint(self) -> str | None:
-        """What a table of statistics is of."""
-        return self.spec.path.partition("statistics/")[2] or None
-
 
 def find_strays(
-    store: Store, done: Mapping[str, frozenset[int]], full: bool
+    store: Store, full: bool, only: Collection[str] | None = None
 ) -> tuple[list[Damage], tuple[str, ...]]:
     """Find whatever lies in the store and belongs to nobody, and shards without a receipt.
 
     These are read where ``full``: the next run adopts what is whole, and cannot what is not.
+
+    Parameters
+    ----------
+    store : Store
+    full : bool
+    only : collection of str, optional
+        Keys that were found before: no other is read.
     """
     standing = claimed(store)
     expected = {PLAN_KEY, PLAN_COPY_KEY, *store.plan_file.objects, *standing}
-    in_shards: dict[str, _Object] = {}
+    done = {job: store.done(job) for job in store.jobs}
+    in_shards: dict[str, tuple[str, int]] = {}
     for job in store.jobs:
         for number in range(store.n_shards(job)):
-            specs = shard_specs(store, job, number)
-            in_shards.update({k: _Object(k, job, number, spec) for k, spec in specs.items()})
+            in_shards.update(dict.fromkeys(shard_specs(store, job, number), (job, number)))
             expected.add(receipt_key(job, number))
         for number, generations in store.receipts(job).generations.items():
             expected.update(receipt_key(job, number, g) for g in generations)
     strays, unclaimed, begun = [], [], []
     for key in store.objects.walk():
         if key in in_shards:
-            if in_shards[key].number not in done[in_shards[key].job]:
-                begun.append(in_shards[key])
+            job, number = in_shards[key]
+            if number not in done[job]:
+                begun.append(key)
         elif key not in expected and is_leftover(key, standing):
             unclaimed.append(key)
         elif key not in expected and not key.startswith(VOLATILE):
             what = "a stray file: nothing of this store has this name"
             strays.append(Damage(key, what, stray=True))
-    whys = in_order(partial(_why_unreadable, store), begun if full else [], store.objects.n_readers)
-    harmed = {b.key: why for b, why in zip(begun, whys, strict=False) if why is not None}
-    for one in begun:  # statistics are of the very bits that lie there
-        rows = store.arrays.activations.get(one.hookpoint or "")
-        if rows is not None and (key := rows.key(one.number)) in harmed:
-            harmed.setdefault(one.key, f"its rows, {key}, cannot be read")
+    harmed = _harmed(store, begun if only is None else sorted({*begun} & {*only})) if full else {}
     for key, why in harmed.items():
         strays.append(Damage(key, f"no receipt names it, and it is of no use: {why}", stray=True))
-    unclaimed += [one.key for one in begun if one.key not in harmed]
+    unclaimed += [key for key in begun if key not in harmed]
     return strays, tuple(sorted(unclaimed))
 
 
-def _why_unreadable(store: Store, begun: _Object) -> str | None:
+def remove_stray(store: Store, key: str) -> bool:
+    """Remove what is of no use, unless a receipt names it by now; only under the lease."""
+    begun = _begun(store, key)
+    if begun is not None:
+        store.forget(begun.job)
+        if begun.number in store.done(begun.job):
+            return False
+    store.objects.delete(key)
+    return True
+
+
+def _begun(store: Store, key: str) -> _Begun | None:
+    """Return which shard's object a key is; None where it is no shard's."""
+    match = _SHARD.fullmatch(key)
+    number = -1 if match is None else int(match[1])
+    for job in store.jobs:
+        if 0 <= number < store.n_shards(job):
+            spec = shard_specs(store, job, number).get(key)
+            if spec is not None:
+                return _Begun(key, job, number, spec)
+    return None
+
+
+def _harmed(store: Store, keys: Iterable[str]) -> dict[str, str]:
+    """Return which objects of shards without a receipt nothing can adopt, and why."""
+    found = [begun for key in keys if (begun := _begun(store, key)) is not None]
+    whys = in_order(partial(_why_unreadable, store), found, store.objects.n_readers)
+    harmed = {begun.key: why for begun, why in zip(found, whys, strict=True) if why is not None}
+    for begun in found:  # statistics are of the very bits that lie there
+        rows = store.arrays.activations.get(begun.spec.path.partition("statistics/")[2])
+        if rows is None:
+            continue
+        key = rows.key(begun.number)
+        if key in harmed:
+            harmed.setdefault(begun.key, f"its rows, {key}, cannot be read")
+        elif store.objects.size(key) is None:
+            harmed.setdefault(begun.key, f"its rows, {key}, are gone")
+    for job in store.jobs:
+        store.forget(job)
+    done = {job: store.done(job) for job in store.jobs}  # a run may go on meanwhile
+    numbers = {begun.key: begun.number in done[begun.job] for begun in found}
+    return {key: why for key, why in harmed.items() if not numbers[key]}
+
+
+def _why_unreadable(store: Store, begun: _Begun) -> str | None:
     """Return why an object without a receipt cannot be read, by its own checksums."""
     try:
         reader = ShardReader(store.objects, begun.spec, begun.number)
         for chunk in range(begun.spec.n_chunks(begun.number)):
             reader.read_chunk(chunk)
-    except CorruptDataError as error:
-        return str(error)
-    except FileNotFoundError:  # adopted or removed meanwhile
+    except FileNotFoundError:  # removed meanwhile
         return None
+    except (ActlasError, OSError, ValueError) as error:
+        raise_if_outside(error)
+        return None if store.objects.size(begun.key) is None else str(error)
     return None

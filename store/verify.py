@@ -8,9 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from actlas.store.damage import Check, Checked, Damage, size_words
+from actlas.store.damage import Check, Checked, Damage, raise_if_outside, size_words
 from actlas.store.digests import object_sha256
-from actlas.store.errors import CorruptDataError, FormatError, StoreNotFoundError
+from actlas.store.errors import (
+    CorruptDataError,
+    FormatError,
+    RunFaultError,
+    StoreNotFoundError,
+)
 from actlas.store.in_order import in_order
 from actlas.store.objects import open_objects
 from actlas.store.plan_file import PLAN_COPY_KEY, PLAN_KEY, read_sealed_plan
@@ -83,7 +88,7 @@ def verify(
         return _verify_only(store, shards, full, only)
     n_all = len(store.plan_file.objects) + sum(len(shard.specs) for shard in shards)
     n_objects, n_bytes, damages = _run(store, _checks(store, shards, full), n_all, progress)
-    strays, unclaimed = find_strays(store, done, full)
+    strays, unclaimed = find_strays(store, full)
     missing = {j: tuple(sorted(set(range(store.n_shards(j))) - done[j])) for j in done}
     return Report(
         full=full,
@@ -106,13 +111,17 @@ def open_to_verify(path: str | os.PathLike[str]) -> Store:
     """
     try:
         return open_store(path)
-    except (CorruptDataError, FormatError, StoreNotFoundError) as error:
+    except (CorruptDataError, FormatError, StoreNotFoundError, RunFaultError) as error:
+        raise_if_outside(error)
         if "found" in error.details:  # it is of another version, which is no damage
             raise
         objects = open_objects(path)
         for key in (PLAN_KEY, PLAN_COPY_KEY):
-            with suppress(CorruptDataError, FormatError, FileNotFoundError):
-                return Store(objects, *read_sealed_plan(objects, key))
+            with suppress(CorruptDataError, FormatError, FileNotFoundError, NotADirectoryError):
+                try:
+                    return Store(objects, *read_sealed_plan(objects, key))
+                except RunFaultError as fault:
+                    raise_if_outside(fault)
         raise
 
 
@@ -130,7 +139,7 @@ def _verify_only(store: Store, shards: list[Shard], full: bool, only: Collection
 
     n_objects, n_bytes, damages = _run(store, checks(), 0, None)
     if any(d.stray for d in only):  # by what lies there now: who removes strays asks for no other
-        strays, _ = find_strays(store, {job: store.done(job) for job in store.jobs}, full)
+        strays, _ = find_strays(store, full, keys)
         damages += [d for d in strays if d.key in keys]
     return Report(full, n_objects, n_bytes, (), _once(damages))
 
@@ -196,7 +205,8 @@ def _check_plan(store: Store, key: str) -> Checked:
     except FormatError as error:
         return Checked(0, 0, [Damage(key, str(error))])
     if seal_of(data) != store.plan_sha256:
-        return Checked(0, 0, [Damage(key, "is another plan than its copy")])
+        other = PLAN_COPY_KEY if key == PLAN_KEY else PLAN_KEY
+        return Checked(0, 0, [Damage(key, f"is another plan than {other}")])
     return Checked(0, 0, [])
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from actlas.store.arrays import group_metadata, metadata_bytes
 from actlas.store.codes import FOLDER, copies, copy_key, names, spec_key
-from actlas.store.damage import size_words
+from actlas.store.damage import raise_if_outside, size_words
 from actlas.store.digests import object_digest
-from actlas.store.errors import ActlasError, CorruptDataError, FormatError
+from actlas.store.errors import ActlasError
 from actlas.store.features import open_features
+from actlas.store.in_order import in_order
 from actlas.store.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.schema import FeaturesSpec, Receipt, seal_of, unseal
 
@@ -74,9 +75,9 @@ def claimed(store: Store) -> frozenset[str]:
     keys = {spec_key(name) for name in names(store)} | set(plain_groups(store))
     keys |= {copy_key(name) for name in copies(store) if _stands_for_something(store, name)}
     for job, units in derived_jobs(store).items():
-        for unit in units:
-            keys.add(receipt_key(job, unit))
-            receipt = _receipt(store, job, unit)
+        keys.update(receipt_key(job, unit) for unit in units)
+        receipts = Receipts(store.objects, job, 10**8, store.plan_sha256)
+        for receipt in in_order(partial(_readable, receipts), units, store.objects.n_readers):
             if receipt is not None:
                 keys.update(record.key for record in receipt.objects)
     return frozenset(keys)
@@ -107,9 +108,9 @@ def plain_groups(store: Store) -> list[str]:
     return [key for key, begun in keys.items() if begun or store.objects.size(key) is not None]
 
 
-def _receipt(store: Store, job: str, unit: int) -> Receipt | None:
+def _readable(receipts: Receipts, unit: int) -> Receipt | None:
     try:
-        return Receipts(store.objects, job, 10**8, store.plan_sha256).read(unit)
+        return receipts.read(unit)
     except (ActlasError, OSError):
         return None  # its own check says why
 
@@ -145,7 +146,8 @@ def _stands_for_something(store: Store, name: str) -> bool:
     key = copy_key(name)
     try:
         unseal(store.objects.read(key), FeaturesSpec, f"{store.path}/{key}")
-    except (FormatError, CorruptDataError, FileNotFoundError):
+    except (ActlasError, OSError) as error:
+        raise_if_outside(error)
         return False
     return True
 
@@ -171,11 +173,10 @@ def _check_receipt(store: Store, job: str, unit: int, full: bool) -> tuple[int, 
     for record in receipt.objects:
         size = store.objects.size(record.key)
         n_bytes += size or 0
+        read = full or record.key.endswith("/zarr.json")
         if size != record.n_bytes:
             findings.append(Finding(record.key, size_words(size, record.n_bytes), *tokens))
-        elif (full or record.key.endswith("/zarr.json")) and (
-            object_digest(store.objects, record.key)[1] != record.xxh3
-        ):
+        elif read and object_digest(store.objects, record.key)[1] != record.xxh3:
             what = "its bytes are not those that the receipt describes"
             findings.append(Finding(record.key, what, *tokens))
     return 1 + len(receipt.objects), n_bytes, findings

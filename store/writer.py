@@ -93,7 +93,8 @@ class ArrayWriter:
             return (
                 f"lies there already, and its row {bad} differs from what this model gives by "
                 f"more than {self.tolerance:g} of its norm. It is damaged, or of another model. "
-                "Remove that file, then run the same command again."
+                "Remove that file and the shard's statistics, then run the same command again with "
+                "--retry-quarantined."
             )
 
         return self._hold(spec, rows, unlike)
@@ -112,7 +113,8 @@ class ArrayWriter:
                 return None
             return (
                 "lies there already, and differs from the losses that this model gives. It is "
-                "damaged, or of another model. Remove that file, then run the same command again."
+                "damaged, or of another model. Remove that file, then run the same command again "
+                "with --retry-quarantined."
             )
 
         return self._hold(spec, rows, unlike)[1]
@@ -133,7 +135,7 @@ class ArrayWriter:
                 return None
             return (
                 "lies there already and is not the statistics of its rows. Remove that file, then "
-                "run the same command again."
+                "run the same command again with --retry-quarantined."
             )
 
         return self._hold(spec, table, unlike)[1]

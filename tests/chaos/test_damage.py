@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 from collections import Counter
@@ -280,3 +281,21 @@ def test_what_is_read_is_what_was_written(patient: Patient) -> None:
         stored = store.activations[life.HOOKPOINT][slice(*store.shard_range(shard))]
         np.testing.assert_array_equal(stored.view(np.uint8), rows[life.HOOKPOINT].view(np.uint8))
     assert set(HOLDS_ROWS) < set(READ) < set(KINDS)
+
+
+def test_codes_of_a_store_that_is_not_extracted_whole_are_made_again(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """One shard of three and its codes: what a repair drops it makes again, and nothing is left."""
+    path = tmp_path / "run.zarr"
+    life.save_dictionary(path)
+    life.plan_store(str(path), "first")
+    life.planned_again(monkeypatch, path)
+    life.commit_one(str(path), "first")
+    life.encode_one(str(path), "first")
+    rows = path / open_store(path).arrays.activations[life.HOOKPOINT].key(0)
+    rows.write_bytes(flipped(rows.read_bytes(), random.Random(0))[0])
+    made, _ = life.mend(str(path), noise=1)  # other bits: the codes are stale
+    assert made.exit_code == 0 and made.derived == (f"encode.{life.FEATURES}",), made
+    assert open_store(path).done(f"encode.{life.FEATURES}") == {0}
+    assert verify(open_store(path), full=True).ok

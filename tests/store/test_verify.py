@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import zlib
 from collections.abc import Callable
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 from support.stores import fill, words_columns
 
-from actlas.store.errors import CorruptDataError, FormatError, StoreNotFoundError
+from actlas.store.errors import CorruptDataError, FormatError, RunFaultError, StoreNotFoundError
+from actlas.store.objects import LocalObjects
 from actlas.store.receipts import receipt_key
 from actlas.store.shardfile import ShardReader, ShardWriter
 from actlas.store.store import Store, open_store
+from actlas.store.strays import remove_stray
 from actlas.store.verify import verify
 
 Make = Callable[..., Store]
@@ -43,6 +46,52 @@ def test_an_unfinished_store_is_ok_and_says_what_is_missing(make: Make) -> None:
     fill(store, shards=range(1))
     report = verify(open_store(store.path), full=True)
     assert report.ok and report.missing == tuple(range(1, store.plan.n_shards))
+
+
+def without_receipt(make: Make) -> tuple[Store, str, str]:
+    """A store whose shard 1 lost its receipt; the keys of its rows and of their statistics."""
+    store = make(compression="fast")
+    fill(store)
+    Path(store.path, receipt_key("extract", 1)).unlink()
+    name = next(iter(store.arrays.activations))
+    rows, statistics = store.arrays.activations[name], store.arrays.statistics[name]
+    return open_store(store.path), rows.key(1), statistics.key(1)
+
+
+def test_statistics_whose_rows_are_gone_are_of_no_use(make: Make) -> None:
+    store, rows, statistics = without_receipt(make)
+    assert rows in verify(store, full=True).unclaimed
+    Path(store.path, rows).unlink()
+    report = verify(store, full=True)
+    assert [(d.key, d.stray) for d in report.damages] == [(statistics, True)]
+
+
+def test_a_fault_of_one_file_without_receipt_ends_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, rows, statistics = without_receipt(make)
+    read = LocalObjects.read
+
+    def failing(self: LocalObjects, key: str, *where: int) -> bytes:
+        if key == rows:
+            raise RunFaultError("input/output error", errno=errno.EIO)
+        return read(self, key, *where)
+
+    monkeypatch.setattr(LocalObjects, "read", failing)
+    assert {d.key for d in verify(store, full=True).damages} == {rows, statistics}
+
+
+def test_what_has_a_receipt_by_now_is_not_removed(make: Make) -> None:
+    """Another driver may have committed the shard since a file of it was found to be of no use."""
+    store, rows, _ = without_receipt(make)
+    path = Path(store.path, rows)
+    path.write_bytes(path.read_bytes()[:-5])
+    assert rows in {d.key for d in verify(store, full=True).damages}
+    path.unlink()
+    path.with_name("stray").write_text("?")
+    fill(open_store(store.path), shards=[1])
+    assert not remove_stray(store, rows) and path.exists()
+    assert remove_stray(store, f"{rows[:-1]}stray") and not path.with_name("stray").exists()
 
 
 @pytest.mark.parametrize("compression", ["none", "fast"])
