@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from typing import Any
 
 from actlas.store.errors import (
@@ -94,9 +95,16 @@ def require_plan(objects: Objects, plan_sha256: str) -> None:
 
 
 def names_in(
-    objects: Objects, plan_file: PlanFile, key: str, attribute: str = "names"
+    objects: Objects,
+    plan_file: PlanFile,
+    key: str,
+    attribute: str = "names",
+    *,
+    distinct: bool = True,
 ) -> list[str]:
     """Return the strings that an attribute of a ``zarr.json`` of the plan lists.
+
+    They are the names of codes, and so ``distinct``: each is there once.
 
     Raises
     ------
@@ -114,6 +122,12 @@ def names_in(
     names = attributes_of(read_json(objects, key)).get(attribute, [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise FormatError(f"{objects.url}/{key}: attribute `{attribute}` must list strings")
+    if distinct and len(set(names)) < len(names):
+        [(twice, _)] = Counter(names).most_common(1)
+        raise FormatError(
+            f"{objects.url}/{key}: attribute `{attribute}` must list each name once, got "
+            f"{twice[:100]!r} more often"
+        )
     return names
 
 

@@ -120,7 +120,8 @@ class Store:
         for name in ("source", "label", *self.plan.token_columns):
             key = f"documents/{name}/zarr.json"
             if key in self.plan_file.objects:
-                names[name] = names_in(self.objects, self.plan_file, key)
+                distinct = name != "source"  # two files may have one name
+                names[name] = names_in(self.objects, self.plan_file, key, distinct=distinct)
         if "label" in names:
             specs = StoreArrays(self.plan, tuple(names["label"])).documents
         columns = {name: LazyArray(self.objects, spec) for name, spec in specs.items()}

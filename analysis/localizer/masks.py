@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from actlas.analysis.localizer.mask_key import MaskKey as MaskKey
 from actlas.analysis.localizer.mask_key import Pool as Pool
+from actlas.store.display import printable
 from actlas.store.errors import CorruptDataError, FormatError, MaskError
 from actlas.store.schema import (
     FORMAT_VERSION,
@@ -223,7 +224,7 @@ class Mask:
         key = self.key
         column = f"{key.column}=" if key.column is not None else ""
         kind = "top units" if self.seed is None else f"random units, seed {self.seed}"
-        return (
+        return printable(
             f"mask of {self.n_units:,} of {key.n_units:,} units ({kind}) in {len(self.units)} of "
             f"{len(key.hookpoints)} hookpoints of {key.model_id}: {column}{key.positive} "
             f"against {key.negative}, {key.pool}, {'signed' if key.signed else 'absolute'}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -229,6 +229,7 @@ def test_any_field_of_a_mask(mask: Mask, tmp_path: Path) -> None:
     seen = {True: 0, False: 0}
 
     @SETTINGS
+    @example(("key", "positive"), "\x1b[2J")
     @given(st.sampled_from(sites), st.sampled_from(nasty))
     def check(at: tuple[Any, ...], value: Any) -> None:
         body = copy.deepcopy(record)

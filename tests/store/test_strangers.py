@@ -495,13 +495,13 @@ def test_chunks_that_lie(made: Made, tmp_path: Path) -> None:
 
 ATTRIBUTES: list[Any] = [
     None, [], {}, "x", 3, ["\x1b[2J\x1b]0;pwned\7", "<script>alert(1)</script>"], [1, 2],
-    ["x"] * 100_000, ["S"], deep(100), {"names": "S"},
+    ["S", "S"], ["x"] * 100_000, ["S"], deep(100), {"names": "S"},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("key", ["documents/label", "documents/source", "documents/role"])
 def test_names_that_lie(made: Made, tmp_path: Path, key: str) -> None:
-    for names in ATTRIBUTES if LONG else ATTRIBUTES[4:7]:
+    for names in ATTRIBUTES if LONG else ATTRIBUTES[4:8]:
         for change in (
             lambda m, v=names: m["attributes"].update(names=v),
             lambda m, v=names: m.update(attributes=v),
