@@ -49,6 +49,8 @@ class Scene:
     spread: float = 0.3
     """The standard deviation of the logarithm of both."""
     load_s: float = 90.0
+    takes: Mapping[int, float] = field(default_factory=dict)
+    """Seconds that these shards are computed for, whatever the others take."""
     suffering: Mapping[int, Sequence[str]] = field(default_factory=dict)
     follows: frozenset[int] = frozenset()
     deaths_per_s: float = 0.0
@@ -358,7 +360,7 @@ class World:
         fate = self._fate(shard)
         if fate == "hang":
             return
-        compute_s = self._long(self.scene.compute_s)
+        compute_s = self.scene.takes.get(shard) or self._long(self.scene.compute_s)
         self._later(compute_s, lambda: self._end_compute(worker, shard, fate, compute_s))
 
     def _fate(self, shard: int) -> str:
@@ -397,7 +399,7 @@ class World:
             return
         imagined.writing = None
         imagined.held.remove(shard)
-        seconds = self.scene.compute_s + self.scene.write_s
+        seconds = self.scene.takes.get(shard, self.scene.compute_s) + self.scene.write_s
         self._out.append(Answer(worker, Done(shard, 1, 1, 0, seconds, f"worker {worker}", {})))
         self._write(worker, imagined)
 

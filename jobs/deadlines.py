@@ -6,6 +6,8 @@ import heapq
 import math
 
 MEDIANS = 10
+KNOWN = 2
+"""After so many shards one is known to be a whole one: the last of a store is shorter."""
 FREE_ROUNDS = 3
 """How often shards may take too long at nobody's charge, before any is done."""
 
@@ -47,9 +49,10 @@ class Median:
 class Limit:
     """How long a shard may take: ten times the median so far, and never less than a floor.
 
-    Before the first shard is done nobody knows how long one takes, and a floor that is too low
-    would put all of them in quarantine. Until then the limit doubles each time that shards have
-    reached it, three times, and these are not to blame; from then on they are.
+    Before two shards are done nobody knows how long one takes (the last of a store is shorter than
+    the others), and a floor that is too low would put all of them in quarantine. Until then the
+    limit doubles each time that shards have reached it, three times, and these are not to blame;
+    from then on they are.
 
     Parameters
     ----------
@@ -62,7 +65,10 @@ class Limit:
     ...     limit.reached()
     >>> limit.value()
     2400.0
-    >>> limit.add(50.0)
+    >>> limit.add(1.0)
+    >>> limit.value()
+    2400.0
+    >>> limit.add(99.0)
     >>> limit.value(), limit.forgives()
     (500.0, False)
     """
@@ -70,13 +76,13 @@ class Limit:
     def __init__(self, floor_s: float) -> None:
         self._floor_s = float(floor_s)
         self._median = Median()
-        self._known = False
+        self._n_done = 0
         self._n_rounds = 0
 
     def add(self, seconds: float) -> None:
         """Take in how long a shard took."""
         self._median.add(seconds)
-        self._known = True
+        self._n_done += 1
 
     def value(self) -> float:
         """Return the seconds."""
@@ -88,6 +94,10 @@ class Limit:
         """Say whether a shard that reaches it is not to blame."""
         return not self._known and self._n_rounds < FREE_ROUNDS
 
+    @property
+    def _known(self) -> bool:
+        return self._n_done >= KNOWN
+
     def reached(self) -> None:
         """Double it: shards have reached it, any number at once, and are forgiven."""
         assert self.forgives()
@@ -96,7 +106,7 @@ class Limit:
     def words(self) -> str:
         """Return it for a message."""
         known = f"the median so far {self._median.value():.1f} s"
-        why = known if self._known else "no shard of this run is done so far"
+        why = known if self._known else f"fewer than {KNOWN} shards of this run are done so far"
         return f"the limit is {self.value():.0f} s, {why} (--deadline-floor-s)"
 
 

@@ -31,6 +31,7 @@ from actlas.store.errors import (
     EXIT_RESUME,
     ActlasError,
     ConfigError,
+    InterruptedRunError,
     StoreNotFoundError,
 )
 from actlas.store.objects import open_objects
@@ -50,6 +51,7 @@ from actlas.store.verify import verify
 
 if TYPE_CHECKING:
     from actlas.jobs.executors import MakeWorker
+    from actlas.jobs.tally import Tally
     from actlas.pipeline.options import RunOptions
 
 Say = Callable[[str], None]
@@ -97,6 +99,10 @@ class Mending(Work):
     def missing(self, store: Store) -> list[int]:
         """Return those that are not known to be mended."""
         return sorted(set(self.all(store)) - self.mended)
+
+    def stages(self, tally: Tally) -> str | None:
+        """Say nothing of times: a receipt that stands for the same bits has those of long ago."""
+        return None
 
     def left(self, store: Store) -> list[int]:
         """Return those that are damaged still, by reading them."""
@@ -204,14 +210,17 @@ def repair_at(
         derived = drop_derived(store, damages, say)
         shards: dict[str, tuple[int, ...]] = {}
         for like in (extraction(store), pooling(store)):
-            outcome = _mend(store, like, damages, run, mender_of[like.job], shards)
-            if outcome == EXIT_RESUME:
-                stopped = tuple(put_back), shards, tuple(derived), tuple(damages), removed
-                return Repaired(EXIT_RESUME, *stopped)
+            stopped = _mend(store, like, damages, run, mender_of[like.job], shards)
+            unsure = [d for d in damages if d.shard not in shards.get(d.job or "", ())]
+            if stopped:
+                done = tuple(put_back), shards, (), tuple(unsure), removed
+                return Repaired(EXIT_RESUME, *done)
         store = open_store(path)  # nothing read before it was repaired
         held.require()
-        derived, not_redone = redo_derived(store, run, say)
-        unsure = [d for d in damages if d.shard not in shards.get(d.job or "", ())]
+        try:
+            derived, not_redone = redo_derived(store, run, say)
+        except InterruptedRunError:
+            return Repaired(EXIT_RESUME, tuple(put_back), shards, (), tuple(unsure), removed)
         still = verify(store, full=True, only=unsure).damages if unsure else ()
     left = (*still, *not_redone)
     code = EXIT_DAMAGE if left else EXIT_DONE
@@ -303,22 +312,20 @@ def _mend(
     run: RunOptions,
     make_worker: MakeWorker,
     shards: dict[str, tuple[int, ...]],
-) -> int:
-    """Compute the damaged shards of a job again; return an exit code."""
+) -> bool:
+    """Compute the damaged shards of a job again; return whether that was stopped."""
     found = tuple(d for d in damages if d.job == like.job and d.shard is not None)
     if not found or like.job not in store.jobs:
-        return EXIT_DONE
+        return False
     work = Mending(
         like.job, "repairing", like.what, like.per_row, like.after, like.rows, damages=found
     )
     wanted = work.missing(store)
-    if not wanted:
-        return EXIT_DONE
     again = run.model_copy(update={"retry_quarantined": True})
     outcome = run_work(store, work, again, make_worker)
     if mended := tuple(shard for shard in wanted if shard in work.mended):
         shards[like.job] = mended
-    return outcome.exit_code
+    return outcome.stopped or outcome.exit_code == EXIT_RESUME
 
 
 def read_findings(file: str) -> list[Damage]:

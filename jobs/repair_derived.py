@@ -17,6 +17,7 @@ from actlas.store.errors import (
     ActlasError,
     CorruptDataError,
     FormatError,
+    InterruptedRunError,
     RunFaultError,
     of_one_object,
 )
@@ -65,6 +66,11 @@ def redo_derived(store: Store, run: RunOptions, say: Say) -> tuple[list[str], li
     -------
     list of str, list of Damage
         The jobs that were redone, and what could not be.
+
+    Raises
+    ------
+    InterruptedRunError
+        A signal asked for the end.
     """
     _drop_stale(store, say)
     jobs, left = _remembered(store), []
@@ -91,6 +97,8 @@ def _redo_features(
             for _ in range(2):  # once the codes are new, their table is stale
                 say(f"encoding what is missing of {name}")
                 outcome, _made = encode(store, name, None, None, run)
+                if outcome.stopped:
+                    raise InterruptedRunError(outcome.line)
                 if outcome.exit_code:
                     return None if _waits_for_rows(store, name, kinds) else outcome.line
                 _drop_stale(store, say)
@@ -100,6 +108,8 @@ def _redo_features(
         if kinds & {"index", "indexed"}:
             say(f"indexing {name}")
             index(store, name)
+    except InterruptedRunError:
+        raise
     except ActlasError as error:
         again = shell("sae", "encode", store.path, "--sae", "DIR", "--name", name)
         return f"{error} With its folder at hand: {again}"

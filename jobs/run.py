@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from actlas.jobs import executors, logs
@@ -38,11 +38,14 @@ class Outcome:
         0, 3 with quarantine, 75 where it was stopped.
     line : str
         What was made and what to do next.
+    stopped : bool
+        Whether a signal asked for its end, though nothing of this job may be left: no other begins.
     """
 
     exit_code: int
     line: str
     quarantined: tuple[int, ...]
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,10 @@ class Work:
     def missing(self, store: Store) -> list[int]:
         """Return the shards that can be done and are not, by a fresh listing."""
         return sorted(set(self.all(store)) - store.done(self.job))
+
+    def stages(self, tally: Tally) -> str | None:
+        """Say where the time of a run went; None where nothing is known of it."""
+        return stage_line(tally)
 
     def left(self, store: Store) -> list[int]:
         """Return the shards that a run left: missing still."""
@@ -127,10 +134,14 @@ def run_extraction(
     """
     outcomes: list[Outcome] = []
     for job in store.jobs:
+        work, make = extraction(store), make_worker
         if job == POOLED:
-            outcomes.append(run_work(store, pooling(store), run, make_pooler))
-        else:
-            outcomes.append(run_work(store, extraction(store), run, make_worker))
+            work, make = pooling(store), make_pooler
+        if outcomes and outcomes[-1].stopped and work.missing(store):
+            line = f"stopped before {work.doing} -> next: run the same command again"
+            outcomes.append(Outcome(EXIT_RESUME, line, (), stopped=True))
+            break
+        outcomes.append(run_work(store, work, run, make))
         if outcomes[-1].exit_code == EXIT_RESUME:
             break
     return _joined(outcomes)
@@ -175,9 +186,10 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
                     job = Job(store.path, run, shards, make_worker, chained)
                     executors.named(run.executor)(job, ledger, watch, stop)
             held.require()
-            if (stages := stage_line(tally)) is not None:
+            if (stages := work.stages(tally)) is not None:
                 watch.say(stages)
             outcome = _outcome(store, work, ledger, tally, stopped=stop.signalled)
+            outcome = replace(outcome, stopped=stop.signalled)
             logs.LOGGER.info("end", extra={"exit_code": outcome.exit_code, "line": outcome.line})
             return outcome
         finally:

@@ -114,21 +114,23 @@ def _derived(store: Store, job: str) -> dict[str, Any]:
     """Return how many units of a derived job are done, from the names of its receipts alone.
 
     Encoding has as many as extraction has shards. How many blocks an index will have is not known
-    (``all`` is None) before the table over all of them is written, last.
+    (``all`` is None) before the table over all of them is written, last. Codes have one too.
     """
     done = {*_numbers(store, f"ledger/receipts/{job}")}
     quarantined = {*_numbers(store, f"ledger/quarantine/{job}")}
     kind, _, name = job.partition(".")
     n_all: int | None = 1
+    table = {"encode": "encoded", "index": "indexed"}.get(kind)
+    finished = table is None or bool([*_numbers(store, f"ledger/receipts/{table}.{name}")])
     if kind == "encode":
         n_all = store.plan.n_shards
     elif kind == "index":
-        n_all = len(done) if [*_numbers(store, f"ledger/receipts/indexed.{name}")] else None
+        n_all = len(done) if finished else None
     return {
         "job": job,
         "all": n_all,
         "done": len(done),
-        "complete": n_all is not None and len(done) >= n_all,
+        "complete": finished and n_all is not None and len(done) >= n_all,
         "quarantined": sorted(quarantined - done),
     }
 

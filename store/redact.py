@@ -28,7 +28,7 @@ _SECRET_NAME = re.compile(
     r"(ACCESS|API|ACCOUNT|PRIVATE|STORAGE|AUTH|ACCESS_KEY|SECRET_ACCESS)_KEY(_ID)?)(_|$)",
     re.IGNORECASE,
 )
-_PLACE = re.compile(r"(FILE|PATH|DIR|CREDENTIALS)$", re.IGNORECASE)
+_PLACE = re.compile(r"(FILE|PATH|DIR|DIRECTORY|CREDENTIALS)$", re.IGNORECASE)
 _HEADER = re.compile(
     r"(proxy-)?authorization|(set-)?cookie|x-amz-security-token|x-api-key", re.IGNORECASE
 )
@@ -47,7 +47,11 @@ _FORMS = (
         r"(?:(?:bearer|basic|token|aws4-hmac-sha256)\s+)?)[^\s'\",}]+",
         re.IGNORECASE,
     ),
-    re.compile(r"(?P<kept>\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/\-]{8,}=*", re.IGNORECASE),
+    re.compile(r"(?P<kept>\bbearer\s+)[A-Za-z0-9._~+/\-]{8,}=*", re.IGNORECASE),
+    re.compile(  # not "basic configuration": base64 of a name and a password has more than letters
+        r"(?P<kept>\bbasic\s+)(?=[A-Za-z+/]*[0-9=]|[A-Za-z0-9+/]{20})[A-Za-z0-9+/]{8,}=*",
+        re.IGNORECASE,
+    ),
 )
 
 
@@ -142,33 +146,40 @@ def _pattern(secrets: frozenset[str]) -> re.Pattern[str] | None:
 def _written(secret: str) -> Iterator[str]:
     r"""Yield a pattern for each character: plain, as ``%22``, ``\"``, ``\u0022`` or ``\x22``.
 
-    Backslashes before it may be several, where what was escaped was escaped again; there is a limit
-    to them, so that a text of backslashes alone takes no longer than others.
+    Backslashes before it may be several, where what was escaped was escaped again. A secret's own
+    take all of them along, those of the next character too, and give none back: so there is one way
+    to match a text, and none takes longer than it is long.
     """
+    first = True
     for char, same in groupby(secret):
         n = len(list(same))
         if char == "\\":
-            yield rf"(?:\\|%(?:25)*5[cC]){{{n},{8 * n}}}"
+            yield rf"(?:\\|%(?:25)*5[cC]){{{n},{8 * n + 8}}}+"
         elif char.isascii() and (char.isalnum() or char in "-._~"):
             yield re.escape(char) * n
         else:
-            yield f"(?:{'|'.join(_ways(char))})" * n
+            one = f"(?:{'|'.join(_ways(char, bare=not first))})"
+            yield one + f"(?:{'|'.join(_ways(char))})" * (n - 1)
+        first = char != "\\"
 
 
-def _ways(char: str) -> Iterator[str]:
+def _ways(char: str, *, bare: bool = False) -> Iterator[str]:
+    """Yield a pattern for each way to write a character; ``bare``: its backslashes are taken."""
     encoded = char.encode("utf-8", "surrogateescape")
     units = char.encode("utf-16-be", "surrogatepass")
     short = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}.get(char)
-    yield rf"\\{{0,8}}{re.escape(char)}"
+    several = r"\\{1,8}"
+    lead = "" if bare else several
+    yield re.escape(char) if bare else rf"\\{{0,8}}{re.escape(char)}"
     yield "".join(rf"%(?:25)*(?i:{byte:02x})" for byte in encoded)
-    yield "".join(rf"\\{{1,8}}x(?i:{byte:02x})" for byte in encoded)
-    yield "".join(rf"\\{{1,8}}u(?i:{units[i : i + 2].hex()})" for i in range(0, len(units), 2))
+    yield lead + several.join(rf"x(?i:{byte:02x})" for byte in encoded)
+    yield lead + several.join(rf"u(?i:{units[i : i + 2].hex()})" for i in range(0, len(units), 2))
     if ord(char) < 256:
-        yield rf"\\{{1,8}}x(?i:{ord(char):02x})"
+        yield rf"{lead}x(?i:{ord(char):02x})"
     if ord(char) >= 1 << 16:
-        yield rf"\\{{1,8}}U(?i:{ord(char):08x})"
+        yield rf"{lead}U(?i:{ord(char):08x})"
     if short:
-        yield rf"\\{{1,8}}{short}"
+        yield rf"{lead}{short}"
     if char == " ":
         yield r"\+"
 
