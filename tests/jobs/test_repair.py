@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from support import life
 
 from actlas.jobs.cli import cli
-from actlas.jobs.repair import read_findings, repair_at
+from actlas.jobs.repair import Repaired, read_findings, repair_at
 from actlas.pipeline.options import RunOptions
 from actlas.store.arrays import metadata_bytes
 from actlas.store.damage import Damage
-from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE, EXIT_QUARANTINE, EXIT_USAGE, ConfigError
+from actlas.store.errors import (
+    EXIT_DAMAGE,
+    EXIT_DONE,
+    EXIT_QUARANTINE,
+    EXIT_RESUME,
+    EXIT_USAGE,
+    ConfigError,
+)
 from actlas.store.metadata import root_metadata
 from actlas.store.plan_file import PLAN_COPY_KEY, PLAN_KEY
-from actlas.store.schema import seal
+from actlas.store.schema import Receipt, seal
 from actlas.store.store import open_store
 from actlas.store.verify import verify
 
@@ -326,3 +336,37 @@ def test_a_corpus_that_is_gone_leaves_the_rest_repaired(store: Path, original: P
     left = verify(open_store(str(store)), full=True).damages
     assert [d.key for d in left] == ["documents/text/c/0"]
     assert call("repair", store).exit_code == EXIT_DONE
+
+
+def test_a_signal_in_the_last_shard_of_a_job_begins_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.zarr"
+    life.plan_store(str(path), "first")
+    life.planned_again(monkeypatch, path)
+    life.commit_all(str(path), "first")
+    life.pool_all(str(path), "first")
+    arrays = open_store(path).arrays
+    flip(path / arrays.activations[life.HOOKPOINT].key(1))
+    flip(path / next(iter(arrays.pooled.values())).key(0))
+    attempted: list[tuple[str, int]] = []
+
+    class Interrupted(life.Mender):
+        def extract(self, shard: int, *, attempt: str) -> Receipt:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().extract(shard, attempt=attempt)
+
+    def repaired(mender: type[life.Mender]) -> Repaired:
+        return repair_at(
+            str(path),
+            RunOptions(executor="inline"),
+            make_mender=lambda store, _run: mender(store, 0, attempted, "extract"),
+            make_pool_mender=lambda store, _run: mender(store, 0, attempted, "pooled"),
+        )
+
+    stopped = repaired(Interrupted)
+    assert (stopped.exit_code, stopped.shards) == (EXIT_RESUME, {"extract": (1,)})
+    assert [d.job for d in stopped.left] == ["pooled"], "what is mended is not left"
+    assert repaired(life.Mender).exit_code == EXIT_DONE
+    assert attempted == [("extract", 1), ("pooled", 0)]
+    assert verify(open_store(path), full=True).ok

@@ -1,11 +1,21 @@
-"""A process that was told twice to stop ends, whatever it hangs in."""
+"""What a signal ends: all that is left to do, and a process that was told twice."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
-from actlas.store.errors import EXIT_RESUME
+from support import life
+from support.jobs import options
+
+from actlas.jobs.run import run_extraction
+from actlas.store.commit_pooled import commit_pooled
+from actlas.store.errors import EXIT_DONE, EXIT_RESUME
+from actlas.store.store import open_store
 
 HANGS = """
 import logging, os, signal, time
@@ -34,3 +44,38 @@ def test_a_hanging_process_is_ended() -> None:
 
 def test_one_that_ends_by_itself_is_left_alone() -> None:
     assert run(last_s=30, hangs_s=0.1) == 0
+
+
+def test_a_signal_in_the_last_shard_of_rows_begins_no_pooled_ones(tmp_path: Path) -> None:
+    store = life.plan_store(str(tmp_path / "run.zarr"), "first")
+    computed: list[str] = []
+
+    class Worker:
+        def __init__(self, job: str) -> None:
+            self.job = job
+
+        def extract(self, shard: int, *, attempt: str) -> Any:
+            computed.append(f"{self.job} {shard}")
+            opened = open_store(store.path)
+            if self.job == "pooled":
+                return commit_pooled(
+                    opened, shard, life.pooled_rows(opened, shard), attempt=attempt
+                )
+            if shard == store.plan.n_shards - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            life.commit_one(store.path, attempt, shard)
+            return opened.receipt(shard)
+
+        def bare_forward_rate(self, shard: int = 0) -> None:
+            """There is no model."""
+
+    def run() -> Any:
+        return run_extraction(
+            store, options(), lambda *_: Worker("rows"), lambda *_: Worker("pooled")
+        )
+
+    stopped = run()
+    assert stopped.exit_code == EXIT_RESUME and "stopped before pooling" in stopped.line
+    assert not any("pooled" in one for one in computed)
+    assert run().exit_code == EXIT_DONE
+    assert len(set(computed)) == len(computed) == 3 + 2
