@@ -614,7 +614,7 @@ def test_what_is_shown_steers_no_terminal_and_no_page(made: Made, tmp_path: Path
         change_attributes(
             store,
             f"documents/{key}/zarr.json",
-            lambda m: m["attributes"].update(names=[evil, evil]),
+            lambda m: m["attributes"].update(names=[evil, evil + "2"]),
         )
     opened = actlas.open(store)
     document, features = opened.document(0), opened.features("made")
