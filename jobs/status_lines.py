@@ -46,7 +46,8 @@ def _goes_on(path: str, job: dict[str, Any]) -> str | None:
     kind, _, name = job["job"].partition(".")
     if job["complete"] or kind not in ("encode", "index"):
         return None
-    stuck = job["all"] is not None and job["done"] + len(job["quarantined"]) >= job["all"]
+    tried = job["done"] + len(job["quarantined"])
+    stuck = job["quarantined"] and job["all"] is not None and tried >= job["all"]
     again = ["--retry-quarantined"] if stuck else []
     return shell("sae", kind, path, "--sae", printable(name), *again)
 

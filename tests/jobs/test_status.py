@@ -214,6 +214,8 @@ def test_derived_jobs_have_totals_where_these_are_known(store: Store) -> None:
         "7 alone, and it is in quarantine"
     )
     has("receipts/encode.my.sae/00000007.json")
+    assert next_line(store) == told_next, "the table over all codes comes last"
+    has("receipts/encoded.my.sae/00000000.json")
     assert next_line(store) == told_next.replace("encode", "index")
 
     has(*(f"receipts/encode.my.sae/{n:08d}.json" for n in range(5, 12)))
