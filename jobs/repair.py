@@ -207,7 +207,7 @@ def repair_at(
         held.require()
         put_back += _repair_planned(store, damages, say)
         damages, removed = _drop(store, held, damages, remove_strays, say)
-        derived = drop_derived(store, damages, say)
+        drop_derived(store, damages, say)
         shards: dict[str, tuple[int, ...]] = {}
         for like in (extraction(store), pooling(store)):
             stopped = _mend(store, like, damages, run, mender_of[like.job], shards)

@@ -37,8 +37,8 @@ ROUNDS = 4
 """Codes, their table, the index, its totals: each is stale once the one before was made again."""
 
 
-def drop_derived(store: Store, damages: Iterable[Damage], say: Say) -> list[str]:
-    """Remove the units of derived data that are damaged; return the jobs that they are of."""
+def drop_derived(store: Store, damages: Iterable[Damage], say: Say) -> None:
+    """Remove the units of derived data that are damaged, and put plain groups back."""
     damages = list(damages)
     units = {
         (d.job, d.shard)
@@ -53,7 +53,6 @@ def drop_derived(store: Store, damages: Iterable[Damage], say: Say) -> list[str]
     for key in {d.key for d in damages} & set(plain_groups(store)):
         store.objects.replace(key, plain)
         say(f"put back: {key}")
-    return sorted({job for job, _ in units})
 
 
 def redo_derived(store: Store, run: RunOptions, say: Say) -> tuple[list[str], list[Damage]]:
