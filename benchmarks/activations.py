@@ -38,8 +38,8 @@ def _real(n_rows: int, width: int) -> NDArray[Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from actlas.pipeline.builtin import builtin_model_path
-    from actlas.pipeline.capture import Capture
-    from actlas.pipeline.hookpoints import resolve
+    from actlas.pipeline.forward.capture import Capture
+    from actlas.pipeline.hookpoints.names import resolve
 
     folder = str(builtin_model_path("actlas-6m"))
     tokenizer = AutoTokenizer.from_pretrained(folder)

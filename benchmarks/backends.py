@@ -12,11 +12,12 @@ import zarr
 from numpy.typing import NDArray
 
 import actlas  # noqa: F401 - makes bfloat16 known to zarr
-from actlas.store.arrays import ArraySpec, metadata_bytes
-from actlas.store.digests import object_digest
-from actlas.store.lazy import LazyArray
-from actlas.store.objects import LocalObjects
-from actlas.store.shardfile import ShardWriter
+from actlas.store.format.array_spec import ArraySpec
+from actlas.store.format.zarr_json import metadata_bytes
+from actlas.store.objects.digests import object_digest
+from actlas.store.objects.local import LocalObjects
+from actlas.store.shards.lazy_array import LazyArray
+from actlas.store.shards.writer import ShardWriter
 from benchmarks.harness import sync
 
 Rows = NDArray[Any]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actlas.analysis.batches import batches
+from actlas.analysis.batches.api import batches
 from actlas.store.store import Store
 from benchmarks import harness
 from benchmarks.harness import Contender, Report, Table, alternate, figure_name

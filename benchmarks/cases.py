@@ -11,7 +11,7 @@ import torch
 
 from actlas.pipeline.builtin import builtin_model_path
 from actlas.pipeline.options import PlanOptions, RunOptions
-from actlas.pipeline.plan import make_plan
+from actlas.pipeline.plan.make import make_plan
 from benchmarks import corpus
 from benchmarks.harness import ROOT
 

@@ -14,10 +14,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.analysis.extremes import gather_extremes
-from actlas.store import layout
-from actlas.store.arrays import ArraySpec
-from actlas.store.shardfile import decode_chunk, encode_chunk
+from actlas.analysis.features.extremes import gather_extremes
+from actlas.store.format import layout
+from actlas.store.format.array_spec import ArraySpec
+from actlas.store.shards.chunks import decode_chunk, encode_chunk
 from actlas.store.store import Store, open_store
 from benchmarks import corpus, harness
 from benchmarks.cases import cases
@@ -38,8 +38,8 @@ def residual_streams(model_path: str, n_tokens: int, seed: int = 0) -> list[NDAr
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from actlas.pipeline.capture import Capture
-    from actlas.pipeline.hookpoints import resolve
+    from actlas.pipeline.forward.capture import Capture
+    from actlas.pipeline.hookpoints.names import resolve
 
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     model: Any = AutoModelForCausalLM.from_pretrained(model_path)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store import layout
-from actlas.store.arrays import ArraySpec
-from actlas.store.dtypes import BFLOAT16
+from actlas.store.format import layout
+from actlas.store.format.array_spec import ArraySpec
+from actlas.store.format.dtypes import BFLOAT16
 from benchmarks import harness
 from benchmarks.backends import Backend, Ours, Rows, TensorStore, ZarrPython, describe
 from benchmarks.harness import Contender

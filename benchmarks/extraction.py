@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actlas.pipeline.architecture import quiet
-from actlas.pipeline.capture import Capture
-from actlas.pipeline.device import to_device
-from actlas.pipeline.extract import Extractor
-from actlas.pipeline.feeding import batch_inputs, range_batches
+from actlas.pipeline.extract.extract import Extractor
+from actlas.pipeline.extract.inputs import batch_inputs, range_batches
+from actlas.pipeline.forward.capture import Capture
+from actlas.pipeline.model.config import quiet
+from actlas.pipeline.model.device import to_device
 from actlas.pipeline.options import RunOptions
-from actlas.store.schema import Receipt
+from actlas.store.format.schema import Receipt
 from actlas.store.store import open_store
 from benchmarks import corpus, harness
 from benchmarks.cases import THREADS, Case, cases, plan_case

@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from actlas.pipeline.architecture import quiet
 from actlas.pipeline.builtin import builtin_model_path
-from actlas.pipeline.extract import Extractor
-from actlas.pipeline.feeding import batch_inputs, range_batches
-from actlas.pipeline.forward import Clock, run_batches
+from actlas.pipeline.extract.extract import Extractor
+from actlas.pipeline.extract.inputs import batch_inputs, range_batches
+from actlas.pipeline.forward.run import Clock, run_batches
+from actlas.pipeline.model.config import quiet
 from actlas.pipeline.options import PlanOptions, RunOptions
-from actlas.pipeline.plan import make_plan
-from actlas.store.schema import Receipt
+from actlas.pipeline.plan.make import make_plan
+from actlas.store.format.schema import Receipt
 from actlas.store.store import open_store
 from benchmarks import corpus, harness
 from benchmarks.harness import Report, Table, figure_name

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from actlas.analysis.encoding import Encoder, create_features, finish
-from actlas.analysis.extremes import gather_extremes
-from actlas.analysis.index import index_features
-from actlas.pipeline.extract import Extractor
-from actlas.store.features import Features
+from actlas.analysis.features.encode import Encoder, create_features, finish
+from actlas.analysis.features.extremes import gather_extremes
+from actlas.analysis.features.index import index_features
+from actlas.pipeline.extract.extract import Extractor
+from actlas.store.features.features import Features
 from actlas.store.store import Store, open_store
 from benchmarks import harness
 from benchmarks.cases import Case, plan_case
@@ -189,7 +189,7 @@ def index_memory(path: str) -> int:
     """In a process of its own: bytes added by indexing, all blocks done anew under another name."""
     store = open_store(path)
     features = store.features("bench")
-    from actlas.analysis import index
+    from actlas.analysis.features import index
 
     features.codes(0, 1)
 

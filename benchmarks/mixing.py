@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store import layout
-from actlas.store.sampling import Epoch, select
+from actlas.analysis.batches.sampler import Epoch, select
+from actlas.store.format import layout
 from benchmarks.harness import Report, Table, figure_name
 
 Integers = NDArray[np.int64]

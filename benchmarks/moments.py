@@ -12,9 +12,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.moments import Moments
-from actlas.store.shard_documents import ShardDocuments
-from actlas.store.shard_statistics import ShardStatistics
+from actlas.store.statistics.moments import Moments
+from actlas.store.statistics.shard import ShardStatistics
+from actlas.store.statistics.shard_documents import ShardDocuments
 from benchmarks import harness
 from benchmarks.harness import Contender, Report, Table
 

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from actlas.pipeline.architecture import quiet
-from actlas.pipeline.device import to_device
-from actlas.pipeline.feeding import batch_inputs
+from actlas.pipeline.extract.inputs import batch_inputs
+from actlas.pipeline.model.config import quiet
+from actlas.pipeline.model.device import to_device
 from benchmarks import harness
 from benchmarks.cases import Case, cases, plan_case
 from benchmarks.extraction import Timed

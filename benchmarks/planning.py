@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import actlas
+from actlas.pipeline.corpus.records import Record, Tally
+from actlas.pipeline.corpus.tokenization import Tokens
 from actlas.pipeline.options import PlanOptions
-from actlas.pipeline.plan import plan_settings
-from actlas.pipeline.records import Record, Tally
-from actlas.pipeline.settings import resolve_settings
-from actlas.pipeline.tokenization import Tokens
-from actlas.store.schema import TokenizerSpec
+from actlas.pipeline.plan.make import plan_settings
+from actlas.pipeline.plan.settings import resolve_settings
+from actlas.store.format.schema import TokenizerSpec
 from benchmarks import harness
 
 MEDIAN_TOKENS, SIGMA = 60, 1.0

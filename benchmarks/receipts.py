@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 import actlas
-from actlas.jobs.status import status_of
-from actlas.store.commit import commit_shard
-from actlas.store.objects import LocalObjects
-from actlas.store.receipts import Receipts, receipt_key
-from actlas.store.schema import Receipt, seal
+from actlas.jobs.run.status import status_of
+from actlas.store.format.schema import Receipt
+from actlas.store.format.sealing import seal
+from actlas.store.ledger.receipts import Receipts, receipt_key
+from actlas.store.objects.local import LocalObjects
+from actlas.store.write.commit import commit_shard
 from benchmarks import harness
 from benchmarks.harness import Contender, Measured, alternate
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import actlas
-from actlas.store.schema import ObjectRecord, Receipt
+from actlas.store.format.schema import ObjectRecord, Receipt
 from benchmarks import harness, planning, receipts
 from benchmarks.harness import Report, Table, figure_name, in_fresh_process
 

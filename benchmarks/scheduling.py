@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from actlas.jobs.executors import Done, Job
-from actlas.jobs.ledger import Fault, Ledger
-from actlas.jobs.ray_cluster import connected
+from actlas.jobs.ray.cluster import connected
+from actlas.jobs.scheduler.faults import Fault, Ledger
+from actlas.jobs.scheduler.protocols import Done, Job
 from actlas.pipeline.options import RunOptions
-from actlas.store.objects import LocalObjects
-from actlas.store.schema import Receipt
+from actlas.store.format.schema import Receipt
+from actlas.store.objects.local import LocalObjects
 from benchmarks import harness, simulated
 from benchmarks.harness import Contender, Report, Table
 
@@ -98,8 +98,8 @@ def _seconds(n_units: int, workers: int, rounds: int) -> dict[str, tuple[float, 
     """Return the median seconds of each way and its share of the limit's speed."""
     import ray
 
-    from actlas.jobs.driver import IN_FLIGHT, Driver
-    from actlas.jobs.ray_executor import RayCluster, RayWorker
+    from actlas.jobs.executors.ray import RayCluster, RayWorker
+    from actlas.jobs.scheduler.driver import IN_FLIGHT, Driver
 
     run = RunOptions(executor="ray", workers=workers)
     actor_class: Any = ray.remote(RayWorker)

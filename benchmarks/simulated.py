@@ -1,8 +1,9 @@
 """A cluster that is only imagined, in time that is too: machines, workers, and what befalls them.
 
-The driver on it is the real one. A worker behaves as :class:`actlas.jobs.hand.Hand` does: it
-computes one shard at a time and writes the one before beside, holding two at most. The cluster
-checks what it is told: never a third shard, and a shard that failed before alone.
+The driver on it is the real one. A worker behaves as
+:class:`actlas.jobs.scheduler.worker_loop.Hand` does: it computes one shard at a time and writes the
+one before beside, holding two at most. The cluster checks what it is told: never a third shard, and
+a shard that failed before alone.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from actlas.jobs.cluster import Answer, Event, Lost, Placed, Ready
-from actlas.jobs.driver import Driver
-from actlas.jobs.executors import Done, Job
-from actlas.jobs.ledger import Fault, FaultKind, Ledger
+from actlas.jobs.scheduler.driver import Driver
+from actlas.jobs.scheduler.faults import Fault, FaultKind, Ledger
+from actlas.jobs.scheduler.protocols import Answer, Done, Event, Job, Lost, Placed, Ready
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ModelError
-from actlas.store.objects import Objects
+from actlas.store.objects.base import Objects
 
 _KIND: Mapping[str, FaultKind] = {"raise": "task", "hang": "task", "die": "process"}
 

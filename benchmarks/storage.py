@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from actlas.store.arrays import ArraySpec
+from actlas.store.format.array_spec import ArraySpec
 from benchmarks import harness
 from benchmarks.backends import Ours, Rows, describe
 from benchmarks.contenders import (

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.commit import commit_shard
-from actlas.store.create import create
-from actlas.store.schema import Plan
+from actlas.store.format.schema import Plan
 from actlas.store.store import Store
+from actlas.store.write.commit import commit_shard
+from actlas.store.write.create import create
 
 HOOKPOINT = "resid_post.0"
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.analysis.localizer.localize import localize
-from actlas.store import layout
-from actlas.store.commit import commit_shard
-from actlas.store.create import create
+from actlas.store.format import layout
 from actlas.store.store import Store, open_store
+from actlas.store.write.commit import commit_shard
+from actlas.store.write.create import create
 from benchmarks import harness, stores
 from benchmarks.harness import Contender, Report, Table, alternate, figure_name
 

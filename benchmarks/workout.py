@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actlas.pipeline.estimate import PUTS_PER_S, duration
-from actlas.pipeline.footprint import Footprint, footprint
-from actlas.pipeline.memory import SHARDS_IN_MEMORY, shard_bytes
-from actlas.store import layout
-from actlas.store.display import n_bytes
-from actlas.store.schema import HookpointSpec, Plan
-from actlas.store.specs import StoreArrays
+from actlas.pipeline.forward.memory import SHARDS_IN_MEMORY, shard_bytes
+from actlas.pipeline.plan.estimate import PUTS_PER_S, duration
+from actlas.pipeline.plan.store_size import Footprint, footprint
+from actlas.store.display.text import n_bytes
+from actlas.store.format import layout
+from actlas.store.format.catalog import StoreArrays
+from actlas.store.format.schema import HookpointSpec, Plan
 from benchmarks.harness import Table
 from benchmarks.stores import MadeUpDocuments, plan_of
 

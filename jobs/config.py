@@ -20,14 +20,18 @@ from pydantic import BaseModel, ValidationError
 from actlas.jobs.formatting import parse_count
 from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.store.errors import ConfigError
-from actlas.store.schema import summarize
+from actlas.store.format.sealing import summarize
 
 Section = Literal["plan", "run"]
+
 SECTIONS: Mapping[str, type[BaseModel]] = {"plan": PlanOptions, "run": RunOptions}
+
 LISTS = frozenset({"hookpoints", "pool", "span_fields"})
 """Fields of the plan that hold names, comma separated on a command line."""
+
 STORE_KEY = "store"
 """Of a file: where the rows go."""
+
 _REMOTE = ("hf:", "builtin:")
 
 

@@ -6,11 +6,12 @@ import math
 import re
 import shlex
 
-from actlas.store.display import n_bytes as n_bytes
-from actlas.store.display import printable as printable
+from actlas.store.display.text import n_bytes as n_bytes
+from actlas.store.display.text import printable as printable
 from actlas.store.errors import ConfigError
 
 _COUNT = re.compile(r"(?P<number>\d+(\.\d+)?(e\+?\d+)?)(?P<unit>[kmgbt]?)", re.IGNORECASE)
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 
 

@@ -10,16 +10,22 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from actlas.store.inside import Inside
-from actlas.store.objects import is_url, open_objects
-from actlas.store.redact import redacted, redacted_values
+from actlas.jobs.redaction import redacted, redacted_values
+from actlas.store.objects.base import is_url, open_objects
+from actlas.store.objects.local_paths import Inside
+
+if TYPE_CHECKING:
+    pass
 
 LOGGER = logging.getLogger("actlas")
+
 FOLDER = "ledger/logs"
+
 WRITE_S, LAST_WRITE_S = 10.0, 10.0
 """How often a log in a bucket is written, and how long its end may take."""
+
 MAX_BYTES = 4 << 20
 """From here on a log in a bucket goes on in another object."""
 
@@ -168,3 +174,19 @@ def end(handler: logging.Handler) -> None:
     """Close a log."""
     LOGGER.removeHandler(handler)
     handler.close()
+
+
+class NowAndThen:
+    """A plain line on stderr, every ``EVERY_S`` at most: for work without a display."""
+
+    EVERY_S = 5.0
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        """Say it, if it is time."""
+        now = time.monotonic()
+        if now - self._said >= self.EVERY_S:
+            self._said = now
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - what it is for

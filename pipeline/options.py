@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from actlas.store.dtypes import ActivationDtype
-from actlas.store.schema import Compression, LongDocuments, Order, Pool
+from actlas.store.format.dtypes import ActivationDtype
+from actlas.store.format.schema import Compression, LongDocuments, Order, Pool
 
 
 class _Options(BaseModel):

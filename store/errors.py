@@ -10,10 +10,15 @@ import errno
 from typing import Any, ClassVar
 
 EXIT_DONE = 0
+
 EXIT_ERROR = 1
+
 EXIT_USAGE = 2
+
 EXIT_QUARANTINE = 3
+
 EXIT_DAMAGE = 4
+
 EXIT_RESUME = 75
 
 

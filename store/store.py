@@ -10,28 +10,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store import display, layout
-from actlas.store.arrays import ArraySpec, metadata_bytes
-from actlas.store.document import Context, Document
-from actlas.store.documents import Documents
+from actlas.store.display import html as display
 from actlas.store.errors import NotExtractedError
-from actlas.store.finished import Finished
-from actlas.store.lazy import LazyArray
-from actlas.store.objects import Objects, open_objects
-from actlas.store.placement import Placement
-from actlas.store.plan_file import names_in, read_plan, require_plan
-from actlas.store.pooled import Pooled, pooled_range
-from actlas.store.receipts import EXTRACT, POOLED, Receipts
-from actlas.store.schema import Plan, PlanFile, Receipt
-from actlas.store.shard_documents import ShardDocuments
-from actlas.store.shard_statistics import EARLIER_STATISTICS, STATISTICS, ShardStatistics
-from actlas.store.specs import StoreArrays
-from actlas.store.statistics import Statistics, combine
-from actlas.store.views import Activations, DocumentActivations, Rows
+from actlas.store.format import layout
+from actlas.store.format.array_spec import ArraySpec
+from actlas.store.format.catalog import StoreArrays
+from actlas.store.format.schema import Plan, PlanFile, Receipt
+from actlas.store.format.zarr_json import metadata_bytes
+from actlas.store.ledger.completion import Finished
+from actlas.store.ledger.plan_file import names_in, read_plan, require_plan
+from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts
+from actlas.store.objects.base import Objects, open_objects
+from actlas.store.read.document import Context, Document
+from actlas.store.read.documents import Documents
+from actlas.store.read.pooled import Pooled, pooled_range
+from actlas.store.read.row_index import Placement
+from actlas.store.read.views import Activations, DocumentActivations, Rows
+from actlas.store.shards.lazy_array import LazyArray
+from actlas.store.statistics.shard import EARLIER_STATISTICS, STATISTICS, ShardStatistics
+from actlas.store.statistics.shard_documents import ShardDocuments
+from actlas.store.statistics.total import Statistics, combine
 
 if TYPE_CHECKING:
-    from actlas.store.features import Features
-    from actlas.store.units import Units
+    from actlas.store.features.features import Features
+    from actlas.store.features.unit_extremes import Units
 
 
 class Store:
@@ -209,7 +211,7 @@ class Store:
         FeatureError
             There is no such set. The message says which there are.
         """
-        from actlas.store.features import open_features
+        from actlas.store.features.features import open_features
 
         return open_features(self, name)
 
@@ -223,7 +225,7 @@ class Store:
         FeatureError
             They are not gathered yet.
         """
-        from actlas.store.units import open_units
+        from actlas.store.features.unit_extremes import open_units
 
         return open_units(self, hookpoint)
 

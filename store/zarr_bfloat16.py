@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from zarr.dtype import Float16
 
-from actlas.store.dtypes import BFLOAT16
+from actlas.store.format.dtypes import BFLOAT16
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def test_a_wheel_holds_every_module_and_the_embedded_model(tmp_path: Path) -> No
 def test_help_loads_no_heavy_library() -> None:
     code = (
         "import sys\n"
-        "from actlas.jobs.cli import cli\n"
+        "from actlas.jobs.cli.app import cli\n"
         "cli.main(['--help'], standalone_mode=False)\n"
         "heavy = {'torch', 'ray', 'dask', 'transformers', 'datasets', 'zarr', 'pandas', 'scipy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
@@ -75,8 +75,8 @@ def test_links_in_the_pages_lead_somewhere() -> None:
 def test_the_readme_names_no_option_that_is_not_there() -> None:
     from click.testing import CliRunner
 
-    from actlas.jobs import sae
-    from actlas.jobs.cli import VERBS, cli
+    from actlas.jobs.cli import sae
+    from actlas.jobs.cli.app import VERBS, cli
 
     verbs = [[verb] for verb in VERBS] + [["sae", verb] for verb in sae.VERBS]
     helps = "".join(CliRunner().invoke(cli, [*verb, "--help"]).output for verb in verbs)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.analysis.localizer.localization import Condition
-from actlas.analysis.localizer.token_sides import TokenSides, read_sides
+from actlas.analysis.localizer.result import Condition
+from actlas.analysis.localizer.token_contrast import TokenSides, read_sides
 from actlas.store.errors import ConfigError
 from actlas.store.store import Store
 

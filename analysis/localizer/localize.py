@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.analysis.localizer.contrast import Contrast, sides_of
-from actlas.analysis.localizer.localization import Localization
 from actlas.analysis.localizer.masks import Mask, MaskKey, Pool
-from actlas.analysis.localizer.pooled_rows import source_of, stored_moments
 from actlas.analysis.localizer.pooling import pooled_moments
-from actlas.analysis.localizer.pooling_parts import ByGroup
-from actlas.analysis.localizer.token_sides import TokenSides
-from actlas.analysis.localizer.welch import benjamini_hochberg, count_of, select, welch
+from actlas.analysis.localizer.pooling_shard import ByGroup
+from actlas.analysis.localizer.result import Localization
+from actlas.analysis.localizer.stored_pools import source_of, stored_moments
+from actlas.analysis.localizer.token_contrast import TokenSides
+from actlas.analysis.statistics.welch import benjamini_hochberg, count_of, select, welch
 from actlas.store.errors import ConfigError, HookpointError, NonFiniteError, NotExtractedError
-from actlas.store.moments import Moments
-from actlas.store.receipts import EXTRACT, POOLED
-from actlas.store.schema import HookpointSpec
+from actlas.store.format.schema import HookpointSpec
+from actlas.store.ledger.receipts import EXTRACT, POOLED
+from actlas.store.statistics.moments import Moments
 from actlas.store.store import Store, open_store
-from actlas.store.writer import versions
+from actlas.store.version import versions
 
 OnNonfinite = Literal["refuse", "omit"]
 

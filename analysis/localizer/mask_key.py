@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from actlas.store.schema import MAX_HOOKPOINTS, MAX_WIDTH, HookpointSpec, Line, Plan
+from actlas.store.format.schema import MAX_HOOKPOINTS, MAX_WIDTH, HookpointSpec, Line, Plan
 
 Pool = Literal["last", "mean"]
 

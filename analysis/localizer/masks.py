@@ -23,20 +23,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from actlas.analysis.localizer.mask_key import MaskKey as MaskKey
 from actlas.analysis.localizer.mask_key import Pool as Pool
-from actlas.store.display import printable
+from actlas.store.display.text import printable
 from actlas.store.errors import CorruptDataError, FormatError, MaskError
-from actlas.store.schema import (
-    FORMAT_VERSION,
-    ModelSpec,
-    seal,
-    summarize,
-    unseal,
-)
+from actlas.store.format.schema import ModelSpec
+from actlas.store.format.sealing import FORMAT_VERSION, seal, summarize, unseal
 
 FILE_NAME = "mask.json"
+
 MAX_FILE_BYTES = 256 << 20
+
 MAX_UNITS = 1 << 26
 """Of all hookpoints together: more than the largest models have, and what fits memory."""
+
 _CHECKED = ("weights_sha256", "config_sha256", "architecture", "d_model", "n_layers")
 
 

@@ -13,21 +13,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from actlas.store.schema import HookpointSpec
+from actlas.store.format.schema import HookpointSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from actlas.analysis.localizer.localization import Localization
+    from actlas.analysis.localizer.result import Localization
 
 DPI = 150
+
 COLUMNS_MAX = 1200
 """Columns of a row in the brain map; a wider hookpoint shows the strongest of several units."""
+
 STRIP = 0.26
 """The part of a row in which its selected units are marked."""
+
 BINS = 80
 
 DARK, BLUE, ORANGE, GREY = "#1a1a1a", "#7fa8c9", "#d95f02", "#bdbdbd"
+
 _SHOWN_SHARE = 99.5
 
 

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.analysis.localizer.mask_key import Pool
-from actlas.analysis.localizer.pooling_parts import ByGroup, Part, merge, pool_shard, shard_samples
-from actlas.analysis.localizer.token_sides import TokenSides, side_samples
+from actlas.analysis.localizer.pooling_shard import ByGroup, Part, merge, pool_shard, shard_samples
+from actlas.analysis.localizer.token_contrast import TokenSides, side_samples
 from actlas.store.store import Store
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_TASKS = 8
 """Tasks at once, by default: each reads its chunks in threads of its own."""
+
 FAN_IN = 16
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actlas.analysis.sae.autoencoder import SparseAutoencoder
+from actlas.analysis.sae.model import SparseAutoencoder
 from actlas.store.errors import NonFiniteError
-from actlas.store.moments import Moments
+from actlas.store.statistics.moments import Moments
 
 DENSITY_EDGES = np.linspace(-8.0, 0.0, 33)
 """Edges of the histogram, in log10 of the share of tokens on which a feature fires."""

@@ -22,6 +22,7 @@ SHORT_CHARS = 80
 """A docstring below this many characters joins the others of its module."""
 
 ARITHMETIC_SEED = 42
+
 N_SUMS = 100
 """Sums per condition."""
 

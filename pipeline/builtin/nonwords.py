@@ -14,8 +14,10 @@ from importlib.resources import files
 from actlas.pipeline.builtin.splitmix import SplitMix64
 
 SEED = 240
+
 SINGLE_LETTERS = ("e", "u")
 """Stand for the words ``a`` and ``i``."""
+
 UNSPEAKABLE = "|".join(
     (
         r"[aeiouy]{3}",
@@ -29,6 +31,7 @@ UNSPEAKABLE = "|".join(
     )
 )
 """Runs that no English word of ours has."""
+
 MAX_DRAWS = 20_000
 """Draws per proposal, and proposals per word, before we give up."""
 

@@ -11,38 +11,38 @@ from actlas.store.version import VERSION as __version__  # noqa: N811 - the name
 from actlas.store.zarr_hook import register_with_zarr
 
 if TYPE_CHECKING:
-    from actlas.analysis.batches import batches as batches
-    from actlas.analysis.lazy import dask_array as dask_array
+    from actlas.analysis.batches.api import batches as batches
+    from actlas.analysis.dask_array import dask_array as dask_array
     from actlas.analysis.localizer.localize import localize as localize
-    from actlas.analysis.sae.checkpoint import load_sae as load_sae
-    from actlas.analysis.sae.training import train_sae as train_sae
-    from actlas.jobs.ablate import ablate as ablate
-    from actlas.jobs.extract import extract as extract
-    from actlas.jobs.repair import repair as repair
-    from actlas.jobs.sae_encode import encode_sae as encode_sae
-    from actlas.jobs.sae_index import index_sae as index_sae
+    from actlas.analysis.sae.saelens_format import load_sae as load_sae
+    from actlas.analysis.sae.train.trainer import train_sae as train_sae
+    from actlas.jobs.run.ablate import ablate as ablate
+    from actlas.jobs.run.encode import encode_sae as encode_sae
+    from actlas.jobs.run.extract import extract as extract
+    from actlas.jobs.run.index import index_sae as index_sae
+    from actlas.jobs.run.repair import repair as repair
     from actlas.store.errors import ActlasError as ActlasError
     from actlas.store.store import Store as Store
     from actlas.store.store import open_store as open  # noqa: A004 - as gzip.open is: actlas.open
-    from actlas.store.verify import verify as verify
+    from actlas.store.verify.verify import verify as verify
 
 register_with_zarr()
 
 _LAZY = {
     "ActlasError": ("actlas.store.errors", "ActlasError"),
     "Store": ("actlas.store.store", "Store"),
-    "ablate": ("actlas.jobs.ablate", "ablate"),
-    "batches": ("actlas.analysis.batches", "batches"),
-    "dask_array": ("actlas.analysis.lazy", "dask_array"),
-    "encode_sae": ("actlas.jobs.sae_encode", "encode_sae"),
-    "extract": ("actlas.jobs.extract", "extract"),
-    "index_sae": ("actlas.jobs.sae_index", "index_sae"),
-    "load_sae": ("actlas.analysis.sae.checkpoint", "load_sae"),
+    "ablate": ("actlas.jobs.run.ablate", "ablate"),
+    "batches": ("actlas.analysis.batches.api", "batches"),
+    "dask_array": ("actlas.analysis.dask_array", "dask_array"),
+    "encode_sae": ("actlas.jobs.run.encode", "encode_sae"),
+    "extract": ("actlas.jobs.run.extract", "extract"),
+    "index_sae": ("actlas.jobs.run.index", "index_sae"),
+    "load_sae": ("actlas.analysis.sae.saelens_format", "load_sae"),
     "localize": ("actlas.analysis.localizer.localize", "localize"),
     "open": ("actlas.store.store", "open_store"),
-    "repair": ("actlas.jobs.repair", "repair"),
-    "train_sae": ("actlas.analysis.sae.training", "train_sae"),
-    "verify": ("actlas.store.verify", "verify"),
+    "repair": ("actlas.jobs.run.repair", "repair"),
+    "train_sae": ("actlas.analysis.sae.train.trainer", "train_sae"),
+    "verify": ("actlas.store.verify.verify", "verify"),
 }
 
 __all__ = [

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from support.masks import mask_for
 from support.models import VOCABULARY, build, save
 
-from actlas.analysis.localizer.ablation import Losses, Window, ablated, generate, losses
-from actlas.analysis.localizer.ablation_plot import draw, write
-from actlas.analysis.localizer.ablation_result import Ablation, condition_of
+from actlas.analysis.interventions.ablation import Losses, Window, ablated, generate, losses
+from actlas.analysis.interventions.ablation_plot import draw, write
+from actlas.analysis.interventions.ablation_result import Ablation, condition_of
 from actlas.analysis.localizer.masks import Mask
 from actlas.store.errors import MaskError, ModelError
-from actlas.store.schema import HookpointSpec
+from actlas.store.format.schema import HookpointSpec
 
 UNITS: dict[str, dict[str, tuple[int, ...]]] = {
     "llama": {"resid_post.0": (1, 5), "resid_post.2": (0, 31), "mlp_out.1": (7,)},

@@ -23,8 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.stores import Columns, fill, plan_for, words_columns
 
-from actlas.analysis.batches import Batch, Batches, batches
-from actlas.store.create import create
+from actlas.analysis.batches.api import Batch, Batches, batches
 from actlas.store.errors import (
     ActlasError,
     ConfigError,
@@ -33,6 +32,7 @@ from actlas.store.errors import (
     NotExtractedError,
 )
 from actlas.store.store import Store, open_store
+from actlas.store.write.create import create
 
 HOOKPOINT = "mlp.1"
 OPTIONS: dict[str, Any] = {"batch_size": 50, "pool_rows": 200}
@@ -48,7 +48,7 @@ def made(path: Path, n_documents: int = 90, shards: range | None = None, **chang
 
 def chunks_of(patch: pytest.MonkeyPatch, rows: int) -> None:
     """Give activations chunks of so few rows that a small store has many."""
-    patch.setattr("actlas.store.layout.chunk_rows", lambda *_: rows)
+    patch.setattr("actlas.store.format.layout.chunk_rows", lambda *_: rows)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -345,7 +345,7 @@ KILLED = """
 import json, os, sys, actlas
 from actlas.store import layout
 layout.chunk_rows = lambda *_: 16
-from actlas.analysis.batches import batches
+from actlas.analysis.batches.api import batches
 path, saved = sys.argv[1:]
 stream = batches(actlas.open(path), "mlp.1", batch_size=50, pool_rows=200, epochs=3)
 for i, batch in enumerate(stream):
@@ -539,7 +539,9 @@ def test_a_stream_that_is_left_open_ends_quietly_with_its_process(store: Store) 
         f"stream = iter(actlas.batches(actlas.open(sys.argv[1]), {HOOKPOINT!r}, batch_size=50))\n"
         "next(stream)\n"
     )
-    patched = f"import actlas.store.layout as layout; layout.chunk_rows = lambda *_: 16\n{code}"
+    patched = (
+        f"import actlas.store.format.layout as layout; layout.chunk_rows = lambda *_: 16\n{code}"
+    )
     done = subprocess.run(
         [sys.executable, "-c", patched, store.path], capture_output=True, text=True, check=False
     )

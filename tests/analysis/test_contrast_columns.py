@@ -14,10 +14,10 @@ from support.stores import Columns, plan_for
 from actlas.analysis.localizer.localize import localize
 from actlas.analysis.localizer.masks import Mask
 from actlas.analysis.localizer.pooling import pooled_moments
-from actlas.analysis.localizer.token_sides import read_sides
-from actlas.store.create import create
+from actlas.analysis.localizer.token_contrast import read_sides
 from actlas.store.errors import ConfigError, NotExtractedError
 from actlas.store.store import Store, open_store
+from actlas.store.write.create import create
 
 stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
 pytest.importorskip("dask", reason="dask is not installed")
@@ -92,7 +92,7 @@ def test_equal_to_scipy_on_rows_gathered_by_hand(
 
 def test_one_pass_in_blocks_gives_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read_sides(store, "role", 0, None)
-    monkeypatch.setattr("actlas.analysis.localizer.token_sides.BLOCK_TOKENS", 37)
+    monkeypatch.setattr("actlas.analysis.localizer.token_contrast.BLOCK_TOKENS", 37)
     blocks = read_sides(store, "role", 0, None)
     for name in ("n", "first", "last"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(blocks, name))

@@ -14,12 +14,12 @@ from support.features import best, rows_by_token
 from support.stores import fill, plan_for, words_columns
 
 import actlas
-from actlas.analysis.extremes import Best, gather_extremes
-from actlas.store.commit import commit_shard
-from actlas.store.create import create
+from actlas.analysis.features.extremes import Best, gather_extremes
 from actlas.store.errors import ConfigError, FeatureError, HookpointError, NotExtractedError
 from actlas.store.store import Store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
+from actlas.store.write.commit import commit_shard
+from actlas.store.write.create import create
 
 
 @settings(max_examples=40, deadline=None)

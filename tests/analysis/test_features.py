@@ -20,11 +20,8 @@ from support.features import Relu, best, made_store, true_codes
 from support.stores import Columns, fill, plan_for
 
 import actlas
-from actlas.analysis.encoding import Encoder, create_features, finish
-from actlas.analysis.index import cut_blocks, index_features
-from actlas.store.codes import round_values
-from actlas.store.create import create
-from actlas.store.derived import group_of, receipts_of
+from actlas.analysis.features.encode import Encoder, create_features, finish
+from actlas.analysis.features.index import cut_blocks, index_features
 from actlas.store.errors import (
     ConflictError,
     CorruptDataError,
@@ -32,9 +29,12 @@ from actlas.store.errors import (
     NonFiniteError,
     SaeError,
 )
-from actlas.store.features import Features
+from actlas.store.features.codes import round_values
+from actlas.store.features.features import Features
+from actlas.store.ledger.derived import group_of, receipts_of
 from actlas.store.store import Store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
+from actlas.store.write.create import create
 
 HOOKPOINT = "resid_post.0"
 

@@ -7,9 +7,9 @@ import pytest
 from support.stores import fill, plan_for, words_columns
 
 import actlas
-from actlas.store.create import create
 from actlas.store.errors import HookpointError, NotExtractedError
 from actlas.store.store import Store
+from actlas.store.write.create import create
 
 dask = pytest.importorskip("dask", reason="dask is not installed")
 

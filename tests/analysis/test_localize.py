@@ -16,13 +16,13 @@ from support.stores import fill, plan_for
 
 import actlas
 from actlas.analysis.localizer.contrast import split_contrast
-from actlas.analysis.localizer.localization import Localization
 from actlas.analysis.localizer.localize import localize
-from actlas.pipeline import extract as extract_module
-from actlas.pipeline.passes import Passes
-from actlas.store.create import create
+from actlas.analysis.localizer.result import Localization
+from actlas.pipeline.extract import extract as extract_module
+from actlas.pipeline.forward.strategy import Passes
 from actlas.store.errors import ConfigError, HookpointError, NonFiniteError, NotExtractedError
 from actlas.store.store import Store
+from actlas.store.write.create import create
 
 stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
 pytest.importorskip("dask", reason="dask is not installed")

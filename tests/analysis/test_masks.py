@@ -15,7 +15,8 @@ from support.stores import plan_for, words_columns
 
 from actlas.analysis.localizer.masks import Mask, MaskKey
 from actlas.store.errors import MaskError
-from actlas.store.schema import HookpointSpec, seal
+from actlas.store.format.schema import HookpointSpec
+from actlas.store.format.sealing import seal
 
 PLAN = plan_for(words_columns(0, 5, 4))
 WIDTHS = {"resid_post.0": 24, "mlp.1": 40}

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.localizer import labelled, samples_by_hand, stored
 
-from actlas.analysis.localizer import pooling, pooling_parts
+from actlas.analysis.localizer import pooling
+from actlas.analysis.localizer import pooling_shard as pooling_parts
 from actlas.analysis.localizer.pooling import pooled_moments
-from actlas.analysis.localizer.welch import welch
-from actlas.store import layout
-from actlas.store.moments import Moments
+from actlas.analysis.statistics.welch import welch
+from actlas.store.format import layout
+from actlas.store.statistics.moments import Moments
 from actlas.store.store import Store
 
 stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actlas.analysis.sae.autoencoder import SparseAutoencoder
-from actlas.analysis.sae.checkpoint import load_sae, save_sae
+from actlas.analysis.sae.model import SparseAutoencoder
+from actlas.analysis.sae.saelens_format import load_sae, save_sae
 from actlas.store.errors import SaeError
 
 D_IN, D_SAE, K = 24, 96, 7

@@ -10,9 +10,9 @@ import pytest
 import torch
 from support.sae import oracle
 
-from actlas.analysis.sae.autoencoder import SparseAutoencoder
 from actlas.analysis.sae.metrics import Metrics, evaluate
-from actlas.analysis.sae.steps import initialize
+from actlas.analysis.sae.model import SparseAutoencoder
+from actlas.analysis.sae.train.step import initialize
 from actlas.store.errors import NonFiniteError
 
 

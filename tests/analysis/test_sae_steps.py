@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from actlas.analysis.sae.autoencoder import SparseAutoencoder
 from actlas.analysis.sae.metrics import evaluate
-from actlas.analysis.sae.steps import Recipe, Trainer, fold, initialize
+from actlas.analysis.sae.model import SparseAutoencoder
+from actlas.analysis.sae.train.step import Recipe, Trainer, fold, initialize
 
 
 def dictionary(n: int, d_in: int = 16, n_true: int = 40, seed: int = 0) -> torch.Tensor:
@@ -102,6 +102,6 @@ def dead_at_the_end() -> float:
 
 def test_the_loss_of_the_dead_brings_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with_it = dead_at_the_end()
-    monkeypatch.setattr("actlas.analysis.sae.steps.AUX_COEFFICIENT", 0.0)
+    monkeypatch.setattr("actlas.analysis.sae.train.step.AUX_COEFFICIENT", 0.0)
     without = dead_at_the_end()
     assert without >= 0.45 and with_it < without - 0.1

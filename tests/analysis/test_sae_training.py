@@ -14,11 +14,11 @@ from support.features import made_store
 from support.sae import oracle
 
 import actlas
-from actlas.analysis.sae import train_data
-from actlas.analysis.sae.checkpoint import load_sae
-from actlas.analysis.sae.options import TrainOptions
-from actlas.analysis.sae.run_state import STATE_FILE
-from actlas.analysis.sae.training import train_sae
+from actlas.analysis.sae.saelens_format import load_sae
+from actlas.analysis.sae.train import data as train_data
+from actlas.analysis.sae.train.checkpoint import STATE_FILE
+from actlas.analysis.sae.train.options import TrainOptions
+from actlas.analysis.sae.train.trainer import train_sae
 from actlas.store.errors import (
     ConfigError,
     CorruptDataError,
@@ -122,7 +122,7 @@ def test_killed_while_it_wrote_its_results(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("actlas.analysis.sae.train_run._add_weights_hash", killed)
+        patch.setattr("actlas.analysis.sae.train.loop._add_weights_hash", killed)
         with pytest.raises(KeyboardInterrupt):
             train_sae(store, HOOK, tmp_path / "cut", **SMALL)
     assert (tmp_path / "cut" / STATE_FILE).exists()

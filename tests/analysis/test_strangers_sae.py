@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from actlas.analysis.localizer.masks import Mask, MaskKey
-from actlas.analysis.sae.autoencoder import SparseAutoencoder
-from actlas.analysis.sae.checkpoint import load_sae, save_sae
+from actlas.analysis.sae.model import SparseAutoencoder
+from actlas.analysis.sae.saelens_format import load_sae, save_sae
 from actlas.store.errors import MaskError, SaeError
 
 LONG = os.environ.get("ACTLAS_CHAOS") == "long"

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from actlas.analysis.localizer.welch import benjamini_hochberg, count_of, select, welch
+from actlas.analysis.statistics.welch import benjamini_hochberg, count_of, select, welch
 from actlas.store.errors import ConfigError
-from actlas.store.moments import Moments
+from actlas.store.statistics.moments import Moments
 
 stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
 

@@ -13,9 +13,9 @@ from support.crash import Call, SystemCalls, copy_store
 from support.oracle import Snapshot, Tally, contents, n_doubled, tally
 
 from actlas.store.errors import NotExtractedError
-from actlas.store.objects import LocalObjects
+from actlas.store.objects.local import LocalObjects
 from actlas.store.store import open_store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
 
 Die = Callable[[life.Step, Path, int], bool]
 """Runs a step on the store in a folder, dying at a call; False where it ended before."""

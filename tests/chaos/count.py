@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from actlas.store.store import open_store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
 
 
 class Rows(NamedTuple):

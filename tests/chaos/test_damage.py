@@ -17,13 +17,13 @@ from support.crash import copy_store, overwrite, ram_folder
 from support.damage import HOLDS_ROWS, KINDS, READ, by_kind, flipped, rows_of
 from support.oracle import Snapshot, Tally, contents, files, tally
 
-from actlas.store import layout
-from actlas.store.damage import Damage
-from actlas.store.derived import receipts_of
 from actlas.store.errors import ActlasError, CorruptDataError
-from actlas.store.schema import Compression
+from actlas.store.format import layout
+from actlas.store.format.schema import Compression
+from actlas.store.ledger.derived import receipts_of
 from actlas.store.store import Store, open_store
-from actlas.store.verify import verify
+from actlas.store.verify.damage import Damage
+from actlas.store.verify.verify import verify
 
 pytestmark = pytest.mark.chaos
 

@@ -17,7 +17,7 @@ from support.oracle import Tally, contents, tally
 
 from actlas.store.errors import EXIT_RESUME, RunFaultError
 from actlas.store.store import open_store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
 from chaos.case import Case
 
 pytestmark = pytest.mark.chaos

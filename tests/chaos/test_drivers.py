@@ -13,8 +13,8 @@ from support.processes import Driver, marked, until
 from support.scenes import FEW, MANY, SMALL, Size, planned
 from support.workers import attempts
 
-from actlas.store import lease
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME
+from actlas.store.ledger import lease
 from actlas.store.store import Store
 from chaos.conftest import Oracles, Start
 from chaos.count import NONE, complaints

@@ -17,11 +17,11 @@ from support.stores import plan_for, words_columns
 from support.workers import make_fake
 
 from actlas.jobs.config import resolve
-from actlas.jobs.extract import open_or_plan
-from actlas.jobs.run import run_extraction
+from actlas.jobs.run.extract import open_or_plan
+from actlas.jobs.run.run import run_extraction
 from actlas.pipeline.options import PlanOptions, RunOptions
-from actlas.store.create import create
 from actlas.store.errors import EXIT_DONE, PlanMismatchError, RunFaultError
+from actlas.store.write.create import create
 from chaos.conftest import Oracles, Start
 from chaos.count import NONE, complaints
 from chaos.record import Chaos

@@ -12,7 +12,7 @@ from support.jobs import options
 from support.scenes import FEW, MANY, Size, planned, undisturbed
 from support.workers import fake_store
 
-from actlas.jobs.ledger import Ledger
+from actlas.jobs.scheduler.faults import Ledger
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME
 from actlas.store.store import Store
 from chaos.conftest import Oracles, Start

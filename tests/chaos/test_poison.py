@@ -8,7 +8,7 @@ import pytest
 from support.jobs import attempted, options, plant
 from support.scenes import FEW, MANY, planned
 
-from actlas.jobs.ledger import Ledger, Quarantined
+from actlas.jobs.scheduler.faults import Ledger, Quarantined
 from actlas.store.errors import EXIT_DONE, EXIT_QUARANTINE
 from actlas.store.store import Store
 from chaos.conftest import Oracles, Start

@@ -18,12 +18,12 @@ from support.s3 import FAULTS, S3, Request
 from support.stores import plan_for, words_columns
 from support.workers import make_fake
 
-from actlas.jobs.ledger import Ledger
-from actlas.jobs.run import run_extraction
-from actlas.store.create import create
+from actlas.jobs.run.run import run_extraction
+from actlas.jobs.scheduler.faults import Ledger
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME, RunFaultError
 from actlas.store.store import Store, open_store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
+from actlas.store.write.create import create
 from chaos.record import Chaos
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]

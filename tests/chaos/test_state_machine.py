@@ -32,7 +32,6 @@ from support.crash import SystemCalls, dies, overwrite, ram_folder, refused
 from support.damage import flipped, kind_of
 from support.oracle import broken_promises, files, unmarked
 
-from actlas.store import lease
 from actlas.store.errors import (
     CorruptDataError,
     FormatError,
@@ -40,8 +39,9 @@ from actlas.store.errors import (
     RunFaultError,
     StoreNotFoundError,
 )
+from actlas.store.ledger import lease
 from actlas.store.store import Store, open_store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
 
 pytestmark = pytest.mark.chaos
 
@@ -387,7 +387,7 @@ class StoreLife(RuleBasedStateMachine):
 
 
 def features_of(store: Store) -> list[str]:
-    from actlas.store.codes import names
+    from actlas.store.ledger.feature_sets import names
 
     return names(store)
 
@@ -401,7 +401,7 @@ def named_by(receipt: bytes) -> set[str]:
 
 def dictionary(ram: Path) -> Any:
     """Return the encoder's weights of the sparse autoencoder that is beside every store."""
-    from actlas.analysis.sae.checkpoint import load_sae
+    from actlas.analysis.sae.saelens_format import load_sae
 
     return load_sae(ram / life.FEATURES).W_enc.detach().numpy()
 
@@ -416,7 +416,9 @@ def ram() -> Iterator[Path]:
 @pytest.mark.parametrize("half", [1, 2])
 def test_any_order_of_steps(chaos: Any, ram: Path, monkeypatch: Any, half: int) -> None:
     """In two halves, each with a seed of its own, so that two processes may share the work."""
-    monkeypatch.setattr("actlas.store.writer.COMMIT_THREADS", 1)  # the same order every time
+    monkeypatch.setattr(
+        "actlas.store.write.array_writer.COMMIT_THREADS", 1
+    )  # the same order every time
     monkeypatch.setattr(lease.Lease, "_beat", lambda self: None)  # no calls at times of their own
     StoreLife.patch = monkeypatch
     life.save_dictionary(ram / "run.zarr")

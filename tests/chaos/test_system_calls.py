@@ -13,12 +13,12 @@ from support import life
 from support.crash import Doomed, SystemCalls, copy_store, dies, overwrite, ram_folder
 from support.oracle import Snapshot, Tally, broken_promises, files, tally
 
-from actlas.jobs.ledger import Ledger
+from actlas.jobs.scheduler.faults import Ledger
 from actlas.pipeline.options import RunOptions
-from actlas.store import lease
 from actlas.store.errors import StoreNotFoundError
+from actlas.store.ledger import lease
 from actlas.store.store import open_store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
 from chaos.case import Case
 
 pytestmark = pytest.mark.chaos
@@ -36,7 +36,9 @@ def ram() -> Iterator[Path]:
 @pytest.mark.parametrize("name", CONTENT)
 def test_death_at_every_call_of_a_step(chaos: Any, ram: Path, monkeypatch: Any, name: str) -> None:
     """In this process, where nothing that it does after its death has any effect."""
-    monkeypatch.setattr("actlas.store.writer.COMMIT_THREADS", 1)  # the same order every time
+    monkeypatch.setattr(
+        "actlas.store.write.array_writer.COMMIT_THREADS", 1
+    )  # the same order every time
     case = Case(ram, name)
     assert len({call.name for call in case.calls}) >= 6
 
@@ -50,7 +52,7 @@ def test_death_at_every_call_of_a_step(chaos: Any, ram: Path, monkeypatch: Any, 
 
 def test_sigkill(chaos: Any, ram: Path) -> None:
     """A process of its own with its threads, really killed: at some calls, or at every one."""
-    doomed = Doomed("support.life", *(chaos.count(0, 1) * ["actlas.analysis.encoding"]))
+    doomed = Doomed("support.life", *(chaos.count(0, 1) * ["actlas.analysis.features.encode"]))
     names = CONTENT[: chaos.count(2, len(CONTENT))]
     for i, name in enumerate(names):
         (ram / str(i)).mkdir()
@@ -70,7 +72,7 @@ def test_death_at_every_call_of_a_repair(
     chaos: Any, ram: Path, monkeypatch: Any, noise: int
 ) -> None:
     """What was whole stays as it is at every moment; the next repair ends the work."""
-    monkeypatch.setattr("actlas.store.writer.COMMIT_THREADS", 1)
+    monkeypatch.setattr("actlas.store.write.array_writer.COMMIT_THREADS", 1)
     path = ram / "base" / "run.zarr"
     life.plan_store(str(path), "first")
     life.commit_all(str(path), "first")

@@ -24,9 +24,9 @@ from support.scenes import FEW, MANY, SOME, planned
 from support.stores import truth
 from support.workers import attempts, make_fake, rounded
 
-from actlas.jobs.run import run_extraction
-from actlas.store import layout
+from actlas.jobs.run.run import run_extraction
 from actlas.store.errors import EXIT_DONE
+from actlas.store.format import layout
 from actlas.store.store import Store
 from chaos.conftest import Oracles, Start
 from chaos.count import NONE, complaints, unfinished

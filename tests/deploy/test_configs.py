@@ -7,8 +7,8 @@ from pathlib import Path
 
 from support.jobs import ROOT
 
+from actlas.jobs.cli.submit import entrypoint, where
 from actlas.jobs.config import resolve
-from actlas.jobs.submit import entrypoint, where
 
 
 def test_the_files_that_are_copied(tmp_path: Path) -> None:

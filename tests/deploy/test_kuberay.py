@@ -16,7 +16,7 @@ import pytest
 import yaml
 from support.jobs import ROOT
 
-from actlas.jobs.cli import cli
+from actlas.jobs.cli.app import cli
 from actlas.jobs.config import resolve
 
 FOLDER = ROOT / "deploy" / "kuberay"

@@ -21,7 +21,7 @@ os.environ["PYTHONSAFEPATH"] = "1"
 @pytest.fixture(scope="session")
 def ray_started() -> Iterator[None]:
     """One Ray for every test that runs its driver in this process."""
-    from actlas.jobs.ray_cluster import connected
+    from actlas.jobs.ray.cluster import connected
 
     with connected(RunOptions(executor="ray", workers=4)):
         yield

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import actlas
 from actlas.analysis.localizer.masks import Mask
-from actlas.jobs.ablation import _threads, read_windows
-from actlas.jobs.cli import cli
+from actlas.jobs.cli.app import cli
+from actlas.jobs.run.ablation import _threads, read_windows
 from actlas.pipeline.builtin import builtin_model_path
 from actlas.pipeline.options import PlanOptions
-from actlas.pipeline.settings import resolve_settings
+from actlas.pipeline.plan.settings import resolve_settings
 from actlas.store.errors import EXIT_DONE, EXIT_USAGE, StoreExistsError
 
 UNITS = {"resid_post.1": (3, 77), "resid_post.4": (0, 1, 255)}
@@ -175,7 +175,7 @@ def test_a_model_without_a_head_is_refused_before_its_weights_are_read(
     def never(*_args: Any, **_kwargs: Any) -> None:
         raise AssertionError("the weights were loaded")
 
-    monkeypatch.setattr("actlas.jobs.ablation.load_model", never)
+    monkeypatch.setattr("actlas.jobs.run.ablation.load_model", never)
     build("llama").model.save_pretrained(tmp_path / "headless")
     for name, folder in (("llama", tmp_path / "headless"), ("bert", tmp_path / "bert")):
         if name == "bert":

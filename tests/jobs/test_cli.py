@@ -17,14 +17,13 @@ from support.jobs import ROOT, options, plant
 from support.stores import fill
 from support.workers import fake_store, make_fake
 
-import actlas.jobs.run
-import actlas.jobs.status
-from actlas.jobs import sae
-from actlas.jobs.cli import VERBS, cli
-from actlas.jobs.progress import NowAndThen
-from actlas.jobs.run import run_extraction
+import actlas.jobs.cli.status
+import actlas.jobs.run.run
+from actlas.jobs.cli import sae
+from actlas.jobs.cli.app import VERBS, cli
+from actlas.jobs.logs import NowAndThen
+from actlas.jobs.run.run import run_extraction
 from actlas.pipeline.options import PlanOptions, RunOptions
-from actlas.store import lease
 from actlas.store.errors import (
     EXIT_DAMAGE,
     EXIT_DONE,
@@ -33,6 +32,7 @@ from actlas.store.errors import (
     EXIT_RESUME,
     EXIT_USAGE,
 )
+from actlas.store.ledger import lease
 from actlas.store.store import Store
 
 
@@ -89,8 +89,8 @@ def test_version() -> None:
 
 def test_heavy_libraries_stay_out() -> None:
     code = (
-        "import sys; from actlas.jobs.cli import cli; import click\n"
-        "from actlas.jobs.sae import command as sae\n"
+        "import sys; from actlas.jobs.cli.app import cli; import click\n"
+        "from actlas.jobs.cli.sae import command as sae\n"
         "for group in (cli, sae):\n"
         "    for verb in group.list_commands(None): group.get_command(None, verb)\n"
         "heavy = {'torch', 'transformers', 'ray', 'datasets', 'pandas', 'dask', 'zarr', 'scipy'}\n"
@@ -170,7 +170,7 @@ def test_a_plain_oserror_in_json(store: Store, monkeypatch: pytest.MonkeyPatch) 
     def refuse(*_args: object) -> None:
         raise PermissionError(13, "Permission denied", "a/b")
 
-    monkeypatch.setattr(actlas.jobs.status, "open_store", refuse)
+    monkeypatch.setattr(actlas.jobs.cli.status, "open_store", refuse)
     result = run("status", store.path, "--json")
     assert result.exit_code == EXIT_ERROR
     assert json.loads(result.stdout) == {
@@ -334,9 +334,9 @@ def test_show_what_is_not_extracted(store: Store) -> None:
 
 @pytest.fixture
 def faked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actlas.jobs.run, "open_worker", make_fake)
-    real = actlas.jobs.run.run_extraction
-    monkeypatch.setattr(actlas.jobs.run, "run_extraction", lambda s, r: real(s, r, make_fake))
+    monkeypatch.setattr(actlas.jobs.run.run, "open_worker", make_fake)
+    real = actlas.jobs.run.run.run_extraction
+    monkeypatch.setattr(actlas.jobs.run.run, "run_extraction", lambda s, r: real(s, r, make_fake))
 
 
 def test_extract_ends_with_one_line(faked: None, store: Store) -> None:
@@ -364,7 +364,7 @@ def test_extract_while_another_does(faked: None, store: Store) -> None:
 
 def test_an_unexpected_error_shows_its_traceback(store: Store, tmp_path: Path) -> None:
     code = (
-        "import actlas.jobs.extract as e, actlas.jobs.cli as c\n"
+        "import actlas.jobs.cli.extract as e, actlas.jobs.cli.app as c\n"
         "def bad(*a): raise ZeroDivisionError('a bug')\n"
         "e.extract_at = bad\n"
         f"c.main(['extract', {store.path!r}])"

@@ -9,12 +9,12 @@ from support.stores import plan_for, words_columns
 from support.workers import fake_store
 
 from actlas.jobs import config, formatting
+from actlas.jobs.cli.options import HELP
 from actlas.jobs.config import Asked, resolve
 from actlas.jobs.formatting import parse_count, printable
-from actlas.jobs.options import HELP
-from actlas.jobs.resume import check_same_plan
+from actlas.jobs.run.resume import check_same_plan
 from actlas.pipeline.options import PlanOptions, RunOptions
-from actlas.store import display
+from actlas.store.display import text
 from actlas.store.errors import ConfigError, PlanMismatchError
 
 
@@ -210,7 +210,7 @@ def test_printable_text_steers_no_terminal() -> None:
     assert printable("naïve 日本語 🙂") == "naïve 日本語 🙂"
 
 
-@pytest.mark.parametrize("module", [config, display, formatting])
+@pytest.mark.parametrize("module", [config, text, formatting])
 def test_the_examples_hold(module: Any) -> None:
     assert doctest.testmod(module) == (0, doctest.testmod(module).attempted)
 

@@ -14,9 +14,12 @@ import pytest
 from click.testing import CliRunner
 from support.s3 import KEY, S3, SECRET
 
-from actlas.jobs import checks_clock, checks_cluster, checks_machine, checks_place
-from actlas.jobs.cli import cli
-from actlas.store.objects import LocalObjects
+from actlas.jobs.cli.app import cli
+from actlas.jobs.doctor import clock as checks_clock
+from actlas.jobs.doctor import location as checks_place
+from actlas.jobs.doctor import machine as checks_machine
+from actlas.jobs.doctor import ray as checks_cluster
+from actlas.store.objects.local import LocalObjects
 from actlas.store.store import Store
 
 

@@ -23,15 +23,15 @@ from ray import exceptions as ray_errors
 from support.simulated import simulated
 from support.workers import fake_store
 
-from actlas.jobs.deadlines import Clocks, Median
-from actlas.jobs.ledger import Fault
-from actlas.jobs.neighbours import follows
-from actlas.jobs.pending import Pending
-from actlas.jobs.ray_faults import kind_of
-from actlas.jobs.starts import Starts
+from actlas.jobs.executors.ray_faults import kind_of
+from actlas.jobs.run.run import follows
+from actlas.jobs.scheduler.deadlines import Clocks, Median
+from actlas.jobs.scheduler.faults import Fault
+from actlas.jobs.scheduler.queue import Pending
+from actlas.jobs.scheduler.start_backoff import Starts
 from actlas.pipeline.options import RunOptions
-from actlas.store import layout
 from actlas.store.errors import ActlasError, ModelError
+from actlas.store.format import layout
 
 play: Callable[[Any], Any] = simulated.play
 scene: Callable[..., Any] = simulated.Scene

@@ -23,15 +23,14 @@ from support.workers import (
     make_fake_mender,
 )
 
-from actlas.jobs import ray_cluster
-from actlas.jobs.executors import Done
-from actlas.jobs.hand import Hand
-from actlas.jobs.ledger import Fault, Ledger
+from actlas.jobs.executors.ray import RayCluster, RayWorker, _Heard
 from actlas.jobs.logs import LOGGER
-from actlas.jobs.ray_executor import RayCluster, RayWorker, _Heard
-from actlas.jobs.repair import repair_at
-from actlas.jobs.run import run_extraction
-from actlas.store import lease
+from actlas.jobs.ray import cluster as ray_cluster
+from actlas.jobs.run.repair import repair_at
+from actlas.jobs.run.run import run_extraction
+from actlas.jobs.scheduler.faults import Fault, Ledger
+from actlas.jobs.scheduler.protocols import Done
+from actlas.jobs.scheduler.worker_loop import Hand
 from actlas.store.errors import (
     EXIT_DONE,
     EXIT_QUARANTINE,
@@ -41,6 +40,7 @@ from actlas.store.errors import (
     ModelError,
     RunFaultError,
 )
+from actlas.store.ledger import lease
 from actlas.store.store import Store
 
 

@@ -10,13 +10,13 @@ import pytest
 from support.jobs import attempted, options, plant
 from support.workers import FakeWorker, attempts, check_whole, fake_store, make_fake
 
-from actlas.jobs.executors import Done
-from actlas.jobs.hand import Hand
-from actlas.jobs.ledger import Fault
-from actlas.jobs.run import run_extraction
+from actlas.jobs.run.run import run_extraction
+from actlas.jobs.scheduler.faults import Fault
+from actlas.jobs.scheduler.protocols import Done
+from actlas.jobs.scheduler.worker_loop import Hand
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import EXIT_DONE, EXIT_QUARANTINE
-from actlas.store.schema import Receipt
+from actlas.store.format.schema import Receipt
 from actlas.store.store import Store
 
 WAIT_S = 30

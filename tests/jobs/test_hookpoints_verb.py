@@ -12,8 +12,8 @@ import transformers
 from click.testing import CliRunner, Result
 from support.zoo import TEXT, config_of
 
-from actlas.jobs.cli import cli
-from actlas.pipeline.architecture import quiet
+from actlas.jobs.cli.app import cli
+from actlas.pipeline.model.config import quiet
 from actlas.store.errors import EXIT_DONE, EXIT_USAGE
 
 

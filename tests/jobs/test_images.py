@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from support.vision import image_folder, picture, save_llava, save_vision, states_of
 
-from actlas.jobs.cli import cli
-from actlas.pipeline.vision import load_processor
+from actlas.jobs.cli.app import cli
+from actlas.pipeline.model.vision import load_processor
 from actlas.store.store import Store, open_store
 
 

@@ -16,9 +16,9 @@ from support.localizer import labelled, stored
 from support.stores import fill, plan_for
 
 from actlas.analysis.localizer.masks import Mask
-from actlas.jobs.cli import cli
-from actlas.store.create import create
+from actlas.jobs.cli.app import cli
 from actlas.store.store import Store
+from actlas.store.write.create import create
 
 pytest.importorskip("scipy", reason="scipy is not installed")
 pytest.importorskip("dask", reason="dask is not installed")
@@ -148,7 +148,7 @@ def test_not_a_number(tmp_path: Path) -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from click.testing import CliRunner; from actlas.jobs.cli import cli; "
+        "import sys; from click.testing import CliRunner; from actlas.jobs.cli.app import cli; "
         "r = CliRunner().invoke(cli, ['localize', '--help']); assert r.exit_code == 0, r.output; "
         "assert '--contrast POSITIVE:NEGATIVE' in r.output; "
         "heavy = {'scipy', 'dask', 'torch', 'matplotlib', 'pandas', 'ray'} & set(sys.modules); "
@@ -163,7 +163,7 @@ def test_progress_on_a_terminal(
     """The bar counts the tasks that read, and nothing of it is left in what is printed."""
     from rich.progress import Progress
 
-    import actlas.jobs.localize as verb
+    import actlas.jobs.cli.localize as verb
 
     seen: dict[str, float] = {}
     update = Progress.update
@@ -182,7 +182,7 @@ def test_progress_on_a_terminal(
 def test_progress_in_plain_lines(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from actlas.jobs.progress import NowAndThen
+    from actlas.jobs.logs import NowAndThen
 
     monkeypatch.setattr(NowAndThen, "EVERY_S", 0.0)
     done = call("localize", store.path, "--contrast", "S:N", "--out", tmp_path / "o")

@@ -16,7 +16,7 @@ import pytest
 
 import actlas
 from actlas.store.store import Store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 

@@ -9,10 +9,11 @@ import pytest
 from support.jobs import options, plant
 from support.workers import check_whole, make_fake
 
-from actlas.jobs import metrics, ray_executor
+from actlas.jobs.executors import ray as ray_executor
 from actlas.jobs.logs import LOGGER
-from actlas.jobs.metrics import Metered
-from actlas.jobs.run import run_extraction
+from actlas.jobs.monitor import prometheus as metrics
+from actlas.jobs.monitor.prometheus import Metered
+from actlas.jobs.run.run import run_extraction
 from actlas.store.errors import EXIT_DONE
 from actlas.store.store import Store
 

@@ -19,12 +19,12 @@ from support.models import build, documents, expected, plan_store, save, worst
 
 import actlas
 from actlas.analysis.localizer.masks import Mask
-from actlas.jobs.cli import cli
-from actlas.jobs.run import run_extraction
+from actlas.jobs.cli.app import cli
+from actlas.jobs.run.run import run_extraction
 from actlas.store.errors import EXIT_DAMAGE, NotExtractedError
-from actlas.store.receipts import POOLED
+from actlas.store.ledger.receipts import POOLED
 from actlas.store.store import Store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
 
 LENGTHS = [0, 1, 5, 200, 17, 33, 16, 15, 64, 2, 90, 31] * 3
 NAMES = ["resid_post.0", "resid_post.2"]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from actlas.jobs import logs
-from actlas.jobs.executors import Done
-from actlas.jobs.ledger import Fault
-from actlas.jobs.progress import LiveProgress, PlainProgress, display, packed
-from actlas.jobs.tally import Tally
-from actlas.jobs.tally_lines import headline, states_line, worker_lines
+from actlas.jobs.monitor.progress import LiveProgress, PlainProgress, display, packed
+from actlas.jobs.monitor.run_stats import Tally
+from actlas.jobs.monitor.run_summary import headline, states_line, worker_lines
+from actlas.jobs.scheduler.faults import Fault
+from actlas.jobs.scheduler.protocols import Done
 
 
 class Clock:

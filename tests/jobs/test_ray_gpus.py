@@ -14,10 +14,10 @@ import ray
 from ray import exceptions as ray_errors
 from support.jobs import options
 
-from actlas.jobs import ray_cluster, ray_executor
-from actlas.jobs.cluster import Event, Placed, Ready
-from actlas.jobs.executors import Job
-from actlas.jobs.ray_executor import Loaded, RayCluster
+from actlas.jobs.executors import ray as ray_executor
+from actlas.jobs.executors.ray import Loaded, RayCluster
+from actlas.jobs.ray import cluster as ray_cluster
+from actlas.jobs.scheduler.protocols import Event, Job, Placed, Ready
 
 HEAD = {"NodeID": "head", "Resources": {"CPU": 16.0}}
 GPUS = {"NodeID": "gpus", "Resources": {"CPU": 16.0, "GPU": 4.0}}

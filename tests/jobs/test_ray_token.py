@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from support.jobs import PATHS
 
-from actlas.jobs import checks_cluster, ray_cluster, ray_token
-from actlas.jobs.ray_cluster import connected
-from actlas.jobs.ray_token import admits, introduce
+from actlas.jobs.doctor import ray as checks_cluster
+from actlas.jobs.ray import address as ray_token
+from actlas.jobs.ray import cluster as ray_cluster
+from actlas.jobs.ray.address import admits, introduce
+from actlas.jobs.ray.cluster import connected
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ConfigError
 
@@ -24,7 +26,7 @@ pytest.importorskip("ray")
 
 HOST = """
 import os, sys
-from actlas.jobs.ray_cluster import connected
+from actlas.jobs.ray.cluster import connected
 from actlas.pipeline.options import RunOptions
 with connected(RunOptions(executor="ray", workers=1)):
     import ray

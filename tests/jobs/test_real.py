@@ -14,18 +14,12 @@ from support.jobs import options, wait_until
 from support.models import build, documents, expected, plan_store, save, worst
 
 import actlas
-from actlas.jobs.cli import cli
-from actlas.jobs.run import run_extraction
-from actlas.jobs.worker import open_worker
-from actlas.store.errors import (
-    EXIT_DONE,
-    ActlasError,
-    ConfigError,
-    ModelError,
-    PlanMismatchError,
-)
+from actlas.jobs.cli.app import cli
+from actlas.jobs.run.run import run_extraction
+from actlas.jobs.run.worker import open_worker
+from actlas.store.errors import EXIT_DONE, ActlasError, ConfigError, ModelError, PlanMismatchError
 from actlas.store.store import Store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
 
 LENGTHS = [0, 1, 5, 200, 17, 33, 16, 15, 64, 2, 90, 31] * 3
 HOOKPOINTS = ["resid_post.0", "resid_post.2"]

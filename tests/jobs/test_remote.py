@@ -19,11 +19,11 @@ from support.stores import plan_for, words_columns
 from support.workers import check_whole, make_fake
 
 import actlas
-from actlas.jobs.cli import cli
-from actlas.jobs.run import run_extraction
-from actlas.store.create import create
+from actlas.jobs.cli.app import cli
+from actlas.jobs.run.run import run_extraction
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME, EXIT_USAGE, ConfigError
 from actlas.store.store import Store, open_store
+from actlas.store.write.create import create
 
 pytest.importorskip("obstore")
 

@@ -14,11 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 from support import life
 
-from actlas.jobs.cli import cli
-from actlas.jobs.repair import Repaired, read_findings, repair_at
+from actlas.jobs.cli.app import cli
+from actlas.jobs.cli.repair import read_findings
+from actlas.jobs.run.repair import Repaired, repair_at
 from actlas.pipeline.options import RunOptions
-from actlas.store.arrays import metadata_bytes
-from actlas.store.damage import Damage
 from actlas.store.errors import (
     EXIT_DAMAGE,
     EXIT_DONE,
@@ -27,11 +26,13 @@ from actlas.store.errors import (
     EXIT_USAGE,
     ConfigError,
 )
-from actlas.store.metadata import root_metadata
-from actlas.store.plan_file import PLAN_COPY_KEY, PLAN_KEY
-from actlas.store.schema import Receipt, seal
+from actlas.store.format.schema import Receipt
+from actlas.store.format.sealing import seal
+from actlas.store.format.zarr_json import metadata_bytes, root_metadata
+from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.store import open_store
-from actlas.store.verify import verify
+from actlas.store.verify.damage import Damage
+from actlas.store.verify.verify import verify
 
 MODEL = "builtin:actlas-6m"
 

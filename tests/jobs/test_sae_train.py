@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from support.features import made_store
 from support.jobs import PATHS, wait_until
 
-from actlas.analysis.sae.checkpoint import load_sae
-from actlas.analysis.sae.run_state import STATE_FILE
-from actlas.jobs.cli import cli
+from actlas.analysis.sae.saelens_format import load_sae
+from actlas.analysis.sae.train.checkpoint import STATE_FILE
+from actlas.jobs.cli.app import cli
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME, EXIT_USAGE
 from actlas.store.store import Store
 

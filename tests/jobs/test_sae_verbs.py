@@ -19,7 +19,7 @@ from support.jobs import wait_until
 from support.stores import fill
 
 import actlas
-from actlas.jobs.cli import cli
+from actlas.jobs.cli.app import cli
 from actlas.store.errors import (
     EXIT_DONE,
     EXIT_RESUME,
@@ -30,7 +30,7 @@ from actlas.store.errors import (
     SaeError,
 )
 from actlas.store.store import Store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
 
 HOOKPOINT = "resid_post.0"
 N_FEATURES = 50
@@ -190,7 +190,7 @@ def test_a_killed_encoder_goes_on(
 def test_a_store_that_is_not_whole_yet(tmp_path: Path, sae: Path) -> None:
     from support.stores import plan_for, words_columns
 
-    from actlas.store.create import create
+    from actlas.store.write.create import create
 
     columns = words_columns(0, 40, 25)
     store = create(tmp_path / "run.zarr", plan_for(columns, shard_rows=128), columns)

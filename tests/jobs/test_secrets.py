@@ -20,17 +20,16 @@ import yaml
 from support.workers import FakeWorker, fake_store, make_fake
 
 from actlas.jobs import logs
-from actlas.jobs.cli import _tell
-from actlas.jobs.cluster import Event, Lost, Placed, Ready
-from actlas.jobs.driver import Driver
-from actlas.jobs.executors import Job
-from actlas.jobs.ledger import Ledger
-from actlas.jobs.progress import PlainProgress
-from actlas.jobs.run import run_extraction
-from actlas.jobs.tally import Tally
+from actlas.jobs.cli.app import _tell
+from actlas.jobs.monitor.progress import PlainProgress
+from actlas.jobs.monitor.run_stats import Tally
+from actlas.jobs.redaction import redacted, redacted_values
+from actlas.jobs.run.run import run_extraction
+from actlas.jobs.scheduler.driver import Driver
+from actlas.jobs.scheduler.faults import Ledger
+from actlas.jobs.scheduler.protocols import Event, Job, Lost, Placed, Ready
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import EXIT_QUARANTINE, ActlasError, CorruptDataError
-from actlas.store.redact import redacted, redacted_values
 
 PLANTED = {
     "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYPLANTED",

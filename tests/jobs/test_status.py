@@ -8,12 +8,15 @@ import pytest
 from click.testing import CliRunner
 from support.stores import fill
 
-from actlas.jobs import holding, status, status_lines
-from actlas.jobs.executors import Done
-from actlas.jobs.snapshot import Snapshot
-from actlas.jobs.tally import Tally
-from actlas.store import lease
-from actlas.store.schema import Receipt
+from actlas.jobs.cli import status as status_verb
+from actlas.jobs.cli import status_lines
+from actlas.jobs.monitor import heartbeat as holding
+from actlas.jobs.monitor.heartbeat import Snapshot
+from actlas.jobs.monitor.run_stats import Tally
+from actlas.jobs.run import status
+from actlas.jobs.scheduler.protocols import Done
+from actlas.store.format.schema import Receipt
+from actlas.store.ledger import lease
 from actlas.store.store import Store
 
 STRANGE: list[bytes] = [
@@ -146,7 +149,7 @@ def test_a_sample_is_said_to_be_one(store: Store, monkeypatch: pytest.MonkeyPatc
     assert part["rows"] == whole["rows"] and part["shards"] == whole["shards"]
     assert part["n_bytes"] == pytest.approx(whole["n_bytes"], rel=0.1)
     assert full["n_bytes"] == whole["n_bytes"]
-    from actlas.jobs.cli import cli
+    from actlas.jobs.cli.app import cli
 
     assert "stored      about " in CliRunner().invoke(cli, ["status", store.path]).stdout
 
@@ -196,7 +199,7 @@ def test_derived_jobs_have_totals_where_these_are_known(store: Store) -> None:
     }
     assert (index["all"], index["done"], index["complete"]) == (None, 2, False)
     told_next = f"next: actlas sae encode {store.path} --sae my.sae"
-    from actlas.jobs.cli import cli
+    from actlas.jobs.cli.app import cli
 
     lines = CliRunner().invoke(cli, ["status", store.path]).stdout.splitlines()
     told = [line.removeprefix("derived     ") for line in lines if line.startswith("derived")]
@@ -243,7 +246,7 @@ def test_a_driver_that_stops_is_told_of(store: Store) -> None:
 
 
 def test_watching_ends_quietly(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from actlas.jobs.cli import cli
+    from actlas.jobs.cli.app import cli
 
     naps = iter([None, None])
 
@@ -253,7 +256,7 @@ def test_watching_ends_quietly(store: Store, monkeypatch: pytest.MonkeyPatch) ->
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(status.time, "sleep", nap)
+    monkeypatch.setattr(status_verb.time, "sleep", nap)
     result = CliRunner().invoke(cli, ["status", store.path, "--watch"])
     assert result.exit_code == 0, result.output
     assert result.stdout.count("0 of 12 done") == 3

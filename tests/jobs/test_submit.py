@@ -30,11 +30,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.jobs import ROOT, wait_until
 
-from actlas.jobs import ray_jobs, submit
-from actlas.jobs.cli import cli
+from actlas.jobs.cli import submit
+from actlas.jobs.cli.app import cli
+from actlas.jobs.cli.submit import entrypoint, where
 from actlas.jobs.config import resolve
-from actlas.jobs.ray_jobs import exit_code_of
-from actlas.jobs.submit import entrypoint, where
+from actlas.jobs.ray import jobs_api as ray_jobs
+from actlas.jobs.ray.jobs_api import exit_code_of
 from actlas.store.errors import (
     EXIT_DAMAGE,
     EXIT_DONE,

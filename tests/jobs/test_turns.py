@@ -14,17 +14,16 @@ import pytest
 from support.jobs import options, wait_until
 from support.workers import check_whole, fake_store, make_fake
 
-from actlas.jobs import turns
-from actlas.jobs.executors import Done
-from actlas.jobs.hand import Hand
-from actlas.jobs.run import run_extraction
-from actlas.jobs.turns import Turns, turns_of
+from actlas.jobs.run.run import run_extraction
+from actlas.jobs.scheduler import worker_loop as turns
+from actlas.jobs.scheduler.protocols import Done
+from actlas.jobs.scheduler.worker_loop import Hand, Turns, turns_of
 from actlas.store.errors import EXIT_DONE, RunFaultError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from actlas.jobs.turns import Turns
+from actlas.jobs.scheduler.worker_loop import Turns
 with Turns(1, Path(sys.argv[1]), 60.0).turn():
     print("held", flush=True)
     time.sleep(60)

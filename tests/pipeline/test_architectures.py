@@ -28,18 +28,17 @@ from support.zoo import (
 )
 from torch.testing import assert_close
 
-from actlas.pipeline.architecture import build_skeleton, quiet
-from actlas.pipeline.blocks import find_blocks
-from actlas.pipeline.capture import Capture
-from actlas.pipeline.extract import Extractor
-from actlas.pipeline.hookpoints import available, resolve
+from actlas.pipeline.extract.extract import Extractor
+from actlas.pipeline.forward.capture import Capture
+from actlas.pipeline.hookpoints.blocks import find_blocks
+from actlas.pipeline.hookpoints.graph import trace
+from actlas.pipeline.hookpoints.names import available, resolve, survey
+from actlas.pipeline.hookpoints.shapes import observe
+from actlas.pipeline.model.config import build_skeleton, quiet
 from actlas.pipeline.options import RunOptions
-from actlas.pipeline.shapes import observe
-from actlas.pipeline.survey import survey
-from actlas.pipeline.trace import trace
-from actlas.store import layout
 from actlas.store.errors import HookpointError
-from actlas.store.schema import HookpointSpec
+from actlas.store.format import layout
+from actlas.store.format.schema import HookpointSpec
 
 LAYERS = range(N_LAYERS)
 SEQUENTIAL = [name for name, animal in ZOO.items() if animal.form == "sequential"]

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actlas.pipeline.batching import Batch, Fed, feed, pack, padding_share
-from actlas.pipeline.inputs import assemble
-from actlas.store.layout import Sequence
+from actlas.pipeline.forward.batching import Batch, Fed, assemble, feed, pack, padding_share
+from actlas.store.format.layout import Sequence
 
 
 def made(lengths: list[int], n_prefix: int = 0, n_suffix: int = 0) -> list[Fed]:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actlas.pipeline.borders import LOOK_AHEAD, crossing_share, fit_borders
+from actlas.pipeline.plan.borders import LOOK_AHEAD, crossing_share, fit_borders
 
 LENGTHS = st.lists(st.integers(0, 60), max_size=60)
 

@@ -87,7 +87,7 @@ def test_the_model_has_learnt_english(tokenizer, model):
 
 
 def test_the_training_forward_is_transformers_own(model):
-    from actlas.pipeline.builtin.fast_llama import dropout_masks, next_token_loss, rotary_tables
+    from actlas_6m.llama import dropout_masks, next_token_loss, rotary_tables
 
     tokens = torch.randint(4, 4_096, (2, 40), generator=torch.Generator().manual_seed(0))
     tokens[0, 7] = 3
@@ -101,7 +101,7 @@ def test_the_training_forward_is_transformers_own(model):
 
 
 def test_muon_updates_are_nearly_orthogonal():
-    from actlas.pipeline.builtin.muon import Muon, orthogonalize
+    from actlas_6m.optim import Muon, orthogonalize
 
     matrices = torch.randn(2, 48, 20, generator=torch.Generator().manual_seed(0))
     singular = torch.linalg.svdvals(orthogonalize(matrices).float())
@@ -122,7 +122,7 @@ def test_attention_is_causal(tokenizer, model):
 
 
 def test_one_sentence_prefers_good_grammar(tokenizer, model):
-    from actlas.pipeline.builtin.evaluate_model import sentence_log_probabilities
+    from actlas_6m.evaluate import sentence_log_probabilities
 
     pairs = [
         ("The men were born in the city.", "The men was born in the city."),
@@ -175,7 +175,7 @@ def test_the_card_and_the_curve_are_there():
 
 
 def test_pieces_join_to_their_document():
-    from actlas.pipeline.builtin.training_text import detokenize, pieces, wikitext_articles
+    from actlas_6m.data import detokenize, pieces, wikitext_articles
 
     document = 'One. "Two" is it. 3.5 three.\n\nFour! (Five.) six'
     assert "".join(pieces(document)) == document
@@ -186,7 +186,7 @@ def test_pieces_join_to_their_document():
 
 
 def test_the_schedule_rises_holds_and_falls():
-    from actlas.pipeline.builtin.schedule import Schedule
+    from actlas_6m.optim import Schedule
 
     schedule = Schedule(n_warmup=4, decay_start=10, n_decay=5)
     factors = [schedule.factor(step) for step in range(schedule.n_steps + 1)]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from support.models import CONFIGS, build, oracle
 
-from actlas.pipeline.blocks import find_blocks
-from actlas.pipeline.capture import Capture
-from actlas.pipeline.hookpoints import resolve
+from actlas.pipeline.forward.capture import Capture
+from actlas.pipeline.hookpoints.blocks import find_blocks
+from actlas.pipeline.hookpoints.names import resolve
 from actlas.store.errors import HookpointError
-from actlas.store.schema import HookpointSpec
+from actlas.store.format.schema import HookpointSpec
 
 TOKENS = torch.tensor([[1, 5, 9, 33, 4, 7]])
 MAIN = ["llama", "gpt2", "neox"]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from actlas.pipeline.chat import Chat, ChatCutter
+from actlas.pipeline.corpus.chat import Chat, ChatCutter
+from actlas.pipeline.corpus.readers import Unreadable
+from actlas.pipeline.model.files import locate_model
 from actlas.pipeline.options import PlanOptions
-from actlas.pipeline.plan import make_plan
-from actlas.pipeline.readers import Unreadable
-from actlas.pipeline.weights import locate_model
+from actlas.pipeline.plan.make import make_plan
 from actlas.store.errors import ConfigError, ModelError
 from actlas.store.store import Store
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actlas.pipeline.corpus.readers import Unreadable
+from actlas.pipeline.corpus.spans import Part, spans_of, token_codes
+from actlas.pipeline.corpus.tokenization import Tokens
 from actlas.pipeline.options import PlanOptions
-from actlas.pipeline.plan import make_plan
-from actlas.pipeline.readers import Unreadable
-from actlas.pipeline.spans import Part, spans_of, token_codes
-from actlas.pipeline.tokenization import Tokens
+from actlas.pipeline.plan.make import make_plan
 from actlas.store.errors import ConfigError, CorpusError
 from actlas.store.store import Store
 
@@ -49,7 +49,7 @@ def records() -> list[dict[str, Any]]:
 def test_tokens_get_the_label_of_what_they_overlap(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from actlas.pipeline.weights import locate_model
+    from actlas.pipeline.model.files import locate_model
 
     folder = locate_model("builtin:actlas-6m", None, code=False).folder
     tokenizer = AutoTokenizer.from_pretrained(folder)

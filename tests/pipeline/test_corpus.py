@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from actlas.pipeline import readers
-from actlas.pipeline.corpus import find_files, open_corpus
+from actlas.pipeline.corpus import readers
+from actlas.pipeline.corpus.corpus import find_files, open_corpus
+from actlas.pipeline.corpus.readers import READERS
 from actlas.pipeline.options import PlanOptions
-from actlas.pipeline.readers import READERS
 from actlas.store.errors import ConfigError, CorpusError
 
 TEXTS = ["one", "", "two\nlines", "עברית 🎉 \x00 nul", "</s><|endoftext|>", "x" * 300_000, "last"]

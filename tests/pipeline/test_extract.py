@@ -25,18 +25,17 @@ from support.models import (
 )
 from support.stores import Columns
 
-from actlas.pipeline import extract as extract_module
-from actlas.pipeline import memory
-from actlas.pipeline import rate as rate_module
-from actlas.pipeline.cpus import n_cpus
-from actlas.pipeline.device import resolve_device, to_numpy
-from actlas.pipeline.extract import Extractor
-from actlas.pipeline.loading import load_model
-from actlas.pipeline.memory import Projection, batch_bytes, check_memory, shard_bytes
-from actlas.pipeline.model import load_tokenizer
+from actlas.pipeline.extract import extract as extract_module
+from actlas.pipeline.extract.extract import Extractor
+from actlas.pipeline.forward import speed as rate_module
+from actlas.pipeline.forward.load import load_model
+from actlas.pipeline.forward.memory import Projection, batch_bytes, check_memory, shard_bytes
+from actlas.pipeline.model import device
+from actlas.pipeline.model.describe import load_tokenizer
+from actlas.pipeline.model.device import n_cpus, resolve_device, to_numpy
 from actlas.pipeline.options import RunOptions
-from actlas.store import layout
 from actlas.store.errors import ConfigError, MemoryBudgetError, ModelError, NonFiniteError
+from actlas.store.format import layout
 from actlas.store.store import Store
 
 # One token, none, longer than a window, just a window, and across shard borders (64 rows).
@@ -386,8 +385,8 @@ def test_a_worker_needs_what_is_free_and_all_of_them_what_is_there(
     options: dict[str, Any],
     refused: str | None,
 ) -> None:
-    monkeypatch.setattr(memory, "free_host_bytes", lambda: free)
-    monkeypatch.setattr(memory, "total_host_bytes", lambda: there)
+    monkeypatch.setattr(device, "free_host_bytes", lambda: free)
+    monkeypatch.setattr(device, "total_host_bytes", lambda: there)
     needed = Projection(weights=50, shards=30, batch=20)
     if refused is None:
         check_memory(needed, run_options(**options), "cpu")
@@ -397,7 +396,7 @@ def test_a_worker_needs_what_is_free_and_all_of_them_what_is_there(
 
 
 def test_files_that_the_kernel_keeps_in_memory_are_free(tmp_path: Path) -> None:
-    read = memory._container_bytes
+    read = device._container_bytes
     assert read(tmp_path) is None
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("990\n")
@@ -406,7 +405,7 @@ def test_files_that_the_kernel_keeps_in_memory_are_free(tmp_path: Path) -> None:
     assert read(tmp_path) == (1000, 300)
     (tmp_path / "memory.max").write_text("max\n")
     assert read(tmp_path) is None
-    assert (memory.free_host_bytes() or 0) <= (memory.total_host_bytes() or 0)
+    assert (device.free_host_bytes() or 0) <= (device.total_host_bytes() or 0)
 
 
 def test_larger_batches_need_more_memory(llama: Store) -> None:
@@ -443,9 +442,9 @@ def test_the_bare_forward_pass_is_measured_long_enough(
 def test_devices() -> None:
     assert resolve_device("cpu") == "cpu"
     assert resolve_device("auto").split(":")[0] in {"cpu", "cuda", "mps"}
-    for device in ("warp", "cuda:99"):
-        with pytest.raises(ConfigError, match=f"--device {device}"):
-            resolve_device(device)
+    for name in ("warp", "cuda:99"):
+        with pytest.raises(ConfigError, match=f"--device {name}"):
+            resolve_device(name)
     assert n_cpus() >= 1
 
 

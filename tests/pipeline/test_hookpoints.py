@@ -9,9 +9,9 @@ import pytest
 import torch
 from support.models import CONFIGS, build, config_of
 
-from actlas.pipeline.architecture import build_skeleton
-from actlas.pipeline.blocks import find_blocks
-from actlas.pipeline.hookpoints import available, resolve
+from actlas.pipeline.hookpoints.blocks import find_blocks
+from actlas.pipeline.hookpoints.names import available, resolve
+from actlas.pipeline.model.config import build_skeleton
 from actlas.store.errors import HookpointError
 
 

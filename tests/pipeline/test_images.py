@@ -18,14 +18,16 @@ from PIL import Image
 from support.models import worst
 from support.vision import SIDE, image_folder, picture, save_vision, states_of
 
-from actlas.pipeline import images, speed, tokenization
-from actlas.pipeline.dry_run import estimate
-from actlas.pipeline.extract import Extractor
+from actlas.pipeline.corpus import image_files as images
+from actlas.pipeline.corpus import tokenization
+from actlas.pipeline.extract.extract import Extractor
+from actlas.pipeline.forward import speed
+from actlas.pipeline.model.vision import load_processor
 from actlas.pipeline.options import PlanOptions, RunOptions
-from actlas.pipeline.plan import make_plan
-from actlas.pipeline.vision import load_processor
-from actlas.store import layout
+from actlas.pipeline.plan.dry_run import estimate
+from actlas.pipeline.plan.make import make_plan
 from actlas.store.errors import ConfigError, CorpusError, HookpointError, ModelError
+from actlas.store.format import layout
 from actlas.store.store import Store
 
 GRID = SIDE // 8

@@ -10,17 +10,17 @@ import pytest
 import torch
 from support.models import VOCABULARY, build, documents, expected, plan_store, save, worst
 
-from actlas.pipeline.architecture import build_skeleton
-from actlas.pipeline.capture import Capture
-from actlas.pipeline.extract import Extractor
-from actlas.pipeline.loading import load_model
-from actlas.pipeline.memory import project
-from actlas.pipeline.model import describe_model, load_config
+from actlas.pipeline.extract.extract import Extractor
+from actlas.pipeline.forward.capture import Capture
+from actlas.pipeline.forward.load import load_model
+from actlas.pipeline.forward.memory import project
+from actlas.pipeline.hookpoints.reach import unreached
+from actlas.pipeline.model.config import build_skeleton
+from actlas.pipeline.model.describe import describe_model, load_config
+from actlas.pipeline.model.untrained import fresh_model, state_sha256
 from actlas.pipeline.options import PlanOptions, RunOptions
-from actlas.pipeline.reach import unreached
-from actlas.pipeline.untrained import fresh_model, state_sha256
 from actlas.store.errors import ConfigError, MemoryBudgetError, ModelError
-from actlas.store.schema import ModelSpec
+from actlas.store.format.schema import ModelSpec
 from actlas.store.store import Store
 
 LENGTHS = [1, 0, 5, 40, 15, 33, 7]

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from support.models import build, documents, plan_store, save, windows_of
 
-from actlas.pipeline.extract import Extractor
-from actlas.pipeline.loss import NextTokenLoss
+from actlas.pipeline.extract.extract import Extractor
+from actlas.pipeline.extract.loss import NextTokenLoss
 from actlas.pipeline.options import PlanOptions, RunOptions
-from actlas.pipeline.settings import resolve_settings
+from actlas.pipeline.plan.settings import resolve_settings
 from actlas.store.errors import ConfigError, ConflictError, ModelError
 from actlas.store.store import Store, open_store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
 
 LENGTHS = [1, 0, 5, 40, 15, 16, 64, 33, 2]
 

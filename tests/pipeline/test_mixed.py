@@ -14,14 +14,14 @@ from PIL import Image
 from support.models import worst
 from support.vision import SIDE, image_folder, picture, save_llava
 
-from actlas.pipeline import speed
-from actlas.pipeline.architecture import quiet
-from actlas.pipeline.checks import check_causal
-from actlas.pipeline.extract import Extractor
-from actlas.pipeline.feeding import shard_batches
-from actlas.pipeline.loading import load_model
+from actlas.pipeline.extract.extract import Extractor
+from actlas.pipeline.extract.inputs import shard_batches
+from actlas.pipeline.forward import speed
+from actlas.pipeline.forward.invariants import check_causal
+from actlas.pipeline.forward.load import load_model
+from actlas.pipeline.model.config import quiet
 from actlas.pipeline.options import PlanOptions, RunOptions
-from actlas.pipeline.plan import make_plan
+from actlas.pipeline.plan.make import make_plan
 from actlas.store.errors import ConfigError, CorpusError, ModelError
 from actlas.store.store import Store
 

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.models import build, config_of, save
 
-from actlas.pipeline.architecture import is_causal
-from actlas.pipeline.checks import check_causal, check_windows
-from actlas.pipeline.hookpoints import resolve
-from actlas.pipeline.loading import load_model
-from actlas.pipeline.model import ModelDescription, describe_model, find_model
+from actlas.pipeline.forward.invariants import check_causal
+from actlas.pipeline.forward.load import load_model
+from actlas.pipeline.hookpoints.names import resolve
+from actlas.pipeline.model.config import check_windows, is_causal
+from actlas.pipeline.model.describe import ModelDescription, describe_model, find_model
+from actlas.pipeline.model.files import file_sha256, weight_files, weights_sha256
 from actlas.pipeline.options import PlanOptions
-from actlas.pipeline.weights import file_sha256, weight_files, weights_sha256
 from actlas.store.errors import ModelError
 
 

@@ -23,17 +23,16 @@ from support.models import (
     worst,
 )
 
-from actlas.pipeline.architecture import quiet
-from actlas.pipeline.batching import Fed
-from actlas.pipeline.capture import Capture
-from actlas.pipeline.extract import Extractor
-from actlas.pipeline.hookpoints import resolve
-from actlas.pipeline.inputs import assemble
-from actlas.pipeline.loss import NextTokenLoss
+from actlas.pipeline.extract.extract import Extractor
+from actlas.pipeline.extract.loss import NextTokenLoss
+from actlas.pipeline.forward.batching import Fed, assemble
+from actlas.pipeline.forward.capture import Capture
+from actlas.pipeline.forward.packing import can_pack, pack_rows
+from actlas.pipeline.forward.strategy import decide_passes
+from actlas.pipeline.hookpoints.names import resolve
+from actlas.pipeline.model.config import quiet
 from actlas.pipeline.options import RunOptions
-from actlas.pipeline.packing import can_pack, pack_rows
-from actlas.pipeline.passes import decide_passes
-from actlas.store.layout import Sequence
+from actlas.store.format.layout import Sequence
 
 ENCODERS = {"bert", "roberta", "modernbert"}
 UNFIT = ENCODERS | {"bloom", "opt", "falcon"}

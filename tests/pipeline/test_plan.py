@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actlas.pipeline import speed
-from actlas.pipeline.dry_run import estimate
-from actlas.pipeline.model import load_tokenizer
+from actlas.pipeline.forward import speed
+from actlas.pipeline.model.describe import load_tokenizer
 from actlas.pipeline.options import PlanOptions
-from actlas.pipeline.plan import make_plan
-from actlas.pipeline.spool import SpoolFile
-from actlas.store import layout
+from actlas.pipeline.plan.dry_run import estimate
+from actlas.pipeline.plan.make import make_plan
+from actlas.pipeline.plan.spool import SpoolFile
 from actlas.store.errors import (
     ConfigError,
     CorpusError,
@@ -29,6 +28,7 @@ from actlas.store.errors import (
     RunFaultError,
     StoreExistsError,
 )
+from actlas.store.format import layout
 from actlas.store.store import Store
 
 BOS = 1
@@ -371,7 +371,7 @@ def test_speed_is_measured_or_reckoned(
 MEASURE = """
 import resource, sys
 from actlas.pipeline.options import PlanOptions
-from actlas.pipeline.plan import make_plan
+from actlas.pipeline.plan.make import make_plan
 options = PlanOptions(model=sys.argv[1], corpus=sys.argv[2])
 make_plan(sys.argv[4], options.model_copy(update={"corpus": sys.argv[3]}))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from support.models import build, documents, expected, plan_store, save
 
-from actlas.pipeline.extract_pooled import PooledExtractor
-from actlas.pipeline.memory import shard_bytes
+from actlas.pipeline.extract.extract_pooled import PooledExtractor
+from actlas.pipeline.extract.pooling import Pooler
+from actlas.pipeline.forward.memory import shard_bytes
 from actlas.pipeline.options import PlanOptions, RunOptions
-from actlas.pipeline.pooling import Pooler
-from actlas.pipeline.settings import resolve_settings
-from actlas.store import layout
+from actlas.pipeline.plan.settings import resolve_settings
 from actlas.store.errors import ConfigError
-from actlas.store.receipts import POOLED
-from actlas.store.schema import HookpointSpec
+from actlas.store.format import layout
+from actlas.store.format.schema import HookpointSpec
+from actlas.store.ledger.receipts import POOLED
 from actlas.store.store import Store
 
 # None, one token, longer than a window and than a shard, none at the end of a shard and of all.

@@ -12,16 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.models import CONFIGS, build, documents, expected, oracle, plan_store, save, worst
 
-from actlas.pipeline.architecture import quiet
-from actlas.pipeline.batching import Batch, Fed
-from actlas.pipeline.capture import Capture
-from actlas.pipeline.extract import Extractor
-from actlas.pipeline.hookpoints import resolve
-from actlas.pipeline.inputs import assemble
+from actlas.pipeline.extract.extract import Extractor
+from actlas.pipeline.forward.batching import Batch, Fed, assemble
+from actlas.pipeline.forward.capture import Capture
+from actlas.pipeline.forward.prefill import Prefill, Standing, can_prefill, pieces, set_apart
+from actlas.pipeline.hookpoints.names import resolve
+from actlas.pipeline.model.config import quiet
 from actlas.pipeline.options import RunOptions
-from actlas.pipeline.prefill import Prefill, Standing, can_prefill, pieces, set_apart
 from actlas.store.errors import HookpointError
-from actlas.store.layout import Sequence
+from actlas.store.format.layout import Sequence
 from actlas.store.store import Store
 
 TOKENS = np.random.default_rng(0).integers(3, 97, 200).astype(np.int32)

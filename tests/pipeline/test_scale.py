@@ -18,17 +18,18 @@ import pytest
 from tests.support.stores import fill, plan_for, words_columns
 
 import actlas
-from actlas.jobs.run import run_extraction
-from actlas.pipeline import borders, speed
-from actlas.pipeline.borders import LOOK_AHEAD, NEAR, fit_borders
-from actlas.pipeline.dry_run import estimate
-from actlas.pipeline.estimate import Estimate
-from actlas.pipeline.footprint import footprint, sample_rates
+from actlas.jobs.run.run import run_extraction
+from actlas.pipeline.forward import speed
 from actlas.pipeline.options import PlanOptions, RunOptions
-from actlas.pipeline.plan import make_plan
-from actlas.store.create import create
-from actlas.store.objects import LocalObjects
-from actlas.store.schema import seal
+from actlas.pipeline.plan import borders
+from actlas.pipeline.plan.borders import LOOK_AHEAD, NEAR, fit_borders
+from actlas.pipeline.plan.dry_run import estimate
+from actlas.pipeline.plan.estimate import Estimate
+from actlas.pipeline.plan.make import make_plan
+from actlas.pipeline.plan.store_size import footprint, sample_rates
+from actlas.store.format.sealing import seal
+from actlas.store.objects.local import LocalObjects
+from actlas.store.write.create import create
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,7 +119,7 @@ def planned_and_made(tmp_path: Path, **options: Any) -> tuple[Estimate, Estimate
     said: list[Estimate] = []
     corpus = write_corpus(tmp_path / "a.jsonl", 60)
     asked = PlanOptions(model="builtin:actlas-6m", corpus=corpus, **options)
-    from actlas.pipeline import plan as planning
+    from actlas.pipeline.plan import make as planning
 
     whole = planning._summary
 

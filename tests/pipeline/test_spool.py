@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actlas.pipeline.spool import Spool, open_spool
+from actlas.pipeline.plan.spool import Spool, open_spool
 
 
 @settings(max_examples=200, deadline=None)

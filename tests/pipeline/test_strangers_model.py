@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner
 from support.models import documents, plan_store, save
 
-from actlas.jobs.cli import cli
+from actlas.jobs.cli.app import cli
 from actlas.jobs.config import read_file
-from actlas.pipeline import readers
-from actlas.pipeline.extract import Extractor
-from actlas.pipeline.model import load_config, load_tokenizer
+from actlas.pipeline.corpus import readers
+from actlas.pipeline.extract.extract import Extractor
+from actlas.pipeline.model.describe import load_config, load_tokenizer
+from actlas.pipeline.model.files import file_sha256, weight_files
 from actlas.pipeline.options import RunOptions
-from actlas.pipeline.weights import file_sha256, weight_files
 from actlas.store.errors import ConfigError, ModelError
 from actlas.store.store import open_store
 
@@ -122,8 +122,8 @@ def test_an_index_of_weights_names_no_file_elsewhere(tmp_path: Path, name: objec
 
 
 def test_a_chat_template_stays_in_its_sandbox(tmp_path: Path) -> None:
-    from actlas.pipeline.chat import Chat
-    from actlas.pipeline.readers import Unreadable
+    from actlas.pipeline.corpus.chat import Chat
+    from actlas.pipeline.corpus.readers import Unreadable
 
     tokenizer = load_tokenizer("builtin:actlas-6m")
     for template in (

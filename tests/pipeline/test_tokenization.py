@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actlas.pipeline.model import load_tokenizer
-from actlas.pipeline.tokenization import Cutter, Tokens, Windows, batches, make_windows
+from actlas.pipeline.corpus.tokenization import Cutter, Tokens, Windows, batches, make_windows
+from actlas.pipeline.model.describe import load_tokenizer
 from actlas.store.errors import ConfigError, ModelError
 
 TEXTS = [

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from support.stores import plan_for, truth, words_columns
 from typing_extensions import Buffer
 
-from actlas.store import layout, writer
-from actlas.store.commit import commit_shard
-from actlas.store.create import create
-from actlas.store.objects import LocalObjects
+from actlas.store.format import layout
+from actlas.store.objects.local import LocalObjects
 from actlas.store.store import Store, open_store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
+from actlas.store.write import array_writer as writer
+from actlas.store.write.commit import commit_shard
+from actlas.store.write.create import create
 
 N_OBJECTS = 8
 """Of one shard: three columns, two hookpoints with their statistics, the receipt."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actlas.store import layout
+from actlas.store.format import layout
 
 MASK = (1 << 64) - 1
 

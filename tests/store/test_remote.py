@@ -23,8 +23,6 @@ from support.s3 import BUCKET, KEY, S3, SECRET
 from support.stores import Columns, fill, plan_for, truth, words_columns
 
 import actlas
-from actlas.store import lease, remote_objects
-from actlas.store.create import create
 from actlas.store.errors import (
     ConfigError,
     CorruptDataError,
@@ -33,12 +31,16 @@ from actlas.store.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
-from actlas.store.objects import LocalObjects, is_url, open_objects
-from actlas.store.remote_create import MAX_PUT_BYTES
-from actlas.store.remote_faults import trouble
-from actlas.store.remote_objects import RemoteObjects
+from actlas.store.ledger import lease
+from actlas.store.objects import remote as remote_objects
+from actlas.store.objects.base import is_url, open_objects
+from actlas.store.objects.local import LocalObjects
+from actlas.store.objects.remote import RemoteObjects
+from actlas.store.objects.remote_create import MAX_PUT_BYTES
+from actlas.store.objects.remote_errors import trouble
 from actlas.store.store import Store, open_store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
+from actlas.store.write.create import create
 
 pytest.importorskip("obstore")
 
@@ -419,7 +421,7 @@ def test_a_forked_process_is_told_instead_of_left_waiting(
 
 def test_importing_the_store_loads_no_client() -> None:
     code = (
-        "import sys, actlas.store.store, actlas.store.objects as o; "
+        "import sys, actlas.store.store, actlas.store.objects.base as o; "
         "o.open_objects('s3://b/x'); "
         "sys.exit(any(m in sys.modules for m in ('obstore', 'boto3', 'torch', 'ray')))"
     )
@@ -577,8 +579,8 @@ def test_one_driver_at_a_time_and_a_dead_one_is_followed_at_once(
         assert lease.highest(objects) == 2
     code = (
         "import os, signal\n"
-        "from actlas.store import lease\n"
-        "from actlas.store.objects import open_objects\n"
+        "from actlas.store.ledger import lease\n"
+        "from actlas.store.objects.base import open_objects\n"
         f"with lease.hold(open_objects({objects.url!r})):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -621,7 +623,7 @@ def test_a_beat_that_is_not_answered_is_given_up_for_the_next(
 
 def test_dask_and_many_readers(s3: S3, make: Callable[..., Store]) -> None:
     pytest.importorskip("dask.array")
-    from actlas.analysis.lazy import dask_array
+    from actlas.analysis.dask_array import dask_array
 
     store = made(s3.url("lazy.zarr"))
     rows = fill(store)

@@ -16,18 +16,20 @@ import zarr
 from numpy.typing import NDArray
 from support.stores import Columns, fill, truth, words_columns
 
-from actlas.store import layout, writer
-from actlas.store.commit_pooled import commit_pooled
-from actlas.store.damage import Damage
 from actlas.store.errors import ConflictError, CorruptDataError, NotExtractedError, RunFaultError
-from actlas.store.objects import LocalObjects, Objects
-from actlas.store.plan_file import PLAN_COPY_KEY, PLAN_KEY
-from actlas.store.receipts import POOLED, receipt_key
-from actlas.store.repair import repair_pooled, repair_shard
-from actlas.store.repair_plan import put_back_from, repair_metadata, repair_plan
+from actlas.store.format import layout
+from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
+from actlas.store.ledger.receipts import POOLED, receipt_key
+from actlas.store.objects.base import Objects
+from actlas.store.objects.local import LocalObjects
 from actlas.store.store import Store, open_store
-from actlas.store.verify import verify
-from actlas.store.writer import ArrayWriter
+from actlas.store.verify.damage import Damage
+from actlas.store.verify.repair_plan import put_back_from, repair_metadata, repair_plan
+from actlas.store.verify.repair_shard import repair_pooled, repair_shard
+from actlas.store.verify.verify import verify
+from actlas.store.write import array_writer as writer
+from actlas.store.write.array_writer import ArrayWriter
+from actlas.store.write.commit_pooled import commit_pooled
 
 Make = Callable[..., Store]
 SHARD = 1

@@ -17,9 +17,9 @@ from support.stores import fill, words_columns
 
 import actlas
 from actlas.store.errors import CorruptDataError, HookpointError, NotExtractedError
-from actlas.store.moments import Moments
+from actlas.store.statistics.moments import Moments
 from actlas.store.store import Store, open_store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
 
 Make = Callable[..., Store]
 
@@ -145,8 +145,8 @@ def test_our_reader_reads_what_zarr_wrote(make: Make, tmp_path: Path) -> None:
     other.mkdir(parents=True)
     (other / "zarr.json").write_bytes(store.objects.read(spec.metadata_key))
     zarr.open(other, mode="r+")[:] = rows["mlp.1"]
-    from actlas.store.lazy import LazyArray
-    from actlas.store.objects import LocalObjects
+    from actlas.store.objects.local import LocalObjects
+    from actlas.store.shards.lazy_array import LazyArray
 
     assert same_bits(LazyArray(LocalObjects(tmp_path / "other"), spec)[:], rows["mlp.1"])
 
@@ -157,8 +157,8 @@ def test_chunks_of_earlier_profiles_still_read(
     make: Make, tmp_path: Path, profile: str, cname: str, dtype: str
 ) -> None:
     """Stores made before the profiles changed: lz4 or zstd at level 5, Blosc's own block size."""
-    from actlas.store.lazy import LazyArray
-    from actlas.store.objects import LocalObjects
+    from actlas.store.objects.local import LocalObjects
+    from actlas.store.shards.lazy_array import LazyArray
 
     store = make(compression=profile, dtype=dtype)
     rows = fill(store)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from actlas.store.sampling import Deal, Epoch, Selection, even_order, pool_slots, select
+from actlas.analysis.batches.sampler import Deal, Epoch, Selection, even_order, pool_slots, select
 
 
 def chunks(sizes: list[list[int]]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

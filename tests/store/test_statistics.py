@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from support.localizer import labelled, stored
 from support.stores import fill
 
-from actlas.store.commit import commit_shard
-from actlas.store.layout import shard_tokens
-from actlas.store.moments import BLOCK_VALUES, Moments
-from actlas.store.plan_file import PLAN_COPY_KEY, PLAN_KEY
-from actlas.store.schema import seal
-from actlas.store.shard_documents import ShardDocuments
-from actlas.store.shard_statistics import EARLIER_STATISTICS, STATISTICS, ShardStatistics
+from actlas.store.format.layout import shard_tokens
+from actlas.store.format.sealing import seal
+from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
+from actlas.store.statistics.moments import BLOCK_VALUES, Moments
+from actlas.store.statistics.shard import EARLIER_STATISTICS, STATISTICS, ShardStatistics
+from actlas.store.statistics.shard_documents import ShardDocuments
 from actlas.store.store import Store, open_store
-from actlas.store.verify import verify
+from actlas.store.verify.verify import verify
+from actlas.store.write.commit import commit_shard
 
 # Empty, of one token, ending at a border (64), over several shards, over one exactly.
 LENGTHS = [0, 1, 5, 58, 200, 1, 1, 1, 0, 53, 64, 40, 2, 300, 0, 3, 17, 64, 0]
@@ -208,7 +208,7 @@ def test_a_store_of_an_earlier_version(tmp_path: Path) -> None:
     columns = labelled(LENGTHS, [0] * len(LENGTHS))
     from support.stores import plan_for
 
-    from actlas.store.create import create
+    from actlas.store.write.create import create
 
     plan = plan_for(columns, shard_rows=64, dtype="float32")
     store = earlier(create(tmp_path / "s", plan, columns))

@@ -13,12 +13,13 @@ import pytest
 from support.stores import fill, words_columns
 
 from actlas.store.errors import CorruptDataError, FormatError, RunFaultError, StoreNotFoundError
-from actlas.store.objects import LocalObjects
-from actlas.store.receipts import receipt_key
-from actlas.store.shardfile import ShardReader, ShardWriter
+from actlas.store.ledger.receipts import receipt_key
+from actlas.store.objects.local import LocalObjects
+from actlas.store.shards.reader import ShardReader
+from actlas.store.shards.writer import ShardWriter
 from actlas.store.store import Store, open_store
-from actlas.store.strays import remove_stray
-from actlas.store.verify import verify
+from actlas.store.verify.orphans import remove_stray
+from actlas.store.verify.verify import verify
 
 Make = Callable[..., Store]
 
@@ -272,7 +273,8 @@ def test_what_is_no_store_says_so(tmp_path: Path) -> None:
 
 def test_a_plan_that_lies_about_sizes_cannot_exhaust_memory(make: Make) -> None:
     """A sealed plan of a stranger: it counts tokens that it names no objects for."""
-    from actlas.store.schema import PlanFile, seal
+    from actlas.store.format.schema import PlanFile
+    from actlas.store.format.sealing import seal
 
     store = make()
     fill(store)

@@ -17,21 +17,21 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-import actlas.jobs.run
-import actlas.store.objects
-from actlas.jobs import cli
-from actlas.store import lease
+import actlas.jobs.run.run
+import actlas.store.objects.base
+from actlas.jobs.cli import app as cli
+from actlas.store.ledger import lease
 from support.workers import make_fake
 
 
 def main() -> None:
     """Run the command line as it is, with made-up workers."""
-    run_extraction = actlas.jobs.run.run_extraction
+    run_extraction = actlas.jobs.run.run.run_extraction
 
     def faked(store: Any, run: Any) -> Any:
         return run_extraction(store, run, make_fake)
 
-    actlas.jobs.run.run_extraction = faked
+    actlas.jobs.run.run.run_extraction = faked
     if fail := os.environ.get("ACTLAS_TEST_FAIL"):
         code, call, nth = fail.split(":")
         fail_from(getattr(errno, code), call, int(nth))
@@ -60,7 +60,7 @@ def fail_from(code: int, call: str, nth: int) -> None:
             raise OSError(code, os.strerror(code))
         return real(*arguments, **named)
 
-    setattr(actlas.store.objects.os, call, failing)
+    setattr(actlas.store.objects.base.os, call, failing)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actlas.store.create import create
 from actlas.store.store import Store
+from actlas.store.write.create import create
 from support.stores import Columns, fill, plan_for, words_columns
 
 

@@ -10,10 +10,10 @@ from multiprocessing.process import BaseProcess
 
 from typing_extensions import Buffer
 
-from actlas.jobs.executors import Done
-from actlas.jobs.hand import Hand
+from actlas.jobs.scheduler.protocols import Done
+from actlas.jobs.scheduler.worker_loop import Hand
 from actlas.pipeline.options import RunOptions
-from actlas.store.objects import LocalObjects
+from actlas.store.objects.local import LocalObjects
 from support.processes import LOADED
 from support.workers import freeze_at, make_fake
 

@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.pipeline.options import RunOptions
-from actlas.store import layout, lease
-from actlas.store.commit import commit_shard
-from actlas.store.commit_pooled import commit_pooled
-from actlas.store.create import create
-from actlas.store.receipts import EXTRACT, POOLED
-from actlas.store.repair import repair_pooled, repair_shard
-from actlas.store.schema import Receipt
+from actlas.store.format import layout
+from actlas.store.format.schema import Receipt
+from actlas.store.ledger import lease
+from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.store import Store, open_store
+from actlas.store.verify.repair_shard import repair_pooled, repair_shard
+from actlas.store.write.commit import commit_shard
+from actlas.store.write.commit_pooled import commit_pooled
+from actlas.store.write.create import create
 from support.stores import Columns, plan_for, truth, words_columns
 
 HOOKPOINT = "resid_post.0"
@@ -130,8 +131,8 @@ def save_dictionary(path: Path) -> None:
     """Save a sparse autoencoder beside the store, by which its features can be made again."""
     import torch
 
-    from actlas.analysis.sae.autoencoder import SparseAutoencoder
-    from actlas.analysis.sae.checkpoint import save_sae
+    from actlas.analysis.sae.model import SparseAutoencoder
+    from actlas.analysis.sae.saelens_format import save_sae
 
     sae = SparseAutoencoder(8, N_FEATURES, kind="relu", hookpoint=HOOKPOINT)
     generator = torch.Generator().manual_seed(0)
@@ -142,8 +143,8 @@ def save_dictionary(path: Path) -> None:
 
 def encode_one(path: str, attempt: str, shard: int = 0) -> None:
     """Begin a set of features, and encode one shard: by what is saved, or else by a stand-in."""
-    from actlas.analysis.encoding import Encoder, create_features
-    from actlas.analysis.sae.checkpoint import load_sae
+    from actlas.analysis.features.encode import Encoder, create_features
+    from actlas.analysis.sae.saelens_format import load_sae
     from support.features import Relu
 
     store = open_store(path)
@@ -161,7 +162,7 @@ def encode_all(path: str, attempt: str) -> None:
 
 def finish_codes(path: str, attempt: str) -> None:
     """Write the table of a set of features whose shards are all encoded."""
-    from actlas.analysis.encoding import finish
+    from actlas.analysis.features.encode import finish
 
     store = open_store(path)
     finish(store, store.features(FEATURES), attempt)
@@ -169,7 +170,7 @@ def finish_codes(path: str, attempt: str) -> None:
 
 def index_codes(path: str, attempt: str) -> None:
     """Write the index by feature, in a few blocks."""
-    from actlas.analysis.index import index_features
+    from actlas.analysis.features.index import index_features
 
     store = open_store(path)
     index_features(store, store.features(FEATURES), attempt=attempt, block_codes=BLOCK_CODES)
@@ -177,7 +178,7 @@ def index_codes(path: str, attempt: str) -> None:
 
 def gather(path: str, attempt: str) -> None:
     """Gather the extremes of every unit."""
-    from actlas.analysis.extremes import gather_extremes
+    from actlas.analysis.features.extremes import gather_extremes
 
     gather_extremes(open_store(path), HOOKPOINT, attempt=attempt, k=4)
 
@@ -191,7 +192,7 @@ def hold_lease(path: str, attempt: str) -> None:
 
 def quarantine(path: str, attempt: str) -> None:
     """Put a shard in quarantine."""
-    from actlas.jobs.ledger import Fault, Ledger
+    from actlas.jobs.scheduler.faults import Fault, Ledger
 
     run = RunOptions.model_validate({"max_task_faults": 1})
     ledger = Ledger(open_store(path).objects, "extract", run)
@@ -261,7 +262,7 @@ def mend(path: str, noise: int = 0) -> tuple[Any, list[tuple[str, int]]]:
 
     Its documents come from :func:`documents` once more: see :func:`planned_again`.
     """
-    from actlas.jobs.repair import repair_at
+    from actlas.jobs.run.repair import repair_at
 
     attempted: list[tuple[str, int]] = []
 
@@ -286,7 +287,7 @@ def planned_again(patch: Any, path: Path) -> None:
     def make_plan(again: Path, options: Any) -> Store:
         return plan_store(str(again), "again", **changes)
 
-    patch.setattr("actlas.pipeline.plan.make_plan", make_plan)
+    patch.setattr("actlas.pipeline.plan.make.make_plan", make_plan)
 
 
 def go_on(path: str) -> None:

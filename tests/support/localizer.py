@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store import layout
-from actlas.store.commit import commit_shard
-from actlas.store.create import create
+from actlas.store.format import layout
 from actlas.store.store import Store
+from actlas.store.write.commit import commit_shard
+from actlas.store.write.create import create
 from support.stores import Columns, plan_for, truth
 
 LABELS = ("S", "N", "other")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from actlas.analysis.localizer.masks import Mask, MaskKey
-from actlas.pipeline.architecture import architecture_of, build_skeleton
-from actlas.pipeline.hookpoints import resolve
-from actlas.pipeline.model import load_config
-from actlas.pipeline.weights import file_sha256, weight_files, weights_sha256
+from actlas.pipeline.hookpoints.names import resolve
+from actlas.pipeline.model.config import architecture_of, build_skeleton
+from actlas.pipeline.model.describe import load_config
+from actlas.pipeline.model.files import file_sha256, weight_files, weights_sha256
 
 
 def mask_for(folder: Path, units: Mapping[str, tuple[int, ...]], **changes: Any) -> Mask:

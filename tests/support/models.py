@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actlas.pipeline.architecture import build_skeleton, context_length_of, is_causal, quiet
-from actlas.pipeline.blocks import find_blocks
-from actlas.pipeline.hookpoints import resolve
-from actlas.pipeline.model import load_config
-from actlas.pipeline.weights import file_sha256, weight_files, weights_sha256
-from actlas.store.create import create
+from actlas.pipeline.hookpoints.blocks import find_blocks
+from actlas.pipeline.hookpoints.names import resolve
+from actlas.pipeline.model.config import build_skeleton, context_length_of, is_causal, quiet
+from actlas.pipeline.model.describe import load_config
+from actlas.pipeline.model.files import file_sha256, weight_files, weights_sha256
 from actlas.store.store import Store
+from actlas.store.write.create import create
 from support.stores import Columns, plan_for
 
 # Models this small only make threads wait for each other.
@@ -176,7 +176,7 @@ def plan_store(
 def windows_of(store: Store) -> list[tuple[int, int, list[int]]]:
     """Every window of a store: its first token, the special tokens before it, what is fed.
 
-    Written without :mod:`actlas.store.layout`, to be compared with it.
+    Written without :mod:`actlas.store.format.layout`, to be compared with it.
     """
     plan, found = store.plan, []
     prefix = [] if plan.keep_special else list(plan.tokenizer.prefix_ids)

@@ -17,7 +17,12 @@ from support.jobs import PATHS, ROOT
 
 MARK = "ACTLAS_TEST_MARK"
 """In the environment of a driver and of every process that it starts, Ray's among them."""
-LOADED = ("support.drive", "support.frozen", "actlas.jobs.extract", "actlas.jobs.inline")
+LOADED = (
+    "support.drive",
+    "support.frozen",
+    "actlas.jobs.cli.extract",
+    "actlas.jobs.executors.inline",
+)
 """What processes are forked from has loaded these."""
 
 

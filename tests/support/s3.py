@@ -86,7 +86,7 @@ def always(kind: str, after: int = 0) -> Plan:
 
 def tell_size(url: str, out: Any) -> None:
     """Put the size of an object, or what kept us from it. Runs in a process of its own."""
-    from actlas.store.objects import open_objects
+    from actlas.store.objects.base import open_objects
 
     try:
         out.put(str(open_objects(url).size("x")))
@@ -251,7 +251,7 @@ def s3_server() -> Iterator[S3]:
 @pytest.fixture
 def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     """The server without faults, and an environment that leads to it."""
-    from actlas.store import remote_requests
+    from actlas.store.objects import remote_requests
 
     for name in [name for name in os.environ if name.startswith(("AWS_", "ACTLAS_R"))]:
         monkeypatch.delenv(name)

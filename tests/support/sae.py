@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from actlas.analysis.sae.autoencoder import SparseAutoencoder
+from actlas.analysis.sae.model import SparseAutoencoder
 
 
 def oracle(sae: SparseAutoencoder, x: np.ndarray) -> dict[str, float]:

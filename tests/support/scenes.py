@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from actlas.jobs.run import run_extraction
+from actlas.jobs.run.run import run_extraction
 from actlas.store.errors import EXIT_DONE
 from actlas.store.store import Store
 from support.jobs import options, plant

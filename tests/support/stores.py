@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store import layout
-from actlas.store.commit import commit_shard
-from actlas.store.objects import LocalObjects
-from actlas.store.schema import Plan
+from actlas.store.format import layout
+from actlas.store.format.schema import Plan
+from actlas.store.objects.local import LocalObjects
 from actlas.store.store import Store
+from actlas.store.write.commit import commit_shard
 
 
 @dataclass

@@ -21,6 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from actlas.jobs.cli import info, show
+from actlas.jobs.run import describe, status
+
 LIMIT_BYTES = 300 << 20
 """Of memory above what the process needs for a good store."""
 LIMIT_S = 60
@@ -79,11 +82,12 @@ def uses(path: str, digest: dict[str, str]) -> Iterator[tuple[str, Callable[[], 
     import numpy as np
 
     import actlas
-    from actlas.analysis.batches import batches
+    from actlas.analysis.batches.api import batches
     from actlas.analysis.localizer.localize import localize
-    from actlas.jobs import holding, info, show, status, status_lines
-    from actlas.store.codes import names
-    from actlas.store.verify import verify
+    from actlas.jobs.cli import status_lines
+    from actlas.jobs.monitor import heartbeat as holding
+    from actlas.store.ledger.feature_sets import names
+    from actlas.store.verify.verify import verify
 
     store = actlas.open(path)
     plan = store.plan
@@ -98,7 +102,10 @@ def uses(path: str, digest: dict[str, str]) -> Iterator[tuple[str, Callable[[], 
             status_lines.lines(status.status_of(store), holding.look(store.objects).snapshot)
         ),
     )
-    yield "info", lambda: (list(info._lines(info.info_of(store))), json.dumps(info.info_of(store)))
+    yield (
+        "info",
+        lambda: (list(info._lines(describe.info_of(store))), json.dumps(describe.info_of(store))),
+    )
     yield "verify", lambda: [str(damage) for damage in verify(store).damages]
     yield "verify full", lambda: [str(damage) for damage in verify(store, full=True).damages]
     yield "missing", lambda: [len(store.missing(job)) for job in store.jobs]
@@ -112,7 +119,10 @@ def uses(path: str, digest: dict[str, str]) -> Iterator[tuple[str, Callable[[], 
                 f"text {d}", np.frombuffer(store.documents.text(d).encode(), np.uint8)
             ),
         )
-        yield f"show {doc_idx}", lambda d=doc_idx: list(show._lines(show.show_of(store, d, None)))
+        yield (
+            f"show {doc_idx}",
+            lambda d=doc_idx: list(show._lines(describe.show_of(store, d, None))),
+        )
         yield (
             f"html {doc_idx}",
             lambda d=doc_idx: (

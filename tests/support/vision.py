@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from actlas.pipeline.architecture import quiet
+from actlas.pipeline.model.config import quiet
 
 torch.set_num_threads(1)
 
@@ -127,7 +127,7 @@ def save_llava(folder: Path) -> tuple[Any, Any]:
     """Save a tiny LLaVA with its processor, the embedded model's tokenizer; return both."""
     import transformers as t
 
-    from actlas.pipeline.model import load_tokenizer
+    from actlas.pipeline.model.describe import load_tokenizer
 
     tokenizer = load_tokenizer("builtin:actlas-6m")
     tokenizer.add_tokens(["<image>"], special_tokens=True)

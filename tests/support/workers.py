@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.pipeline.options import RunOptions
-from actlas.store import layout
-from actlas.store.commit import commit_shard
-from actlas.store.create import create
 from actlas.store.errors import ModelError, RunFaultError
-from actlas.store.repair import repair_shard
-from actlas.store.schema import Receipt
+from actlas.store.format import layout
+from actlas.store.format.schema import Receipt
 from actlas.store.store import Store, open_store
+from actlas.store.verify.repair_shard import repair_shard
+from actlas.store.write.commit import commit_shard
+from actlas.store.write.create import create
 from support.stores import plan_for, truth, words_columns
 
 

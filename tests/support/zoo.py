@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from actlas.pipeline.architecture import build_skeleton, quiet
+from actlas.pipeline.model.config import build_skeleton, quiet
 
 # Models this small only make threads wait for each other.
 torch.set_num_threads(1)

@@ -1,0 +1,62 @@
+"""Which rows a stream of batches is made of: extracted, not special, a fraction of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.analysis.batches.sampler import Selection, select
+from actlas.store.format.array_spec import ArraySpec
+from actlas.store.shards.lazy_array import LazyArray
+
+Integers = NDArray[np.int64]
+
+
+class SpecialRows:
+    """Which rows are of special tokens, one bit a row; and the usable rows of a chunk: the rest."""
+
+    def __init__(self, spec: ArraySpec, column: LazyArray, shards: Sequence[int]) -> None:
+        self._spec = spec
+        self._bits = {
+            shard: np.packbits(column.read(*spec.shard_range(shard)) != 0) for shard in shards
+        }
+
+    def counts(self, shard: int) -> Integers:
+        """Return the usable rows of each of a shard's chunks."""
+        usable = ~self._flags(shard)
+        starts = np.arange(0, len(usable), self._spec.chunk_rows)
+        return np.add.reduceat(usable, starts, dtype=np.int64)
+
+    def __call__(self, chunk: int) -> Integers:
+        """Return the usable rows of a chunk, counted from its first."""
+        shard, within = divmod(chunk, self._spec.chunks_per_shard)
+        start = within * self._spec.chunk_rows
+        return np.flatnonzero(~self._flags(shard, start, start + self._spec.chunk_rows))
+
+    def _flags(self, shard: int, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        first, last = self._spec.shard_range(shard)
+        stop = last - first if stop is None else min(stop, last - first)
+        bits = np.unpackbits(self._bits[shard][start // 8 : -(-stop // 8)])
+        return bits[start % 8 : start % 8 + stop - start].astype(np.bool_)
+
+
+def select_rows(
+    spec: ArraySpec,
+    done: Sequence[int],
+    left_out: SpecialRows | None,
+    seed: int,
+    fraction: float,
+    skip: float,
+) -> Selection:
+    """Return the selected chunks of the extracted shards ``done``, without the rows left out."""
+    counts = []
+    for shard in done:
+        start, stop = spec.shard_range(shard)
+        edges = np.append(np.arange(0, stop - start, spec.chunk_rows), stop - start)
+        counts.append(np.diff(edges) if left_out is None else left_out.counts(shard))
+    shard_of = np.repeat(np.array(done, dtype=np.int64), [len(c) for c in counts])
+    within = np.concatenate([np.arange(len(c), dtype=np.int64) for c in counts])
+    chunk = shard_of * spec.chunks_per_shard + within
+    return select(seed, shard_of, chunk, np.concatenate(counts), fraction, skip)

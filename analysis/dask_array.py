@@ -1,0 +1,82 @@
+"""A store's activations as a Dask array: the same rows, read when they are computed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actlas.store.format.dtypes import numpy_dtype
+from actlas.store.shards.lazy_array import LazyArray
+from actlas.store.store import Store
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+BLOCK_BYTES = 128 << 20
+
+
+def dask_array(
+    store: Store, hookpoint: str, *, dtype: str = "float32", rows: int | None = None
+) -> da.Array:
+    """Return the activations of one hookpoint as a Dask array, shape [row, unit].
+
+    Each block is a part of one shard, read and checked by our own reader; bfloat16 is widened on
+    the way, since numpy computes nothing well in it.
+
+    Parameters
+    ----------
+    store : Store
+        Extracted rows only: computing a block whose shard has no receipt raises.
+    hookpoint : str
+        Such as ``resid_post.3``.
+    dtype : str
+        Of the blocks.
+    rows : int, optional
+        Of a block. Default: a shard, halved until a block is at most 128 MiB.
+
+    Raises
+    ------
+    HookpointError
+        The store has no such hookpoint.
+
+    Examples
+    --------
+    >>> x = actlas.dask_array(store, "resid_post.3")      # doctest: +SKIP
+    >>> x.mean(axis=0).compute()                          # doctest: +SKIP
+    """
+    import dask.array as da
+
+    array = store.activations[hookpoint]
+    wide = numpy_dtype(dtype)
+    n_rows, width = array.shape
+    block = rows or _block_rows(store.plan.shard_rows, width * wide.itemsize)
+    chunks = (_within_shards(n_rows, store.plan.shard_rows, block), (width,))
+    meta: Any = np.empty((0, width), dtype=wide)
+    lazy: da.Array = da.map_blocks(  # type: ignore[no-untyped-call]
+        _read_block, array=array, wide=wide, chunks=chunks, dtype=wide, meta=meta
+    )
+    return lazy
+
+
+def _block_rows(shard_rows: int, row_bytes: int) -> int:
+    block = shard_rows
+    while block > 1 and block * row_bytes > BLOCK_BYTES:
+        block //= 2
+    return block
+
+
+def _within_shards(n_rows: int, shard_rows: int, block: int) -> tuple[int, ...]:
+    """Cut rows into blocks that never cross a shard's border."""
+    edges = {*range(0, n_rows, shard_rows), n_rows}
+    for start in range(0, n_rows, shard_rows):
+        edges.update(range(start, min(start + shard_rows, n_rows), block))
+    return tuple(int(n) for n in np.diff(sorted(edges)))
+
+
+def _read_block(
+    array: LazyArray, wide: np.dtype[Any], block_info: dict[Any, Any] | None = None
+) -> Any:
+    assert block_info is not None
+    start, stop = block_info[None]["array-location"][0]
+    return array.read(start, stop).astype(wide, copy=False)

@@ -1,0 +1,319 @@
+"""Every token's codes: a store's rows through a sparse autoencoder, a shard at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actlas.store.errors import CorruptDataError, FormatError, NonFiniteError, SaeError
+from actlas.store.features.codes import Codes, index_dtype, round_values
+from actlas.store.features.features import Features, open_features
+from actlas.store.format import layout
+from actlas.store.format.schema import FeaturesSpec, Receipt
+from actlas.store.format.sealing import FORMAT_VERSION, seal, unseal
+from actlas.store.ledger.derived import Unit, extract_inputs, group_of, input_seal, receipts_of
+from actlas.store.ledger.feature_sets import NAME, copy_key, spec_key
+from actlas.store.ledger.receipts import receipt_key
+from actlas.store.write.derived import commit, ensure_groups, sweep, sweep_unit
+
+if TYPE_CHECKING:
+    from actlas.analysis.sae.model import SparseAutoencoder
+    from actlas.store.shards.reader import ShardReader
+    from actlas.store.store import Store
+
+DENSE_BYTES = 64 << 20
+"""Of dense codes at once: what is zero is dropped at once."""
+
+
+def create_features(
+    store: Store, sae: SparseAutoencoder, name: str, path: str, hookpoint: str | None = None
+) -> Features:
+    """Name a set of features and what makes it, or open it where it is there already.
+
+    Parameters
+    ----------
+    store : Store
+    sae : SparseAutoencoder
+    name : str
+        Of the set.
+    path : str
+        Where the sparse autoencoder lies.
+    hookpoint : str, optional
+        Of the store; by default the one that the sparse autoencoder was trained on.
+
+    Raises
+    ------
+    SaeError
+        It does not fit the hookpoint, or the name is another one's.
+    """
+    if not re.fullmatch(NAME, name):
+        raise SaeError(
+            f"features {name!r}: a name has letters, digits, dots, dashes and underlines, 100 at "
+            "most. Give one with --name.",
+            field="name",
+        )
+    hookpoint = _fitting_hookpoint(store, sae, hookpoint)
+    spec = FeaturesSpec(
+        format_version=FORMAT_VERSION,
+        name=name,
+        plan_sha256=store.plan_sha256,
+        hookpoint=hookpoint,
+        n_features=sae.d_sae,
+        sae_kind=sae.kind,
+        sae_sha256=sae.sha256,
+        sae_path=os.fspath(path),
+        created_unix_s=time.time(),
+        has_copy=True,
+    )
+    sealed = seal(spec)
+    if not store.objects.create(copy_key(name), [sealed]):  # begun before, perhaps no further
+        sealed = _begun(store, name, sealed)
+    store.objects.create(spec_key(name), [sealed])
+    features = open_features(store, name)
+    for field in ("sae_sha256", "hookpoint", "n_features"):
+        was, asked = getattr(features.spec, field), getattr(spec, field)
+        if was != asked:
+            raise SaeError(
+                f"{store.path}: features {name!r} were begun with {field} {was}, now it is "
+                f"{asked}. Give another --name.",
+                field=field,
+            )
+    folder = f"features/{name}"
+    ensure_groups(store.objects, "features", folder, f"{folder}/tokens", f"{folder}/index")
+    return features
+
+
+def _begun(store: Store, name: str, sealed: bytes) -> bytes:
+    """Return the description that an earlier beginning left, where it is whole; else this one."""
+    try:
+        data = store.objects.read(copy_key(name))
+        unseal(data, FeaturesSpec, f"{store.path}/{copy_key(name)}")
+    except (CorruptDataError, FormatError):
+        return sealed
+    return data
+
+
+def _fitting_hookpoint(store: Store, sae: SparseAutoencoder, hookpoint: str | None) -> str:
+    """Return the hookpoint to encode, which must be there and as wide as the dictionary's input."""
+    if hookpoint is None and sae.hookpoint is None:
+        raise SaeError(
+            "this sparse autoencoder does not say which hookpoint it was trained on: give "
+            f"--hookpoint, one of {', '.join(store.activations)}.",
+            field="hookpoint",
+        )
+    if hookpoint and sae.hookpoint and hookpoint not in same_place(sae.hookpoint):
+        raise SaeError(
+            f"this sparse autoencoder was trained on {sae.hookpoint}, asked for is {hookpoint}.",
+            field="hookpoint",
+        )
+    wanted = [hookpoint] if hookpoint else same_place(sae.hookpoint or "")
+    named = next((name for name in wanted if name in store.activations), None)
+    if named is None:
+        raise SaeError(
+            f"{'asked for is' if hookpoint else 'this sparse autoencoder was trained on'} "
+            f"{wanted[0]}; {store.path} has {', '.join(store.activations)}.",
+            field="hookpoint",
+        )
+    width = store.activations[named].shape[1]
+    if width != sae.d_in:
+        raise SaeError(
+            f"this sparse autoencoder reads rows of {sae.d_in} units; {named} of {store.path} has "
+            f"{width}. It belongs to another model.",
+            field="d_in",
+        )
+    return named
+
+
+def same_place(hookpoint: str) -> list[str]:
+    """Return the names of the same tensor: a block's input is the output of the one before.
+
+    >>> same_place("resid_pre.3"), same_place("resid_post.0"), same_place("resid_pre.0")
+    (['resid_pre.3', 'resid_post.2'], ['resid_post.0', 'resid_pre.1'], ['resid_pre.0'])
+    """
+    side, _, layer = hookpoint.partition(".")
+    if side == "resid_pre" and layer.isdecimal() and int(layer) > 0:
+        return [hookpoint, f"resid_post.{int(layer) - 1}"]
+    if side == "resid_post" and layer.isdecimal():
+        return [hookpoint, f"resid_pre.{int(layer) + 1}"]
+    return [hookpoint]
+
+
+class Encoder:
+    """One sparse autoencoder that encodes the shards of one store.
+
+    Parameters
+    ----------
+    store : Store
+    features : Features
+        Which set its codes belong to.
+    sae : SparseAutoencoder
+    device : str
+        Of torch.
+    """
+
+    def __init__(
+        self, store: Store, features: Features, sae: SparseAutoencoder, device: str = "cpu"
+    ) -> None:
+        if sae.sha256 != features.spec.sae_sha256:
+            raise SaeError(
+                f"features {features.name!r} were begun with the sparse autoencoder "
+                f"{features.spec.sae_sha256[:16]}…, this one is {sae.sha256[:16]}…. Give the same "
+                "one, or another --name.",
+                field="sae_sha256",
+            )
+        self.store, self.features = store, features
+        self.device = torch.device(device)
+        self.sae = sae.to(self.device).eval()
+        self._n_rows = max(1, DENSE_BYTES // (4 * sae.d_sae))
+
+    def encode(self, shard: int) -> Codes:
+        """Return the codes of a shard's tokens in document order, rounded as they are stored.
+
+        Raises
+        ------
+        NonFiniteError
+            A code is NaN or infinite: the rows are, or the sparse autoencoder is.
+        """
+        start, stop = self.store.shard_range(shard)
+        reader = self.store.activations[self.features.hookpoint].reader(shard)
+        n_active, columns, values = [], [], []
+        with torch.inference_mode():
+            for first, rows in self._batches(reader, stop - start):
+                count, column, value = self._encode_rows(rows, start + first)
+                n_active.append(count)
+                columns.append(column)
+                values.append(value)
+        plan = self.store.plan
+        token = layout.shard_tokens(plan.order, plan.seed, start, stop) - start
+        return in_document_order(
+            start, token, np.concatenate(n_active), np.concatenate(columns), np.concatenate(values)
+        )
+
+    def _batches(self, reader: ShardReader, n_rows: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield rows, few enough for the dense codes, each chunk decoded once."""
+        chunk_rows = reader.spec.chunk_rows
+        step = max(1, self._n_rows // chunk_rows) * chunk_rows
+        for first in range(0, n_rows, step):
+            rows = reader.read_rows(first, min(first + step, n_rows))
+            for at in range(0, len(rows), self._n_rows):
+                yield first + at, rows[at : at + self._n_rows]
+
+    def extract(self, shard: int, *, attempt: str) -> Receipt:
+        """Encode a shard and write its codes."""
+        began = time.perf_counter()
+        codes = self.encode(shard)
+        n_rows = len(codes.indptr) - 1
+        features, n_features = self.features, self.features.n_features
+        unit = Unit(
+            job=f"encode.{features.name}",
+            number=shard,
+            n=self.store.plan.n_shards,
+            folder=f"features/{features.name}/tokens/{shard:08d}",
+            start=codes.start,
+            stop=codes.start + n_rows,
+        )
+        attributes = {
+            "encoding-type": "csr_matrix",
+            "encoding-version": "0.1.0",
+            "shape": [n_rows, n_features],
+            "actlas": {"token_start": codes.start},
+        }
+        arrays = {"indptr": codes.indptr, "indices": codes.indices, "data": codes.data}
+        inputs = {
+            spec_key(features.name): features.seal,
+            **extract_inputs(self.store, range(shard, shard + 1)),
+        }
+        run = {"device": str(self.device), "n_active": len(codes.data)}
+        run["encode_s"] = time.perf_counter() - began
+        return commit(self.store, unit, attributes, arrays, attempt=attempt, inputs=inputs, run=run)
+
+    def bare_forward_rate(self, shard: int = 0) -> None:
+        """Return None: no bare forward pass is there to be held against."""
+
+    def _encode_rows(
+        self, rows: NDArray[Any], first: int
+    ) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]:
+        x = torch.from_numpy(rows.astype(np.float32)).to(self.device)
+        codes = self.sae.encode(x)
+        row, column = codes.nonzero(as_tuple=True)
+        exact = codes[row, column].float().cpu().numpy()
+        value = round_values(exact)
+        finite = np.isfinite(exact) & np.isfinite(value)
+        if not finite.all():
+            bad = int(row[int(np.argmin(finite))])
+            raise NonFiniteError(
+                f"{self.features.hookpoint}: the codes of row {first + bad} are NaN or infinite. "
+                "Look at the row: its activations are, or the sparse autoencoder is damaged.",
+                row=first + bad,
+            )
+        kept = value > 0  # what rounds to zero is zero
+        counts = np.bincount(row.cpu().numpy()[kept], minlength=len(rows))
+        index = column.cpu().numpy()[kept].astype(index_dtype(self.features.n_features))
+        return counts.astype(np.int64), index, value[kept]
+
+
+def in_document_order(
+    start: int,
+    token: NDArray[np.int64],
+    n_active: NDArray[np.int64],
+    columns: NDArray[Any],
+    values: NDArray[np.float32],
+) -> Codes:
+    """Turn codes of rows, in the order in which rows lie, into codes of tokens in order.
+
+    Parameters
+    ----------
+    start : int
+        The first token.
+    token : ndarray, shape [rows]
+        Which token lies in each row, counted from ``start``.
+    n_active : ndarray, shape [rows]
+        The codes of each row.
+    columns, values : ndarray, shape [codes]
+        Row after row.
+    """
+    indptr = np.zeros(len(token) + 1, np.int64)
+    indptr[1:][token] = n_active
+    np.cumsum(indptr, out=indptr)
+    first = np.cumsum(n_active) - n_active
+    to = np.repeat(indptr[token] - first, n_active) + np.arange(len(columns))
+    indices, data = np.empty_like(columns), np.empty_like(values)
+    indices[to], data[to] = columns, values
+    return Codes(start, indptr, indices, data)
+
+
+def finish(store: Store, features: Features, attempt: str) -> Receipt:
+    """Write the table that says every token is encoded: where each shard's codes begin.
+
+    Only once every shard has its receipt. What killed workers left is removed.
+    """
+    n_shards = store.plan.n_shards
+    receipts = receipts_of(store, f"encode.{features.name}", n_shards)
+    edges, groups, inputs = [0], [], {}
+    for shard in range(n_shards):
+        receipt = receipts.read(shard)
+        key = receipt_key(receipts.job, shard)
+        inputs[key] = input_seal(store.objects, key)
+        groups.append(group_of(receipt))
+        edges.append(edges[-1] + int(receipt.run["n_active"]))
+    unit = Unit(f"encoded.{features.name}", 0, 1, f"features/{features.name}/encoded", 0, n_shards)
+    names = [group.rsplit("/", 1)[1] for group in groups]
+    done = commit(
+        store,
+        unit,
+        {"groups": names},
+        {"nnz_start": np.array(edges, np.int64)},
+        attempt=attempt,
+        inputs=inputs,
+        run={"groups": groups},
+    )
+    sweep(store, receipts, f"features/{features.name}/tokens")
+    sweep_unit(store, done)
+    return done

@@ -1,0 +1,194 @@
+"""The top and bottom tokens of every raw unit of a hookpoint, in one pass over its rows.
+
+Each block of rows is compared with every unit's k-th best so far; what passes is merged. After the
+first blocks almost nothing passes, and the comparison is what the pass costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store.errors import ConfigError, NotExtractedError
+from actlas.store.features.unit_extremes import KEEP_MAX as KEEP_MAX
+from actlas.store.features.unit_extremes import Units, extreme_specs, job_of, open_units
+from actlas.store.format import layout
+from actlas.store.ledger.derived import Unit, extract_inputs
+from actlas.store.write.derived import commit, ensure_groups, sweep_unit
+
+if TYPE_CHECKING:
+    from actlas.store.shards.lazy_array import LazyArray
+    from actlas.store.store import Store
+
+KEEP = 64
+
+BLOCK_VALUES = 1 << 22
+
+Progress = Callable[[int, int], None]
+
+
+class Best:
+    """Each unit's ``k`` best tokens so far: the largest values, ties to the lower token.
+
+    Parameters
+    ----------
+    n_units, k : int
+
+    Attributes
+    ----------
+    value : ndarray of float32, shape [units, k]
+        Falling; -inf where there are fewer.
+    t : ndarray of int64, shape [units, k]
+        -1 where there are fewer.
+    """
+
+    def __init__(self, n_units: int, k: int) -> None:
+        self.k, self.n_units = k, n_units
+        self.value = np.full((n_units, k), -np.inf, np.float32)
+        self.t = np.full((n_units, k), -1, np.int64)
+        self._n_seen = 0
+
+    def add(self, t: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+        """Take in rows [n, units] of the tokens ``t`` [n]; NaN and -infinity are left out.
+
+        In steps as long as all that was seen before: the more was seen, the less passes.
+        """
+        start = 0
+        while start < len(rows):
+            step = max(2 * self.k, self._n_seen)
+            self._step(t[start : start + step], rows[start : start + step])
+            self._n_seen += step
+            start += step
+
+    def _step(self, t: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+        worst, last = np.ascontiguousarray(self.value[:, -1]), self.t[:, -1]
+        at = np.flatnonzero(rows >= worst)  # False where it is NaN
+        row, unit = np.divmod(at, self.n_units)
+        value, token = rows.reshape(-1)[at], t[row]
+        better = (value > worst[unit]) | ((token < last[unit]) & (value > -np.inf))
+        unit, value, token = unit[better], value[better], token[better]
+        if not len(unit):
+            return
+        order = np.lexsort((token, -value, unit))
+        unit, value, token = unit[order], value[order], token[order]
+        units, first, count = np.unique(unit, return_index=True, return_counts=True)
+        rank = np.arange(len(unit)) - np.repeat(first, count)
+        place = np.repeat(np.arange(len(units)), count)
+        few = rank < self.k
+        self._merge(units, place[few], rank[few], value[few], token[few])
+
+    def _merge(
+        self,
+        units: NDArray[np.int64],
+        place: NDArray[np.int64],
+        rank: NDArray[np.int64],
+        value: NDArray[np.float32],
+        token: NDArray[np.int64],
+    ) -> None:
+        """Merge at most ``k`` new tokens of each of some units with those that were kept."""
+        none = np.iinfo(np.int64).max
+        width = int(rank.max()) + 1
+        values = np.full((len(units), self.k + width), -np.inf, np.float32)
+        tokens = np.full((len(units), self.k + width), none, np.int64)
+        values[:, : self.k] = self.value[units]
+        tokens[:, : self.k] = np.where(self.t[units] < 0, none, self.t[units])
+        values[place, self.k + rank] = value
+        tokens[place, self.k + rank] = token
+        order = np.lexsort((tokens, -values), axis=-1)[:, : self.k]
+        self.value[units] = np.take_along_axis(values, order, axis=1)
+        kept = np.take_along_axis(tokens, order, axis=1)
+        self.t[units] = np.where(kept == none, -1, kept)
+
+
+def gather_extremes(
+    store: Store,
+    hookpoint: str,
+    *,
+    attempt: str,
+    k: int = KEEP,
+    progress: Progress = lambda _done, _of: None,
+) -> Units:
+    """Gather and write the extremes of every unit of a hookpoint; done once for a store.
+
+    Special tokens that the tokenizer added and values that are NaN or infinite are left out.
+
+    Parameters
+    ----------
+    store : Store
+    hookpoint : str
+    attempt : str
+        Names this try, for the receipt.
+    k : int
+        How many tokens of each end.
+    progress : callable
+        Called with (shards done, shards in all).
+
+    Raises
+    ------
+    HookpointError
+        There is no such hookpoint.
+    NotExtractedError
+        Not every shard is extracted.
+    """
+    array = store.activations[hookpoint]
+    if not 1 <= k <= KEEP_MAX:
+        raise ConfigError(f"{k} tokens of each end: expected 1 to {KEEP_MAX}.", k=k)
+    missing = store.missing()
+    if missing:
+        raise NotExtractedError(
+            f"{store.path}: {len(missing)} of {store.plan.n_shards} shards are not extracted yet: "
+            f"`actlas extract {store.path}` goes on.",
+            shards=missing,
+        )
+    n_units = array.shape[1]
+    top, bottom = Best(n_units, k), Best(n_units, k)
+    with ThreadPoolExecutor(1, thread_name_prefix="actlas-extremes") as other:
+        for t, rows in _blocks(store, array, n_units, progress):
+            below = other.submit(bottom.add, t, -rows)
+            top.add(t, rows)
+            below.result()
+    folder = f"extremes/{hookpoint}"
+    ensure_groups(store.objects, "extremes")
+    done = commit(
+        store,
+        Unit(job_of(hookpoint), 0, 1, folder, 0, n_units),
+        {"hookpoint": hookpoint},
+        {
+            "top_value": np.where(top.t < 0, np.float32(np.nan), top.value),
+            "top_t": top.t,
+            "bottom_value": np.where(bottom.t < 0, np.float32(np.nan), -bottom.value),
+            "bottom_t": bottom.t,
+        },
+        attempt=attempt,
+        inputs=extract_inputs(store, range(store.plan.n_shards)),
+        specs=extreme_specs(n_units, k),
+        run={"k": k},
+    )
+    sweep_unit(store, done)
+    return open_units(store, hookpoint)
+
+
+def _blocks(
+    store: Store, array: LazyArray, n_units: int, progress: Progress
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Yield tokens and rows, special tokens left out, infinities made NaN."""
+    plan = store.plan
+    n_rows = max(1, BLOCK_VALUES // n_units)
+    for shard in range(plan.n_shards):
+        start, stop = store.shard_range(shard)
+        reader = array.reader(shard)
+        t = layout.shard_tokens(plan.order, plan.seed, start, stop)
+        kept = ~store.documents.special(start, stop)[t - start]
+        for first in range(0, stop - start, n_rows):
+            last = min(first + n_rows, stop - start)
+            rows = reader.read_rows(first, last).astype(np.float32)
+            if not kept[first:last].all():
+                rows = rows[kept[first:last]]
+            if not np.isfinite(rows).all():
+                rows[np.isinf(rows)] = np.nan
+            yield t[first:last][kept[first:last]], rows
+        progress(shard + 1, plan.n_shards)

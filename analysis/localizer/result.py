@@ -1,0 +1,216 @@
+"""What a localizer found: the test of every unit, the mask, and how both are saved and shown."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.analysis.localizer.masks import FILE_NAME, Mask
+from actlas.analysis.statistics.welch import Welch
+from actlas.store.errors import StoreExistsError
+from actlas.store.statistics.moments import Moments
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Q_SIGNIFICANT = 0.05
+
+
+class Condition(NamedTuple):
+    """One side of a contrast: its label, its samples, and its documents that have no tokens."""
+
+    label: str
+    n_documents: int
+    n_without_tokens: int
+
+
+class HookpointCounts(NamedTuple):
+    """A hookpoint's units: all, selected, and with q below 0.05."""
+
+    hookpoint: str
+    n_units: int
+    n_selected: int
+    n_significant: int
+
+
+@dataclass(frozen=True, eq=False)
+class Localization:
+    """The result of :func:`~actlas.analysis.localizer.localize.localize`.
+
+    All arrays run through the units of all tested hookpoints, in the key's order.
+
+    Attributes
+    ----------
+    mask : Mask
+        The selected units, with the key of all that they depend on.
+    k : int
+        Units asked for. ``n_selected`` is less only where fewer could be tested.
+    t_threshold : float
+        The smallest selected t.
+    conditions : tuple of Condition
+        The positive and the negative side.
+    n_ignored : int
+        Documents of neither.
+    n_nonfinite_units : int
+        Left untested, since a pooled sample was NaN or infinite.
+    test : Welch
+        t, df, p and Cohen's d.
+    q : ndarray
+        p by Benjamini and Hochberg over all units tested.
+    positive, negative : Moments
+        Of each condition's samples.
+    """
+
+    store_path: str
+    mask: Mask
+    k: int
+    t_threshold: float
+    conditions: tuple[Condition, Condition]
+    n_ignored: int
+    n_nonfinite_units: int
+    test: Welch
+    q: NDArray[np.float64]
+    positive: Moments
+    negative: Moments
+
+    @property
+    def n_selected(self) -> int:
+        """Units in the mask."""
+        return self.mask.n_units
+
+    @property
+    def n_units(self) -> int:
+        """Units of all tested hookpoints."""
+        return len(self.test.t)
+
+    @property
+    def n_significant(self) -> int:
+        """Units with q below 0.05, of either sign."""
+        return int((self.q < Q_SIGNIFICANT).sum())
+
+    @cached_property
+    def selected(self) -> NDArray[np.bool_]:
+        """Which units are selected."""
+        return self.mask.selected()
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per unit, in the order of hookpoints and units.
+
+        ``hookpoint``, ``unit``, ``t``, ``df``, ``p``, ``q``, ``cohen_d``, then ``mean_pos``,
+        ``var_pos``, ``n_pos`` and the same of ``neg`` (of the pooled samples; the variance is the
+        unbiased one, n counts finite samples), ``selected``.
+        """
+        import pandas as pd
+
+        specs = self.mask.key.hookpoints
+        columns: dict[str, Any] = {
+            "hookpoint": np.repeat([s.name for s in specs], [s.width for s in specs]),
+            "unit": np.concatenate([np.arange(s.width) for s in specs]),
+            **dict(zip(("t", "df", "p"), self.test[:3], strict=True)),
+            "q": self.q,
+            "cohen_d": self.test.cohen_d,
+        }
+        for side, moments in (("pos", self.positive), ("neg", self.negative)):
+            columns[f"mean_{side}"] = np.where(moments.n > 0, moments.mean, np.nan)
+            columns[f"var_{side}"] = moments.variance
+            columns[f"n_{side}"] = moments.n.astype(np.int64)
+        return pd.DataFrame({**columns, "selected": self.selected})
+
+    def counts(self) -> list[HookpointCounts]:
+        """Return how many units of each hookpoint are selected, and how many have q < 0.05."""
+        rows, at = [], 0
+        for spec in self.mask.key.hookpoints:
+            part = slice(at, at + spec.width)
+            significant = int((self.q[part] < Q_SIGNIFICANT).sum())
+            rows.append(
+                HookpointCounts(spec.name, spec.width, int(self.selected[part].sum()), significant)
+            )
+            at += spec.width
+        return rows
+
+    def summary(self) -> dict[str, Any]:
+        """Return the whole result in numbers that JSON has; the key is the mask's own."""
+        positive, negative = self.conditions
+        chosen = self.test.cohen_d[self.selected]
+        return {
+            "store": self.store_path,
+            "contrast": {"positive": positive._asdict(), "negative": negative._asdict()},
+            "n_documents_ignored": self.n_ignored,
+            "n_units": self.n_units,
+            "n_units_tested": int((~np.isnan(self.test.t)).sum()),
+            "n_units_nonfinite": self.n_nonfinite_units,
+            "k": self.k,
+            "n_selected": self.n_selected,
+            "t_threshold": _number(self.t_threshold),
+            "t_max": _number(np.max(self.test.t, where=~np.isnan(self.test.t), initial=-np.inf)),
+            "median_cohen_d_selected": _number(np.median(chosen)) if len(chosen) else None,
+            "n_significant": self.n_significant,
+            "q_significant": Q_SIGNIFICANT,
+            "hookpoints": [row._asdict() for row in self.counts()],
+            "key": self.mask.key.model_dump(mode="json"),
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write units.csv, mask.json, summary.json and three pictures to a new or empty folder.
+
+        Floats in ``units.csv`` are written so that ``float`` gives the very value back; with
+        pandas, read them with ``float_precision="round_trip"``.
+
+        Raises
+        ------
+        StoreExistsError
+            There is something in the folder; it is left as it is.
+        """
+        from actlas.analysis.localizer import plots
+
+        where = Path(folder)
+        if where.exists() and (not where.is_dir() or any(where.iterdir())):
+            raise StoreExistsError(
+                f"{where}: there is something here already, and it is left as it is. Give a new "
+                "folder.",
+                path=str(where),
+            )
+        where.mkdir(parents=True, exist_ok=True)
+        self.table.to_csv(where / "units.csv", index=False, na_rep="nan", lineterminator="\n")
+        text = json.dumps(self.summary(), indent=1, ensure_ascii=False, allow_nan=False)
+        (where / "summary.json").write_text(text + "\n", encoding="utf-8")
+        plots.save_all(self, where)
+        self.mask.save(where / FILE_NAME)
+
+    def __repr__(self) -> str:
+        return f"<{self._words()}>"
+
+    def _words(self) -> str:
+        a, b = self.conditions
+        key = self.mask.key
+        return (
+            f"localization {a.label} ({a.n_documents:,} documents) against {b.label} "
+            f"({b.n_documents:,}), {key.pool}, {'signed' if key.signed else 'absolute'}: "
+            f"{self.n_selected:,} of {self.n_units:,} units selected, t >= {self.t_threshold:.4g}; "
+            f"{self.n_significant:,} with q < {Q_SIGNIFICANT}"
+        )
+
+    def _repr_html_(self) -> str:
+        head = "<tr><th>hookpoint</th><th>units</th><th>selected</th><th>q &lt; 0.05</th></tr>"
+        rows = "".join(
+            f"<tr><td>{escape(row.hookpoint)}</td>"
+            + "".join(f"<td style='text-align:right'>{value:,}</td>" for value in row[1:])
+            + "</tr>"
+            for row in self.counts()
+        )
+        return f"<div>{escape(self._words())}<table>{head}{rows}</table></div>"
+
+
+def _number(value: float) -> float | str:
+    """Return a number that JSON has: infinity and NaN as words."""
+    return float(value) if math.isfinite(value) else str(float(value))

@@ -1,0 +1,179 @@
+"""A training under way: its steps, its checkpoints, and what it leaves at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actlas.analysis.sae.metrics import Metrics, evaluate
+from actlas.analysis.sae.saelens_format import OWN_FILE, WEIGHTS_FILE, save_sae
+from actlas.analysis.sae.train import checkpoint as run_state
+from actlas.analysis.sae.train import curves
+from actlas.analysis.sae.train.curves import Point
+from actlas.analysis.sae.train.data import Data, Evaluated
+from actlas.analysis.sae.train.options import TrainOptions
+from actlas.analysis.sae.train.step import Trainer, fold
+from actlas.store.errors import InterruptedRunError, NonFiniteError
+from actlas.store.store import Store
+
+N_POINTS = 200
+
+METRICS_FILE, DENSITY_FILE = "metrics.json", "density.npy"
+
+Tell = Callable[[Point, int, float], None]
+"""Called with a point of the course, the steps of the whole run, rows a second."""
+
+
+class Run:
+    """A training under way.
+
+    Parameters
+    ----------
+    folder : Path
+        Of checkpoints and results.
+    asked : TrainOptions
+    key : dict
+        The options, with every default filled in, and the store's plan.
+    trainer : Trainer
+    data : Data
+    tell : callable, optional
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        asked: TrainOptions,
+        key: dict[str, Any],
+        trainer: Trainer,
+        data: Data,
+        tell: Tell | None,
+    ) -> None:
+        self.folder, self.asked, self.key = folder, asked, key
+        self.trainer, self.data, self.tell = trainer, data, tell
+        self.points: list[Point] = []
+        self.tokens, self.seconds = 0, 0.0
+        self._begun_with = 0, 0.0
+
+    def resume(self, saved: run_state.Saved) -> None:
+        """Go on where a checkpoint was saved."""
+        state = saved.state
+        self.data.stream.load_state_dict(state["batches"])
+        self.trainer.load_state(state["step"], saved.tensors)
+        self.points = [Point(*point) for point in state["points"]]
+        self.tokens, self.seconds = state["tokens"], state["seconds"]
+        self._begun_with = self.tokens, self.seconds
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        state = {
+            "options": self.key,
+            "step": self.trainer.step_number,
+            "tokens": self.tokens,
+            "batches": self.data.stream.state_dict(),
+            "points": [list(point) for point in self.points],
+            "seconds": self.seconds,
+        }
+        run_state.save_state(self.folder, self.trainer.state(), state)
+
+    def go(self, stop: Callable[[], bool]) -> None:
+        """Take the steps that are left."""
+        n_steps = self.trainer.recipe.n_steps
+        device = self.trainer.silent_rows.device
+        with closing(iter(self.data.stream)) as stream:
+            while self.trainer.step_number < n_steps:
+                began = time.monotonic()
+                self._step(next(stream).activations.to(device) * self.data.scale)
+                self.seconds += time.monotonic() - began
+                done = self.trainer.step_number
+                if stop() and done < n_steps:
+                    self.save()
+                    raise InterruptedRunError(
+                        f"stopped after step {done:,} of {n_steps:,}, which {self.folder} keeps. "
+                        "Run the same command again to go on."
+                    )
+                if done % self.asked.checkpoint_every == 0 or done == n_steps:
+                    self.save()
+
+    def _step(self, x: torch.Tensor) -> None:
+        n_steps, number = self.trainer.recipe.n_steps, self.trainer.step_number
+        every = math.ceil(n_steps / N_POINTS)
+        last = number == n_steps - 1
+        saved_next = (number + 1) % self.asked.checkpoint_every == 0
+        shown = number % every == 0 or last
+        seen = self.trainer.step(x, measure=shown or saved_next)
+        self.tokens += len(x)
+        if seen is None:
+            return
+        if not math.isfinite(seen.loss):
+            raise NonFiniteError(
+                f"the loss is {seen.loss} at step {number + 1:,}: give a smaller --lr than "
+                f"{self.key['lr']:g}, and another --out."
+            )
+        if not shown:
+            return
+        self.points.append(Point(number + 1, self.tokens, *seen, self.trainer.recipe.lr_at(number)))
+        if self.tell is not None:
+            tokens, seconds = self._begun_with
+            timed = self.seconds - seconds  # this step is not in it yet
+            rate = (self.tokens - len(x) - tokens) / timed if timed > 0 else math.nan
+            self.tell(self.points[-1], n_steps, rate)
+
+    def finish(self, store: Store, on: Evaluated) -> Metrics:
+        """Fold the scale in, evaluate, and write all results; the checkpoint goes last.
+
+        Killed in between, the run has its last checkpoint still, and does this again.
+        """
+        sae = self.trainer.sae
+        fold(sae, self.data.scale)
+        sae.eval()
+        metrics = evaluate(sae, on.rows.tensors())
+        title = f"{sae.kind} {sae.d_in} → {sae.d_sae}, {sae.hookpoint} of {store.plan.model.id}"
+        curves.write_csv(self.folder / "curve.csv", self.points)
+        final = metrics.explained_variance, "held-out" if on.held_out else "training"
+        curves.draw(self.folder / "curves.png", self.points, title, final)
+        np.save(self.folder / DENSITY_FILE, metrics.density, allow_pickle=False)
+        _write_json(self.folder / METRICS_FILE, {**metrics.as_dict(), **self._about(on)})
+        save_sae(sae, self.folder, self._metadata(store))
+        _add_weights_hash(self.folder)
+        (self.folder / run_state.STATE_FILE).unlink()
+        return metrics
+
+    def _about(self, on: Evaluated) -> dict[str, Any]:
+        return {
+            "explained_variance_is": "1 - sum |x - x'|^2 / sum |x - mean|^2 over the whole set",
+            "evaluated_on": "held-out rows" if on.held_out else "training rows",
+            "options": self.key,
+            "n_steps": self.trainer.step_number,
+            "n_tokens_seen": self.tokens,
+            "seconds": self.seconds,
+            "rows_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
+        }
+
+    def _metadata(self, store: Store) -> dict[str, Any]:
+        return {
+            "model": store.plan.model.model_dump(),
+            "store_plan_sha256": store.plan_sha256,
+            "corpus_fingerprint": store.plan.corpus.fingerprint,
+            "options": self.key,
+            "torch_version": str(torch.__version__),
+        }
+
+
+def _add_weights_hash(folder: Path) -> None:
+    with (folder / WEIGHTS_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    own = json.loads((folder / OWN_FILE).read_text())
+    _write_json(folder / OWN_FILE, {**own, "sae_weights_sha256": digest})
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

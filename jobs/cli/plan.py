@@ -1,0 +1,66 @@
+"""``actlas plan``: fix what the rows are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from actlas.jobs.cli.flags import debug_option
+from actlas.jobs.cli.options import asked_for, config_options, section_options
+from actlas.jobs.formatting import command as shell
+from actlas.jobs.formatting import counted
+from actlas.jobs.run.extract import make
+from actlas.jobs.run.resume import check_same_plan
+from actlas.store.errors import StoreNotFoundError
+
+if TYPE_CHECKING:
+    from actlas.store.store import Store
+
+
+@click.command("plan", short_help="Fix what the rows are.")
+@click.argument("store")
+@section_options("plan")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Estimate from a sample and write nothing.  [default: no]",
+)
+@config_options
+@debug_option
+def command(store: str, dry_run: bool, **values: Any) -> None:
+    """Fix what the rows of STORE are. Nothing is extracted without a plan, and a plan is frozen."""
+    asked = asked_for(values)
+    if dry_run:
+        options = asked.plan_options()
+        from actlas.pipeline.plan.make import estimate
+
+        click.echo(str(estimate(options)))
+        click.echo("dry run: nothing was written -> next: the same command without --dry-run")
+        return
+    from actlas.store.store import open_store
+
+    try:
+        planned = open_store(store)
+    except StoreNotFoundError:
+        planned = make(store, asked)
+        word = "planned"
+    else:
+        check_same_plan(planned.plan, asked, store)
+        word = "planned already"
+    plan = planned.plan
+    n_shards = sum(planned.n_shards(job) for job in planned.jobs)
+    click.echo(
+        f"{word}: {counted(plan.n_documents, 'document')}, {_rows(planned)} x "
+        f"{counted(len(plan.hookpoints), 'hookpoint')} in {counted(n_shards, 'shard')} -> next: "
+        f"{shell('extract', store)}"
+    )
+
+
+def _rows(store: Store) -> str:
+    """Say what has rows: tokens, documents, or both."""
+    plan = store.plan
+    found = [counted(plan.n_tokens, "row")] * plan.dense
+    if plan.pools:
+        found.append(counted(plan.n_documents * len(plan.pools), "pooled row"))
+    return " and ".join(found)

@@ -1,0 +1,187 @@
+"""Checks of a machine: packages, accelerators, memory, processes, the hub."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from actlas.jobs.formatting import n_bytes
+from actlas.pipeline.model.device import n_cpus
+
+MIN_SHM_BYTES = 1 << 30
+
+MIN_OPEN_FILES = 4096
+
+
+def packages() -> Iterator[Check]:
+    """Compare what is installed with the ranges of actlas's own metadata."""
+    yield ok("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    required, missing, old, seen = metadata.requires("actlas") or [], [], [], set[str]()
+    for line in required:
+        match = re.match(r"([\w.-]+)(?:\[[^]]*])?(?:>=([\d.]+))?", line)
+        extra = re.search(r"extra == [\"'](\w+)[\"']", line)
+        if match is None or match[1] == "actlas" or match[1] in seen:
+            continue
+        group = extra[1] if extra else ""
+        if group not in ("", "extract", "analysis", "cloud"):
+            continue
+        seen.add(match[1])
+        try:
+            version = metadata.version(match[1])
+        except metadata.PackageNotFoundError:
+            missing.append((match[1], group))
+            continue
+        if match[2] and _numbers(version) < _numbers(match[2]):
+            old.append(f"{match[1]} {version} (needs {match[2]})")
+    if old:
+        yield problem("packages", f"too old: {', '.join(old)}", "pip install --upgrade them")
+    base = [name for name, group in missing if not group]
+    if base:
+        yield problem("packages", f"missing: {', '.join(base)}", "pip install actlas")
+    for group in ("extract", "analysis", "cloud"):
+        if names := [name for name, of in missing if of == group]:
+            found = f"not installed: {', '.join(names)}"
+            yield warning(group, found, f"where it is needed: pip install 'actlas[{group}]'")
+    if not old and not base:
+        yield ok("packages", f"{len(seen) - len(missing)} of {len(seen)} there, all new enough")
+
+
+def accelerators() -> Iterator[Check]:
+    """Compare the GPUs of the machine with those that torch sees."""
+    n_devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    try:
+        import torch
+    except ImportError:
+        yield warning("gpu", "torch is not installed", "to extract: pip install 'actlas[extract]'")
+        return
+    n_seen = torch.cuda.device_count()
+    if n_seen < n_devices and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        yield problem(
+            "gpu",
+            f"{n_devices} in the machine, torch {torch.__version__} sees {n_seen} (CUDA of torch: "
+            f"{torch.version.cuda or 'none'})",
+            "install a torch for this driver's CUDA; `nvidia-smi` says which",
+        )
+    if not n_seen:
+        yield ok("gpu", f"none; torch {torch.__version__} computes on {n_cpus()} CPUs")
+    for index in range(n_seen):
+        device = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        found = f"{index}: {device.name}, {n_bytes(free)} of {n_bytes(total)} free"
+        if device.major < 8:
+            yield warning("gpu", f"{found}, no bfloat16", "use --model-dtype float32 or float16")
+        else:
+            yield ok("gpu", f"{found}, bfloat16")
+
+
+def memory() -> Iterator[Check]:
+    """Compare the machine's memory and CPUs with what its control group allows."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = memory_limit()
+    if limit is not None and limit < total:
+        yield warning(
+            "memory",
+            f"{n_bytes(limit)} allowed to this container, of {n_bytes(total)}",
+            "Ray and --memory count the machine's: give --max-memory-bytes, or raise the limit",
+        )
+    else:
+        yield ok("memory", f"{n_bytes(total)}")
+    cpus = cpu_limit()
+    if cpus is not None and cpus < n_cpus():
+        found = f"{cpus:g} allowed to this container, but {n_cpus()} are seen"
+        yield warning("cpus", found, f"set OMP_NUM_THREADS={max(1, int(cpus))}")
+    else:
+        threads = os.environ.get("OMP_NUM_THREADS")
+        yield ok("cpus", f"{n_cpus()}" + (f", OMP_NUM_THREADS={threads}" if threads else ""))
+    shm = Path("/dev/shm")
+    if shm.is_dir():
+        free = shutil.disk_usage(shm).free
+        if free < MIN_SHM_BYTES:
+            remedy = "in a container: --shm-size=2g, or an emptyDir of medium Memory"
+            yield warning("shared memory", f"{n_bytes(free)} free in /dev/shm", remedy)
+        else:
+            yield ok("shared memory", f"{n_bytes(free)} free in /dev/shm")
+
+
+def processes() -> Iterator[Check]:
+    """Check how many files a process may have open."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < MIN_OPEN_FILES:
+        yield warning("open files", f"{soft:,} at most", f"ulimit -n {min(65536, hard)}")
+    else:
+        yield ok("open files", f"{soft:,} at most")
+
+
+def hub() -> Iterator[Check]:
+    """Say where models come from, and whether that is there."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
+    offline = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)]
+    place = home
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        yield warning("models", f"{home} cannot be written", "set HF_HOME to a folder that can")
+    else:
+        free = n_bytes(shutil.disk_usage(place).free)
+        yield ok("models", f"cache {home}, {free} free" + (", offline" if offline else ""))
+
+
+def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the bytes that the control group allows (v2, or v1); None where it sets no limit."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        text = _read(root / name)
+        if text is not None and text.isdigit():
+            return int(text) if int(text) < 1 << 60 else None
+    return None
+
+
+def cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return the CPUs that the control group allows (v2, or v1); None where it sets no limit."""
+    words: Iterable[str | None] = (_read(root / "cpu.max") or "").split()
+    if not words:
+        words = [_read(root / f"cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]
+    numbers = [int(word) for word in words if word is not None and word.isdigit()]
+    return numbers[0] / numbers[1] if len(numbers) == 2 and numbers[1] else None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
+class Check(NamedTuple):
+    """A check: its name, how it came out, what was found, and what to do where it is not well."""
+
+    name: str
+    result: Literal["ok", "warning", "problem"]
+    found: str
+    remedy: str = ""
+
+
+def ok(name: str, found: str) -> Check:
+    """Return that all is well."""
+    return Check(name, "ok", found)
+
+
+def warning(name: str, found: str, remedy: str) -> Check:
+    """Return what works, but not as it should."""
+    return Check(name, "warning", found, remedy)
+
+
+def problem(name: str, found: str, remedy: str) -> Check:
+    """Return what a run would fail on."""
+    return Check(name, "problem", found, remedy)

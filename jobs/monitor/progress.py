@@ -1,0 +1,191 @@
+"""How a run is told to a person, on a terminal or in plain lines, and to the log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, TextIO
+
+from actlas.jobs.formatting import printable, ranges
+from actlas.jobs.logs import LOGGER
+from actlas.jobs.monitor.run_stats import Tally
+from actlas.jobs.monitor.run_summary import head_parts, headline, states_line, worker_lines
+from actlas.jobs.scheduler.faults import Fault
+from actlas.jobs.scheduler.protocols import Done
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+BAR_WIDTH, MIN_WORKER_LINES = 60, 1
+
+FIRST_LINES_S, LATER_LINES_S, FIRST_MINUTE_S = 5.0, 30.0, 60.0
+
+
+class PlainProgress:
+    """Plain lines now and then, for files and pipes, and a JSON line per event in the log.
+
+    Parameters
+    ----------
+    tally : Tally
+        The numbers to tell.
+    out : text stream
+        Where the lines go.
+    """
+
+    def __init__(self, tally: Tally, out: TextIO | None = None) -> None:
+        self.tally = tally
+        self._out = sys.stderr if out is None else out
+        self._next = tally.clock() + FIRST_LINES_S
+
+    def shown(self) -> AbstractContextManager[object]:
+        """Return the context in which the display is up."""
+        return nullcontext()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, file=self._out, flush=True)
+        LOGGER.info(text)
+
+    def stopping(self, text: str) -> None:
+        """Say that a signal came; from here on the shards in flight are the last."""
+        self.tally.stopping = True
+        self.say(text)
+
+    def state(self, worker: str, state: str, shard: int | None = None) -> None:
+        """Keep and log what a worker is at."""
+        self.tally.on_state(worker, state, shard)
+        LOGGER.info(state, extra={"worker": worker, "shard": shard})
+
+    def done(self, done: Done) -> None:
+        """Add a shard."""
+        self.tally.on_done(done)
+        LOGGER.info("done", extra=done._asdict())
+        self.tick()
+
+    def fault(self, fault: Fault, quarantined: bool) -> None:
+        """Tell of a failed attempt, in one line; the log has the traceback."""
+        self.tally.on_fault(fault, quarantined)
+        what = "a worker could not start" if fault.shard is None else f"shard {fault.shard} failed"
+        then = "now in quarantine" if quarantined else "trying again"
+        first = fault.error.splitlines()[0] if fault.error else fault.kind
+        LOGGER.warning("fault", extra={**fault._asdict(), "quarantined": quarantined})
+        self.say(f"{what} ({fault.worker}): {first}; {then}")
+
+    def tick(self) -> None:
+        """Print where the run stands, every 5 s in the first minute, then every 30 s."""
+        now = self.tally.clock()
+        if now < self._next:
+            return
+        early = now - self.tally.started < FIRST_MINUTE_S
+        self._next = now + (FIRST_LINES_S if early else LATER_LINES_S)
+        print(headline(self.tally), file=self._out, flush=True)
+
+
+class LiveProgress(PlainProgress):
+    """The same on a terminal: a bar, rates, and what each worker is at, drawn as it changes.
+
+    It is never wider than the terminal, nor higher: of many workers those are shown that are
+    longest at a shard, since the last of them is what a run waits for.
+    """
+
+    def __init__(self, tally: Tally, out: TextIO | None = None) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        super().__init__(tally, out)
+        self._console = Console(file=self._out)
+        self._widest: list[int] = []
+        self._live = Live(
+            self, console=self._console, refresh_per_second=4, transient=True, redirect_stdout=False
+        )
+
+    def shown(self) -> AbstractContextManager[object]:
+        """Return the live display."""
+        return self._live
+
+    def _bar(self, console: Console, width: int) -> RenderResult:
+        """Yield how much is done; in plain characters where colours cannot tell the parts."""
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        share = self.tally.share()
+        if console.no_color or console.color_system is None:
+            n = int(share * (width - 2))
+            yield Text(f"[{'#' * n}{'-' * (width - 2 - n)}]", end="")
+        else:
+            yield ProgressBar(total=1.0, completed=share, width=width)
+
+    def _steady(self, parts: list[str]) -> list[str]:
+        """Return parts as wide as they ever were, so that lines do not break anew at each number.
+
+        The last is left as it is.
+        """
+        if len(parts) != len(self._widest):
+            self._widest = [0] * len(parts)
+        self._widest = [max(w, len(p)) for w, p in zip(self._widest, parts, strict=True)]
+        wide = [p.ljust(w) for w, p in zip(self._widest, parts, strict=True)]
+        return [*wide[:-1], parts[-1]]
+
+    def say(self, text: str) -> None:
+        """Print a line above the display."""
+        self._console.print(printable(text), markup=False, highlight=False)
+        LOGGER.info(text)
+
+    def tick(self) -> None:
+        """Leave it to the display's own thread."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it, for as many columns and lines as there are."""
+        from rich.segment import Segment
+        from rich.text import Text
+
+        width, height = options.max_width, console.size.height
+        above = [(line, "") for line in packed(self._steady(head_parts(self.tally)), width)]
+        above += [(line, "yellow") for line in trouble_lines(self.tally)]
+        above += [(states_line(self.tally), "")]
+        room = max(MIN_WORKER_LINES, height - len(above) - 4)
+        below = [(f"  {line}", "dim") for line in worker_lines(self.tally, room)]
+        yield from self._bar(console, min(BAR_WIDTH, width - 1))
+        yield Segment.line()
+        for line, style in (*above, *below):
+            yield Text(line, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def trouble_lines(tally: Tally, limit: int = 3) -> list[str]:
+    """Return failed attempts by kind, and the quarantine with the last of its errors."""
+    lines = []
+    if tally.faults:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(tally.faults.items()))
+        lines.append(f"failed attempts: {kinds}")
+    if tally.quarantined:
+        lines.append(f"in quarantine: {ranges(sorted(tally.quarantined))}")
+        last = tally.quarantined[-limit:]
+        lines.extend(f"  {shard}: {printable(tally.errors.get(shard, ''))}" for shard in last)
+    return lines
+
+
+def packed(parts: Sequence[str], width: int) -> list[str]:
+    """Return parts side by side, two spaces apart, on as few lines of a width as they fit.
+
+    >>> packed(["one", "two", "three"], 8)
+    ['one  two', 'three']
+    """
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
+def display(tally: Tally, out: TextIO | None = None) -> PlainProgress:
+    """Return the display that fits where it is shown."""
+    from rich.console import Console
+
+    stream = sys.stderr if out is None else out
+    console = Console(file=stream)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveProgress(tally, stream)
+    return PlainProgress(tally, stream)

@@ -1,0 +1,259 @@
+"""What a run has done so far, in numbers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from actlas.jobs.scheduler.faults import Fault
+from actlas.jobs.scheduler.protocols import STAGES, Done
+
+NOW_S = 30.0
+"""The window over which "now" is a mean."""
+
+STATES = ("busy", "idle", "starting", "waiting")
+"""What a worker may be at: a shard, nothing, loading its model, or waiting for a place."""
+
+N_TOLD, N_QUARANTINE_TOLD, N_LINE = 64, 16, 200
+"""At most so many workers and quarantined shards, and characters of an error, go with a beat."""
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """What a worker is at, since when, and the shards that are with it, the first at work."""
+
+    state: str
+    since: float
+    shards: list[int] = field(default_factory=list)
+
+
+class Flight(NamedTuple):
+    """A shard that a worker is at, and for how long; not one that waits behind it."""
+
+    shard: int
+    worker: str
+    seconds: float
+
+
+@dataclass(slots=True)
+class Tally:
+    """The numbers of a run, from the events of its executor.
+
+    The driver's thread writes; those of the display and of the lease read.
+
+    Attributes
+    ----------
+    n_rows : int
+        Rows of the whole store.
+    n_rows_before : int
+        Of those, the ones done when this run began.
+    """
+
+    n_rows: int
+    n_rows_before: int
+    n_shards: int
+    rows: str = "rows"
+    """What its rows are, for a person: rows, or documents."""
+    clock: Callable[[], float] = time.monotonic
+    started: float = 0.0
+    n_rows_done: int = 0
+    n_shards_done: int = 0
+    n_bytes: int = 0
+    n_nonfinite: int = 0
+    n_tokens_fed: float = 0.0
+    n_tokens_padded: float = 0.0
+    stages: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    makers: set[str] = field(default_factory=set)
+    bare_tokens_per_s: dict[str, float] = field(default_factory=dict)
+    faults: Counter[str] = field(default_factory=Counter)
+    quarantined: list[int] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
+    """The first line of what put a shard in quarantine."""
+    workers: dict[str, WorkerState] = field(default_factory=dict)
+    n_gone: int = 0
+    stopping: bool = False
+    """Whether the shards in flight are the last of this run."""
+    recent: deque[tuple[float, int, float]] = field(default_factory=deque)
+    """When a shard was done, its rows, and the tokens that were fed for it."""
+    first_busy: float | None = None
+    last_done: float | None = None
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    def on_state(self, worker: str, state: str, shard: int | None) -> None:
+        """Keep what a worker is at, and since when."""
+        now = self.clock()
+        if state == "busy" and self.first_busy is None:
+            self.first_busy = now
+        if state == "gone":
+            self.n_gone += self.workers.pop(worker, None) is not None
+            return
+        at = self.workers.setdefault(worker, WorkerState(state, now))
+        if state == "busy" and shard is not None:
+            if not at.shards:
+                at.since = now
+            if shard not in at.shards:
+                at.shards.append(shard)
+        else:
+            at.shards.clear()
+            at.since = now
+        at.state = state
+
+    def on_done(self, done: Done) -> None:
+        """Add a finished shard."""
+        self.n_rows_done += done.n_rows
+        self.n_shards_done += 1
+        self.n_bytes += done.n_bytes
+        self.n_nonfinite += done.n_nonfinite
+        fed = done.run.get("n_tokens_fed", 0.0)
+        self.n_tokens_fed += fed
+        self.n_tokens_padded += fed / (1 - done.run.get("padding_share", 0.0))
+        for stage in (*STAGES, "write_s"):
+            self.stages[stage] += done.run.get(stage, 0.0)
+        self.makers.add(done.worker)
+        if done.bare_tokens_per_s is not None:
+            self.bare_tokens_per_s[done.worker] = done.bare_tokens_per_s
+        now = self.last_done = self.clock()
+        self._take(done.worker, done.shard, now)
+        self.recent.append((now, done.n_rows, fed))
+        while self.recent and now - self.recent[0][0] > NOW_S:
+            self.recent.popleft()
+
+    def on_fault(self, fault: Fault, quarantined: bool) -> None:
+        """Count a failed attempt."""
+        self.faults[fault.kind] += 1
+        if quarantined and fault.shard is not None:
+            self.quarantined.append(fault.shard)
+            self.errors[fault.shard] = (fault.error.splitlines() or [fault.kind])[0][:N_LINE]
+        if fault.shard is not None:
+            self._take(fault.worker, fault.shard, self.clock())
+
+    def _take(self, worker: str, shard: int, now: float) -> None:
+        """Take a shard from a worker. The clock of what lay behind the first begins now."""
+        at = self.workers.get(worker)
+        if at is None or shard not in at.shards:
+            return
+        if at.shards[0] == shard:
+            at.since = now
+        at.shards.remove(shard)
+        if not at.shards:
+            at.state = "idle"
+
+    def n_in(self) -> dict[str, int]:
+        """Return how many workers are in each state; only those states that there are."""
+        found = Counter(at.state for at in list(self.workers.values()))
+        return {state: found[state] for state in STATES if found[state]}
+
+    def flights(self) -> list[Flight]:
+        """Return the shards that workers are at, the longest first."""
+        now = self.clock()
+        at_work = [
+            Flight(shards[0], name, now - at.since)
+            for name, at in list(self.workers.items())
+            if (shards := list(at.shards))
+        ]
+        return sorted(at_work, key=lambda flight: -flight.seconds)
+
+    def n_in_flight(self) -> int:
+        """Return how many shards are with workers, those that wait there included."""
+        return sum(len(at.shards) for at in list(self.workers.values()))
+
+    def seconds(self) -> float:
+        """Return the time since the first shard was begun."""
+        since = self.started if self.first_busy is None else self.first_busy
+        return max(1e-9, self.clock() - since)
+
+    def seconds_made(self) -> float:
+        """Return the time from the first shard begun to the last one done."""
+        if self.last_done is None or self.first_busy is None:
+            return self.seconds()
+        return max(1e-9, self.last_done - self.first_busy)
+
+    def mean_rate(self) -> float:
+        """Return this run's rows per second, from the first shard begun to the last one done."""
+        return self.n_rows_done / self.seconds_made() if self.n_rows_done else 0.0
+
+    def share_of_bare(self) -> float | None:
+        """Return the run's tokens per second over those of its workers' bare forward passes.
+
+        From the first shard begun to the last one done, so waiting and writing count. None where
+        a worker that made rows was not measured.
+        """
+        bare = sum(self.bare_tokens_per_s.values())
+        if not bare or self.makers - set(self.bare_tokens_per_s):
+            return None
+        return self.n_tokens_fed / self.seconds_made() / bare
+
+    def rate_now(self) -> float:
+        """Return rows per second over the last half minute."""
+        return self._recently(lambda rows, _: rows)
+
+    def tokens_now(self) -> float:
+        """Return the tokens fed to models per second, over the last half minute."""
+        return self._recently(lambda _, tokens: tokens)
+
+    def mean_tokens(self) -> float:
+        """Return this run's tokens fed per second, as :meth:`mean_rate` counts its seconds."""
+        return self.n_tokens_fed / self.seconds_made() if self.n_rows_done else 0.0
+
+    def _recently(self, what: Callable[[int, float], float]) -> float:
+        window = min(NOW_S, self.seconds())
+        since = self.clock() - window
+        return sum(what(rows, fed) for t, rows, fed in list(self.recent) if t >= since) / window
+
+    def share(self) -> float:
+        """Return the share of the store's rows that is done."""
+        return (self.n_rows_before + self.n_rows_done) / self.n_rows
+
+    def seconds_left(self) -> float | None:
+        """Return an estimate, or None before there is anything to estimate from."""
+        rate = self.mean_rate()
+        left = self.n_rows - self.n_rows_before - self.n_rows_done
+        return left / rate if rate > 0 else None
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return how the run stands as plain values of bounded size, to go with a lease's beat.
+
+        Of more than ``N_TOLD`` workers those are listed that are longest at what they are at, and
+        those at a shard first.
+        """
+        now, wall = self.clock(), time.time()
+        listed = sorted(
+            self.workers.copy().items(), key=lambda item: (item[1].state != "busy", item[1].since)
+        )
+        last = self.quarantined[-N_QUARANTINE_TOLD:]
+        return {
+            "written_unix_s": round(wall, 3),
+            "seconds": round(self.seconds(), 3),
+            "of": self.rows,
+            "n_rows": self.n_rows,
+            "n_rows_done": self.n_rows_before + self.n_rows_done,
+            "n_shards_done": self.n_shards_done,
+            "n_shards": self.n_shards,
+            "rows_per_s_now": round(self.rate_now(), 3),
+            "rows_per_s": round(self.mean_rate(), 3),
+            "tokens_per_s_now": round(self.tokens_now(), 3),
+            "tokens_per_s": round(self.mean_tokens(), 3),
+            "seconds_left": self.seconds_left(),
+            "stopping": self.stopping,
+            "n_workers": len(self.workers),
+            "n_workers_gone": self.n_gone,
+            "states": self.n_in(),
+            "n_in_flight": self.n_in_flight(),
+            "workers": [
+                {
+                    "worker": name[:N_LINE],
+                    "state": at.state,
+                    "seconds": round(now - at.since, 3),
+                    "shards": list(at.shards)[:8],
+                }
+                for name, at in listed[:N_TOLD]
+            ],
+            "faults": dict(self.faults),
+            "n_quarantined": len(self.quarantined),
+            "quarantine": [{"shard": n, "error": self.errors.get(n, "")} for n in last],
+        }

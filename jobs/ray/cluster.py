@@ -1,0 +1,240 @@
+"""Starting Ray on this machine, quietly, or joining a cluster; and what a worker may reserve."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import actlas.jobs
+from actlas.jobs.ray.address import WHERE_TOKENS_ARE, host_and_port, introduce, knock
+from actlas.pipeline.model.device import n_cpus
+from actlas.pipeline.options import RunOptions
+from actlas.store.errors import ConfigError, RunFaultError
+
+OBJECT_STORE_BYTES = 100 << 20
+"""Results are a few hundred bytes; Ray's default would be 30 % of the memory."""
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": r"[\s\S]*",  # dead workers: the driver reports them itself
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+
+def address_of(run: RunOptions) -> str | None:
+    """Return the address of the cluster to join; None for a Ray of our own."""
+    return run.address or os.environ.get("RAY_ADDRESS")
+
+
+@contextmanager
+def connected(run: RunOptions) -> Iterator[None]:
+    """Be connected to Ray: to one that is already initialized, a cluster, or one of our own.
+
+    A Ray of our own listens with a token made for this process: no other user of the machine can
+    reach it, and nothing is written to ``~/.ray``. On a cluster Ray's own authentication stays.
+
+    Raises
+    ------
+    ConfigError
+        No cluster answers at the address, or it wants another token than ours.
+    RunFaultError
+        Ray does not start here.
+    """
+    address = address_of(run)
+    _prepare_environment(own=address is None)
+    there = sys.modules.get("ray")
+    if address is not None and not (there is not None and there.is_initialized()):
+        _knock(address)
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            f"--executor ray needs Ray ({error}): pip install 'actlas[extract]', or use "
+            "--executor inline."
+        ) from error
+    if ray.is_initialized():
+        yield
+        return
+    with _environment(_for_own_ray() if address is None else {}):
+        try:
+            if address is None:
+                _start(ray, run)
+            else:
+                _join(ray, address)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _prepare_environment(own: bool) -> None:
+    """Set what Ray reads once, as it is imported: silence, and the token of a Ray of our own."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if own and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _start(ray: Any, run: RunOptions) -> None:
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(n_cpus(), math.ceil(run.n_workers * run.cpus_per_worker)),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            configure_logging=False,
+            logging_level="error",
+            log_to_driver=False,
+        )
+    except (RuntimeError, OSError, TimeoutError) as error:
+        raise RunFaultError(
+            f"Ray does not start on this machine: {error}. `--executor inline` needs no Ray."
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """See that a head answers at an address and lets us in, before Ray tries for long.
+
+    To be called before Ray is imported: it reads once whether to send a token.
+    """
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)
+    if (where := host_and_port(address)) is None:
+        return
+    if (nobody := knock(address)) is not None:
+        raise _not_joined(address, nobody)
+    introduce(where)
+
+
+def _join(ray: Any, address: str) -> None:
+    from ray.exceptions import RayError
+
+    try:
+        ray.init(
+            address=address, configure_logging=False, logging_level="error", log_to_driver=False
+        )
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as error:
+        reason = str(error).rstrip(".")
+        if address == "auto":  # nobody knocked there
+            reason += f" (where is its token? {WHERE_TOKENS_ARE})"
+        raise _not_joined(address, reason) from error
+
+
+def _not_joined(address: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"no Ray cluster to join at {address!r}: {reason}. Start one with `ray start --head`, "
+        "or leave --address out to run on this machine.",
+        address=address,
+    )
+
+
+def _for_own_ray() -> dict[str, str]:
+    """Return what a Ray of our own should find in its environment, and hand to its workers."""
+    package_root = Path(actlas.jobs.__file__).absolute().parents[2]
+    before = os.environ.get("PYTHONPATH")
+    paths = [str(Path(p).absolute()) for p in before.split(os.pathsep) if p] if before else []
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys([str(package_root), *paths]))}
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """Return what Ray knows of each living machine."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def reservation(run: RunOptions) -> dict[str, Any]:
+    """Return the resources of one worker, as options of a Ray actor.
+
+    Raises
+    ------
+    ConfigError
+        This Ray of our own can never hold one worker. (A machine may always join a cluster.)
+    """
+    nodes = [node["Resources"] for node in alive_nodes()]
+    cpus, gpus = run.cpus_per_worker, run.gpus_per_worker
+    most_cpus = max((n.get("CPU", 0.0) for n in nodes), default=0.0)
+    most_gpus = max((n.get("GPU", 0.0) for n in nodes), default=0.0)
+    if gpus is None:
+        gpus = 1.0 if run.device != "cpu" and most_gpus else 0.0
+    own = address_of(run) is None
+    if own and not any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes):
+        raise ConfigError(
+            f"a worker asks for {cpus:g} CPUs and {gpus:g} GPUs, and no machine of "
+            f"this Ray has both (at most {most_cpus:g} CPUs, {most_gpus:g} GPUs): lower "
+            "--cpus-per-worker or --gpus-per-worker, or add machines."
+        )
+    if own and run.workers == "auto" and gpus:
+        cpus = 0.0  # its GPUs alone say how many workers there are
+    return {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+
+
+def hopes_for_gpus(run: RunOptions, reserved: dict[str, Any]) -> bool:
+    """Say whether a worker would take a GPU, if a machine with one joined the cluster."""
+    joins = address_of(run) is not None and not reserved["num_gpus"]
+    return joins and run.gpus_per_worker is None and run.device != "cpu"
+
+
+def room(run: RunOptions, reserved: dict[str, Any]) -> int:
+    """Return how many workers fit the living machines together, were they there for us alone.
+
+    On a Ray of our own without GPUs: one, which has all of the processor's threads.
+
+    Parameters
+    ----------
+    run : RunOptions
+    reserved : dict
+        One worker's :func:`reservation`.
+    """
+    asked = {"CPU": reserved["num_cpus"], "GPU": reserved["num_gpus"]}
+    if address_of(run) is None and not asked["GPU"]:
+        return 1
+    fit = 0
+    for node in alive_nodes():
+        there = node["Resources"]
+        shares = [there.get(name, 0.0) / amount for name, amount in asked.items() if amount]
+        fit += int(min(shares, default=1.0) + 1e-6)
+    return fit
+
+
+def worker_options(run: RunOptions) -> RunOptions:
+    """Return the options that workers get: what they cannot know of Ray is put in.
+
+    CPU threads are a worker's share of one machine, or its reservation; and there is an address
+    wherever there may be several machines.
+    """
+    address, many = address_of(run), len(alive_nodes()) > 1
+    if isinstance(run.workers, int):
+        workers = run.workers
+    else:
+        workers = max(1, room(run, reservation(run)))
+        many = many or address is not None  # others may join
+    share = int(run.cpus_per_worker) if many else n_cpus() // workers
+    return run.model_copy(
+        update={
+            "workers": workers,
+            "threads": run.threads or max(1, share),
+            "address": "auto" if many and address is None else address,
+        }
+    )

@@ -1,0 +1,133 @@
+"""Extraction from Python: plan where there is no plan, then extract or resume."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from actlas.jobs.config import SECTIONS, Asked, Section, resolve
+from actlas.jobs.run.resume import check_same_plan, moved_model
+from actlas.store.errors import (
+    EXIT_DONE,
+    ActlasError,
+    ConfigError,
+    InterruptedRunError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
+
+if TYPE_CHECKING:
+    from actlas.jobs.run.run import Outcome
+    from actlas.store.store import Store
+
+
+def extract(
+    path: str | os.PathLike[str],
+    *,
+    config: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    **options: Any,
+) -> Store:
+    """Plan where there is no plan, extract what is missing, and return the store.
+
+    Parameters
+    ----------
+    path : path
+        Of the store: new, or one to go on with.
+    config : path, optional
+        YAML with the sections ``plan`` and ``run``.
+    overrides : sequence of str
+        ``"run.workers=4"``.
+    **options
+        Any field of :class:`~actlas.pipeline.options.PlanOptions` and
+        :class:`~actlas.pipeline.options.RunOptions`: ``model``, ``corpus``, ``hookpoints``,
+        ``executor``, ``workers``.
+
+    Raises
+    ------
+    ActlasError
+        Shards are left in quarantine, or the run was stopped.
+
+    Examples
+    --------
+    >>> store = actlas.extract(                                        # doctest: +SKIP
+    ...     "run.zarr", model="builtin:actlas-6m", corpus="builtin:python-docs"
+    ... )
+    """
+    sorted_options: dict[Section, dict[str, Any]] = {"plan": {}, "run": {}}
+    for name, value in options.items():
+        sorted_options[_section_of(name)][name] = value
+    asked = resolve(sorted_options, overrides, config)
+    store, outcome = extract_at(os.fspath(path), asked)
+    if outcome.quarantined:
+        raise ActlasError(outcome.line, shards=list(outcome.quarantined))
+    if outcome.exit_code != EXIT_DONE:
+        raise InterruptedRunError(outcome.line)
+    return store
+
+
+def extract_at(path: str, asked: Asked) -> tuple[Store, Outcome]:
+    """Open or plan the store at a path, then extract what is missing from it."""
+    from actlas.jobs.run.run import run_extraction
+
+    store, run = open_or_plan(path, asked), asked.run
+    if asked.plan.get("trust_remote_code"):
+        run = run.model_copy(update={"allow_remote_code": True})
+    if run.model_path is None:
+        run = run.model_copy(update={"model_path": moved_model(store.plan, asked)})
+    return store, run_extraction(store, run)
+
+
+def open_or_plan(path: str, asked: Asked) -> Store:
+    """Open a store, held against what was asked for; where there is none, plan it.
+
+    Raises
+    ------
+    PlanMismatchError
+        Something that was given differs from the store's plan.
+    """
+    from actlas.store.store import open_store
+
+    try:
+        store = open_store(path)
+    except StoreNotFoundError:
+        pass
+
+        try:
+            return make(path, asked)
+        except StoreExistsError as exists:  # another planner was faster, or else
+            try:
+                store = open_store(path)
+            except StoreNotFoundError as error:
+                if "begun" in exists.details:
+                    raise exists from error
+                raise StoreExistsError(
+                    f"{path}: something lies there that is no store. Give another path, or "
+                    "remove it.",
+                    path=path,
+                ) from error
+    check_same_plan(store.plan, asked, path)
+    return store
+
+
+def _section_of(name: str) -> Section:
+    if name in SECTIONS["plan"].model_fields:
+        return "plan"
+    if name in SECTIONS["run"].model_fields:
+        return "run"
+    known = [*SECTIONS["plan"].model_fields, *SECTIONS["run"].model_fields]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are: {', '.join(known)}."
+    raise ConfigError(f"unknown option {name!r}. {hint}", key=name, near=near)
+
+
+def make(path: str, asked: Asked) -> Store:
+    """Plan a new store and return it."""
+    options = asked.plan_options()
+    from actlas.pipeline.plan.make import make_plan
+
+    return make_plan(path, options, lambda text: click.echo(text, err=True))

@@ -1,0 +1,84 @@
+"""Hold what a command asks for against a store's frozen plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from actlas.jobs.config import Asked
+from actlas.pipeline.model.files import CONFIG_FILE, file_sha256, weight_files, weights_sha256
+from actlas.pipeline.options import PlanOptions
+from actlas.store.errors import PlanMismatchError
+from actlas.store.format.schema import Plan
+
+_RESOLVED: Mapping[str, Callable[[Plan], Any]] = {
+    "model": lambda plan: plan.model.id,
+    "corpus": lambda plan: plan.corpus.uri,
+    "hookpoints": lambda plan: [h.name for h in plan.hookpoints],
+    "tokenizer": lambda plan: plan.tokenizer.id if plan.tokenizer else None,
+    "revision": lambda plan: plan.model.revision,
+    "text_field": lambda plan: plan.corpus.text_field,
+    "label_field": lambda plan: plan.corpus.label_field,
+    "max_length": lambda plan: plan.windows.max_length,
+    "long": lambda plan: plan.windows.long,
+    "order": lambda plan: plan.order,
+    "sample": lambda plan: plan.corpus.sample,
+    "dtype": lambda plan: plan.dtype,
+    "model_dtype": lambda plan: plan.model.compute_dtype,
+    "trust_remote_code": lambda plan: plan.model.trust_remote_code,
+    "compression": lambda plan: plan.compression,
+    "shard_rows": lambda plan: plan.shard_rows,
+    "seed": lambda plan: plan.seed,
+}
+"""What the plan made of a field that may have been left to its default."""
+
+
+def check_same_plan(plan: Plan, asked: Asked, path: str) -> None:
+    """Refuse what was given and differs from what the store was planned with.
+
+    A field that was not given comes from the plan. One that was left open when planning
+    (``max_length``, say) may now be given as what it was resolved to. A model is its files: another
+    folder with the same ones is no other model.
+
+    Raises
+    ------
+    PlanMismatchError
+        Naming the first field that differs, with both values.
+    """
+    defaults = PlanOptions(model="", corpus="").model_dump(mode="json")
+    for field, value in asked.plan.items():
+        resolved = _RESOLVED[field](plan) if field in _RESOLVED else None
+        planned = plan.request.get(field, defaults[field] if resolved is None else resolved)
+        same = value == planned or (resolved is not None and value == resolved)
+        if same or (field == "model" and moved_model(plan, asked)):
+            continue
+        shown = resolved if planned is None else planned
+        where = asked.origin.get(f"plan.{field}", field)
+        raise PlanMismatchError(
+            f"{path}: planned with {field} = {shown!r}, now asked for {value!r} ({where}). A plan "
+            f"is frozen: leave {field} out to go on with this store, or give another path for a "
+            "new one.",
+            field=field,
+            planned=shown,
+            asked=value,
+        )
+
+
+def moved_model(plan: Plan, asked: Asked) -> str | None:
+    """Return the folder that was given as the model, where it is not the plan's but holds it.
+
+    Raises
+    ------
+    ModelError
+        Its weights are cut short, or some are missing.
+    """
+    given = asked.plan.get("model")
+    if given in (None, plan.model.id) or not Path(given, CONFIG_FILE).is_file():
+        return None
+    folder = Path(given)
+    same = (
+        file_sha256(folder / CONFIG_FILE) == plan.model.config_sha256
+        and weights_sha256(weight_files(folder)) == plan.model.weights_sha256
+    )
+    return given if same else None

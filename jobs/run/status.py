@@ -1,0 +1,155 @@
+"""How far the jobs of a store are, as plain values."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from actlas.jobs.monitor.heartbeat import Holding, look
+from actlas.jobs.scheduler.faults import Ledger
+from actlas.pipeline.options import RunOptions
+from actlas.store.format.schema import Receipt
+from actlas.store.ledger.receipts import EXTRACT, POOLED
+from actlas.store.store import Store
+
+BREAK_S, N_GAPS = 10.0, 10
+"""Receipts further apart than ``BREAK_S`` and three of the longest shards, and than ``N_GAPS`` of
+the median, lie in different runs."""
+
+N_SAMPLE = 512
+"""Of more receipts than these only so many are read, evenly spread."""
+
+
+def status_of(
+    store: Store, *, full: bool = False, holding: Holding | None = None
+) -> dict[str, Any]:
+    """Return a run's state as plain values, read from receipts, quarantine and lease.
+
+    The numbers are of tokens' rows, with those of pooled ones under ``pooled``; in a store that has
+    pooled rows alone they are of these, and ``of`` is ``documents``. Where more than ``N_SAMPLE``
+    receipts are there, bytes and rates are estimates from a sample of them, and ``estimated`` is
+    true, unless ``full``.
+    """
+    main, *others = (_job_status(store, job, full) for job in store.jobs)
+    held = holding or look(store.objects)
+    if held.holder is None:
+        main["seconds_left"] = None
+    return {
+        "store": store.path,
+        **main,
+        "complete": all(job["complete"] for job in (main, *others)),
+        "running": held.alive,
+        "holder": held.holder,
+        "perhaps_dead": held.holder is not None and not held.alive,
+        "last_beat_unix_s": held.snapshot.written_unix_s or None,
+        "last_heard_s": held.heard_s_ago(),
+        "run": held.snapshot.plain() if held.alive and held.snapshot.n_rows else None,
+        "pooled": others[0] if others else None,
+        "derived": [_derived(store, job) for job in derived_jobs(store)],
+    }
+
+
+def _job_status(store: Store, job: str, full: bool) -> dict[str, Any]:
+    """Return how far one job is."""
+    done = sorted(store.done(job))
+    read = done if full or len(done) <= N_SAMPLE else spread(done, N_SAMPLE)
+    receipts = [*store.receipts(job).read_many(read)]
+    scale = len(done) / len(read) if read else 1.0
+    quarantined = Ledger(store.objects, job, RunOptions()).quarantined()
+    n_shards, plan = store.n_shards(job), store.plan
+    n_all = plan.n_documents if job == POOLED else plan.n_tokens
+    n_rows = sum(stop - start for start, stop in (store.covered(shard, job) for shard in done))
+    rate = rows_per_s(receipts)
+    if rate is not None:  # between two receipts of a sample lie those that were not read
+        rate *= scale
+    kept_out = sorted(set(quarantined) - set(done))
+    return {
+        "complete": len(done) == n_shards,
+        "of": "documents" if job == POOLED else "rows",
+        "estimated": len(read) < len(done),
+        "shards": {
+            "all": n_shards,
+            "done": len(done),
+            "missing": n_shards - len(done) - len(kept_out),
+            "quarantined": kept_out,
+        },
+        "rows": {"all": n_all, "done": n_rows},
+        "n_bytes": round(scale * sum(record.n_bytes for r in receipts for record in r.objects)),
+        "n_nonfinite": round(scale * sum(sum(r.n_nonfinite.values()) for r in receipts)),
+        "rows_per_s": rate,
+        "seconds_left": (n_all - n_rows) / rate if rate else None,
+        "newest_receipt_unix_s": max((r.created_unix_s for r in receipts), default=None),
+        "quarantine": [
+            {"shard": shard, "faults": quarantined[shard].faults, "error": quarantined[shard].error}
+            for shard in kept_out
+        ],
+    }
+
+
+def spread(shards: list[int], n: int) -> list[int]:
+    """Return ``n`` of ascending shards, evenly spread, the first and the last among them.
+
+    >>> spread([0, 1, 2, 3, 4, 5, 6], 3)
+    [0, 3, 6]
+    """
+    return [shards[i * (len(shards) - 1) // (n - 1)] for i in range(n)]
+
+
+def derived_jobs(store: Store) -> list[str]:
+    """Return the jobs made from rows that have receipts or a quarantine: ``encode.sae``, ..."""
+    found = {*store.objects.names("ledger/receipts"), *store.objects.names("ledger/quarantine")}
+    return sorted(found - {EXTRACT, POOLED})
+
+
+def _derived(store: Store, job: str) -> dict[str, Any]:
+    """Return how many units of a derived job are done, from the names of its receipts alone.
+
+    Encoding has as many as extraction has shards. How many blocks an index will have is not known
+    (``all`` is None) before the table over all of them is written, last. Codes have one too.
+    """
+    done = {*_numbers(store, f"ledger/receipts/{job}")}
+    quarantined = {*_numbers(store, f"ledger/quarantine/{job}")}
+    kind, _, name = job.partition(".")
+    n_all: int | None = 1
+    table = {"encode": "encoded", "index": "indexed"}.get(kind)
+    finished = table is None or bool([*_numbers(store, f"ledger/receipts/{table}.{name}")])
+    if kind == "encode":
+        n_all = store.plan.n_shards
+    elif kind == "index":
+        n_all = len(done) if finished else None
+    return {
+        "job": job,
+        "all": n_all,
+        "done": len(done),
+        "complete": finished and n_all is not None and len(done) >= n_all,
+        "quarantined": sorted(quarantined - done),
+    }
+
+
+def _numbers(store: Store, folder: str) -> Iterable[int]:
+    for name in store.objects.names(folder):
+        stem, _, end = name.partition(".")
+        if end == "json" and len(stem) == 8 and stem.isascii() and stem.isdigit():
+            yield int(stem)
+
+
+def rows_per_s(receipts: Iterable[Receipt]) -> float | None:
+    """Return rows per second between receipts, breaks between runs left out; None below two."""
+    in_time = sorted(receipts, key=lambda receipt: receipt.created_unix_s)
+    gaps = [b.created_unix_s - a.created_unix_s for a, b in itertools.pairwise(in_time)]
+    if not gaps:
+        return None
+    longest = max(_seconds(receipt) for receipt in in_time)
+    limit = max(BREAK_S, 3 * longest, N_GAPS * sorted(gaps)[len(gaps) // 2])
+    kept = [(gap, r.stop - r.start) for gap, r in zip(gaps, in_time[1:], strict=True)]
+    seconds = sum(gap for gap, _ in kept if gap <= limit)
+    rows = sum(n for gap, n in kept if gap <= limit)
+    return rows / seconds if seconds > 0 else None
+
+
+def _seconds(receipt: Receipt) -> float:
+    """Return how long a shard was computed and written; a stranger's receipt may say anything."""
+    values = (receipt.run.get(name) for name in ("compute_s", "write_s"))
+    return sum(v for v in values if isinstance(v, int | float) and 0 <= v < math.inf)

@@ -1,0 +1,216 @@
+"""A worker as an executor sees it: it tries shards, and a failure is a value, not raised."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import socket
+import stat
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from actlas.jobs.logs import LOGGER
+from actlas.jobs.scheduler.faults import Fault, fault_of
+from actlas.jobs.scheduler.protocols import Done, StagedWorker, Worker
+from actlas.pipeline.options import RunOptions
+from actlas.store.errors import RunFaultError
+from actlas.store.format.schema import Receipt
+
+
+class Hand:
+    """One worker, which writes a shard while it computes the next.
+
+    At most two shards are in its memory: the one that is computed and the one that is written.
+
+    Parameters
+    ----------
+    worker : Worker
+        Where it can compute and commit apart, writing goes on beside.
+    name : str
+        For messages.
+    store : str
+        Where the store is, for errors of the operating system that name no file.
+    turns : Turns, optional
+        Waited for before a shard is written. A worker that cannot compute and commit apart has
+        its turn for both.
+    """
+
+    def __init__(self, worker: Worker, name: str, store: str, turns: Turns | None = None) -> None:
+        self._worker, self._name, self._store = worker, name, store
+        self._turns = turns
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="actlas-writer")
+        self._writing: Future[Done | Fault] | None = None
+        self._bare: float | None = None
+
+    def measure(self, shard: int) -> None:
+        """Measure the bare forward pass, before the first shard; whatever comes of it."""
+        try:
+            rate = self._worker.bare_forward_rate(shard)
+        except Exception:  # noqa: BLE001 - a number for the last line, and no part of the work
+            LOGGER.exception("the bare forward pass was not measured", extra={"shard": shard})
+            return
+        self._bare = None if rate is None else rate.tokens_per_s
+
+    def attempt(self, shard: int) -> Done | Fault:
+        """Run one shard once."""
+        return self.begin(shard).result()
+
+    def begin(self, shard: int) -> Future[Done | Fault]:
+        """Compute a shard here and now; return what will be known once it is written.
+
+        One shard at a time: who calls from several threads calls in turn.
+        """
+        attempt = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        worker, started = self._worker, time.perf_counter()
+        if not isinstance(worker, StagedWorker):
+            return _known(
+                self._tried(shard, started, 0, lambda: worker.extract(shard, attempt=attempt))
+            )
+        try:
+            computed = worker.compute(shard)
+        except Exception as error:  # noqa: BLE001 - kept whole in the fault, charged by the driver
+            return _known(fault_of(error, shard, self._name, self._store))
+        began = time.perf_counter()
+        if self._writing is not None:
+            self._writing.exception()  # Waits: no third shard comes into memory.
+        waited = time.perf_counter() - began
+        box = [computed]
+        del computed
+
+        def write() -> Done | Fault:
+            return self._tried(shard, started, waited, lambda: worker.commit(box.pop(), attempt))
+
+        self._writing = self._writer.submit(write)
+        return self._writing
+
+    def close(self) -> None:
+        """Wait for what is being written: who ends a run gives up its lease after that."""
+        self._writer.shutdown(wait=True)
+        if isinstance(self._worker, StagedWorker):
+            self._worker.close()
+
+    def _tried(
+        self, shard: int, started: float, waited_s: float, make: Callable[[], Receipt]
+    ) -> Done | Fault:
+        try:
+            with nullcontext(0.0) if self._turns is None else self._turns.turn() as turn_wait_s:
+                began = time.perf_counter()
+                receipt = make()
+        except Exception as error:  # noqa: BLE001 - kept whole in the fault, charged by the driver
+            return fault_of(error, shard, self._name, self._store)
+        now = time.perf_counter()
+        numbers = {k: v for k, v in receipt.run.items() if isinstance(v, int | float)}
+        bare, self._bare = self._bare, None
+        return Done(
+            shard=shard,
+            n_rows=receipt.stop - receipt.start,
+            n_bytes=sum(record.n_bytes for record in receipt.objects),
+            n_nonfinite=sum(receipt.n_nonfinite.values()),
+            seconds=now - started,
+            worker=self._name,
+            run={
+                **numbers,
+                "write_s": now - began,
+                "write_wait_s": waited_s,
+                "turn_wait_s": turn_wait_s,
+            },
+            bare_tokens_per_s=bare,
+        )
+
+
+def _known(outcome: Done | Fault) -> Future[Done | Fault]:
+    future: Future[Done | Fault] = Future()
+    future.set_result(outcome)
+    return future
+
+
+FIRST_POLL_S, LAST_POLL_S = 0.005, 0.1
+
+
+class Turns:
+    """A number of places on this machine.
+
+    Parameters
+    ----------
+    n_places : int
+        How many may hold one at once.
+    folder : Path
+        Where their lock files are.
+    patience_s : float
+        After this long without a place the work goes on without one: a holder that hangs must not
+        make the deadlines of all others pass.
+    """
+
+    def __init__(self, n_places: int, folder: Path, patience_s: float) -> None:
+        self._files = [folder / f"writer-{i}.lock" for i in range(n_places)]
+        self._patience_s = patience_s
+
+    @contextmanager
+    def turn(self) -> Iterator[float]:
+        """Wait for a place and hold it; what is yielded is the seconds waited."""
+        began = time.monotonic()
+        held = self._wait(began)
+        try:
+            yield time.monotonic() - began
+        finally:
+            if held is not None:
+                os.close(held)
+
+    def _wait(self, began: float) -> int | None:
+        pause = FIRST_POLL_S
+        while True:
+            for file in self._files:
+                if (held := _lock(file)) is not None:
+                    return held
+            waited = time.monotonic() - began
+            if waited > self._patience_s:
+                text = "no turn to write came: writing without one"
+                LOGGER.warning(text, extra={"waited_s": waited, "places": len(self._files)})
+                return None
+            time.sleep(pause * random.uniform(0.5, 1.5))  # else all would ask at the same times
+            pause = min(LAST_POLL_S, 2 * pause)
+
+
+def turns_of(run: RunOptions) -> Turns | None:
+    """Return the turns that a run asks for; None where everyone writes when they like.
+
+    Raises
+    ------
+    RunFaultError
+        The folder of the locks is another user's.
+    """
+    if run.writers_per_machine is None:
+        return None
+    return Turns(run.writers_per_machine, _own_folder(), run.deadline_floor_s / 2)
+
+
+def _own_folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"actlas-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise RunFaultError(
+            f"{folder}: expected a folder of this user, for the locks of --writers-per-machine. "
+            "Remove it, or set TMPDIR to a folder on this machine that is yours."
+        )
+    return folder
+
+
+def _lock(file: Path) -> int | None:
+    """Return a descriptor that holds a file's lock; None where someone else does."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

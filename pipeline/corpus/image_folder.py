@@ -1,0 +1,181 @@
+"""A folder of images: each file a document, the name of its folder its label."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from actlas.pipeline.corpus.corpus import Corpus, open_corpus
+from actlas.pipeline.corpus.image_files import SUFFIXES, is_image, read_image
+from actlas.pipeline.corpus.readers import Unreadable, files_below
+from actlas.pipeline.corpus.records import PATIENCE_RECORDS, Record, Tally
+from actlas.pipeline.options import PlanOptions
+from actlas.store.errors import ConfigError, CorpusError, run_fault
+from actlas.store.format import layout
+
+
+def open_images(options: PlanOptions) -> Corpus:
+    """Find a corpus of images: a folder of them, or records with a field for one.
+
+    Raises
+    ------
+    CorpusError
+        There is nothing there.
+    """
+    if options.image_field is not None:
+        return open_corpus(options)
+    return ImageFolder(options)
+
+
+def has_images(options: PlanOptions) -> bool:
+    """Return whether a corpus may have images, for a model that reads texts too."""
+    if options.image_field is not None:
+        return True
+    try:
+        return isinstance(open_mixed(options), ImageFolder)
+    except CorpusError:  # said again, and in full, where the corpus is opened to be read
+        return False
+
+
+def open_mixed(options: PlanOptions) -> Corpus:
+    """Find a corpus of texts, of which some may have images; or of images alone.
+
+    A folder or glob with no file of text or records in it, but with images, is one of images.
+
+    Raises
+    ------
+    CorpusError
+        There is nothing there.
+    """
+    try:
+        return open_corpus(options)
+    except CorpusError as no_texts:
+        if options.image_field is not None:
+            raise
+        try:
+            return ImageFolder(options)
+        except CorpusError:
+            raise no_texts from None
+
+
+class ImageFolder:
+    """Images in local files, read in the order of their names.
+
+    In ``DIR/cats/1.png`` the label is ``cats``, however many folders lie below it; images that lie
+    in ``DIR`` itself have none. Hidden files and folders are left out. Where some are wanted from
+    all over (``max_tokens``), they are read in a seeded order, so that not all have to be.
+
+    Parameters
+    ----------
+    options : PlanOptions
+        ``corpus`` is a folder, a glob, or one image.
+
+    Raises
+    ------
+    CorpusError
+        There are no images.
+    """
+
+    finite = True
+    text_field: str | None = None
+
+    def __init__(self, options: PlanOptions) -> None:
+        self.uri = options.corpus
+        self.tally = Tally()
+        _refuse_label_field(options)
+        self._root, self._files = _find(options.corpus)
+        self.labelled = any(self._label(file) is not None for file in self._files)
+        shuffled = options.order == "shuffled" or (options.order is None and not self.labelled)
+        self.drawn = options.max_tokens is not None and shuffled and options.sample != "head"
+        if self.drawn:
+            n = len(self._files)
+            visited = layout.permutation(options.seed, layout.STREAM_DOCUMENTS, 0, n)
+            self._files = [self._files[place] for place in visited.tolist()]
+        self._place = 0
+
+    def records(self) -> Iterator[Record]:
+        """Yield every image that can be decoded, its file's name as its source."""
+        self.tally = Tally()
+        n_images = 0
+        for self._place, file in enumerate(self._files):  # noqa: B020 - told to fraction()
+            source = file.relative_to(self._root).as_posix()
+            self.tally.n_read += 1
+            found = _read(file)
+            if isinstance(found, Unreadable):
+                self.tally.skip(found.reason, source, 0)
+            else:
+                n_images += 1
+                yield Record("", self._label(file), source, 0, image=found)
+            if self.tally.n_read == PATIENCE_RECORDS:
+                self._check(n_images)
+        self._place = len(self._files)
+        self._check(n_images)
+
+    def _check(self, n_images: int) -> None:
+        if not n_images:
+            raise CorpusError(
+                f"{self.uri}: none of {self.tally.n_read:,} files is an image that can be decoded. "
+                f"{'; '.join(self.tally.lines())}.",
+                corpus=self.uri,
+            )
+
+    def _label(self, file: Path) -> str | None:
+        parts = file.relative_to(self._root).parts
+        return parts[0] if len(parts) > 1 else None
+
+    def describe(self) -> str:
+        """Say what is read, and how many files there are of each kind."""
+        kinds = Counter(file.suffix.lower() for file in self._files)
+        files = " and ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
+        return f"{self.uri} ({files} to read)"
+
+    def fraction(self) -> float | None:
+        """Return the share of the files that were read."""
+        return self._place / len(self._files)
+
+
+def _refuse_label_field(options: PlanOptions) -> None:
+    if options.label_field is not None:
+        raise ConfigError(
+            "--label-field is for records with fields: in a folder of images each folder's name "
+            "is the label of what lies in it. Leave it out, or give records and --image-field.",
+            field="label_field",
+        )
+
+
+def _find(uri: str) -> tuple[Path, list[Path]]:
+    path = Path(uri).expanduser()
+    known = ", ".join(SUFFIXES)
+    found: Iterable[Path]
+    if path.is_dir():
+        root = path
+        found = (file for file in files_below(path) if is_image(file))
+    elif path.is_file():
+        root, found = path.parent, [path] if is_image(path) else []
+    else:
+        root = path
+        while glob.has_magic(str(root)):
+            root = root.parent
+        matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
+        found = (file for file in matches if is_image(file) and file.is_file())
+    files = sorted(found)
+    if not files:
+        raise CorpusError(
+            f"{uri}: there are no images here. Expected a folder (DIR/label/*.png), file or glob "
+            f"of {known}; or records (.jsonl, .csv, .parquet) and --image-field.",
+            path=uri,
+        )
+    return root, files
+
+
+def _read(file: Path) -> bytes | Unreadable:
+    try:
+        return read_image(file)
+    except OSError as error:
+        fault = None if isinstance(error, PermissionError) else run_fault(error, str(file))
+        raise fault or CorpusError(
+            f"{file}: {error.strerror or error}. Expected an image that this user may read.",
+            path=str(file),
+        ) from error

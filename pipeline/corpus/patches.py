@@ -1,0 +1,156 @@
+"""The positions of an image as tokens of a document: no ids, and a text that shows the grid.
+
+The text of an image is one name per patch, a line for each row of patches, so that whatever shows
+tokens among their neighbours shows a picture's patches where they lie::
+
+    [0,0] [0,1] [0,2]
+    [1,0] [1,1] [1,2]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from actlas.pipeline.corpus.corpus import Corpus
+from actlas.pipeline.corpus.readers import Unreadable
+from actlas.pipeline.corpus.records import Record, Tally
+from actlas.pipeline.corpus.tokenization import Tokens, Windows
+from actlas.store.errors import CorpusError
+from actlas.store.format.schema import ProcessorSpec
+
+NO_TOKEN = -1
+"""What stands for a token id where there is a patch."""
+
+
+def grid_pieces(grid: tuple[int, int]) -> list[str]:
+    r"""Return the text of every patch, row by row, with the white space behind it.
+
+    Examples
+    --------
+    >>> grid_pieces((2, 2))
+    ['[0,0] ', '[0,1]\n', '[1,0] ', '[1,1]']
+    """
+    rows, columns = grid
+    pieces = [
+        f"[{r},{c}]" + (" " if c + 1 < columns else "\n")
+        for r in range(rows)
+        for c in range(columns)
+    ]
+    return [*pieces[:-1], pieces[-1].rstrip("\n")]
+
+
+def image_tokens(grid: tuple[int, int]) -> Tokens:
+    """Return an image's patches as tokens of the text of its grid."""
+    pieces = grid_pieces(grid)
+    edges = np.cumsum([0, *map(len, pieces)]).astype(np.int32)
+    return Tokens(np.full(len(pieces), NO_TOKEN, np.int32), edges[:-1], int(edges[-1]))
+
+
+class PatchCutter:
+    """Gives every document the same tokens: the patches of an image.
+
+    Parameters
+    ----------
+    grid : tuple of int
+        Rows and columns of patches.
+    """
+
+    spec = None
+    columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        self._tokens = image_tokens(grid)
+
+    def cut(self, texts: Sequence[str]) -> Iterator[Tokens]:
+        """Yield the tokens of each document."""
+        for _ in texts:
+            yield self._tokens
+
+
+class LaidOut:
+    """A corpus whose texts are made anew, images in them as the text of their grid.
+
+    Parameters
+    ----------
+    corpus : Corpus
+        The texts and images.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        self.uri, self.finite, self.labelled = corpus.uri, corpus.finite, corpus.labelled
+        self.text_field, self.drawn = corpus.text_field, corpus.drawn
+
+    def text_of(self, record: Record) -> str | Unreadable:
+        """Return a document's text, or why it is none."""
+        raise NotImplementedError
+
+    def records(self) -> Iterator[Record]:
+        """Yield every document.
+
+        Raises
+        ------
+        CorpusError
+            There is none.
+        """
+        n_documents = 0
+        for record in self._corpus.records():
+            text = self.text_of(record)
+            if isinstance(text, Unreadable):
+                self.tally.skip(text.reason, record.source, record.record)
+                continue
+            n_documents += 1
+            yield record._replace(text=text)
+        if not n_documents:
+            raise CorpusError(
+                f"{self.uri}: none of {self.tally.n_read:,} records is a document for this model. "
+                f"{'; '.join(self.tally.lines())}. Name the field of images with --image-field.",
+                corpus=self.uri,
+            )
+
+    @property
+    def tally(self) -> Tally:
+        """Of the latest reading."""
+        return self._corpus.tally
+
+    def describe(self) -> str:
+        """Say what is read."""
+        return self._corpus.describe()
+
+    def fraction(self) -> float | None:
+        """Return how much was read."""
+        return self._corpus.fraction()
+
+
+class Pictures(LaidOut):
+    """A corpus of images alone: whatever text a record has is left out.
+
+    Parameters
+    ----------
+    corpus : Corpus
+    grid : tuple of int
+    """
+
+    def __init__(self, corpus: Corpus, grid: tuple[int, int]) -> None:
+        super().__init__(corpus)
+        self.text_field = None
+        self._text = "".join(grid_pieces(grid))
+
+    def text_of(self, record: Record) -> str | Unreadable:
+        """Return the text of the grid."""
+        return Unreadable("no image") if record.image is None else self._text
+
+
+def image_windows(processor: ProcessorSpec, *, keep_special: bool) -> Windows:
+    """Return the windows of an image corpus: one for each image, never cut."""
+    rows, columns = processor.grid
+    return Windows(
+        content=rows * columns,
+        prefix=(NO_TOKEN,) * processor.n_prefix,
+        suffix=(NO_TOKEN,) * processor.n_suffix,
+        long="truncate",
+        keep_special=keep_special,
+    )

@@ -1,0 +1,79 @@
+"""Ranges of whole documents become pooled rows: the forward pass of extraction, no row held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from actlas.pipeline.extract.extract import Extractor
+from actlas.pipeline.extract.inputs import range_batches
+from actlas.pipeline.extract.pooling import Pooler
+from actlas.pipeline.forward.batching import Batch, Inputs
+from actlas.pipeline.forward.run import Clock
+from actlas.pipeline.options import RunOptions
+from actlas.store.format.schema import Receipt
+from actlas.store.read.pooled import pooled_range
+from actlas.store.store import Store
+from actlas.store.verify.repair_shard import repair_pooled
+from actlas.store.write.commit_pooled import PooledRows, commit_pooled
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedPooled:
+    """The pooled rows of one shard, not yet written.
+
+    Attributes
+    ----------
+    pooled : dict of (hookpoint, pool) to ndarray of float32, shape [documents, width]
+    run : dict
+        How they were made, for the receipt.
+    """
+
+    shard: int
+    pooled: PooledRows
+    run: dict[str, Any]
+
+
+class PooledExtractor(Extractor):
+    """One model, loaded once, that computes the pooled rows of one store.
+
+    A shard is a range of whole documents: no document is computed twice, and one of several windows
+    is pooled over all of them. Parameters and errors are those of
+    :class:`~actlas.pipeline.extract.extract.Extractor`.
+    """
+
+    def __init__(
+        self, store: Store, run: RunOptions, *, model: str | None = None, mend: bool = False
+    ) -> None:
+        super().__init__(store, run, model=model)
+        self._commit_pooled = repair_pooled if mend else commit_pooled
+
+    def batches(self, shard: int) -> list[Batch]:
+        """Return the batches of a shard, in the order in which they run."""
+        first, last = self.store.documents.starts(*pooled_range(self.store, shard))[[0, -1]]
+        return range_batches(self.store, int(first), int(last), self.tokens_per_batch, self.passes)
+
+    def commit(self, computed: ComputedPooled, attempt: str) -> Receipt:  # type: ignore[override]
+        """Write a computed shard and return its receipt."""
+        return self._commit_pooled(
+            self.store,
+            computed.shard,
+            computed.pooled,
+            attempt=attempt,
+            run=computed.run,
+            on_nonfinite=self.run.on_nonfinite,
+        )
+
+    def _compute(self, shard: int) -> ComputedPooled:  # type: ignore[override]
+        plan = self.plan
+        start = self.store.documents.starts(*pooled_range(self.store, shard))
+        pooler = Pooler(plan.hookpoints, plan.pools, start)
+        batches, clock = self.batches(shard), Clock()
+
+        def take(name: str, gathered: torch.Tensor, inputs: Inputs) -> None:
+            pooler.accumulate(name, gathered, inputs.token)
+
+        self._forward(batches, plan.hookpoints, take, clock)
+        return ComputedPooled(shard, pooler.finish(), self._record(batches, clock, 0.0))

@@ -1,0 +1,141 @@
+"""The loss of the next token, for every row: what the model makes of what comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from actlas.pipeline.extract.inputs import window_tokens
+from actlas.pipeline.model.config import quiet
+from actlas.pipeline.model.device import input_device
+from actlas.store.errors import ModelError
+from actlas.store.format.catalog import LOSS
+from actlas.store.format.schema import HookpointSpec, Plan
+from actlas.store.store import Store
+
+CHUNK_VALUES = 1 << 25
+"""Logits that are in memory at once."""
+
+N_POSITIONS = 6
+
+Finish = Callable[[torch.Tensor], torch.Tensor]
+
+
+class NextTokenLoss:
+    """Cross-entropy of the token that follows each row, in nats.
+
+    The last norm's output is read as it enters the projection onto the vocabulary, and projected a
+    few rows at a time: the logits of a whole batch are never in memory.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A causal language model, whole.
+
+    Raises
+    ------
+    ModelError
+        It has no projection onto a vocabulary, or does something to its logits that is not known.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        if head is None:
+            raise ModelError(
+                f"{type(model).__name__} has no projection onto a vocabulary, so it gives no next "
+                "token a loss. Plan without --with-loss.",
+                field="with_loss",
+            )
+        self._head: nn.Module = head
+        path = next(path for path, module in model.named_modules() if module is head)
+        width = int(head.weight.shape[1])
+        self.place = HookpointSpec(name=LOSS, module=path, side="input", width=width)
+        self._finish = self._find_finish(model)
+
+    def __call__(self, entering: torch.Tensor, target: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the loss of each row; NaN where no next token is known.
+
+        Parameters
+        ----------
+        entering : Tensor[rows, width]
+            What enters the projection.
+        target : ndarray of int64, shape [rows]
+            The next token's id, -1 where there is none.
+        """
+        losses = np.full(len(target), np.nan, np.float32)
+        known = np.flatnonzero(target >= 0)
+        n_rows = max(1, CHUNK_VALUES // int(self._head.weight.shape[0]))  # type: ignore[index]
+        for start in range(0, len(known), n_rows):
+            places = known[start : start + n_rows]
+            rows = entering.index_select(0, torch.from_numpy(places).to(entering.device))
+            logits = self._finish(self._head.forward(rows).float())  # without hooks
+            wanted = torch.from_numpy(target[places]).to(logits.device)
+            losses[places] = functional.cross_entropy(logits, wanted, reduction="none").cpu()
+        return losses
+
+    def _find_finish(self, model: nn.Module) -> Finish:
+        """Return what the model does to its projection's output, held against the model itself."""
+        embedding = model.get_input_embeddings()  # type: ignore[operator]
+        tokens = torch.arange(N_POSITIONS)[None] % embedding.num_embeddings
+        tokens = tokens.to(input_device(model))
+        seen: list[torch.Tensor] = []
+        handle = self._head.register_forward_hook(lambda _m, _args, out: seen.append(out))
+        try:
+            with quiet(), torch.inference_mode():
+                expected = model(input_ids=tokens).logits.float()
+        finally:
+            handle.remove()
+        plain = seen[0].float()
+        share = 1e-3 if seen[0].dtype == torch.float32 else 2e-2
+        near = share * float(expected.abs().max())
+        for finish in _finishes(model.config):
+            if torch.allclose(finish(plain), expected, rtol=share, atol=near):
+                return finish
+        raise ModelError(
+            f"{type(model).__name__} does something to its logits that actlas does not know, so "
+            "their loss would be wrong. Plan without --with-loss.",
+            field="with_loss",
+        )
+
+
+def _finishes(config: Any) -> list[Finish]:
+    text = config.get_text_config()
+    cap = getattr(text, "final_logit_softcapping", None)
+    factor = getattr(text, "logit_scale", None)
+    divisor = getattr(text, "logits_scaling", None)
+    found: list[Finish] = []
+    if cap:
+        found.append(lambda logits: torch.tanh(logits / cap) * cap)
+    if factor:
+        found.append(lambda logits: logits * factor)
+    if divisor:
+        found.append(lambda logits: logits / divisor)
+    # What is stated is not believed to be nothing, however small the logits it was tried on are.
+    return found or [lambda logits: logits]
+
+
+def next_tokens(store: Store, start: int, stop: int) -> NDArray[np.int64]:
+    """Return the id of the token after each of [start, stop) in its window; -1 where none follows.
+
+    Shape [stop - start]. The last token of a window is followed by none: what comes next in the
+    document is in another forward pass.
+    """
+    plan: Plan = store.plan
+    documents = store.documents
+    first, last = documents.find(start), documents.find(stop - 1)
+    edges = documents.starts(first, last + 1)
+    t = np.arange(start, stop, dtype=np.int64)
+    document = np.searchsorted(edges, t, side="right") - 1
+    place = t - edges[document]
+    ends = (t + 1 == edges[document + 1]) | ((place + 1) % window_tokens(plan) == 0)
+    beyond = min(stop + 1, plan.n_tokens)
+    ids = documents.token_ids(start, beyond).astype(np.int64)
+    following = np.full(stop - start, -1, np.int64)
+    following[: beyond - start - 1] = ids[1:]
+    return np.where(ends, -1, following)

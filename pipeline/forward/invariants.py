@@ -1,0 +1,112 @@
+"""What must hold of a model before its rows are trusted: seen in the model itself, not believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from actlas.pipeline.forward.capture import Capture
+from actlas.pipeline.model.vision import blank_pixels, build_processor
+from actlas.store.errors import ModelError
+from actlas.store.format.schema import HookpointSpec, ProcessorSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+N_POSITIONS = 6
+
+MIN_VOCABULARY = 16
+
+# How far rows may differ that should be equal, as a share of the largest magnitude: rounding in
+# another order, not another value.
+_TOLERANCE = {"torch.float32": 1e-4, "torch.float16": 1e-2, "torch.bfloat16": 4e-2}
+
+
+def check_causal(
+    model: nn.Module, hookpoints: Sequence[HookpointSpec], processor: ProcessorSpec | None = None
+) -> None:
+    """See that a model which the plan calls causal looks at no later position.
+
+    Two sequences that differ in their last token go through the model; all other rows must agree.
+    Sequences are cut at shard borders and padded without a mask on the strength of this.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    hookpoints : sequence of HookpointSpec
+    processor : ProcessorSpec, optional
+        Of a model that reads images in text: each sequence then has one in its middle.
+
+    Raises
+    ------
+    ModelError
+        They do not agree.
+    """
+    import torch
+
+    from actlas.pipeline.model.device import input_device
+
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    vocabulary = embedding.num_embeddings
+    if vocabulary < 2:
+        return
+    tokens = torch.arange(N_POSITIONS, device=input_device(model)) % vocabulary
+    pair = tokens.repeat(2, 1)
+    given: dict[str, Any] = {}
+    if processor is not None:
+        patches = pair.new_full((2, math.prod(processor.grid)), processor.image_token_id or 0)
+        pair = torch.cat([pair, patches, pair], dim=1)
+        blank = torch.from_numpy(blank_pixels(build_processor(processor), 2))
+        given["pixel_values"] = blank.to(pair.device, embedding.weight.dtype)
+    pair[1, -1] = (pair[1, -1] + 1) % vocabulary
+    with torch.inference_mode(), Capture(model, hookpoints) as capture:
+        activations = capture(pair, **given)
+    for name, rows in activations.items():
+        if reason := difference(rows[0, :-1], rows[1, :-1]):
+            raise ModelError(
+                f"The plan says that {type(model).__name__} is causal, but at {name} earlier rows "
+                f"change by {reason} with the last token. Set is_decoder "
+                "or is_causal in its config.json as the model really is, and plan anew.",
+                field="model.causal",
+                hookpoint=name,
+            )
+
+
+def difference(found: torch.Tensor, truth: torch.Tensor, *, by_row: bool = False) -> str | None:
+    """Return by how much rows differ that should be equal; None where it is rounding only.
+
+    Parameters
+    ----------
+    found, truth : Tensor[position, unit]
+        Where one is not finite and the other is, they differ.
+    by_row : bool
+        Measure each row by its own largest magnitude, so that one huge row hides no other; if
+        not, by the largest of all.
+    """
+    dtype, found, truth = str(truth.dtype), found.float(), truth.float()
+    finite = truth.isfinite()
+    if not bool((finite == found.isfinite()).all()):
+        return "NaN or infinity"
+    apart = (found - truth).abs().nan_to_num(0.0)
+    largest = truth.abs().nan_to_num(0.0, posinf=0.0)
+    largest = largest.amax(-1) if by_row else largest.max()
+    share = apart.amax(-1) / largest.clamp(min=1e-30)
+    if bool((share <= _TOLERANCE.get(dtype, 4e-2)).all()):
+        return None
+    return f"{float(apart.max()):.3g} (of at most {float(truth.abs().max()):.3g})"
+
+
+def probe_tokens(model: nn.Module, n: int) -> torch.Tensor | None:
+    """Return ``n`` tokens, no two neighbours alike, to try a model with; None if it knows few."""
+    import torch
+
+    from actlas.pipeline.model.device import input_device
+
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    vocabulary = embedding.num_embeddings
+    if vocabulary < MIN_VOCABULARY:
+        return None
+    tokens: torch.Tensor = (1 + 7 * torch.arange(n, device=input_device(model))) % vocabulary
+    return tokens

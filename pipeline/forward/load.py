@@ -1,0 +1,255 @@
+"""Loading the model of a plan: what is reached of it, where it fits, or with fresh weights."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actlas.pipeline.hookpoints.reach import unreached
+from actlas.pipeline.model.config import (
+    LOADING_ERRORS,
+    auto_class,
+    build_skeleton,
+    loading_error,
+    quiet,
+)
+from actlas.pipeline.model.describe import find_model, load_config
+from actlas.pipeline.model.files import CONFIG_FILE
+from actlas.pipeline.model.untrained import fresh_model, state_sha256
+from actlas.pipeline.options import RunOptions
+from actlas.store.errors import ConfigError, ModelError
+from actlas.store.format.schema import HookpointSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def require_leave(spec: ModelSpec, run: RunOptions) -> None:
+    """Refuse to run the code of a plan's model that nobody has asked for on this very command.
+
+    Raises
+    ------
+    ConfigError
+        The plan says ``trust_remote_code`` and the run does not.
+    """
+    if spec.trust_remote_code and not run.allow_remote_code:
+        raise ConfigError(
+            f"this store was planned with --trust-remote-code: Python code that comes with "
+            f"{spec.id} would run here, with your rights. Read that code; if you trust it, run the "
+            "same command with --allow-remote-code.",
+            field="allow_remote_code",
+        )
+
+
+def load_model(
+    spec: ModelSpec,
+    path_or_id: str | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    *,
+    hookpoints: Sequence[HookpointSpec] = (),
+    run: RunOptions | None = None,
+) -> nn.Module:
+    """Load the model that a plan names, and no other.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The plan's model.
+    path_or_id : str, optional
+        Where to load it from. Default: the plan's own id.
+    device : str
+        ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    dtype : str, optional
+        What computes. Default: the plan's compute dtype.
+    hookpoints : sequence of HookpointSpec, optional
+        Blocks that no pass to these comes to are not loaded: they stay on the meta device.
+    run : RunOptions, optional
+        ``device_map``, ``max_device_bytes`` and ``offload_folder`` are read.
+
+    Returns
+    -------
+    torch.nn.Module
+        In evaluation mode, without a key-value cache.
+
+    Raises
+    ------
+    ModelError
+        The files differ from the plan's (``details['field']`` says in what), lack weights, or
+        cannot be loaded.
+    ConfigError
+        A device map was asked for and cannot be had.
+    """
+    import torch
+
+    folder = find_model(spec, path_or_id)
+    config = load_config(folder, trust_remote_code=spec.trust_remote_code)
+    numbers: torch.dtype = getattr(torch, dtype or spec.compute_dtype)
+    spread = run is not None and run.device_map is not None
+    if spec.untrained_seed is not None:
+        if spread:
+            raise ConfigError(
+                "--device-map is for weights that lie in files, and an untrained model's are made "
+                "in memory. Leave it out.",
+                field="device_map",
+            )
+        return _finished(_untrained(spec, config).to(numbers), device)
+    skeleton = None
+    if hookpoints or spread:
+        code = spec.trust_remote_code
+        skeleton = build_skeleton(config, spec.architecture, trust_remote_code=code)
+    left_out: tuple[str, ...] = ()
+    if skeleton is not None and hookpoints:
+        left_out = unreached(skeleton, hookpoints, mixed=spec.modality == "mixed")
+    where: dict[str, Any] | None = None
+    if spread and run is not None and skeleton is not None:
+        where = _pieces(skeleton, _spread(skeleton, run, numbers), left_out)
+    elif left_out and skeleton is not None:
+        where = _pieces(skeleton, {"": device}, left_out)
+    more: dict[str, Any] = {}
+    offload = None
+    if where is not None:
+        offload = _offload_folder(run if spread else None)
+        more = {"device_map": where, "offload_folder": str(offload)}
+    try:
+        with quiet(), _no_word_of_offload():
+            model, report = auto_class(spec.architecture).from_pretrained(
+                str(folder),
+                config=config,
+                dtype=numbers,
+                use_safetensors=True,
+                trust_remote_code=spec.trust_remote_code,
+                output_loading_info=True,
+                **more,
+            )
+    except LOADING_ERRORS as error:
+        raise loading_error("weights", str(folder), error) from error
+    _check_complete(report, folder)
+    if offload is not None and (run is None or run.offload_folder is None):
+        weakref.finalize(model, shutil.rmtree, offload, ignore_errors=True)
+    if left_out and not spread:
+        from accelerate.hooks import remove_hook_from_module
+
+        remove_hook_from_module(model, recurse=True)  # all that is left lies on one device
+    return _finished(model, None if where is not None else device)
+
+
+def _finished(model: Any, device: str | None) -> nn.Module:
+    for part in (model.config, model.config.get_text_config()):
+        if hasattr(part, "use_cache"):
+            part.use_cache = False
+    finished: nn.Module = model.eval()
+    return finished if device is None else finished.to(device)
+
+
+def _untrained(spec: ModelSpec, config: Any) -> nn.Module:
+    assert spec.untrained_seed is not None
+    model = fresh_model(
+        config, spec.architecture, spec.untrained_seed, trust_remote_code=spec.trust_remote_code
+    )
+    found = state_sha256(model)
+    if found != spec.weights_sha256:
+        raise ModelError(
+            f"The fresh weights of seed {spec.untrained_seed} are not those of the plan: their "
+            f"sha256 is {found[:16]}…, the plan's is {spec.weights_sha256[:16]}…. Other versions "
+            "of torch and transformers draw others: use those that the plan was made with.",
+            field="model.weights_sha256",
+            found=found,
+            expected=spec.weights_sha256,
+        )
+    return model
+
+
+def _pieces(
+    skeleton: nn.Module, spread: Mapping[str, Any], left_out: Sequence[str]
+) -> dict[str, Any]:
+    """Return the device of every piece of a model: the largest that lie on one, or are left out.
+
+    Parameters
+    ----------
+    skeleton : torch.nn.Module
+    spread : mapping of str to device
+        Module paths, ``""`` for the whole; all of the model is inside one of them.
+    left_out : sequence of str
+        Module paths, whatever ``spread`` says of them.
+    """
+    where: dict[str, Any] = {}
+    cut = (*spread, *left_out)
+
+    def place(path: str, module: nn.Module, device: Any) -> None:
+        prefix = f"{path}." if path else ""
+        device = "disk" if path in left_out else spread.get(path, device)
+        if not any(other != path and other.startswith(prefix) for other in cut):
+            where[path] = device
+            return
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        where.update((f"{prefix}{name}", spread.get(f"{prefix}{name}", device)) for name, _ in own)
+        for name, child in module.named_children():
+            place(f"{prefix}{name}", child, device)
+
+    place("", skeleton, None)
+    return where
+
+
+def _spread(skeleton: nn.Module, run: RunOptions, dtype: Any) -> dict[str, Any]:
+    """Return the devices over which accelerate spreads a model."""
+    import torch
+    from accelerate import infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
+
+    limits: dict[int | str, int] | None = None
+    if run.max_device_bytes is not None:
+        gpus = range(torch.cuda.device_count())
+        limits = dict.fromkeys(gpus, run.max_device_bytes) or {"cpu": run.max_device_bytes}
+        if gpus:
+            from actlas.pipeline.model.device import free_host_bytes
+
+            limits["cpu"] = free_host_bytes() or 0
+    whole = list(getattr(skeleton, "_no_split_modules", None) or [])
+    if run.device_map in ("auto", "balanced"):
+        limits = get_balanced_memory(skeleton, limits, no_split_module_classes=whole, dtype=dtype)
+    found: Mapping[str, Any] = infer_auto_device_map(
+        skeleton, limits, no_split_module_classes=whole, dtype=dtype
+    )
+    return dict(found)
+
+
+def _offload_folder(run: RunOptions | None) -> Path:
+    """Return where weights go that fit nowhere else and are not what their files hold."""
+    if run is None or run.offload_folder is None:
+        return Path(tempfile.mkdtemp(prefix="actlas-offload-"))
+    folder = Path(run.offload_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _no_word_of_offload() -> Iterator[None]:
+    """Keep accelerate from warning of what was asked for."""
+    logger = logging.getLogger("accelerate.big_modeling")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_complete(report: dict[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint whose gaps transformers has filled with random numbers."""
+    # A pooler on top of the last block is often left out of a checkpoint; no hookpoint reads it.
+    missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
+    mismatched = sorted(str(key) for key in report["mismatched_keys"])
+    if missing or mismatched:
+        raise ModelError(
+            f"{folder}: the weight files lack {len(missing)} parameters ({', '.join(missing[:3])}) "
+            f"and have {len(mismatched)} of another shape ({', '.join(mismatched[:3])}). "
+            f"Download the model again, or see that {CONFIG_FILE} belongs to these weights.",
+            path=str(folder),
+        )

@@ -1,0 +1,212 @@
+"""The stack of blocks, and the parts of a block: found in what is computed from what.
+
+The parts that a block adds to its residual stream (see :mod:`actlas.pipeline.hookpoints.residual`)
+are told apart by what they do, not by their names: one with a softmax over positions is
+attention's; one in which no axis of positions is mixed is the MLP's. A part that cannot be found so
+is not named, and it is said why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from actlas.pipeline.hookpoints.graph import Call, Side, Trace
+from actlas.pipeline.hookpoints.residual import Place, Residual
+from actlas.pipeline.hookpoints.shapes import measure
+from actlas.store.errors import HookpointError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+KINDS = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_hidden", "mlp_out", "resid_post")
+"""Kinds of hookpoints that a block may have, in the order of a sequential block."""
+
+_STREAM: Mapping[str, Side] = {"resid_pre": "input", "resid_post": "output"}
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What was found in one block.
+
+    Attributes
+    ----------
+    parts : dict of str to (module path, side)
+        By kind.
+    absent : dict of str to str
+        Every other kind, and why it is not there.
+    """
+
+    parts: dict[str, Place] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+def find_blocks(model: nn.Module) -> str:
+    """Return the path of the stack of blocks.
+
+    It is the ``ModuleList`` with as many modules as the configuration has layers, in the part of
+    the model that this configuration belongs to, all of one class where there is such a one; of
+    several, the one with the most parameters.
+
+    Raises
+    ------
+    HookpointError
+        The model has no such list. The message says which lists it has.
+    """
+    from torch import nn
+
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    n_layers = getattr(config, "num_hidden_layers", None)
+    lists = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 0
+    }
+    fitting = {path: module for path, module in lists.items() if len(module) == n_layers}
+    if not fitting:
+        found = ", ".join(f"{path} ({len(module)})" for path, module in lists.items()) or "none"
+        wanted = f"stack of {n_layers} blocks" if n_layers else "single stack of blocks"
+        raise HookpointError(
+            f"No {wanted} in {type(model).__name__}: its lists of modules are {found}. Name module "
+            "paths instead of resid_pre, resid_post and their like."
+        )
+
+    def fitness(path: str) -> tuple[bool, bool, int]:
+        one_class = len({type(module) for module in fitting[path]}) == 1
+        own = _config_above(model, path) is config
+        return own, one_class, sum(p.numel() for p in fitting[path].parameters())
+
+    best: str = max(fitting, key=fitness)
+    return best
+
+
+def _config_above(model: nn.Module, path: str) -> Any:
+    """Return the configuration of the innermost module around a path that has one."""
+    while path:
+        path = path.rpartition(".")[0]
+        config = getattr(model.get_submodule(path), "config", None)
+        if config is not None:
+            return config
+    return None
+
+
+def examine(found: Trace, path: str) -> Block:
+    """Find the parts of the block at a path in a forward pass.
+
+    Parameters
+    ----------
+    found : Trace
+    path : str
+        Of a block in the stack that :func:`find_blocks` found.
+    """
+    block = Block()
+    calls = found.of(path)
+    if len(calls) != 1:
+        why = f"{path} runs {len(calls)} times in a pass" if calls else _unreached(found, path)
+        block.absent.update(dict.fromkeys(KINDS, why))
+        return block
+    [call] = calls
+    for kind, side in _STREAM.items():
+        if measure(found, call.shape(side)) is not None:
+            block.parts[kind] = path, side
+    whole = all(kind in block.parts for kind in _STREAM)
+    if whole:
+        _name_parts(Residual(found, call), block)
+    why = _unreached(found, path) if call.left < 0 else _stream_shapes(call)
+    if whole:
+        why = f"what {path} gives is not what it takes and something added"
+    for kind in KINDS:
+        if kind not in block.parts:
+            block.absent.setdefault(kind, why)
+    return block
+
+
+def _unreached(found: Trace, path: str) -> str:
+    end = f" (it ended with {found.failure!r:.300})" if found.failure is not None else ""
+    return f"a forward pass over {found.probe.what} does not come through {path}{end}"
+
+
+def _stream_shapes(call: Call) -> str:
+    return (
+        f"{call.path} has no residual stream of one vector per position: it takes "
+        f"{call.given_shape} and gives {call.gave_shape}"
+    )
+
+
+def _name_parts(stream: Residual, block: Block) -> None:
+    """Name what lies between the input of a block and its output."""
+    if stream.steps is None:
+        return
+    terms = [term for step in stream.steps for term in step.added]
+    attention = [term for term in terms if stream.attends(term)]
+    mixing = [term for term in terms if term not in attention and stream.mixes(term)]
+    mlps = [term for term in terms if term not in attention and term not in mixing]
+    _name_part(stream, block, ("attn_out", "attn_z", "attention"), attention, mixing)
+    _name_part(stream, block, ("mlp_out", "mlp_hidden", "MLP"), mlps, mixing)
+    _name_middle(stream, block, terms)
+
+
+def _name_part(
+    stream: Residual,
+    block: Block,
+    names: tuple[str, str, str],
+    terms: list[int],
+    mixing: list[int],
+) -> None:
+    """Name what a part adds, and what goes into its last matrix."""
+    out, inner, what = names
+    path = stream.call.path
+    if len(terms) != 1:
+        why = f"{path} has no {what}"
+        if terms:
+            why = f"{path} adds the outputs of several parts: {_listed(stream, terms)}"
+        elif mixing:
+            why += f"; positions are mixed in {_listed(stream, mixing)}"
+        block.absent[out] = block.absent[inner] = why
+        return
+    [term] = terms
+    place = stream.place(term)
+    if place is not None:
+        block.parts[out] = place
+    else:
+        before = stream.before(term)
+        block.absent[out] = f"{path} does not add the {what}'s output as it stands" + (
+            f", but scaled; before that it is the {before[1]} of {before[0]}" if before else ""
+        )
+    projection = stream.projection(term)
+    if what == "MLP" and stream.routes(term):
+        block.absent[inner] = (
+            f"{path} has a mixture of experts, and no single hidden layer: each expert has its own"
+        )
+    elif projection is None:
+        block.absent[inner] = f"the {what} in {path} does not end in one matrix"
+    else:
+        block.parts[inner] = projection, "input"
+
+
+def _name_middle(stream: Residual, block: Block, terms: list[int]) -> None:
+    """Name the stream between the first part and the second."""
+    path = stream.call.path
+    if len(terms) != 2:
+        parts = "one part" if len(terms) == 1 else f"{len(terms)} parts"
+        block.absent["resid_mid"] = f"{path} adds {parts} to the stream, not two"
+        return
+    between = stream.read_by(terms[1])
+    if between is None:
+        also = " and ".join(kind for kind in ("attn_out", "mlp_out") if kind in block.parts)
+        block.absent["resid_mid"] = (
+            f"{path} is parallel: both its parts read resid_pre, and nothing lies between them"
+            + (f"; there are {also}" if also else "")
+        )
+        return
+    place = stream.place(between)
+    if place is None:
+        block.absent["resid_mid"] = f"no module in {path} takes it or gives it"
+    else:
+        block.parts["resid_mid"] = place
+
+
+def _listed(stream: Residual, terms: list[int]) -> str:
+    places = (stream.place(term) for term in terms)
+    return ", ".join("what no module gives" if place is None else place[0] for place in places)

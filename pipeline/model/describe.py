@@ -1,0 +1,222 @@
+"""A model as a plan names it: described without its weights, loaded only when it is that one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actlas.pipeline.corpus.image_folder import has_images
+from actlas.pipeline.model.config import (
+    LOADING_ERRORS,
+    architecture_of,
+    build_skeleton,
+    check_windows,
+    compute_dtype_of,
+    context_length_of,
+    is_causal,
+    loading_error,
+    modality_of,
+    quiet,
+    size_of,
+    tower_of,
+)
+from actlas.pipeline.model.files import (
+    CONFIG_FILE,
+    file_sha256,
+    locate_model,
+    refuse_hub_kernels,
+    weight_files,
+    weights_sha256,
+)
+from actlas.pipeline.model.vision import load_processor
+from actlas.pipeline.options import PlanOptions
+from actlas.store.errors import ModelError
+from actlas.store.format.schema import Modality, ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """A model without its weights.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+        What the plan holds.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        The plan's tokenizer: the model's own, or the one asked for.
+    skeleton : torch.nn.Module
+        The model on torch's meta device: every module and shape, no numbers.
+    n_parameters : int
+        Tied ones counted once.
+    folder : Path
+        Where its files lie on this machine.
+    processor : transformers.ProcessorMixin or transformers.BaseImageProcessor or None
+        What makes its input of images, where it reads any. One that reads images alone has no
+        tokenizer.
+    """
+
+    spec: ModelSpec
+    tokenizer: Any
+    skeleton: nn.Module
+    n_parameters: int
+    folder: Path
+    processor: Any = None
+
+
+def describe_model(options: PlanOptions) -> ModelDescription:
+    """Describe a model from its files without loading its weights into memory.
+
+    Parameters
+    ----------
+    options : PlanOptions
+        ``model``, ``revision``, ``tokenizer``, ``trust_remote_code`` and ``model_dtype`` are read.
+
+    Raises
+    ------
+    ModelError
+        The model or the tokenizer is not there, cannot be loaded, or is of a kind that has no
+        stack of blocks over one sequence of tokens.
+    """
+    code = options.trust_remote_code
+    identity, folder, revision = locate_model(options.model, options.revision, code=code)
+    config = load_config(folder, trust_remote_code=code)
+    text = config.get_text_config()
+    architecture = architecture_of(config)
+    files = weight_files(folder) if options.untrained is None else ()
+    skeleton = build_skeleton(config, architecture, trust_remote_code=code)
+    counted = skeleton if modality_of(config) == "image" else None
+    spec = ModelSpec(
+        id=identity,
+        revision=revision,
+        architecture=architecture,
+        weights_sha256=_weights_sha256(options, config, architecture, files),
+        config_sha256=file_sha256(folder / CONFIG_FILE),
+        d_model=size_of(text, "hidden_size", folder, counted),
+        n_layers=size_of(text, "num_hidden_layers", folder, counted),
+        context_length=context_length_of(text, skeleton),
+        causal=is_causal(config, architecture),
+        compute_dtype=compute_dtype_of(options.model_dtype, config, files),
+        trust_remote_code=code,
+        modality=_modality(options, config),
+        untrained_seed=options.untrained,
+    )
+    if options.max_length is not None:
+        check_windows(config, spec.context_length, options.max_length)
+    tokenizer = processor = None
+    if spec.modality != "image":
+        tokenizer = load_tokenizer(options.tokenizer or str(folder), None, code)
+    if spec.modality != "text":
+        processor = load_processor(folder, mixed=spec.modality == "mixed", trust_remote_code=code)
+    n_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
+    return ModelDescription(spec, tokenizer, skeleton, n_parameters, folder, processor)
+
+
+def _weights_sha256(
+    options: PlanOptions, config: Any, architecture: str, files: tuple[Path, ...]
+) -> str:
+    if options.untrained is None:
+        return weights_sha256(files)
+    from actlas.pipeline.model.untrained import fresh_model, state_sha256
+
+    code = options.trust_remote_code
+    return state_sha256(
+        fresh_model(config, architecture, options.untrained, trust_remote_code=code)
+    )
+
+
+def _modality(options: PlanOptions, config: Any) -> Modality:
+    """Return what is read: by a model of texts with images, texts alone where there are no images.
+
+    Nothing is then asked of its image processor, of which not every kind is known.
+    """
+    modality = modality_of(config)
+    return "text" if modality == "mixed" and not has_images(options) else modality
+
+
+def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """Return transformers' config of a local folder.
+
+    Raises
+    ------
+    ModelError
+        There is none, it cannot be parsed, or it needs code of its own that was not allowed.
+    """
+    from transformers import AutoConfig
+
+    if not (folder / CONFIG_FILE).is_file():
+        raise ModelError(
+            f"{folder} has no {CONFIG_FILE}: it is no transformers model. Give the folder that "
+            "model.save_pretrained(...) wrote.",
+            path=str(folder),
+        )
+    if not trust_remote_code:
+        refuse_hub_kernels(folder)
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except LOADING_ERRORS as error:
+        raise loading_error("configuration", str(folder), error) from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{folder}: {type(config).__name__} is an encoder-decoder, which reads two sequences. "
+            "Expected a decoder or an encoder.",
+            path=str(folder),
+        )
+    return tower_of(config)
+
+
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of a hub id, a local folder or ``builtin:NAME``.
+
+    Raises
+    ------
+    ModelError
+        There is none, or it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    located = locate_model(name, revision, code=trust_remote_code, weights=False)
+    folder = str(located.folder)
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except LOADING_ERRORS as error:
+        raise loading_error("tokenizer", name, error) from error
+
+
+def find_model(spec: ModelSpec, path_or_id: str | None = None) -> Path:
+    """Return the folder of the model that a plan names, its files checked against the plan.
+
+    Raises
+    ------
+    ModelError
+        It is not there, or ``config_sha256`` or ``weights_sha256`` differ from the plan's.
+    """
+    own = path_or_id is None or path_or_id == spec.id
+    folder = locate_model(
+        spec.id if path_or_id is None else path_or_id,
+        spec.revision if own else None,
+        code=spec.trust_remote_code,
+    ).folder
+    if not (folder / CONFIG_FILE).is_file():
+        raise ModelError(f"{folder} has no {CONFIG_FILE}: it is no transformers model.")
+    checks = {"config_sha256": (file_sha256(folder / CONFIG_FILE), spec.config_sha256)}
+    if spec.untrained_seed is None:
+        found = weights_sha256(weight_files(folder))
+        checks["weights_sha256"] = found, spec.weights_sha256
+    for field, (found, expected) in checks.items():
+        if found != expected:
+            raise ModelError(
+                f"{folder} is not the model that the plan names: its {field} is {found[:16]}…, "
+                f"the plan's is {expected[:16]}…. Put the original files back, or plan another "
+                "store for this model.",
+                field=f"model.{field}",
+                found=found,
+                expected=expected,
+                path=str(folder),
+            )
+    return folder

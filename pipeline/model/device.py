@@ -1,0 +1,171 @@
+"""What a process computes on: its device, and the way from torch to numpy."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from actlas.store.errors import ConfigError
+
+
+def resolve_device(device: str) -> str:
+    """Return the device to use: the one named, or for ``auto`` the accelerator where there is one.
+
+    Raises
+    ------
+    ConfigError
+        There is no device of this name, or this machine has not got it.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"--device {device}: {reason}. Expected auto, cpu, cuda, cuda:N or mps, and one that "
+            "this machine has.",
+            field="device",
+        ) from error
+    return device
+
+
+def default_tokens_per_batch(device: str) -> int:
+    """Return the token budget of a forward pass that suits a device.
+
+    On 2 cores the embedded model was 1.19 times as fast with 2,048 as with 8,192.
+    """
+    return 2048 if device == "cpu" else 8192
+
+
+def device_name(device: str) -> str:
+    """Return a device with the name of its hardware, for the record."""
+    if device.startswith("cuda"):
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.processor() or platform.machine()})"
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return where a model takes tokens: where its embedding lies, the CPU if that is on disk."""
+    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def synchronize(device: str) -> None:
+    """Wait until a device has done all that it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device.startswith("mps"):
+        torch.mps.synchronize()
+
+
+def to_device(arrays: Mapping[str, NDArray[Any]], device: str) -> dict[str, torch.Tensor]:
+    """Return what a model takes on a device, by name."""
+    return {name: send(array, torch.device(device)) for name, array in arrays.items()}
+
+
+def send(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Return an array on a device; to CUDA by pinned memory, so that nobody waits for it."""
+    tensor = to_torch(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def to_torch(array: NDArray[Any]) -> torch.Tensor:
+    """Return an array as torch sees it, without a copy; ``bfloat16`` of ``ml_dtypes`` too."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return a CPU tensor as numpy sees it, without a copy; bfloat16 through ``ml_dtypes``."""
+    if tensor.dtype == torch.bfloat16:
+        array: NDArray[Any] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return array
+    return tensor.numpy()
+
+
+def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    """Return torch's dtype of a numpy one, ``bfloat16`` of ``ml_dtypes`` too."""
+    found: torch.dtype = getattr(torch, dtype.name)
+    return found
+
+
+def n_cpus() -> int:
+    """Return the CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gib(n_bytes: int) -> str:
+    """Write a number of bytes for a person, as ``1.50 GiB``."""
+    return f"{n_bytes / (1 << 30):.2f} GiB"
+
+
+def free_host_bytes() -> int | None:
+    """Return the memory that a new process may take, under a container's limit; None if unknown."""
+    limit, used = _container_bytes() or (None, 0)
+    left = None if limit is None else max(0, limit - used)
+    return min((n for n in (_available_bytes(), left) if n is not None), default=None)
+
+
+def total_host_bytes() -> int | None:
+    """Return all memory of this machine, or a container's limit; None if unknown."""
+    limit, _ = _container_bytes() or (None, 0)
+    known = "SC_PHYS_PAGES" in os.sysconf_names
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
+    return min((n for n in (there, limit) if n is not None), default=None)
+
+
+def _available_bytes() -> int | None:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if "SC_PHYS_PAGES" in os.sysconf_names:  # macOS tells only how much there is.
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return None
+
+
+def _container_bytes(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None:
+    """Return the control group's limit and what is used under it, where there is one.
+
+    The kernel counts files that it keeps in memory as used, and gives them back when asked.
+    """
+    for folder, limit_name, used_name, prefix in (
+        (root, "memory.max", "memory.current", ""),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ):
+        limit, used, stat = folder / limit_name, folder / used_name, folder / "memory.stat"
+        if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+            lines = stat.read_text().splitlines() if stat.exists() else []
+            counts = {name: int(n) for name, n in (line.split() for line in lines)}
+            kept = ("active_file", "inactive_file")
+            n_kept = sum(counts.get(prefix + name, 0) for name in kept)
+            return int(text), max(0, int(used.read_text()) - n_kept)
+    return None
+
+
+def _free_device_bytes(device: str) -> int | None:
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return None
+    return int(torch.cuda.mem_get_info(device)[0])

@@ -1,0 +1,52 @@
+"""A model's untrained twin: its shape with fresh weights, the control for what training did."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from actlas.pipeline.model.config import LOADING_ERRORS, auto_class, loading_error, quiet
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def fresh_model(
+    config: Any, architecture: str, seed: int, *, trust_remote_code: bool = False
+) -> nn.Module:
+    """Return a model with the weights that its own code begins training with.
+
+    Parameters
+    ----------
+    config : transformers.PreTrainedConfig
+    architecture : str
+    seed : int
+        Of torch's generator on the CPU. The weights are drawn in float32.
+
+    Raises
+    ------
+    ModelError
+        The architecture cannot be built.
+    """
+    import torch
+
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: nn.Module = auto_class(architecture).from_config(
+                config, dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
+    except LOADING_ERRORS as error:
+        raise loading_error("architecture", architecture, error) from error
+    return model
+
+
+def state_sha256(model: nn.Module) -> str:
+    """Return a sha256 over every parameter's name, dtype, shape and bytes, sorted by name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

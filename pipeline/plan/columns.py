@@ -1,0 +1,137 @@
+"""A draft's documents in the plan's order, as the store takes them: from disk, range by range."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.pipeline.plan.draft import Draft, Names
+
+_HASH_BYTES = 8 << 20
+
+
+class DraftColumns:
+    """The columns of :class:`actlas.store.write.document_columns.DocumentColumns` over a spool.
+
+    Parameters
+    ----------
+    draft : Draft
+        Its spool must stay open as long as columns are read.
+    labelled : bool
+        Whether documents have labels.
+    names : mapping of str to tuple of str
+        Of the cutter's own columns of tokens, the names of their codes.
+    """
+
+    def __init__(
+        self, draft: Draft, *, labelled: bool, names: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
+        texts, cuts, order = draft.texts, draft.cuts, draft.order
+        place = np.array(cuts.place, np.int64)[order]
+        text_edges = np.array(texts.edges, np.int64)
+        self._draft = draft
+        self._text_from = text_edges[place]
+        self._tokens_from = np.array(cuts.edges, np.int64)[order]
+        self.start = _edges(draft.lengths)
+        self.text_start = _edges(text_edges[place + 1] - self._text_from)
+        self.n_documents = len(order)
+        self.n_tokens = int(self.start[-1])
+        self.n_text_bytes = int(self.text_start[-1])
+        # Without images no memory goes into where they begin.
+        self._image_from = self.image_start = np.broadcast_to(np.int64(0), len(order) + 1)
+        if texts.image_edges is not None:
+            image_edges = np.array(texts.image_edges, np.int64)
+            self._image_from = image_edges[place]
+            self.image_start = _edges(image_edges[place + 1] - self._image_from)
+        self.n_image_bytes = int(self.image_start[-1])
+        self.char_stop = np.array(cuts.char_stop, np.int32)[order]
+        self.record = np.array(texts.record, np.int64)[place]
+        self.source, self.source_names = _used(texts.source, place, texts.sources)
+        codes, used = _used(texts.label, place, texts.labels)
+        self.label: NDArray[np.int32] | None = codes if labelled else None
+        self.label_names = used if labelled else ()
+        all_names = dict(names or {})
+        self._recoded: dict[str, NDArray[np.int32]] = {}
+        for name, found in texts.columns.items():
+            kept = [code for code, n in cuts.n_of_code[name].items() if n and code >= 0]
+            self._recoded[name], all_names[name] = _recoded(kept, found)
+        self.token_column_names: Mapping[str, tuple[str, ...]] = all_names
+
+    def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Return the kept tokens [start, stop)."""
+        return self._draft.cuts.token_id.gather(self._tokens_from, self.start, start, stop)
+
+    def char_starts(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Return, for the same tokens, the character of the document where each begins."""
+        return self._draft.cuts.char_start.gather(self._tokens_from, self.start, start, stop)
+
+    def special(self, start: int, stop: int) -> NDArray[np.bool_] | None:
+        """Return, for the same tokens, which the tokenizer added; None where none has a row."""
+        return self._draft.cuts.windows.special(self.start, start, stop)
+
+    def token_column(self, name: str, start: int, stop: int) -> NDArray[np.int32]:
+        """Return, for the same tokens, the codes of a column; -1 where there is none."""
+        codes: NDArray[np.int32] = self._draft.cuts.columns[name].gather(
+            self._tokens_from, self.start, start, stop
+        )
+        return self._recoded[name][codes] if name in self._recoded else codes
+
+    def n_tokens_of(self, name: str) -> dict[str, int]:
+        """Return how many tokens have each name in a column of tokens."""
+        n_of_code, new = self._draft.cuts.n_of_code[name], self._recoded.get(name)
+        codes = {code: int(new[code]) if new is not None else code for code in n_of_code}
+        names = self.token_column_names[name]
+        return {names[codes[code]]: n for code, n in n_of_code.items() if code >= 0}
+
+    def text(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return bytes [start, stop) of all texts, one after the other."""
+        return self._draft.texts.file.gather(self._text_from, self.text_start, start, stop)
+
+    def image(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return bytes [start, stop) of all images, one after the other."""
+        return self._draft.texts.images.gather(self._image_from, self.image_start, start, stop)
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the documents in the plan's order.
+
+        It is over their number, then each one's length in bytes, all as little-endian signed
+        64-bit integers, then the UTF-8 bytes of all texts. Where there are images, each one's
+        length in bytes and the bytes of all image files follow.
+        """
+        lengths = np.diff(self.text_start)
+        digest = hashlib.sha256(np.array([self.n_documents], "<i8").tobytes())
+        digest.update(lengths.astype("<i8").tobytes())
+        for start in range(0, self.n_text_bytes, _HASH_BYTES):
+            digest.update(self.text(start, min(start + _HASH_BYTES, self.n_text_bytes)).data)
+        if self.n_image_bytes:
+            digest.update(np.diff(self.image_start).astype("<i8").tobytes())
+        for start in range(0, self.n_image_bytes, _HASH_BYTES):
+            digest.update(self.image(start, min(start + _HASH_BYTES, self.n_image_bytes)).data)
+        return digest.hexdigest()
+
+
+def _edges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+
+
+def _used(
+    codes: array[int], place: NDArray[np.int64], names: Names
+) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Return the codes of the chosen documents, and only the names among them, sorted."""
+    chosen = np.array(codes, np.int32)[place]
+    to, used = _recoded([code for code in np.unique(chosen).tolist() if code >= 0], names)
+    return to[chosen], used
+
+
+def _recoded(codes: Iterable[int], names: Names) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Return the new code of each old one, and the names of those that are used, sorted."""
+    known = list(names.codes)
+    used = sorted((known[code], code) for code in codes)
+    to = np.full(len(known) + 1, -1, np.int32)  # The last place is that of no name, -1.
+    for new, (_, old) in enumerate(used):
+        to[old] = new
+    return to, tuple(name for name, _ in used)

@@ -1,0 +1,289 @@
+"""Documents on their way into a plan: read, tokenized, spooled to disk, put in order.
+
+In memory there are only a few numbers per document; text and tokens lie in the spool.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.pipeline.corpus.corpus import Corpus
+from actlas.pipeline.corpus.patches import PatchCutter
+from actlas.pipeline.corpus.records import Record
+from actlas.pipeline.corpus.spans import token_codes
+from actlas.pipeline.corpus.tokenization import Cutter, Tokens, Windows, batches
+from actlas.pipeline.plan.spool import Spool
+from actlas.store.errors import CorpusError
+from actlas.store.format import layout
+from actlas.store.format.schema import Order
+
+Sample = Literal["all", "uniform", "head"]
+
+Say = Callable[[str], None]
+
+Parts = tuple[NDArray[np.int32], ...]
+"""For each column that the corpus gives, its parts of a text: start, stop, code; [parts, 3]."""
+
+MAX_NAMES = 1 << 16
+"""Distinct labels: what has more is no label."""
+
+SAY_EVERY_S = 5.0
+
+
+class Names:
+    """Numbers for names, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.codes: dict[str, int] = {}
+
+    def code(self, name: str | None) -> int:
+        """Return a name's number; -1 for no name."""
+        return -1 if name is None else self.codes.setdefault(name, len(self.codes))
+
+
+class Item(NamedTuple):
+    """A document to be cut."""
+
+    text: str
+    place: int
+    parts: Parts
+
+
+class Texts:
+    """Every text that was read, and every image, in the order of reading."""
+
+    def __init__(self, spool: Spool, columns: tuple[str, ...] = ()) -> None:
+        self.file = spool.file("texts", np.uint8)
+        self.edges = array("q", [0])
+        self.images = spool.file("images", np.uint8)
+        self.image_edges: array[int] | None = None
+        """None while no document has an image."""
+        self.source, self.record, self.label = array("i"), array("q"), array("i")
+        self.sources, self.labels = Names(), Names()
+        self.columns = {name: Names() for name in columns}
+        self._parts = [spool.file(f"parts-{name}", np.int32) for name in columns]
+        self._part_edges = [array("q", [0]) for _ in columns]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def append(self, record: Record) -> Item:
+        """Keep a document's text, its parts and its origin; return it."""
+        self.file.append(record.text.encode())
+        self.edges.append(self.file.n_items)
+        self._append_image(record.image)
+        self.source.append(self.sources.code(record.source))
+        self.record.append(record.record)
+        self.label.append(self.labels.code(record.label))
+        if len(self.labels.codes) > MAX_NAMES:
+            raise CorpusError(
+                f"There are more than {MAX_NAMES:,} different labels ({record.label!r} is one): "
+                "that is no label. Name another field with --label-field.",
+                field="label_field",
+            )
+        parts = self._coded(record)
+        for codes, file, edges in zip(parts, self._parts, self._part_edges, strict=True):
+            file.append(codes)
+            edges.append(file.n_items)
+        return Item(record.text, len(self) - 1, parts)
+
+    def _append_image(self, image: bytes | None) -> None:
+        if image and self.image_edges is None:
+            self.image_edges = array("q", [0]) * (len(self) + 1)
+        if self.image_edges is not None:
+            self.images.append(image or b"")
+            self.image_edges.append(self.images.n_items)
+
+    def _coded(self, record: Record) -> Parts:
+        coded = []
+        for name, names in self.columns.items():
+            parts = [(part.start, part.stop, names.code(part.name)) for part in record.parts[name]]
+            coded.append(np.array(parts, np.int32).reshape(-1, 3))
+            if len(names.codes) > MAX_NAMES:
+                raise CorpusError(
+                    f"There are more than {MAX_NAMES:,} different labels in {name!r}: those are "
+                    "no labels. Leave it out of --span-fields.",
+                    field="span_fields",
+                )
+        return tuple(coded)
+
+    def flush(self) -> None:
+        """Hand everything to the operating system, so that it can be read."""
+        for file in (self.file, self.images, *self._parts):
+            file.flush()
+
+    def item(self, place: int) -> Item:
+        """Return a document as it was kept."""
+        pairs = zip(self._parts, self._part_edges, strict=True)
+        parts = (file.read(edges[place], edges[place + 1]).reshape(-1, 3) for file, edges in pairs)
+        return Item(self.text(place), place, tuple(parts))
+
+    def text(self, place: int) -> str:
+        """Return a text."""
+        return self.file.read(self.edges[place], self.edges[place + 1]).tobytes().decode()
+
+
+class Cuts:
+    """The kept tokens of the documents that were taken, in the order of taking."""
+
+    def __init__(self, spool: Spool, windows: Windows, columns: Iterable[str] = ()) -> None:
+        self.windows = windows
+        self.columns = {name: spool.file(f"column-{name}", np.int32) for name in columns}
+        self.n_of_code: dict[str, Counter[int]] = {name: Counter() for name in self.columns}
+        self.token_id = spool.file("token_id", np.int32)
+        self.char_start = spool.file("char_start", np.int32)
+        self.edges = array("q", [0])
+        self.place, self.char_stop = array("q"), array("i")
+        self.largest_id = -1
+
+    @property
+    def n_tokens(self) -> int:
+        """Kept tokens so far."""
+        return self.edges[-1]
+
+    def take(
+        self,
+        items: Iterable[Item],
+        cutter: Cutter | PatchCutter,
+        limit: int | None,
+        say: Say,
+    ) -> bool:
+        """Cut texts with their places until the limit; return whether any was left over."""
+        said = time.monotonic()
+        for batch in batches(items):
+            for i, tokens in enumerate(cutter.cut([item.text for item in batch])):
+                if limit is not None and self.n_tokens >= limit:
+                    return True
+                tokens = self._with_columns(tokens, batch[i].parts)
+                self._append(self.windows.apply(tokens), batch[i].place)
+            if time.monotonic() - said > SAY_EVERY_S:
+                said = time.monotonic()
+                goal = f" of {limit:,}" if limit is not None else ""
+                say(f"{self.n_tokens:,}{goal} tokens in {len(self.place):,} documents")
+        return False
+
+    def _with_columns(self, tokens: Tokens, parts: Parts) -> Tokens:
+        """Return a document's tokens with all codes: the cutter's own, and the corpus's."""
+        given = [name for name in self.columns if name not in tokens.columns]
+        coded = (token_codes(tokens, part) for part in parts)
+        columns = {**tokens.columns, **dict(zip(given, coded, strict=True))}
+        return Tokens(tokens.token_id, tokens.char_start, tokens.char_stop, columns)
+
+    def flush(self) -> None:
+        """Hand everything to the operating system, so that it can be read."""
+        for file in (self.token_id, self.char_start, *self.columns.values()):
+            file.flush()
+
+    def _append(self, tokens: Tokens, place: int) -> None:
+        self.token_id.append(tokens.token_id)
+        self.char_start.append(tokens.char_start)
+        for name, file in self.columns.items():
+            file.append(tokens.columns[name])
+            codes, counts = np.unique(tokens.columns[name], return_counts=True)
+            self.n_of_code[name].update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
+        self.edges.append(self.token_id.n_items)
+        self.place.append(place)
+        self.char_stop.append(tokens.char_stop)
+        if len(tokens):
+            self.largest_id = max(self.largest_id, int(tokens.token_id.max()))
+
+
+class Draft(NamedTuple):
+    """The documents of a plan.
+
+    Attributes
+    ----------
+    texts : Texts
+    cuts : Cuts
+    order : ndarray of int64, shape [documents]
+        ``order[i]``: which of the cut documents comes i-th in the plan.
+    sample : {"all", "uniform", "head"}
+        Which part of the corpus they are.
+    """
+
+    texts: Texts
+    cuts: Cuts
+    order: NDArray[np.int64]
+    sample: Sample
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Kept tokens of each document, in the plan's order; shape [documents]."""
+        edges = np.array(self.cuts.edges, np.int64)
+        return (edges[1:] - edges[:-1])[self.order]
+
+
+def collect(
+    corpus: Corpus,
+    cutter: Cutter | PatchCutter,
+    windows: Windows,
+    spool: Spool,
+    *,
+    columns: tuple[str, ...] = (),
+    order: Order,
+    sample: Literal["uniform", "head"],
+    max_tokens: int | None,
+    seed: int,
+    say: Say,
+) -> Draft:
+    """Read, cut and order the documents of a plan.
+
+    Under ``max_tokens`` a uniform sample takes documents in a seeded order of the whole corpus, a
+    head takes them from its beginning; both end after the document that reaches it. What was
+    taken is then shuffled, or put back into the corpus's order.
+
+    ``columns`` are those of tokens that the corpus gives, beside the cutter's own.
+
+    Raises
+    ------
+    CorpusError
+        See :meth:`Corpus.records`; or no document has a token.
+    OSError
+        The spool's disk is full or fails.
+    """
+    texts = Texts(spool, columns)
+    cuts = Cuts(spool, windows, (*cutter.columns, *columns))
+    uniform = sample == "uniform" and max_tokens is not None and not corpus.drawn
+    items: Iterator[Item]
+    if uniform:
+        for _ in _spooled(corpus, texts, say):
+            pass
+        texts.flush()
+        visited = layout.permutation(seed, layout.STREAM_DOCUMENTS, 0, len(texts))
+        items = (texts.item(place) for place in map(int, visited))
+    else:
+        items = _spooled(corpus, texts)
+    left_over = cuts.take(items, cutter, max_tokens, say)
+    texts.flush()
+    cuts.flush()
+    if cuts.n_tokens == 0:
+        raise CorpusError(
+            f"{corpus.uri}: {len(texts):,} documents, and not one token in them: every text is "
+            "empty. Expected text.",
+            corpus=corpus.uri,
+        )
+    n = len(cuts.place)
+    if order == "corpus":
+        in_order = np.argsort(np.array(cuts.place, np.int64), kind="stable")
+    elif uniform:
+        in_order = np.arange(n, dtype=np.int64)
+    else:
+        in_order = layout.permutation(seed, layout.STREAM_DOCUMENTS, 0, n)
+    return Draft(texts, cuts, in_order, sample if left_over else "all")
+
+
+def _spooled(corpus: Corpus, texts: Texts, say: Say | None = None) -> Iterator[Item]:
+    """Yield each document with its place, its text already in the spool."""
+    said = time.monotonic()
+    for record in corpus.records():
+        yield texts.append(record)
+        if say is not None and time.monotonic() - said > SAY_EVERY_S:
+            said = time.monotonic()
+            say(f"{len(texts):,} documents read, to choose from")

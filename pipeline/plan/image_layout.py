@@ -1,0 +1,181 @@
+"""From a model's positions to the patches of a picture: which is which, seen and not looked up."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.pipeline.hookpoints.shapes import check_positions
+from actlas.pipeline.hookpoints.tensors import first_tensor
+from actlas.pipeline.model.config import LOADING_ERRORS, auto_class, quiet
+from actlas.pipeline.model.vision import blank_pixels
+from actlas.store.errors import HookpointError, ModelError
+from actlas.store.format.schema import HookpointSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def image_layout(
+    skeleton: nn.Module, hookpoints: Sequence[HookpointSpec], processor: Any
+) -> dict[str, Any]:
+    """Return how the positions of an image lie: ``grid``, ``n_prefix`` and ``n_suffix``.
+
+    Parameters
+    ----------
+    skeleton : torch.nn.Module
+        On the meta device: one pass over a blank picture.
+    hookpoints : sequence of HookpointSpec
+    processor : transformers.BaseImageProcessor
+
+    Raises
+    ------
+    HookpointError
+        The hookpoints have different numbers of positions, so that they share no rows.
+    ModelError
+        It cannot be seen which positions are patches.
+    """
+    blank = blank_pixels(processor)
+    shapes = _shapes(skeleton, hookpoints, blank)
+    places = {name: _places(shape) for name, shape in shapes.items()}
+    counts = {name: int(np.prod(place)) for name, place in places.items()}
+    check_positions(counts)
+    maps = {place for place in places.values() if len(place) == 2}
+    if len(maps) > 1:
+        raise HookpointError(
+            f"These hookpoints give feature maps of other shapes ({places}), and rows are shared "
+            "by all hookpoints of a store. Make a store for each shape.",
+            positions=counts,
+        )
+    place = next(iter(maps or places.values()))
+    if len(place) == 2:
+        return {"grid": place, "n_prefix": 0, "n_suffix": 0}
+    height, width = blank.shape[-2:]
+    grid = _grid(skeleton.config, height, width, place[0])
+    n_special = place[0] - grid[0] * grid[1]
+    n_prefix = _n_prefix(skeleton, blank, place[0], n_special) if n_special else 0
+    return {"grid": grid, "n_prefix": n_prefix, "n_suffix": n_special - n_prefix}
+
+
+def _places(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[2:] if len(shape) == 4 else shape[1:2]
+
+
+def _shapes(
+    model: nn.Module, hookpoints: Sequence[HookpointSpec], blank: NDArray[Any]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every hookpoint's tensor for one image."""
+    import torch
+
+    seen: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, value: Any) -> None:
+        tensor = first_tensor(value)
+        if tensor is not None:
+            seen.setdefault(name, tuple(tensor.shape))
+
+    handles: list[Any] = []
+    for hookpoint in hookpoints:
+        module, name = model.get_submodule(hookpoint.module), hookpoint.name
+        if hookpoint.side == "input":
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda _m, args, kwargs, name=name: note(
+                        name, args[0] if args else kwargs.get("hidden_states")
+                    ),
+                    with_kwargs=True,
+                )
+            )
+        else:
+            handles.append(module.register_forward_hook(lambda _m, _a, out, n=name: note(n, out)))
+    try:
+        with torch.no_grad(), quiet():
+            model(pixel_values=torch.from_numpy(blank).to("meta"))
+    except LOADING_ERRORS as error:
+        if len(seen) < len(hookpoints):
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ModelError(
+                f"{type(model).__name__} cannot read what its image processor makes of a picture: "
+                f"{reason}. Expected the preprocessor_config.json that belongs to this model.",
+                field="processor",
+            ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {hookpoint.name: seen[hookpoint.name] for hookpoint in hookpoints}
+
+
+def _grid(config: Any, height: int, width: int, n_positions: int) -> tuple[int, int]:
+    """Return the patches of an image, those of a deeper stage where patches were merged."""
+    patch = getattr(config, "patch_size", None)
+    down, across = patch if isinstance(patch, (tuple, list)) else (patch, patch)
+    if not isinstance(down, int) or not isinstance(across, int):
+        return 1, n_positions
+    rows, columns = height // down, width // across
+    while rows * columns > n_positions and min(rows, columns) > 1:
+        rows, columns = rows // 2, columns // 2
+    return rows, columns
+
+
+def _n_prefix(skeleton: nn.Module, blank: NDArray[Any], n_positions: int, n_special: int) -> int:
+    """Return how many positions come before the patches, seen in a model of one block.
+
+    Its weights are random: the first tensor with all positions is compared between pictures that
+    differ in their first and in their last patch.
+    """
+    import torch
+
+    config = copy.deepcopy(skeleton.config)
+    config.num_hidden_layers = 1  # type: ignore[union-attr]
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        model = auto_class(type(skeleton).__name__).from_config(config).eval()
+    plain = torch.zeros(blank.shape)
+    first, last = plain.clone(), plain.clone()
+    first[:, :, 0, 0], last[:, :, -1, -1] = 1.0, 1.0
+    seen = [_positions_seen(model, image, n_positions) for image in (plain, first, last)]
+    changed = next(
+        (places for places in map(_changed, *seen) if all(places)), ([0], [n_positions - 1])
+    )
+    n_prefix, n_suffix = changed[0][0], n_positions - 1 - changed[1][-1]
+    if n_prefix + n_suffix != n_special:
+        raise ModelError(
+            f"{type(skeleton).__name__}: of {n_positions} positions {n_special} should be none of "
+            f"the image, but {n_prefix} come before its first patch and {n_suffix} after its "
+            "last. Expected patches in one block, row by row.",
+            field="processor",
+        )
+    return n_prefix
+
+
+def _changed(plain: Tensor, *others: Tensor) -> tuple[list[int], ...]:
+    """Return at which positions each of the others differs."""
+    found = []
+    for other in others:
+        differs = (plain - other).abs().flatten(2).amax(dim=(0, 2)) > 0
+        found.append(differs.nonzero()[:, 0].tolist())
+    return tuple(found)
+
+
+def _positions_seen(model: nn.Module, image: Tensor, n_positions: int) -> list[Tensor]:
+    """Return all tensors [image, position, ...] that modules give, in the order of the pass."""
+    import torch
+
+    found: list[Tensor] = []
+
+    def note(_module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.shape[1:2] == (n_positions,):
+            found.append(output.float())
+
+    handles = [m.register_forward_hook(note) for m in model.modules() if m is not model]
+    try:
+        with torch.no_grad(), quiet():
+            model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

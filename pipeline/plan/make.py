@@ -1,0 +1,163 @@
+"""Planning: fixing what every row of a store is, before a model runs."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from actlas.pipeline.corpus.spans import part_columns
+from actlas.pipeline.options import PlanOptions
+from actlas.pipeline.plan.borders import crossing_share, fit_borders
+from actlas.pipeline.plan.columns import DraftColumns
+from actlas.pipeline.plan.draft import Draft, Say, collect
+from actlas.pipeline.plan.dry_run import estimate
+from actlas.pipeline.plan.estimate import Estimate, store_bytes, worker_memory
+from actlas.pipeline.plan.settings import Settings, assemble, resolve_settings
+from actlas.pipeline.plan.spool import open_spool
+from actlas.pipeline.plan.store_size import sample_rates
+from actlas.store.errors import ModelError, run_fault
+from actlas.store.format import layout
+from actlas.store.format.schema import Plan
+from actlas.store.store import Store
+from actlas.store.write.create import create
+from actlas.store.write.staging import refuse_existing
+
+__all__ = ["Estimate", "estimate", "make_plan"]
+
+
+def make_plan(
+    path: str | os.PathLike[str], options: PlanOptions, progress: Say | None = None
+) -> Store:
+    """Read, tokenize and order a corpus, and write a new store with its plan.
+
+    Text and tokens pass through a folder beside the store, which is removed whatever happens; in
+    memory there are about 140 bytes per document, one batch, and 100 MB of buffers (docs/scale.md).
+
+    Parameters
+    ----------
+    path : path
+        Must not exist, or be an empty folder.
+    options : PlanOptions
+        What a row is.
+    progress : callable, optional
+        Is given lines for a person: how far it is, and at the end what the plan amounts to.
+
+    Raises
+    ------
+    StoreExistsError
+        There is something at ``path``.
+    ConfigError, CorpusError, ModelError, HookpointError
+        What was asked for is not there or does not fit together.
+    RunFaultError
+        The disk is full or fails. Nothing is left behind.
+    """
+    refuse_existing(path)
+    return plan_settings(path, resolve_settings(options), progress or (lambda _: None))
+
+
+def plan_settings(path: str | os.PathLike[str], settings: Settings, say: Say) -> Store:
+    """Do what :func:`make_plan` does, once every option is decided."""
+    options = settings.options
+    say(f"planning {settings.corpus.describe()}")
+    try:
+        with open_spool(path) as spool:
+            draft = collect(
+                settings.corpus,
+                settings.cutter,
+                settings.windows,
+                spool,
+                columns=part_columns(options),
+                order=settings.order,
+                sample=settings.sample,
+                max_tokens=options.max_tokens,
+                seed=options.seed,
+                say=say,
+            )
+            _check_vocabulary(settings, draft.cuts.largest_id)
+            draft = _fit(settings, draft)
+            columns = DraftColumns(
+                draft, labelled=settings.corpus.labelled, names=settings.cutter.columns
+            )
+            plan = _plan(settings, draft, columns)
+            images = columns if plan.processor is not None else None
+            for line in _summary(settings, plan, draft, columns, images).lines():
+                say(line)
+            return create(path, plan, columns, images)
+    except OSError as error:
+        fault = run_fault(error, str(error.filename or path))
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def _fit(settings: Settings, draft: Draft) -> Draft:
+    """Move documents near shard borders so that fewer sequences cross them."""
+    if settings.order == "corpus":
+        return draft
+    shard_rows = settings.shard_rows(draft.cuts.n_tokens)
+    places = fit_borders(draft.lengths, shard_rows, settings.windows.kept)
+    return draft._replace(order=draft.order[places])
+
+
+def _check_vocabulary(settings: Settings, largest_id: int) -> None:
+    spec = settings.cutter.spec
+    if spec is None:
+        return
+    largest = max(largest_id, *spec.prefix_ids, *spec.suffix_ids, -1)
+    n_known = settings.model.skeleton.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if largest >= n_known:
+        raise ModelError(
+            f"{spec.id} gives token {largest:,}, and {settings.model.spec.id} has embeddings for "
+            f"{n_known:,} tokens. Expected the model's own tokenizer, or one of its kind.",
+            field="tokenizer",
+        )
+
+
+def _plan(settings: Settings, draft: Draft, columns: DraftColumns) -> Plan:
+    return assemble(
+        settings,
+        fingerprint=columns.fingerprint(),
+        sample=draft.sample,
+        n_documents=columns.n_documents,
+        n_tokens=columns.n_tokens,
+        n_text_bytes=columns.n_text_bytes,
+        n_image_bytes=columns.n_image_bytes,
+        n_windows=layout.n_windows(draft.lengths, settings.windows.kept),
+    )
+
+
+def _summary(
+    settings: Settings,
+    plan: Plan,
+    draft: Draft,
+    columns: DraftColumns,
+    images: DraftColumns | None,
+) -> Estimate:
+    from actlas.pipeline.forward.speed import forward_speed
+
+    model = settings.model
+    tally, speed = settings.corpus.tally, forward_speed(model, settings.max_length)
+    labels: dict[str, int] = {}
+    if columns.label is not None:
+        codes, counts = np.unique(columns.label[columns.label >= 0], return_counts=True)
+        pairs = zip(codes.tolist(), counts.tolist(), strict=True)
+        labels = {columns.label_names[code]: n for code, n in pairs}
+    rates = sample_rates(plan, columns, images)
+    facts: Any = store_bytes(plan, rates, labelled=columns.label is not None)
+    return Estimate(
+        **facts,
+        memory=worker_memory(model, plan),
+        longest=int(draft.lengths.max()),
+        labels=labels,
+        token_columns={name: columns.n_tokens_of(name) for name in plan.token_columns},
+        n_read=tally.n_read,
+        n_skipped=tally.n_skipped,
+        skipped=tuple(tally.lines()),
+        crossing_share=crossing_share(
+            draft.lengths, plan.shard_rows, settings.windows.kept, causal=plan.model.causal
+        ),
+        tokens_per_s=speed.tokens_per_s,
+        speed=speed.how,
+    )

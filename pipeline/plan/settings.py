@@ -1,0 +1,246 @@
+"""What a plan's options mean for this model and this corpus: every default decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from actlas.pipeline.corpus.chat import Chat, ChatCutter
+from actlas.pipeline.corpus.corpus import Corpus, open_corpus
+from actlas.pipeline.corpus.image_folder import open_mixed
+from actlas.pipeline.corpus.patches import PatchCutter
+from actlas.pipeline.corpus.spans import part_columns
+from actlas.pipeline.corpus.tokenization import Cutter, Windows, make_windows
+from actlas.pipeline.hookpoints.names import resolve
+from actlas.pipeline.model.config import check_windows
+from actlas.pipeline.model.describe import ModelDescription, describe_model
+from actlas.pipeline.options import PlanOptions
+from actlas.pipeline.plan.draft import Sample
+from actlas.pipeline.plan.image_settings import (
+    Reading,
+    read_images,
+    read_mixed,
+    refuse_other_modality,
+)
+from actlas.store.errors import ConfigError
+from actlas.store.format import layout
+from actlas.store.format.dtypes import numpy_dtype
+from actlas.store.format.schema import (
+    CorpusSpec,
+    HookpointSpec,
+    Order,
+    Plan,
+    ProcessorSpec,
+    WindowSpec,
+)
+from actlas.store.format.sealing import FORMAT_VERSION
+from actlas.store.version import VERSION
+
+DEFAULT_MAX_LENGTH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Options, and what follows from them.
+
+    Attributes
+    ----------
+    order, sample
+        As asked for, or the default for this corpus.
+    max_length : int
+        Tokens of a window, special ones included; for a model of images, positions of an image.
+    processor
+        Of a model that reads images.
+    """
+
+    options: PlanOptions
+    corpus: Corpus
+    model: ModelDescription
+    hookpoints: tuple[HookpointSpec, ...]
+    cutter: Cutter | PatchCutter
+    windows: Windows
+    order: Order
+    sample: Literal["uniform", "head"]
+    max_length: int
+    processor: ProcessorSpec | None = None
+
+    @property
+    def token_columns(self) -> tuple[str, ...]:
+        """Columns of tokens: the cutter's own, then those that the corpus gives."""
+        return (*self.cutter.columns, *part_columns(self.options))
+
+    def shard_rows(self, n_tokens: int) -> int:
+        """Return the rows of a shard, as asked for or chosen."""
+        if self.options.pooled_only:
+            return self.options.shard_rows or layout.choose_pooled_shard_rows(n_tokens)
+        item = numpy_dtype(self.options.dtype).itemsize
+        widths = [hookpoint.width * item for hookpoint in self.hookpoints]
+        return self.options.shard_rows or layout.choose_shard_rows(n_tokens, widths)
+
+
+def resolve_settings(options: PlanOptions) -> Settings:
+    """Find model, tokenizer and corpus, and decide what was left open.
+
+    Raises
+    ------
+    ConfigError, CorpusError, ModelError, HookpointError
+        What was asked for is not there or does not fit together.
+    """
+    _check_shard_rows(options.shard_rows)
+    _check_pools(options)
+    model = describe_model(options)
+    _check_loss(options, model)
+    reading = _reading(options, model)
+    labelled = reading.corpus.labelled
+    order = options.order or ("corpus" if labelled else "shuffled")
+    head = order == "corpus" or not reading.corpus.finite
+    return Settings(
+        options=options,
+        corpus=reading.corpus,
+        model=model,
+        hookpoints=reading.hookpoints,
+        cutter=reading.cutter,
+        windows=reading.windows,
+        order=order,
+        sample=options.sample or ("head" if head else "uniform"),
+        max_length=reading.max_length,
+        processor=reading.processor,
+    )
+
+
+def _reading(options: PlanOptions, model: ModelDescription) -> Reading:
+    """Decide how documents become positions of this model."""
+    refuse_other_modality(options, model.spec)
+    if model.spec.modality == "image":
+        return read_images(options, model, resolve(model.skeleton, options.hookpoints))
+    mixed = model.spec.modality == "mixed"
+    corpus = open_mixed(options) if mixed else open_corpus(options, _chat(options, model))
+    max_length = _max_length(options, model)
+    hookpoints = resolve(model.skeleton, options.hookpoints)
+    if mixed:
+        return read_mixed(options, model, hookpoints, corpus, max_length)
+    cutter_of = ChatCutter if options.messages_field else Cutter
+    cutter = cutter_of(model.tokenizer, options.tokenizer or model.spec.id)
+    long = options.long or ("truncate" if corpus.labelled else "window")
+    windows = make_windows(cutter.spec, max_length, long, options.keep_special)
+    return Reading(corpus, hookpoints, cutter, windows, max_length)
+
+
+def _chat(options: PlanOptions, model: ModelDescription) -> Chat | None:
+    """Return what lays messages out, where the corpus is one of messages."""
+    part_columns(options)  # raises, where a column cannot have its name
+    if not options.messages_field:
+        return None
+    why = {
+        "text_field": "the text is what the chat template makes of the messages",
+        "span_fields": "spans are places in a text as it stands in a record",
+        "lowercase": "it would change the chat template's own tokens",
+        "keep_special": "the chat template's own tokens have rows anyway",
+    }
+    for field, reason in why.items():
+        if getattr(options, field):
+            raise ConfigError(
+                f"--{field.replace('_', '-')} does not go with --messages-field: {reason}. Leave "
+                "one of them out.",
+                field=field,
+            )
+    return Chat(model.tokenizer, options.tokenizer or model.spec.id)
+
+
+def _check_pools(options: PlanOptions) -> None:
+    if len(set(options.pool)) < len(options.pool):
+        raise ConfigError(
+            f"--pool {','.join(options.pool)}: expected each of last, mean and sum once.",
+            field="pool",
+        )
+    if options.pooled_only and not options.pool:
+        raise ConfigError(
+            "--pooled-only stores nothing but pooled rows, and none are asked for: give --pool "
+            "last,mean,sum, or some of them.",
+            field="pooled_only",
+        )
+    if options.pooled_only and options.with_loss:
+        raise ConfigError(
+            "--with-loss stores a loss for every token's row, and --pooled-only stores none of "
+            "those rows. Leave one of them out.",
+            field="with_loss",
+        )
+
+
+def _check_loss(options: PlanOptions, model: ModelDescription) -> None:
+    head = model.skeleton.get_output_embeddings()  # type: ignore[operator]
+    if options.with_loss and (head is None or not model.spec.causal):
+        raise ConfigError(
+            f"--with-loss needs a model that predicts the next token, and {model.spec.id} "
+            f"({model.spec.architecture}) does not. Leave it out.",
+            field="with_loss",
+        )
+
+
+def _check_shard_rows(shard_rows: int | None) -> None:
+    if shard_rows is not None and shard_rows & (shard_rows - 1):
+        near = 1 << (shard_rows.bit_length() - 1)
+        raise ConfigError(
+            f"--shard-rows {shard_rows}: expected a power of two, such as {near} or {2 * near}.",
+            field="shard_rows",
+        )
+
+
+def _max_length(options: PlanOptions, model: ModelDescription) -> int:
+    context = model.spec.context_length
+    if options.max_length is not None and context is not None and options.max_length > context:
+        raise ConfigError(
+            f"--max-length {options.max_length} is more than the model's context of {context} "
+            "tokens. Give that or less; longer documents become several windows.",
+            field="max_length",
+        )
+    max_length = options.max_length or min(context or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+    check_windows(model.skeleton.config, context, max_length)
+    return max_length
+
+
+def assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: int) -> Plan:
+    """Return the plan over these documents.
+
+    Parameters
+    ----------
+    settings : Settings
+    fingerprint : str
+        Of the documents.
+    sample : {"all", "uniform", "head"}
+        Which part of the corpus they are.
+    **counts : int
+        ``n_documents``, ``n_tokens``, ``n_text_bytes``, ``n_windows``, ``n_image_bytes``.
+    """
+    options, tally = settings.options, settings.corpus.tally
+    return Plan(
+        format_version=FORMAT_VERSION,
+        actlas_version=VERSION,
+        model=settings.model.spec,
+        tokenizer=settings.cutter.spec,
+        corpus=CorpusSpec(
+            uri=settings.corpus.uri,
+            fingerprint=fingerprint,
+            text_field=settings.corpus.text_field,
+            label_field=options.label_field,
+            lowercase=options.lowercase,
+            sample=sample,
+            n_records_read=tally.n_read,
+            n_records_skipped=tally.n_skipped,
+        ),
+        windows=WindowSpec(max_length=settings.max_length, long=settings.windows.long),
+        hookpoints=settings.hookpoints,
+        order=settings.order,
+        seed=options.seed,
+        keep_special=options.keep_special,
+        dtype=options.dtype,
+        compression=options.compression,
+        shard_rows=settings.shard_rows(counts["n_tokens"]),
+        processor=settings.processor,
+        token_columns=settings.token_columns,
+        pools=options.pool,
+        dense=not options.pooled_only,
+        with_loss=options.with_loss,
+        request=options.model_dump(mode="json"),
+        **counts,
+    )

@@ -1,0 +1,141 @@
+"""What a planner keeps on disk while it works: append-only files in a folder that goes away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store.write.staging import staging_of, workplace
+
+_BUFFER_BYTES = 1 << 20
+
+
+class SpoolFile:
+    """A file of equal items, written from front to end and then read anywhere.
+
+    Parameters
+    ----------
+    path : Path
+        Must not exist.
+    dtype : dtype
+        Of its items.
+    """
+
+    def __init__(self, path: Path, dtype: Any) -> None:
+        self.path = path
+        self.dtype = np.dtype(dtype)
+        self.n_items = 0
+        self._file = path.open("xb+", buffering=_BUFFER_BYTES)
+
+    def append(self, items: NDArray[Any] | bytes) -> None:
+        """Write items behind the others."""
+        if isinstance(items, bytes):
+            data = memoryview(items)
+        else:
+            data = np.ascontiguousarray(items, self.dtype).data
+        self._file.write(data)
+        self.n_items += data.nbytes // self.dtype.itemsize
+
+    def flush(self) -> None:
+        """Hand everything to the operating system, so that it can be read."""
+        self._file.flush()
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Return items [start, stop)."""
+        items = np.empty(stop - start, self.dtype)
+        self.read_into(items, start)
+        return items
+
+    def read_into(self, items: NDArray[Any], start: int) -> None:
+        """Fill an array with the items from ``start`` on."""
+        view = items.data.cast("B")
+        at = start * self.dtype.itemsize
+        while view.nbytes:
+            n_bytes = os.preadv(self._file.fileno(), [view], at)
+            if n_bytes == 0:
+                raise OSError(f"{self.path}: ends before item {start + len(items)}")
+            view, at = view[n_bytes:], at + n_bytes
+
+    def gather(
+        self, source: NDArray[np.int64], target: NDArray[np.int64], start: int, stop: int
+    ) -> NDArray[Any]:
+        """Return a range of what the file's pieces make in another order.
+
+        Parameters
+        ----------
+        source : ndarray of int64, shape [pieces]
+            The item of the file at which each piece begins.
+        target : ndarray of int64, shape [pieces + 1]
+            The items at which each piece begins and ends in the new order, from 0.
+        start, stop : int
+            The wanted items in the new order.
+        """
+        items = np.empty(stop - start, self.dtype)
+        if stop <= start:
+            return items
+        first = int(np.searchsorted(target, start, side="right")) - 1
+        last = int(np.searchsorted(target, stop, side="left"))
+        begin = np.maximum(target[first:last], start)
+        end = np.minimum(target[first + 1 : last + 1], stop)
+        at = source[first:last] + (begin - target[first:last])
+        kept = end > begin
+        begin, end, at = begin[kept], end[kept], at[kept]
+        # Pieces that lie one behind the other in the file too are read at once.
+        breaks = np.flatnonzero(at[1:] != at[:-1] + (end - begin)[:-1]) + 1
+        heads = np.concatenate(([0], breaks))
+        tails = np.concatenate((breaks, [len(at)])) - 1
+        for head, tail in zip(heads.tolist(), tails.tolist(), strict=True):
+            self.read_into(items[int(begin[head]) - start : int(end[tail]) - start], int(at[head]))
+        return items
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Spool:
+    """A folder of spool files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: list[SpoolFile] = []
+
+    def file(self, name: str, dtype: Any) -> SpoolFile:
+        """Make a new file of items of one dtype."""
+        self._files.append(SpoolFile(self.folder / name, dtype))
+        return self._files[-1]
+
+    def close(self) -> None:
+        """Close every file, also where writing one's last bytes fails."""
+        while self._files:
+            try:
+                self._files.pop().close()
+            finally:
+                self.close()
+
+
+@contextmanager
+def open_spool(store_path: str | os.PathLike[str]) -> Iterator[Spool]:
+    """Make a spool beside a store's future place, and remove it whatever happens.
+
+    Of a store that will lie in a bucket it is in the folder for temporary files (``TMPDIR``).
+
+    Its name is that of a planner at work, which :func:`actlas.store.write.create.create` removes
+    where the process was killed.
+    """
+    spool = Spool(staging_of(workplace(store_path)))
+    spool.folder.mkdir(parents=True)
+    try:
+        try:
+            yield spool
+        finally:
+            spool.close()
+    finally:
+        shutil.rmtree(spool.folder, ignore_errors=True)

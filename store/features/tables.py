@@ -1,0 +1,164 @@
+"""Where the codes of a set of features lie: its tables, and the groups that they name."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store.errors import FeatureError, FormatError
+from actlas.store.features.codes import index_dtype, token_dtype
+from actlas.store.format.array_spec import ArraySpec
+from actlas.store.format.validation import CHANGED, check_edges
+from actlas.store.ledger.derived import flat, group_named, group_of, receipts_of
+from actlas.store.shards.lazy_array import LazyArray
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from actlas.store.format.schema import Receipt
+    from actlas.store.store import Store
+
+
+class Group(NamedTuple):
+    """One group of codes: a shard's by token, or a block's by feature."""
+
+    indptr: LazyArray
+    indices: LazyArray
+    data: LazyArray
+
+
+class TokenTable(NamedTuple):
+    """``nnz_start`` [shard + 1], and the group of each shard."""
+
+    nnz_start: NDArray[np.int64]
+    groups: list[str]
+
+
+class FeatureTable(NamedTuple):
+    """The first feature of each block [block + 1], the blocks' groups, and totals [feature]."""
+
+    block_start: NDArray[np.int64]
+    groups: list[str]
+    n_active: NDArray[np.int64]
+    sum: NDArray[np.float64]
+    max: NDArray[np.float32]
+
+
+class FeatureTables:
+    """Reads the tables of one set of features when they are first needed.
+
+    Parameters
+    ----------
+    store : Store
+    name : str
+        Of the set.
+    n_features : int
+    """
+
+    def __init__(self, store: Store, name: str, n_features: int) -> None:
+        self.store, self.name, self.n_features = store, name, n_features
+        self._group = lru_cache(maxsize=64)(self._open_group)
+
+    def written(self, kind: str) -> bool:
+        """Whether the table ``encoded`` or ``indexed`` is there."""
+        return receipts_of(self.store, f"{kind}.{self.name}", 1).exists(0)
+
+    def require_encoded(self) -> None:
+        """Raise ``FeatureError`` where not every token is encoded."""
+        _ = self.tokens
+
+    @cached_property
+    def tokens(self) -> TokenTable:
+        """Where each shard's codes lie.
+
+        Raises
+        ------
+        FeatureError
+            Not every token is encoded.
+        """
+        receipt = self._table("encoded", "encode")
+        groups = _groups(receipt)
+        if len(groups) != self.store.plan.n_shards:
+            raise _odd(receipt, f"names {len(groups)} groups of {self.store.plan.n_shards} shards")
+        nnz_start = self._read(receipt, flat("nnz_start", len(groups) + 1, "int64", "edge"))
+        check_edges(nnz_start, int(nnz_start[-1]), f"{receipt.job}: nnz_start")
+        return TokenTable(nnz_start, groups)
+
+    @cached_property
+    def features(self) -> FeatureTable:
+        """Where each feature's codes lie, and how many there are.
+
+        Raises
+        ------
+        FeatureError
+            The set is not indexed.
+        """
+        receipt = self._table("indexed", "index")
+        groups = _groups(receipt)
+        n = self.n_features
+        block_start = self._read(receipt, flat("block_start", len(groups) + 1, "int64", "edge"))
+        check_edges(block_start, n, f"{receipt.job}: block_start")
+        count = self._read(receipt, flat("count", n, "int64", "feature"))
+        if count.min() < 0 or count.max() > self.store.plan.n_tokens:
+            raise _odd(receipt, f"counts {count.min()} to {count.max()} tokens of a feature")
+        return FeatureTable(
+            block_start,
+            groups,
+            count,
+            self._read(receipt, flat("sum", n, "float64", "feature")),
+            self._read(receipt, flat("max", n, "float32", "feature")),
+        )
+
+    def shard(self, shard: int) -> Group:
+        """Return the codes of a shard's tokens."""
+        table = self.tokens
+        start, stop = self.store.shard_range(shard)
+        nnz = int(table.nnz_start[shard + 1] - table.nnz_start[shard])
+        return self._group(table.groups[shard], stop - start + 1, nnz, index_dtype(self.n_features))
+
+    def block(self, block: int) -> Group:
+        """Return the codes of a block of features."""
+        table = self.features
+        first, last = int(table.block_start[block]), int(table.block_start[block + 1])
+        nnz = int(table.n_active[first:last].sum())
+        dtype = token_dtype(self.store.plan.n_tokens)
+        return self._group(table.groups[block], last - first + 1, nnz, dtype)
+
+    def _table(self, kind: str, verb: str) -> Receipt:
+        try:
+            return receipts_of(self.store, f"{kind}.{self.name}", 1).read(0)
+        except FileNotFoundError as error:
+            raise FeatureError(
+                f"{self.store.path}: features {self.name!r} are not {kind} yet: `actlas sae {verb} "
+                f"{self.store.path} --sae {self.name}`.",
+                name=self.name,
+            ) from error
+
+    def _read(self, receipt: Receipt, spec: ArraySpec) -> NDArray[Any]:
+        array = self._lazy(group_of(receipt), spec.path, spec.n_rows, spec.dtype)
+        return array.read(0, spec.n_rows)
+
+    def _open_group(self, folder: str, n_pointers: int, nnz: int, dtype: str) -> Group:
+        return Group(
+            self._lazy(folder, "indptr", n_pointers, "int64"),
+            self._lazy(folder, "indices", nnz, dtype),
+            self._lazy(folder, "data", nnz, "float32"),
+        )
+
+    def _lazy(self, folder: str, name: str, n: int, dtype: str) -> LazyArray:
+        return LazyArray(self.store.objects, flat(f"{folder}/{name}", n, dtype, name))
+
+
+def _groups(receipt: Receipt) -> list[str]:
+    """Return the groups that a table is over, each where derived data lies."""
+    groups = receipt.run.get("groups")
+    if not isinstance(groups, list) or not groups:
+        raise _odd(receipt, "names no groups")
+    return [group_named(group, receipt) for group in groups]
+
+
+def _odd(receipt: Receipt, what: str) -> FormatError:
+    return FormatError(f"the receipt of {receipt.job} {what}. {CHANGED}", job=receipt.job)

@@ -1,0 +1,211 @@
+"""The tokens on which each raw unit is largest and smallest, gathered in one pass for all units.
+
+``extremes/<hookpoint>`` holds, for every unit, its ``k`` largest and ``k`` smallest activations
+with their tokens, so that no single question scans the store.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store.errors import FeatureError, FormatError
+from actlas.store.features.contexts import Contexts, Peak, contexts_of, one_per_document
+from actlas.store.format.array_spec import COLUMN_COMPRESSION, ArraySpec
+from actlas.store.format.validation import CHANGED, check_span
+from actlas.store.ledger.derived import group_of, receipts_of
+from actlas.store.shards.lazy_array import LazyArray
+
+if TYPE_CHECKING:
+    from actlas.store.format.schema import Receipt
+    from actlas.store.store import Store
+
+CHUNK_UNITS = 256
+
+KEEP_MAX = 1024
+"""Tokens of each end, at most."""
+
+ENDS = ("top", "bottom")
+
+
+def job_of(hookpoint: str) -> str:
+    """Return the job whose receipt stands for a hookpoint's extremes."""
+    return f"extremes.{hookpoint}"
+
+
+def extreme_specs(n_units: int, k: int) -> dict[str, ArraySpec]:
+    """Return the arrays of a hookpoint's extremes, by name."""
+    specs = {}
+    for end in ENDS:
+        for what, dtype in (("value", "float32"), ("t", "int64")):
+            specs[f"{end}_{what}"] = ArraySpec(
+                path=f"{end}_{what}",
+                shape=(n_units, k),
+                dtype=dtype,
+                shard_rows=-(-n_units // CHUNK_UNITS) * CHUNK_UNITS,
+                chunk_rows=CHUNK_UNITS,
+                compression=COLUMN_COMPRESSION,
+                dimensions=("unit", "rank"),
+            )
+    return specs
+
+
+class Units:
+    """The raw units of one hookpoint. Get it with ``store.units(hookpoint)``.
+
+    Attributes
+    ----------
+    hookpoint : str
+    n_units : int
+    k : int
+        How many tokens of each end are kept.
+    """
+
+    def __init__(self, store: Store, hookpoint: str, receipt: Receipt) -> None:
+        self.store, self.hookpoint = store, hookpoint
+        self.n_units = store.activations[hookpoint].shape[1]
+        self.k = _kept(receipt)
+        self._folder = group_of(receipt)
+
+    def __len__(self) -> int:
+        return self.n_units
+
+    def __repr__(self) -> str:
+        return f"<{self.n_units:,} units of {self.hookpoint}, {self.k} tokens of each end>"
+
+    def top(self, unit: int, k: int = 20) -> Peak:
+        """Return the tokens with the largest activations, falling; ties: the lower token first."""
+        return self._end("top", unit, k)
+
+    def bottom(self, unit: int, k: int = 20) -> Peak:
+        """Return the tokens with the smallest activations, rising; ties: the lower token first."""
+        return self._end("bottom", unit, k)
+
+    def activations(self, unit: int, start: int, stop: int) -> NDArray[np.float32]:
+        """Return a unit's activation of tokens [start, stop) in document order.
+
+        These rows lie scattered in their shard: most of it is read.
+        """
+        rows = self.store.row_of(np.arange(start, stop, dtype=np.int64))
+        taken = self.store.activations[self.hookpoint].take(rows)[:, unit]
+        values: NDArray[np.float32] = taken.astype(np.float32)
+        return values
+
+    def contexts(
+        self,
+        unit: int,
+        k: int = 20,
+        *,
+        bottom: bool = False,
+        words: int = 20,
+        distinct: bool = False,
+    ) -> Contexts:
+        """Return the tokens where a unit is largest (or smallest), each among its words.
+
+        Parameters
+        ----------
+        unit : int
+        k : int
+            How many; no more than were kept.
+        bottom : bool
+            The smallest instead.
+        words : int
+            On each side.
+        distinct : bool
+            At most one token of each document.
+        """
+        end = "bottom" if bottom else "top"
+        if distinct:
+            peaks = one_per_document(self.store, self._end(end, unit, self.k), k)
+        else:
+            peaks = self._end(end, unit, k)
+        kept = [*self._end("top", unit, 1).value, *self._end("bottom", unit, 1).value]
+        moments = self.store.statistics(self.hookpoint)
+        rows = "special tokens too" if self.store.plan.keep_special else "all tokens"
+        shown = "smallest" if bottom else "largest"
+        if distinct and len(peaks.t) < k:
+            shown += f": {len(peaks.t)} of {k}, since {self.k} tokens of each end are kept"
+        return contexts_of(
+            self.store,
+            peaks,
+            words,
+            title=f"{self.hookpoint}, unit {unit}",
+            facts={
+                "mean": f"{moments.mean[unit]:.4g}",
+                "std": f"{moments.std[unit]:.4g}",
+                "min": f"{moments.min[unit]:.4g}",
+                "max": f"{moments.max[unit]:.4g} ({rows})",
+                "shown": shown,
+            },
+            scale=max((abs(float(value)) for value in kept), default=0.0),
+            shade=lambda start, stop: self.activations(unit, start, stop),
+        )
+
+    def check(self, unit: int) -> None:
+        """Raise ``FeatureError`` where there is no such unit."""
+        if not 0 <= unit < self.n_units:
+            raise FeatureError(
+                f"unit {unit}: {self.hookpoint} has units 0 to {self.n_units - 1}.", unit=unit
+            )
+
+    def _end(self, end: str, unit: int, k: int) -> Peak:
+        self.check(unit)
+        if k > self.k:
+            raise FeatureError(
+                f"{k} tokens of unit {unit}: {self.k} of each end were kept. Ask for at most "
+                f"{self.k}.",
+                unit=unit,
+            )
+        t = self._arrays[f"{end}_t"].read(unit, unit + 1)[0, :k]
+        value = self._arrays[f"{end}_value"].read(unit, unit + 1)[0, :k]
+        there = t >= 0
+        what = f"{self._folder}/{end}_t"
+        check_span(0, int(t.max(initial=-1)) + 1, self.store.plan.n_tokens, what)
+        return Peak(t[there], value[there])
+
+    @cached_property
+    def _arrays(self) -> dict[str, LazyArray]:
+        found = {}
+        for name, spec in extreme_specs(self.n_units, self.k).items():
+            fields = {**vars(spec), "path": f"{self._folder}/{name}"}
+            kept = {f: fields[f] for f in ArraySpec.__dataclass_fields__}
+            found[name] = LazyArray(self.store.objects, ArraySpec(**kept))
+        return found
+
+
+def _kept(receipt: Receipt) -> int:
+    """Return how many tokens of each end a receipt says were kept."""
+    k = receipt.run.get("k")
+    if isinstance(k, int) and 1 <= k <= KEEP_MAX:
+        return k
+    raise FormatError(
+        f"the receipt of {receipt.job} says that {str(k)[:100]} tokens of each end were kept; "
+        f"expected 1 to {KEEP_MAX}. {CHANGED}",
+        job=receipt.job,
+    )
+
+
+def open_units(store: Store, hookpoint: str) -> Units:
+    """Open the gathered extremes of a hookpoint.
+
+    Raises
+    ------
+    HookpointError
+        There is no such hookpoint.
+    FeatureError
+        They are not gathered yet.
+    """
+    store.activations[hookpoint]  # raises, and says which there are
+    try:
+        receipt = receipts_of(store, job_of(hookpoint), 1).read(0)
+    except FileNotFoundError as error:
+        raise FeatureError(
+            f"{store.path}: the top and bottom tokens of {hookpoint} are not gathered yet: "
+            f"`actlas contexts {store.path} --hookpoint {hookpoint} --unit 0` does it in one pass "
+            "for all units.",
+            hookpoint=hookpoint,
+        ) from error
+    return Units(store, hookpoint, receipt)

@@ -1,0 +1,40 @@
+"""The data types of a store, bfloat16 among them.
+
+bfloat16 is the zarr-extensions data type of that name, held in numpy by ``ml_dtypes``.
+:mod:`actlas.store.zarr_hook` makes it known to zarr-python, which has none of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import ml_dtypes
+import numpy as np
+
+ActivationDtype = Literal["bfloat16", "float16", "float32"]
+
+ACTIVATION_DTYPES: tuple[str, ...] = get_args(ActivationDtype)
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def numpy_dtype(name: str) -> np.dtype[np.generic]:
+    """Return numpy's dtype, little-endian, for the name of a Zarr v3 data type.
+
+    Examples
+    --------
+    >>> numpy_dtype("bfloat16").itemsize
+    2
+    """
+    return BFLOAT16 if name == "bfloat16" else np.dtype(name).newbyteorder("<")
+
+
+def fill_value(name: str) -> int | str:
+    """Return the JSON fill value: NaN for floats, -1 for signed integers, else 0.
+
+    A missing chunk reads as this value in every Zarr library, with no error: it must not look
+    like data.
+    """
+    if name in ACTIVATION_DTYPES or name == "float64":
+        return "NaN"
+    return -1 if name.startswith("int") else 0

@@ -1,0 +1,45 @@
+"""The names of the sets of feature activations in a store, and the keys of their descriptions."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from actlas.store.store import Store
+
+FOLDER = "ledger/features"
+
+COPIES = "ledger/features.copies"
+"""The same descriptions once more, as the plan has a copy: codes rest on them."""
+
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}"
+"""What a set of features may be called."""
+
+_DESCRIPTION = re.compile(rf"({NAME})\.json", re.ASCII)
+
+
+def spec_key(name: str) -> str:
+    """Return the key of a set's sealed description."""
+    return f"{FOLDER}/{name}.json"
+
+
+def copy_key(name: str) -> str:
+    """Return the key of the description's copy."""
+    return f"{COPIES}/{name}.json"
+
+
+def names(store: Store) -> list[str]:
+    """Return the names of a store's sets of features."""
+    return _described(store, FOLDER)
+
+
+def copies(store: Store) -> list[str]:
+    """Return the names of the sets whose description has a copy."""
+    return _described(store, COPIES)
+
+
+def _described(store: Store, folder: str) -> list[str]:
+    """Return what is described in a folder; a file of any other name describes nothing."""
+    matches = (_DESCRIPTION.fullmatch(name) for name in store.objects.names(folder))
+    return sorted(match[1] for match in matches if match is not None)

@@ -1,0 +1,223 @@
+"""The documents of a store: their text, their tokens, where each came from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store.display import html as display
+from actlas.store.display.text import printable
+from actlas.store.errors import CorruptDataError
+from actlas.store.format.validation import check_codes, check_edges, check_rising, check_span
+from actlas.store.read.document import Context, Document, Source
+from actlas.store.shards.lazy_array import LazyArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Documents:
+    """All documents of a store. ``len(documents)``, ``documents.text(3)``.
+
+    Parameters
+    ----------
+    columns : dict of LazyArray
+        The arrays of group ``documents``.
+    labels, sources : list of str
+        The names of the labels and of the sources.
+    token_columns : mapping of str to tuple of str
+        The names in each column of tokens.
+    """
+
+    def __init__(
+        self,
+        columns: dict[str, LazyArray],
+        labels: list[str],
+        sources: list[str],
+        token_columns: Mapping[str, tuple[str, ...]],
+    ) -> None:
+        self.columns = columns
+        self.token_column_names = dict(token_columns)
+        self.label_names = tuple(labels)
+        self.source_names = tuple(sources)
+
+    def __len__(self) -> int:
+        return len(self.columns["source"])
+
+    def __repr__(self) -> str:
+        named = printable(", ".join(self.label_names))
+        labels = f", labels {named}" if self.label_names else ""
+        return f"<{len(self):,} documents of {len(self.source_names):,} sources{labels}>"
+
+    @cached_property
+    def start(self) -> NDArray[np.int64]:
+        """The first kept token of every document; shape [documents + 1]. Kept in memory."""
+        start: NDArray[np.int64] = self.columns["start"][:]
+        check_edges(start, len(self.columns["token_id"]), "documents/start")
+        return start
+
+    def starts(self, lo: int, hi: int) -> NDArray[np.int64]:
+        """Return ``start[lo : hi + 1]``: the edges of documents [lo, hi)."""
+        return self.start[lo : hi + 1]
+
+    @cached_property
+    def label_codes(self) -> NDArray[np.int32] | None:
+        """The label of every document as an index into ``label_names``, -1 for none."""
+        if "label" not in self.columns:
+            return None
+        codes: NDArray[np.int32] = self.columns["label"][:]
+        check_codes(codes, self.label_names, "documents/label", lowest=-1)
+        return codes
+
+    @overload
+    def find(self, t: int) -> int: ...
+    @overload
+    def find(self, t: NDArray[np.int64]) -> NDArray[np.int64]: ...
+    def find(self, t: int | NDArray[np.int64]) -> int | NDArray[np.int64]:
+        """Return the document that holds token ``t``, or each of several."""
+        found = np.searchsorted(self.start, t, side="right") - 1
+        return int(found) if np.ndim(t) == 0 else found
+
+    def check(self, doc_idx: int) -> None:
+        """Raise ``IndexError`` where there is no such document."""
+        if not 0 <= doc_idx < len(self):
+            raise IndexError(f"document {doc_idx}: this store has documents 0 to {len(self) - 1}")
+
+    def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Return the kept tokens [start, stop) of the corpus."""
+        return self.columns["token_id"].read(start, stop)
+
+    def special(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Return which of these tokens the tokenizer added."""
+        if "special" not in self.columns:
+            return np.zeros(stop - start, dtype=np.bool_)
+        special: NDArray[np.bool_] = self.columns["special"].read(start, stop) == 1
+        return special
+
+    def column_names(self, name: str) -> tuple[str, ...]:
+        """Return what the codes of a column of tokens mean.
+
+        Raises
+        ------
+        KeyError
+            There is no such column.
+        """
+        if name not in self.token_column_names:
+            there = ", ".join(self.token_column_names) or "none"
+            raise KeyError(f"column {name!r}: the columns of tokens in this store are: {there}")
+        return self.token_column_names[name]
+
+    def token_column(self, name: str, start: int, stop: int) -> NDArray[np.int32]:
+        """Return a column's codes of tokens [start, stop) of the corpus; -1 for none.
+
+        Raises
+        ------
+        KeyError
+            There is no such column.
+        """
+        self.column_names(name)
+        return self.columns[name].read(start, stop)
+
+    def text(self, doc_idx: int) -> str:
+        """Return a document's whole text."""
+        self.check(doc_idx)
+        lo, hi = self.columns["text_start"].read(doc_idx, doc_idx + 2).tolist()
+        check_span(lo, hi, len(self.columns["text"]), f"documents/text_start, document {doc_idx}")
+        try:
+            return self.columns["text"].read(lo, hi).tobytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CorruptDataError(
+                f"documents/text, document {doc_idx}: is not UTF-8 ({error.reason})",
+                path="documents/text",
+            ) from error
+
+    def image(self, doc_idx: int) -> bytes | None:
+        """Return a document's image file, byte for byte as it was read; None where it has none."""
+        self.check(doc_idx)
+        if "image" not in self.columns:
+            return None
+        return self.images(doc_idx, doc_idx + 1)[0] or None
+
+    def images(self, lo: int, hi: int) -> list[bytes]:
+        """Return the image files of documents [lo, hi), empty where one has none."""
+        edges = self.columns["image_start"].read(lo, hi + 1)
+        check_rising(edges, len(self.columns["image"]), "documents/image_start")
+        data = self.columns["image"].read(int(edges[0]), int(edges[-1]))
+        places = itertools.pairwise((edges - edges[0]).tolist())
+        return [data[start:stop].tobytes() for start, stop in places]
+
+    def label(self, doc_idx: int) -> str | None:
+        """Return a document's label, or None."""
+        self.check(doc_idx)
+        if "label" not in self.columns:
+            return None
+        code = int(self.columns["label"].read(doc_idx, doc_idx + 1)[0])
+        return self._name(self.label_names, code, "label") if code >= 0 else None
+
+    def source(self, doc_idx: int) -> Source:
+        """Return where a document came from."""
+        self.check(doc_idx)
+        code = int(self.columns["source"].read(doc_idx, doc_idx + 1)[0])
+        record = int(self.columns["record"].read(doc_idx, doc_idx + 1)[0])
+        return Source(self._name(self.source_names, code, "source"), record)
+
+    def _name(self, names: tuple[str, ...], code: int, column: str) -> str:
+        check_codes(np.array([code]), names, f"documents/{column}")
+        return names[code]
+
+    def document(self, doc_idx: int, activations: Mapping[str, NDArray[Any]]) -> Document:
+        """Return one document, with the activations that are given for it."""
+        self.check(doc_idx)
+        start, stop = (int(t) for t in self.starts(doc_idx, doc_idx + 1))
+        text = self.text(doc_idx)
+        chars = self.columns["char_start"].read(start, stop)
+        char_stop = int(self.columns["char_stop"].read(doc_idx, doc_idx + 1)[0])
+        where = f"documents/char_start, document {doc_idx}"
+        check_rising(np.append(chars, char_stop), len(text), where)
+        return Document(
+            doc_idx=doc_idx,
+            text=text,
+            label=self.label(doc_idx),
+            source=self.source(doc_idx),
+            start=start,
+            token_id=self.token_ids(start, stop),
+            char_start=chars,
+            char_stop=char_stop,
+            special=self.special(start, stop),
+            activations=activations,
+            columns={name: self._named(name, start, stop) for name in self.token_column_names},
+        )
+
+    def _named(self, name: str, start: int, stop: int) -> tuple[str | None, ...]:
+        names: tuple[str | None, ...] = (*self.token_column_names[name], None)  # -1 is the last
+        codes = self.token_column(name, start, stop)
+        check_codes(codes, self.token_column_names[name], f"documents/{name}", lowest=-1)
+        return tuple(names[code] for code in codes.tolist())
+
+    def context(self, doc_idx: int, pos_idx: int, words: int = 20) -> Context:
+        """Return a token of a document among its words: :meth:`Document.context`."""
+        return self.document(doc_idx, {}).context(pos_idx, words)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per document: tokens, label, source, record."""
+        import pandas as pd
+
+        names = np.array(self.source_names, dtype=object)
+        table: dict[str, Any] = {"n_tokens": np.diff(self.start)}
+        if self.label_codes is not None:
+            table["label"] = pd.Categorical.from_codes(
+                self.label_codes.tolist(), categories=pd.Index(self.label_names)
+            )
+        sources = self.columns["source"][:]
+        check_codes(sources, self.source_names, "documents/source")
+        table["source"] = names[sources]
+        table["record"] = self.columns["record"][:]
+        return pd.DataFrame(table, index=pd.RangeIndex(len(self), name="doc_idx"))
+
+    def _repr_html_(self) -> str:
+        return display.documents_html(self)

@@ -1,0 +1,82 @@
+"""Pooled rows as a reader sees them: one per document and hookpoint.
+
+A document's row is its last kept token's, or the mean or the sum over all its kept tokens, in
+float32. A document without tokens has a row of NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from actlas.store.errors import HookpointError, NotExtractedError
+from actlas.store.format import layout
+from actlas.store.shards.lazy_array import LazyArray
+
+if TYPE_CHECKING:
+    from actlas.store.store import Store
+
+
+class Pools(Mapping[str, LazyArray]):
+    """The pooled rows of one hookpoint: a lazy array [document, unit] for each pool."""
+
+    def __init__(self, hookpoint: str, arrays: dict[str, LazyArray]) -> None:
+        self._hookpoint = hookpoint
+        self._arrays = arrays
+
+    def __getitem__(self, pool: str) -> LazyArray:
+        if pool not in self._arrays:
+            raise NotExtractedError(
+                f"{self._hookpoint} is pooled by {', '.join(self._arrays)}, not by {pool!r}. Plan "
+                f"another store with --pool {pool}.",
+                pool=pool,
+            )
+        return self._arrays[pool]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return f"<{self._hookpoint} pooled: {', '.join(self._arrays)}>"
+
+
+class Pooled(Mapping[str, Pools]):
+    """A store's hookpoints with their pooled rows: ``store.pooled["resid_post.3"]["mean"]``."""
+
+    def __init__(self, store: Store, lazy: Callable[..., LazyArray]) -> None:
+        self._path = store.path
+        self._pools: dict[str, dict[str, LazyArray]] = {}
+        for (hookpoint, pool), spec in store.arrays.pooled.items():
+            self._pools.setdefault(hookpoint, {})[pool] = lazy(spec)
+
+    def __getitem__(self, hookpoint: str) -> Pools:
+        if not self._pools:
+            raise NotExtractedError(
+                f"{self._path}: this store has no pooled rows. Plan another with --pool "
+                "last,mean,sum.",
+                path=self._path,
+            )
+        if hookpoint not in self._pools:
+            raise HookpointError(
+                f"hookpoint {hookpoint!r}: this store has {', '.join(self._pools)}.",
+                hookpoint=hookpoint,
+            )
+        return Pools(hookpoint, self._pools[hookpoint])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pools)
+
+    def __len__(self) -> int:
+        return len(self._pools)
+
+    def __repr__(self) -> str:
+        return f"<pooled: {', '.join(self._pools)}>"
+
+
+def pooled_range(store: Store, shard: int) -> tuple[int, int]:
+    """Return the documents [start, stop) of a shard of pooled rows."""
+    spec = next(iter(store.arrays.pooled.values()))
+    return layout.shard_range(shard, spec.shard_rows, store.plan.n_documents)

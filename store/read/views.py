@@ -1,0 +1,126 @@
+"""How a store's arrays are grouped for a reader: rows, activations, one document's activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store.errors import HookpointError
+from actlas.store.format.validation import check_codes
+from actlas.store.shards.lazy_array import LazyArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Rows:
+    """The columns that say which row is which, in the order of the dense rows.
+
+    Attributes
+    ----------
+    token_id, doc_idx, pos_idx : LazyArray
+        The token's id, its document, its place in the document. ``special`` beside them in a store
+        that keeps special tokens.
+    names : mapping of str to tuple of str
+        What the codes of each column of tokens mean: ``rows["role"]`` holds places in
+        ``rows.names["role"]``, and -1 for none.
+    """
+
+    def __init__(
+        self, columns: dict[str, LazyArray], names: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
+        self.columns = columns
+        self.names = dict(names or {})
+        self.token_id = columns["token_id"]
+        self.doc_idx = columns["doc_idx"]
+        self.pos_idx = columns["pos_idx"]
+        self.special = columns.get("special")
+
+    def __len__(self) -> int:
+        return len(self.token_id)
+
+    @overload
+    def __getitem__(self, index: str) -> LazyArray: ...
+    @overload
+    def __getitem__(self, index: Any) -> dict[str, Any]: ...
+    def __getitem__(self, index: Any) -> LazyArray | dict[str, Any]:
+        """Return the column of that name, or every column at ``index``.
+
+        Raises
+        ------
+        KeyError
+            There is no such column.
+        """
+        if isinstance(index, str):
+            if index not in self.columns:
+                raise KeyError(f"column {index!r}: these rows have {', '.join(self.columns)}")
+            return self.columns[index]
+        return {name: column[index] for name, column in self.columns.items()}
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} rows: {', '.join(self.columns)}>"
+
+    def to_pandas(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
+        """Return rows [start, stop) as a table; columns of codes as categories."""
+        import pandas as pd
+
+        stop = len(self) if stop is None else min(stop, len(self))
+        columns: dict[str, Any] = {
+            name: column.read(start, stop) for name, column in self.columns.items()
+        }
+        for name, names in self.names.items():
+            check_codes(columns[name], names, f"rows/{name}", lowest=-1)
+            columns[name] = pd.Categorical.from_codes(
+                columns[name].tolist(), categories=pd.Index(names, dtype=object)
+            )
+        return pd.DataFrame(columns, index=pd.RangeIndex(start, stop, name="row"))
+
+
+class Activations(Mapping[str, LazyArray]):
+    """The hookpoints of a store, each with its lazy array of activations [row, unit]."""
+
+    def __init__(self, arrays: dict[str, LazyArray]) -> None:
+        self._arrays = arrays
+
+    def __getitem__(self, hookpoint: str) -> LazyArray:
+        if hookpoint not in self._arrays:
+            raise HookpointError(
+                f"hookpoint {hookpoint!r}: this store has {', '.join(self._arrays)}.",
+                hookpoint=hookpoint,
+            )
+        return self._arrays[hookpoint]
+
+    def __contains__(self, hookpoint: object) -> bool:
+        return hookpoint in self._arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return f"<activations: {', '.join(self._arrays)}>"
+
+
+class DocumentActivations(Mapping[str, NDArray[Any]]):
+    """A document's activations, read by hookpoint when asked for."""
+
+    def __init__(self, arrays: Activations, rows: NDArray[np.int64]) -> None:
+        self._arrays = arrays
+        self._rows = rows
+
+    def __getitem__(self, hookpoint: str) -> NDArray[Any]:
+        return self._arrays[hookpoint].take(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return f"<activations of {len(self._rows)} tokens: {', '.join(self._arrays)}>"

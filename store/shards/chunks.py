@@ -1,0 +1,121 @@
+"""Encoding and decoding of one inner chunk: codecs, checksums, and the threads that run them."""
+
+from __future__ import annotations
+
+import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs.blosc import Blosc
+from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+from actlas.store.errors import CorruptDataError
+from actlas.store.format.array_spec import ArraySpec
+
+_MISSING = np.iinfo(np.uint64).max
+
+_SHUFFLE = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
+
+CRC_BYTES = 4
+
+
+def crc32c(data: Buffer, value: int = 0) -> int:
+    """Return the crc32c (Castagnoli) of ``data``, going on from ``value``."""
+    array = np.frombuffer(memoryview(data), dtype=np.uint8)
+    return int(google_crc32c.extend(value, array))
+
+
+@lru_cache(maxsize=1)
+def codec_threads() -> ThreadPoolExecutor:
+    """Return this process's threads for compressing and decompressing."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="actlas-codec")
+
+
+@lru_cache(maxsize=4)
+def reading_threads(n: int) -> ThreadPoolExecutor:
+    """Return this process's threads for reading: as many as keep a kind of store busy."""
+    return ThreadPoolExecutor(n, thread_name_prefix="actlas-reading")
+
+
+def _after_fork() -> None:
+    codec_threads.cache_clear()
+    reading_threads.cache_clear()
+
+
+@lru_cache(maxsize=32)
+def _blosc(cname: str, clevel: int, shuffle: str, blocksize: int) -> Any:
+    return Blosc(cname=cname, clevel=clevel, shuffle=_SHUFFLE[shuffle], blocksize=blocksize)
+
+
+def _codec(spec: ArraySpec) -> Any:
+    assert spec.blosc is not None
+    return _blosc(**spec.blosc)
+
+
+def _integers(array: NDArray[Any]) -> NDArray[Any]:
+    """View as unsigned integers of the same size: Blosc takes its typesize from the buffer."""
+    return array.view(f"u{array.dtype.itemsize}")
+
+
+def encode_chunk(spec: ArraySpec, rows: NDArray[Any]) -> Buffer:
+    """Encode the rows of one inner chunk, padded with fill value to the chunk's full size."""
+    if len(rows) < spec.chunk_rows:
+        padded = np.full((spec.chunk_rows, *spec.shape[1:]), _fill(spec), dtype=spec.numpy_dtype)
+        padded[: len(rows)] = rows
+        rows = padded
+    rows = np.ascontiguousarray(rows)
+    if spec.blosc is None:
+        return rows.reshape(-1).view(np.uint8).data
+    body = bytes(_codec(spec).encode(_integers(rows)))
+    return body + struct.pack("<I", crc32c(body))
+
+
+def _fill(spec: ArraySpec) -> Any:
+    value = spec.metadata()["fill_value"]
+    return float("nan") if value == "NaN" else value
+
+
+def decode_chunk(
+    spec: ArraySpec, data: bytes, where: str, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Decode one inner chunk to its full size, [chunk_rows, ...], into ``out`` where one is given.
+
+    Raises
+    ------
+    CorruptDataError
+        The checksum or the size is not the recorded one.
+    """
+    shape = (spec.chunk_rows, *spec.shape[1:])
+    n_bytes = spec.chunk_rows * spec.row_bytes
+    if spec.blosc is None:
+        if len(data) != n_bytes:
+            raise CorruptDataError(f"{where}: {len(data)} bytes, expected {n_bytes}", path=where)
+        rows = np.frombuffer(data, dtype=spec.numpy_dtype).reshape(shape)
+        if out is None:
+            return rows
+        out[...] = rows
+        return out
+    body = memoryview(data)[:-CRC_BYTES]
+    recorded = int.from_bytes(data[-CRC_BYTES:], "little")
+    computed = crc32c(body)
+    if computed != recorded:
+        raise CorruptDataError(
+            f"{where}: its crc32c is {computed:08x}, recorded is {recorded:08x}", path=where
+        )
+    # Blosc's header says how much goes in and comes out: it must be what is there and what the
+    # array's shape says.
+    sizes = int.from_bytes(body[4:8], "little"), int.from_bytes(body[12:16], "little")
+    if sizes != (n_bytes, len(body)):
+        raise CorruptDataError(f"{where}: does not hold {n_bytes} bytes", path=where)
+    if out is None:
+        out = np.empty(shape, dtype=spec.numpy_dtype)
+    try:
+        _codec(spec).decode(body, out=out.reshape(-1).view(np.uint8))
+    except (RuntimeError, ValueError) as error:
+        raise CorruptDataError(f"{where}: cannot be decompressed ({error})", path=where) from error
+    return out

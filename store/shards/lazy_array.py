@@ -1,0 +1,194 @@
+"""Arrays that lie in a store and are read when they are indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store.format.array_spec import ArraySpec
+from actlas.store.format.layout import ceil_div
+from actlas.store.objects.base import Objects
+from actlas.store.shards.reader import ShardReader
+
+FEW = 8
+"""Rows are read alone where less than one in so many of their chunks' rows is wanted."""
+
+LARGE_BYTES = 64 << 20
+"""For more than this no memory is taken before every shard was seen to hold its chunks."""
+
+Require = Callable[[NDArray[np.int64]], None]
+"""Raises where one of these shards may not be read."""
+
+Checksums = Callable[[int, str], tuple[int, ...] | None]
+"""The receipt's chunk checksums for (shard, key), where there are any."""
+
+Since = Callable[[int], Callable[[], bool]]
+"""For a shard, returns what tells whether it was repaired with other bits since then."""
+
+
+class LazyArray:
+    """One stored array. Indexing reads what is asked for, checks it, and returns numpy.
+
+    ``array[5]``, ``array[10:2000]``, ``array[[7, 3, 3]]``, ``array[mask]`` pick rows in the order
+    asked; a second index picks units: ``array[10:20, [0, 5]]``. The result has the stored dtype.
+
+    Raises
+    ------
+    NotExtractedError
+        Rows of a shard that has no receipt.
+    CorruptDataError
+        Bytes that are not the ones that were written.
+    IndexError
+        Rows or units out of range.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        spec: ArraySpec,
+        require: Require | None = None,
+        checksums: Checksums | None = None,
+        since: Since | None = None,
+    ) -> None:
+        self.objects = objects
+        self.spec = spec
+        self._require = require
+        self._checksums = checksums
+        self._since = since
+        self._reader = lru_cache(maxsize=64)(self._open_reader)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LazyArray, (self.objects, self.spec, self._require, self._checksums, self._since)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The stored dtype."""
+        return self.spec.numpy_dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.spec.shape)
+
+    def __len__(self) -> int:
+        return self.spec.n_rows
+
+    def __repr__(self) -> str:
+        return f"<{self.spec.path} {self.spec.dtype}{list(self.shape)}, read when indexed>"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        array = self[:]
+        return np.asarray(array, dtype=dtype)
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self), self.spec.chunk_rows):
+            yield from self.read(start, min(start + self.spec.chunk_rows, len(self)))
+
+    def __getitem__(self, index: Any) -> Any:
+        rows, *rest = index if isinstance(index, tuple) else (index,)
+        if len(rest) > self.ndim - 1:
+            raise IndexError(f"{self!r}: got {1 + len(rest)} indexes for {self.ndim} axes")
+        picked = self._rows(rows)
+        return picked[(..., *rest)] if rest else picked
+
+    def _rows(self, rows: Any) -> Any:
+        if rows is Ellipsis:
+            rows = slice(None)
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step == 1:
+                return self.read(start, max(start, stop))
+            return self.take(np.arange(start, stop, step))
+        index = np.asarray(rows)
+        if index.dtype == bool:
+            if index.shape != (len(self),):
+                raise IndexError(f"{self!r}: got a mask of shape {index.shape}")
+            index = np.flatnonzero(index)
+        if index.size == 0:
+            index = index.astype(np.int64)
+        if not np.issubdtype(index.dtype, np.integer) or index.ndim > 1:
+            raise IndexError(
+                f"{self!r}: got an index of type {type(rows).__name__} ({index.dtype}, "
+                f"{index.ndim} axes), expected an integer, a slice, a list of integers or a mask"
+            )
+        taken = self.take(np.atleast_1d(index).astype(np.int64))
+        return taken[0] if index.ndim == 0 else taken
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Return rows [start, stop); shape [stop - start, ...]."""
+        spec = self.spec
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"{self!r}: rows [{start}, {stop}) are outside [0, {len(self)})")
+        if (stop - start) * spec.row_bytes > LARGE_BYTES:
+            self._require_there(start, stop)
+        out = np.empty((stop - start, *spec.shape[1:]), dtype=self.dtype)
+        if stop == start:
+            return out
+        shards = range(start // spec.shard_rows, ceil_div(stop, spec.shard_rows))
+        self._check(np.asarray(shards, dtype=np.int64))
+        for shard in shards:
+            first = shard * spec.shard_rows
+            lo, hi = max(start, first), min(stop, first + spec.shard_rows)
+            self._reader(shard).read_rows(lo - first, hi - first, out[lo - start : hi - start])
+        return out
+
+    def take(self, index: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the rows at ``index``, in that order; each chunk is read once."""
+        spec = self.spec
+        n = len(self)
+        if index.size and (index.min() < -n or index.max() >= n):
+            bad = index[(index < -n) | (index >= n)][0]
+            raise IndexError(f"{self!r}: row {bad} is outside [0, {n})")
+        index = np.where(index < 0, index + n, index)
+        out = np.empty((len(index), *spec.shape[1:]), dtype=self.dtype)
+        order = np.argsort(index, kind="stable")
+        sorted_index = index[order]
+        shard_of = sorted_index // spec.shard_rows
+        shards = np.unique(shard_of)
+        self._check(shards)
+        for shard in shards:
+            lo, hi = np.searchsorted(shard_of, [shard, shard + 1])
+            local = sorted_index[lo:hi] - shard * spec.shard_rows
+            chunk_of = local // spec.chunk_rows
+            chunks = np.unique(chunk_of)
+            reader = self._reader(int(shard))
+            if reader.row_by_row and len(local) * FEW < len(chunks) * spec.chunk_rows:
+                out[order[lo:hi]] = reader.read_scattered(local)
+                continue
+            for chunk, rows in zip(chunks, reader.read_chunks(chunks.tolist()), strict=True):
+                a, b = np.searchsorted(chunk_of, [chunk, chunk + 1])
+                out[order[lo + a : lo + b]] = rows[local[a:b] - chunk * spec.chunk_rows]
+        return out
+
+    def reader(self, shard: int) -> ShardReader:
+        """Return the reader of one shard's chunks, for those who plan their own reading."""
+        self._check(np.array([shard], dtype=np.int64))
+        return self._reader(shard)
+
+    def _require_there(self, start: int, stop: int) -> None:
+        """Look at every shard of these rows before memory is taken for them."""
+        step = self.spec.shard_rows
+        for shard in range(start // step, ceil_div(stop, step)):
+            self._check(np.array([shard], dtype=np.int64))
+            self._reader(shard)
+
+    def _check(self, shards: NDArray[np.int64]) -> None:
+        if self._require is not None:
+            self._require(shards)
+
+    def _open_reader(self, shard: int) -> ShardReader:
+        checksums, repaired = None, None
+        if self._since is not None:
+            repaired = self._since(shard)
+        if self._checksums is not None and not self.spec.checksummed_chunks:
+            checksums = self._checksums(shard, self.spec.key(shard))
+        return ShardReader(self.objects, self.spec, shard, checksums, repaired)

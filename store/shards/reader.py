@@ -1,0 +1,222 @@
+"""Reading of one shard file: whole chunks, ranges of rows, and scattered rows."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store.errors import ActlasError, CorruptDataError
+from actlas.store.format.array_spec import ArraySpec
+from actlas.store.format.layout import ceil_div
+from actlas.store.objects.base import Objects
+from actlas.store.shards.chunks import CRC_BYTES, crc32c, decode_chunk, reading_threads
+
+SCATTERED = 32
+"""Single rows that one thread reads one after the other."""
+
+
+class ShardReader:
+    """Reads the inner chunks of one shard.
+
+    Parameters
+    ----------
+    objects : Objects
+        Where the shard lies.
+    spec : ArraySpec
+        The array.
+    shard : int
+        Which of its shards.
+    chunk_crc32c : sequence of int, optional
+        The receipt's checksums, for profile ``none``. Without them raw chunks are not checked.
+    repaired : callable, optional
+        Tells whether the shard got other bits since it was opened. Asked where it cannot be read.
+
+    Raises
+    ------
+    CorruptDataError
+        The shard is missing, truncated, or its index is not the one that was written.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        spec: ArraySpec,
+        shard: int,
+        chunk_crc32c: Sequence[int] | None = None,
+        repaired: Callable[[], bool] | None = None,
+    ) -> None:
+        self.objects = objects
+        self.spec = spec
+        self.shard = shard
+        self.key = spec.key(shard)
+        self.chunk_crc32c = chunk_crc32c
+        self._repaired = repaired
+        with self._told():
+            self.index = self._read_index()
+
+    @property
+    def _threads(self) -> ThreadPoolExecutor:
+        return reading_threads(self.objects.n_readers)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say what to do where the shard was repaired under somebody who had it open."""
+        try:
+            yield
+        except CorruptDataError as error:
+            repaired = False
+            with suppress(ActlasError, OSError):  # what is wrong with the data comes first
+                repaired = self._repaired is not None and self._repaired()
+            if not repaired:
+                raise
+            raise CorruptDataError(
+                f"{error}. It was repaired since this store was opened, with other bits: open it "
+                "again.",
+                **error.details,
+            ) from error
+
+    def _where(self, chunk: int | None = None) -> str:
+        start, stop = self.spec.shard_range(self.shard)
+        if chunk is not None:
+            start += chunk * self.spec.chunk_rows
+            stop = min(start + self.spec.chunk_rows, stop)
+        return f"{self.objects.url}/{self.key}, rows [{start}, {stop})"
+
+    def _read_index(self) -> NDArray[np.uint64]:
+        n_bytes = 16 * self.spec.chunks_per_shard + CRC_BYTES
+        size = self.objects.size(self.key)
+        if size is None or size < n_bytes:
+            raise CorruptDataError(
+                f"{self._where()}: the shard is {'missing' if size is None else 'truncated'} "
+                f"({size or 0} bytes, its index alone takes {n_bytes})",
+                path=self.key,
+            )
+        data = self.objects.read(self.key, size - n_bytes, n_bytes)
+        computed, recorded = crc32c(data[:-CRC_BYTES]), int.from_bytes(data[-CRC_BYTES:], "little")
+        if computed != recorded:
+            raise CorruptDataError(
+                f"{self._where()}: its index has crc32c {computed:08x}, recorded is {recorded:08x}",
+                path=self.key,
+            )
+        index = np.frombuffer(data, dtype="<u8", count=2 * self.spec.chunks_per_shard).reshape(
+            -1, 2
+        )
+        used = index[: self.spec.n_chunks(self.shard)]
+        if len(used) and (used > np.uint64(size)).any():
+            raise CorruptDataError(f"{self._where()}: its index points outside it", path=self.key)
+        # Together no longer than the file, or a few bytes would stand for any number of rows.
+        if used[:, 1].sum(dtype=np.float64) > size - n_bytes:
+            raise CorruptDataError(f"{self._where()}: its chunks overlap", path=self.key)
+        checksums = self.chunk_crc32c
+        if (
+            not self.spec.checksummed_chunks
+            and checksums is not None
+            and len(checksums) < len(used)
+        ):
+            raise CorruptDataError(
+                f"{self._where()}: its receipt has {len(checksums)} checksums for {len(used)} "
+                "chunks",
+                path=self.key,
+            )
+        return index
+
+    def read_chunk(self, chunk: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return one inner chunk at its full size, checked; in ``out`` where one is given."""
+        with self._told():
+            return self._read_chunk(chunk, out)
+
+    def _read_chunk(self, chunk: int, out: NDArray[Any] | None) -> NDArray[Any]:
+        offset, n_bytes = (int(v) for v in self.index[chunk])
+        data = self.objects.read(self.key, offset, n_bytes)
+        where = self._where(chunk)
+        if len(data) != n_bytes:
+            raise CorruptDataError(f"{where}: {len(data)} bytes, expected {n_bytes}", path=self.key)
+        if self.spec.blosc is None and self.chunk_crc32c is not None:
+            computed = crc32c(data)
+            if computed != self.chunk_crc32c[chunk]:
+                raise CorruptDataError(
+                    f"{where}: its crc32c is {computed:08x}, the receipt says "
+                    f"{self.chunk_crc32c[chunk]:08x}",
+                    path=self.key,
+                )
+        return decode_chunk(self.spec, data, where, out)
+
+    def read_chunks(self, chunks: Sequence[int]) -> Iterator[NDArray[Any]]:
+        """Yield several chunks in the order asked, read and decoded in threads."""
+        if len(chunks) <= 1:
+            yield from (self.read_chunk(chunk) for chunk in chunks)
+            return
+        ahead = 2 * self.objects.n_readers
+        running: deque[Future[NDArray[Any]]] = deque()
+        for chunk in chunks:
+            running.append(self._threads.submit(self.read_chunk, chunk))
+            if len(running) > ahead:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether rows can be read alone: raw ones, whose chunks are not to be checked."""
+        return self.spec.blosc is None and self.chunk_crc32c is None
+
+    def read_scattered(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return single rows of the shard, counted from its first; only where :attr:`row_by_row`.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape [n]
+            Sorted, so that the disk is read forwards.
+        """
+        spec = self.spec
+        out = np.empty((len(rows), *spec.shape[1:]), dtype=spec.numpy_dtype)
+        words = out.reshape(len(rows), -1).view(np.uint8)
+        chunk, within = np.divmod(rows, spec.chunk_rows)
+        offsets = (self.index[chunk, 0].astype(np.int64) + within * spec.row_bytes).tolist()
+
+        def fill(first: int) -> None:
+            for i in range(first, min(first + SCATTERED, len(offsets))):
+                data = self.objects.read(self.key, offsets[i], spec.row_bytes)
+                if len(data) != spec.row_bytes:
+                    raise CorruptDataError(f"{self._where()}: the shard is cut", path=self.key)
+                words[i] = np.frombuffer(data, np.uint8)
+
+        deque(self._threads.map(fill, range(0, len(offsets), SCATTERED)), maxlen=0)
+        return out
+
+    def read_rows(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return rows [start, stop) of the shard, counted from its first.
+
+        Parameters
+        ----------
+        start, stop : int
+        out : ndarray, shape [stop - start, ...], contiguous, optional
+            Where to put them. Threads decode straight into it.
+        """
+        spec = self.spec
+        if out is None:
+            out = np.empty((stop - start, *spec.shape[1:]), dtype=spec.numpy_dtype)
+        rows = out
+
+        def fill(chunk: int) -> None:
+            first = chunk * spec.chunk_rows
+            lo, hi = max(start, first), min(stop, first + spec.chunk_rows)
+            part = rows[lo - start : hi - start]
+            if hi - lo == spec.chunk_rows:
+                self.read_chunk(chunk, part)
+            else:
+                part[...] = self.read_chunk(chunk)[lo - first : hi - first]
+
+        chunks = range(start // spec.chunk_rows, ceil_div(stop, spec.chunk_rows))
+        if len(chunks) <= 1:
+            for chunk in chunks:
+                fill(chunk)
+        else:
+            deque(self._threads.map(fill, chunks), maxlen=0)
+        return rows

@@ -1,0 +1,85 @@
+"""Writing of one shard file: chunks back to back, then the index and its checksum."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+from actlas.store.format.array_spec import ArraySpec
+from actlas.store.shards.chunks import _MISSING, codec_threads, crc32c, encode_chunk
+
+
+class ShardWriter:
+    """Encodes one shard as a stream of buffers, and notes the checksums as they pass.
+
+    Parameters
+    ----------
+    spec : ArraySpec
+        The array.
+    rows : ndarray, shape [rows of the shard, ...]
+        In the array's dtype.
+
+    Attributes
+    ----------
+    n_bytes : int
+        Of all that was yielded: of the whole object, once :meth:`parts` is exhausted.
+    chunk_crc32c : list of int
+        Of each chunk, in profile ``none``.
+    """
+
+    def __init__(self, spec: ArraySpec, rows: NDArray[Any]) -> None:
+        if rows.dtype != spec.numpy_dtype or rows.shape[1:] != spec.shape[1:]:
+            raise ValueError(
+                f"{spec.path}: got {rows.dtype} {rows.shape}, expected {spec.dtype} "
+                f"(rows, {', '.join(map(str, spec.shape[1:]))})"
+            )
+        self.spec = spec
+        self.rows = rows
+        self.n_bytes = 0
+        self._xxh3 = xxhash.xxh3_128()
+        self.chunk_crc32c: list[int] = []
+
+    @property
+    def xxh3(self) -> str:
+        """The XXH3 (128 bits, hexadecimal) of all that was yielded."""
+        return self._xxh3.hexdigest()
+
+    def parts(self) -> Iterator[Buffer]:
+        """Yield the chunks in order, then the index. Encoding runs ahead in threads."""
+        spec = self.spec
+        index = np.full((spec.chunks_per_shard, 2), _MISSING, dtype="<u8")
+        for i, chunk in enumerate(self._encoded()):
+            n_bytes = memoryview(chunk).nbytes
+            index[i] = self.n_bytes, n_bytes
+            if not spec.checksummed_chunks:
+                self.chunk_crc32c.append(crc32c(chunk))
+            yield self._pass(chunk)
+        data = index.tobytes()
+        yield self._pass(data + struct.pack("<I", crc32c(data)))
+
+    def _pass(self, part: Buffer) -> Buffer:
+        self._xxh3.update(part)
+        self.n_bytes += memoryview(part).nbytes
+        return part
+
+    def _encoded(self) -> Iterator[Buffer]:
+        spec = self.spec
+        pool = codec_threads()
+        ahead = 2 * (os.cpu_count() or 1)
+        running: deque[Future[Buffer]] = deque()
+        for start in range(0, len(self.rows), spec.chunk_rows):
+            rows = self.rows[start : start + spec.chunk_rows]
+            running.append(pool.submit(encode_chunk, spec, rows))
+            if len(running) > ahead:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()

@@ -1,0 +1,224 @@
+"""Statistics of a shard's rows that combine exactly: moments, within documents too, and norms.
+
+A document's rows lie anywhere in its shard, and a long document lies in several. So a shard has,
+besides the moments of all its rows, the sums of squares within the documents that lie wholly in it,
+and the plain moments of the part that it has of each of the (at most two) documents that cross its
+borders. Those parts are put together when shards are::
+
+    documents     |-- 0 --|--- 1 ---|----------- 2 -----------|- 3 -|
+    shards        |------- 0 -------|------- 1 -------|------ 2 ----|
+    within        0, 1                -                 3
+    left, right   -, 2 begins         2 goes on, -      2 ends, -
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store.statistics.moments import BLOCK_VALUES, Moments
+from actlas.store.statistics.shard_documents import ShardDocuments
+
+Array = NDArray[np.float64]
+
+STATISTICS = (
+    *("n", "mean", "m2", "min", "max"),
+    *("within_m2", "n_documents"),
+    *("left_n", "left_mean", "left_m2", "right_n", "right_mean", "right_m2"),
+    *("norm_n", "norm_mean", "norm_m2"),
+)
+"""Along axis 1 of a statistics array, in float64:
+
+- ``n`` finite values, their ``mean``, the sum ``m2`` of squared deviations, ``min``, ``max``
+- ``within_m2``: over the documents wholly in the shard, the sum of squared deviations from each
+  document's own mean; ``n_documents`` of them have a finite value
+- ``left_*``: of the rows of the document that began before this shard (and may go on after it);
+  ``right_*``: of the one that begins in it and goes on after it
+- ``norm_*``: of the rows' L2 norms, the same for every unit; rows with NaN or infinity left out
+"""
+
+EARLIER_STATISTICS = STATISTICS[:5]
+"""What stores had before."""
+
+SMALL, LARGE = 1e-30, 1e37
+"""Squared norms outside of this are summed again in float64."""
+
+
+class Part(NamedTuple):
+    """Moments of the rows that a shard has of one document; each of shape [units]."""
+
+    n: Array
+    mean: Array
+    m2: Array
+
+    def plus(self, other: Part) -> Part:
+        """Return those of both."""
+        n = self.n + other.n
+        share = np.divide(other.n, n, out=np.zeros_like(n), where=n > 0)
+        delta = other.mean - self.mean
+        return Part(
+            n, self.mean + delta * share, self.m2 + other.m2 + delta * delta * self.n * share
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatistics:
+    """What a shard's slice of a statistics array holds; ``norms`` has one element.
+
+    Of a store of an earlier version there are only the moments.
+    """
+
+    moments: Moments
+    within_m2: Array | None = None
+    n_documents: Array | None = None
+    left: Part | None = None
+    right: Part | None = None
+    norms: Part | None = None
+
+    def table(self, names: Sequence[str] = STATISTICS) -> Array:
+        """Return these statistics, one row each; shape [len(names), units]."""
+        named = {name: getattr(self.moments, name) for name in ("n", "mean", "m2", "min", "max")}
+        named |= {"within_m2": self.within_m2, "n_documents": self.n_documents}
+        for prefix in ("left", "right", "norms"):
+            part = getattr(self, prefix)
+            named |= {f"{prefix.removesuffix('s')}_{f}": getattr(part, f) for f in Part._fields}
+        width = len(self.moments.n)
+        return np.stack([np.broadcast_to(named[name], width) for name in names])
+
+    @classmethod
+    def from_table(cls, names: Sequence[str], table: Array) -> ShardStatistics:
+        """Return the statistics of a stored table; ``names`` are those of its rows."""
+        named = dict(zip(names, table, strict=True))
+        moments = Moments(*(named[name] for name in ("n", "mean", "m2", "min", "max")))
+        if not set(STATISTICS) <= set(names):
+            return cls(moments)
+        left, right, norms = (
+            Part(*(named[f"{prefix}_{f}"] for f in Part._fields))
+            for prefix in ("left", "right", "norm")
+        )
+        norms = Part(*(field[:1] for field in norms))
+        return cls(moments, named["within_m2"], named["n_documents"], left, right, norms)
+
+    @classmethod
+    def of(cls, rows: NDArray[Any], documents: ShardDocuments) -> ShardStatistics:
+        """Return the statistics of a shard's rows [n, units], in whatever order they lie."""
+        return _Pass(rows).run(documents)
+
+
+class _Pass:
+    """One pass over rows, document after document, in blocks that stay in the processor's cache."""
+
+    def __init__(self, rows: NDArray[Any]) -> None:
+        n_units = rows.shape[1]
+        self.block_rows = max(16, BLOCK_VALUES // max(1, n_units))
+        self.words = rows.view(f"u{rows.dtype.itemsize}")
+        self.dtype = rows.dtype
+        self.n_units = n_units
+        shape = min(self.block_rows, len(rows)), n_units
+        self.taken = np.empty(shape, self.words.dtype)
+        self.values = np.empty(shape, np.float32 if rows.dtype.itemsize < 8 else np.float64)
+        self.deviation = np.empty(shape, np.float64)
+        self.moments: list[Moments] = []
+        self.norms = Part(*np.zeros((3, 1)))
+
+    def run(self, documents: ShardDocuments) -> ShardStatistics:
+        within, n_documents = np.zeros(self.n_units), np.zeros(self.n_units)
+        for rows, runs in documents.blocks(self.block_rows):
+            if len(rows) > self.block_rows:
+                part = self._part(rows)
+                within += part.m2
+                n_documents += part.n > 0
+            else:
+                self._whole(rows, runs, within, n_documents)
+        left, right = self._part(documents.left), self._part(documents.right)
+        total = Moments.combine(self.moments)
+        return ShardStatistics(total, within, n_documents, left, right, self.norms)
+
+    def _take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return rows as floats, and add their norms."""
+        taken, values = self.taken[: len(rows)], self.values[: len(rows)]
+        np.take(self.words, rows, axis=0, out=taken, mode="clip")
+        values[...] = taken.view(self.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.einsum("ij,ij->i", values, values)
+        odd = ~((squares > SMALL) & (squares < LARGE))
+        squares = squares.astype(np.float64)
+        if odd.any():
+            wide = values[odd].astype(np.float64)
+            squares[odd] = np.einsum("ij,ij->i", wide, wide)
+        norms = np.sqrt(squares[np.isfinite(squares)])
+        if len(norms):
+            mean = norms.mean()
+            m2 = ((norms - mean) ** 2).sum()
+            self.norms = self.norms.plus(Part(*np.array([[len(norms)], [mean], [m2]])))
+        return values
+
+    def _part(self, rows: NDArray[np.int64]) -> Part:
+        """Return the moments of rows of one document, and add them to all."""
+        part = Part(*np.zeros((3, self.n_units)))
+        for at in range(0, len(rows), self.block_rows):
+            values = self._take(rows[at : at + self.block_rows])
+            moments = Moments.of_block(values, self.deviation[: len(values)])
+            self.moments.append(moments)
+            part = part.plus(Part(moments.n, moments.mean, moments.m2))
+        return part
+
+    def _whole(
+        self, rows: NDArray[np.int64], runs: Sequence[tuple[int, int]], within: Array, found: Array
+    ) -> None:
+        """Add a block of whole documents to ``within``, to ``found`` (their count), and to all."""
+        values = self._take(rows)
+        deviation = self.deviation[: len(rows)]
+        lowest, highest = values.min(axis=0), values.max(axis=0)  # both NaN where a value is
+        if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
+            self._whole_of_the_finite(values, runs, within, found)
+            return
+        # From the block's first row and not from zero: no large mean is squared.
+        np.subtract(values, values[0], out=deviation, dtype=np.float64)
+        total, of_means, at = np.zeros(self.n_units), np.zeros(self.n_units), 0
+        for n_documents, length in runs:
+            stop = at + n_documents * length
+            sums = deviation[at:stop]
+            if length > 1:
+                sums = sums.reshape(n_documents, length, self.n_units).sum(axis=1)
+                of_means += np.einsum("ij,ij->j", sums, sums) / length
+            total += sums.sum(axis=0)
+            found += n_documents
+            at = stop
+        np.multiply(deviation, deviation, out=deviation)
+        squares = deviation.sum(axis=0)
+        n, mean = len(rows), total / len(rows)
+        if runs[-1][1] > 1:
+            within += np.maximum(squares - of_means, 0)
+        self.moments.append(
+            Moments(
+                np.full(self.n_units, n, np.float64),
+                mean + values[0],
+                np.maximum(squares - n * mean * mean, 0),
+                lowest.astype(np.float64),
+                highest.astype(np.float64),
+            )
+        )
+
+    def _whole_of_the_finite(
+        self, values: NDArray[Any], runs: Sequence[tuple[int, int]], within: Array, found: Array
+    ) -> None:
+        moments = Moments.of_block(values, self.deviation[: len(values)])
+        self.moments.append(moments)
+        finite = np.isfinite(values)
+        deviation = np.where(finite, values, moments.mean) - moments.mean
+        at = 0
+        for n_documents, length in runs:
+            stop = at + n_documents * length
+            shape = n_documents, length, self.n_units
+            n = finite[at:stop].reshape(shape).sum(axis=1).astype(np.float64)
+            own = deviation[at:stop].reshape(shape)
+            mean = np.divide(own.sum(axis=1), n, out=np.zeros_like(n), where=n > 0)
+            apart = np.where(finite[at:stop].reshape(shape), own - mean[:, None], 0)
+            within += np.einsum("ijk,ijk->k", apart, apart)
+            found += (n > 0).sum(axis=0)
+            at = stop

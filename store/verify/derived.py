@@ -1,0 +1,197 @@
+"""Proving derived data: every receipt against its bytes, and against what it was made from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from actlas.store.errors import ActlasError
+from actlas.store.features.features import open_features
+from actlas.store.format.schema import FeaturesSpec, Receipt
+from actlas.store.format.sealing import seal_of, unseal
+from actlas.store.format.zarr_json import group_metadata, metadata_bytes
+from actlas.store.ledger.feature_sets import FOLDER, copies, copy_key, names, spec_key
+from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts, receipt_key
+from actlas.store.objects.digests import object_digest
+from actlas.store.objects.threads import in_order
+from actlas.store.verify.damage import raise_if_outside, size_words
+
+if TYPE_CHECKING:
+    from actlas.store.store import Store
+
+_EXTRACTED = re.compile(
+    r"ledger/(?:receipts|repairs)/extract/([0-9]{8})\.(?:[0-9]{4}\.)?json", re.A
+)
+"""The key of a receipt of extraction, of any generation."""
+
+_MARKED = re.compile(r"((features|extremes)/[^ ]*-[0-9a-f]{12})/")
+"""A key inside a group that one attempt wrote."""
+
+
+class Finding(NamedTuple):
+    """One object that is wrong, and the tokens that it takes with it, where it holds tokens."""
+
+    key: str
+    what: str
+    start: int | None = None
+    stop: int | None = None
+
+
+class DerivedCheck(NamedTuple):
+    """The check of one derived receipt, or of one set's description."""
+
+    run: Callable[[], tuple[int, int, list[Finding]]]
+    key: str
+    job: str | None = None
+    unit: int | None = None
+
+
+def derived_jobs(store: Store) -> dict[str, list[int]]:
+    """Return the derived jobs that have receipts, with the units that have one."""
+    found = {}
+    for job in sorted(store.objects.names("ledger/receipts")):
+        if job not in (EXTRACT, POOLED):
+            done = Receipts(store.objects, job, 10**8, store.plan_sha256).done()
+            found[job] = sorted(done)
+    return found
+
+
+def derived_checks(store: Store, full: bool) -> Iterator[DerivedCheck]:
+    """Yield the checks of all derived data of a store."""
+    for name in names(store):
+        yield DerivedCheck(partial(_check_spec, store, name), spec_key(name))
+    for name in copies(store):
+        yield DerivedCheck(partial(_check_copy, store, name), copy_key(name))
+    for key in plain_groups(store):
+        yield DerivedCheck(partial(_check_plain, store, key), key)
+    for job, units in derived_jobs(store).items():
+        for unit in units:
+            check = partial(_check_receipt, store, job, unit, full)
+            yield DerivedCheck(check, receipt_key(job, unit), job, unit)
+
+
+def claimed(store: Store) -> frozenset[str]:
+    """Return every key that derived data stands for."""
+    keys = {spec_key(name) for name in names(store)} | set(plain_groups(store))
+    keys |= {copy_key(name) for name in copies(store) if _stands_for_something(store, name)}
+    for job, units in derived_jobs(store).items():
+        keys.update(receipt_key(job, unit) for unit in units)
+        receipts = Receipts(store.objects, job, 10**8, store.plan_sha256)
+        for receipt in in_order(partial(_readable, receipts), units, store.objects.n_readers):
+            if receipt is not None:
+                keys.update(record.key for record in receipt.objects)
+    return frozenset(keys)
+
+
+def is_leftover(key: str, standing: frozenset[str]) -> bool:
+    """Whether a key that nothing stands for lies in a killed or beaten attempt's group.
+
+    ``standing`` are the keys that something stands for: a group with one of them is no leftover.
+    """
+    match = _MARKED.match(key)
+    return match is not None and f"{match[1]}/zarr.json" not in standing
+
+
+def plain_groups(store: Store) -> list[str]:
+    """Return the metadata keys of the plain groups above derived data: there, or to be there.
+
+    They are made before the first unit, so where one has a receipt none may be missing.
+    """
+    jobs = derived_jobs(store)
+    folders = {"features": False, "extremes": any(j.startswith("extremes.") for j in jobs)}
+    for name in names(store):
+        begun = bool(jobs.get(f"encode.{name}"))
+        folders["features"] |= begun
+        for folder in (f"features/{name}", f"features/{name}/tokens", f"features/{name}/index"):
+            folders[folder] = begun
+    keys = {f"{folder}/zarr.json": begun for folder, begun in folders.items()}
+    return [key for key, begun in keys.items() if begun or store.objects.size(key) is not None]
+
+
+def _readable(receipts: Receipts, unit: int) -> Receipt | None:
+    try:
+        return receipts.read(unit)
+    except (ActlasError, OSError):
+        return None  # its own check says why
+
+
+def _check_spec(store: Store, name: str) -> tuple[int, int, list[Finding]]:
+    features, size = open_features(store, name), store.objects.size(spec_key(name)) or 0
+    if features.spec.has_copy and store.objects.size(copy_key(name)) is None:
+        return 1, size, [Finding(copy_key(name), size_words(None, size))]
+    return 1, size, []
+
+
+def _check_copy(store: Store, name: str) -> tuple[int, int, list[Finding]]:
+    """Hold the copy of a description against it; where that is gone, it is what is damaged."""
+    data = store.objects.read(copy_key(name))
+    try:
+        same = data == store.objects.read(spec_key(name))
+    except FileNotFoundError:
+        # The copy comes first: before the first codes it may be all that a killed beginning left.
+        lost = Finding(spec_key(name), size_words(None, len(data)))
+        return 1, len(data), [lost] if _begun(store, name) else []
+    what = f"is not the same as {spec_key(name)}"
+    return 1, len(data), [] if same else [Finding(copy_key(name), what)]
+
+
+def _begun(store: Store, name: str) -> bool:
+    return next(iter(store.objects.names(f"ledger/receipts/encode.{name}")), None) is not None
+
+
+def _stands_for_something(store: Store, name: str) -> bool:
+    """Whether a copy has its description or its codes, or is a description itself."""
+    if store.objects.size(spec_key(name)) is not None or _begun(store, name):
+        return True
+    key = copy_key(name)
+    try:
+        unseal(store.objects.read(key), FeaturesSpec, f"{store.path}/{key}")
+    except (ActlasError, OSError) as error:
+        raise_if_outside(error)
+        return False
+    return True
+
+
+def _check_plain(store: Store, key: str) -> tuple[int, int, list[Finding]]:
+    expected = metadata_bytes(group_metadata())
+    if store.objects.size(key) is None:
+        return 1, 0, [Finding(key, size_words(None, len(expected)))]
+    data = store.objects.read(key)
+    wrong = [] if data == expected else [Finding(key, "is not a plain group's metadata")]
+    return 1, len(data), wrong
+
+
+def _check_receipt(store: Store, job: str, unit: int, full: bool) -> tuple[int, int, list[Finding]]:
+    receipt = Receipts(store.objects, job, 10**8, store.plan_sha256).read(unit)
+    tokens = (receipt.start, receipt.stop) if job.startswith("encode.") else (None, None)
+    findings = [
+        Finding(receipt_key(job, unit), f"was made from another {key} than lies there now", *tokens)
+        for key, seal in receipt.inputs.items()
+        if _seal_there(store, key) != seal
+    ]
+    n_bytes = 0
+    for record in receipt.objects:
+        size = store.objects.size(record.key)
+        n_bytes += size or 0
+        read = full or record.key.endswith("/zarr.json")
+        if size != record.n_bytes:
+            findings.append(Finding(record.key, size_words(size, record.n_bytes), *tokens))
+        elif read and object_digest(store.objects, record.key)[1] != record.xxh3:
+            what = "its bytes are not those that the receipt describes"
+            findings.append(Finding(record.key, what, *tokens))
+    return 1 + len(receipt.objects), n_bytes, findings
+
+
+def _seal_there(store: Store, key: str) -> str | None:
+    """Return the seal of a record that stands now; None where it is gone or superseded."""
+    if not key.startswith(("ledger/receipts/", "ledger/repairs/", FOLDER)):
+        return None
+    match = _EXTRACTED.fullmatch(key)
+    if match is not None and store.receipts(EXTRACT).key(int(match[1])) != key:
+        return None
+    try:
+        return seal_of(store.objects.read(key))
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,136 @@
+"""What lies in a store and belongs to nobody, and what only no receipt names yet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from functools import partial
+from typing import NamedTuple
+
+from actlas.store.errors import ActlasError
+from actlas.store.format.array_spec import ArraySpec
+from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
+from actlas.store.ledger.receipts import receipt_key
+from actlas.store.objects.threads import in_order
+from actlas.store.shards.reader import ShardReader
+from actlas.store.store import Store
+from actlas.store.verify.damage import Damage, raise_if_outside
+from actlas.store.verify.derived import claimed, is_leftover
+from actlas.store.verify.shards import shard_specs
+
+VOLATILE = (
+    *("ledger/staging/", "ledger/lease/", "ledger/logs/", "ledger/quarantine/"),
+    "ledger/repairing/",
+)
+"""What belongs to runs, not to the store's content."""
+
+_SHARD = re.compile(r".*/c/([0-9]+)(?:/0)*", re.ASCII)
+
+
+class _Begun(NamedTuple):
+    """An object of a shard that has no receipt."""
+
+    key: str
+    job: str
+    number: int
+    spec: ArraySpec
+
+
+def find_strays(
+    store: Store, full: bool, only: Collection[str] | None = None
+) -> tuple[list[Damage], tuple[str, ...]]:
+    """Find whatever lies in the store and belongs to nobody, and shards without a receipt.
+
+    These are read where ``full``: the next run adopts what is whole, and cannot what is not.
+
+    Parameters
+    ----------
+    store : Store
+    full : bool
+    only : collection of str, optional
+        Keys that were found before: no other is read.
+    """
+    standing = claimed(store)
+    expected = {PLAN_KEY, PLAN_COPY_KEY, *store.plan_file.objects, *standing}
+    done = {job: store.done(job) for job in store.jobs}
+    in_shards: dict[str, tuple[str, int]] = {}
+    for job in store.jobs:
+        for number in range(store.n_shards(job)):
+            in_shards.update(dict.fromkeys(shard_specs(store, job, number), (job, number)))
+            expected.add(receipt_key(job, number))
+        for number, generations in store.receipts(job).generations.items():
+            expected.update(receipt_key(job, number, g) for g in generations)
+    strays, unclaimed, begun = [], [], []
+    for key in store.objects.walk():
+        if key in in_shards:
+            job, number = in_shards[key]
+            if number not in done[job]:
+                begun.append(key)
+        elif key not in expected and is_leftover(key, standing):
+            unclaimed.append(key)
+        elif key not in expected and not key.startswith(VOLATILE):
+            what = "a stray file: nothing of this store has this name"
+            strays.append(Damage(key, what, stray=True))
+    harmed = _harmed(store, begun if only is None else sorted({*begun} & {*only})) if full else {}
+    for key, why in harmed.items():
+        strays.append(Damage(key, f"no receipt names it, and it is of no use: {why}", stray=True))
+    unclaimed += [key for key in begun if key not in harmed]
+    return strays, tuple(sorted(unclaimed))
+
+
+def remove_stray(store: Store, key: str) -> bool:
+    """Remove what is of no use, unless a receipt names it by now; only under the lease."""
+    begun = _begun(store, key)
+    if begun is not None:
+        store.forget(begun.job)
+        if begun.number in store.done(begun.job):
+            return False
+    store.objects.delete(key)
+    return True
+
+
+def _begun(store: Store, key: str) -> _Begun | None:
+    """Return which shard's object a key is; None where it is no shard's."""
+    match = _SHARD.fullmatch(key)
+    number = -1 if match is None else int(match[1])
+    for job in store.jobs:
+        if 0 <= number < store.n_shards(job):
+            spec = shard_specs(store, job, number).get(key)
+            if spec is not None:
+                return _Begun(key, job, number, spec)
+    return None
+
+
+def _harmed(store: Store, keys: Iterable[str]) -> dict[str, str]:
+    """Return which objects of shards without a receipt nothing can adopt, and why."""
+    found = [begun for key in keys if (begun := _begun(store, key)) is not None]
+    whys = in_order(partial(_why_unreadable, store), found, store.objects.n_readers)
+    harmed = {begun.key: why for begun, why in zip(found, whys, strict=True) if why is not None}
+    for begun in found:  # statistics are of the very bits that lie there
+        rows = store.arrays.activations.get(begun.spec.path.partition("statistics/")[2])
+        if rows is None:
+            continue
+        key = rows.key(begun.number)
+        if key in harmed:
+            harmed.setdefault(begun.key, f"its rows, {key}, cannot be read")
+        elif store.objects.size(key) is None:
+            harmed.setdefault(begun.key, f"its rows, {key}, are gone")
+    for job in store.jobs:
+        store.forget(job)
+    done = {job: store.done(job) for job in store.jobs}  # a run may go on meanwhile
+    numbers = {begun.key: begun.number in done[begun.job] for begun in found}
+    return {key: why for key, why in harmed.items() if not numbers[key]}
+
+
+def _why_unreadable(store: Store, begun: _Begun) -> str | None:
+    """Return why an object without a receipt cannot be read, by its own checksums."""
+    try:
+        reader = ShardReader(store.objects, begun.spec, begun.number)
+        for chunk in range(begun.spec.n_chunks(begun.number)):
+            reader.read_chunk(chunk)
+    except FileNotFoundError:  # removed meanwhile
+        return None
+    except (ActlasError, OSError, ValueError) as error:
+        raise_if_outside(error)
+        return None if store.objects.size(begun.key) is None else str(error)
+    return None

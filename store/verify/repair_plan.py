@@ -1,0 +1,186 @@
+"""Repairing what a store's plan stands for: the plan itself, and the metadata that follows from it.
+
+All of it has its sha256 in the plan, and the plan has a copy, so what is put back is proved to be
+what was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from actlas.store.errors import CorruptDataError, FormatError, RunFaultError, of_one_object
+from actlas.store.format.catalog import StoreArrays
+from actlas.store.format.schema import FeaturesSpec, PlanFile
+from actlas.store.format.sealing import unseal
+from actlas.store.format.zarr_json import (
+    group_metadata,
+    ledger_metadata,
+    metadata_bytes,
+    root_metadata,
+)
+from actlas.store.ledger.feature_sets import copies, copy_key, names, spec_key
+from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
+from actlas.store.objects.base import Objects
+from actlas.store.statistics.shard import EARLIER_STATISTICS, STATISTICS
+from actlas.store.store import Store
+from actlas.store.verify.damage import raise_if_outside
+
+ROOT_KEY = "zarr.json"
+
+
+def repair_plan(objects: Objects) -> list[str]:
+    """Put the plan, its copy and the root's metadata back; return the keys that were written.
+
+    Raises
+    ------
+    CorruptDataError
+        Neither the plan nor its copy can be read, or they are two different plans.
+    """
+    found = {key: _read_plan(objects, key) for key in (PLAN_KEY, PLAN_COPY_KEY)}
+    whole = {key: plan for key, plan in found.items() if plan is not None}
+    if not whole:
+        raise CorruptDataError(
+            f"{objects.url}: neither {PLAN_KEY} nor its copy can be read, and without a plan "
+            "nothing here can be proved. Put one of them back from a backup, or extract again.",
+            path=objects.url,
+        )
+    if len({data for data, _ in whole.values()}) > 1:
+        raise CorruptDataError(
+            f"{objects.url}: {PLAN_KEY} and {PLAN_COPY_KEY} are two different plans, each whole. "
+            "Receipts name theirs by plan_sha256: remove the other.",
+            path=objects.url,
+        )
+    data, plan_file = next(iter(whole.values()))
+    written = []
+    for key in (PLAN_KEY, PLAN_COPY_KEY):
+        if key not in whole and (key == PLAN_KEY or plan_file.has_copy):
+            objects.replace(key, data)
+            written.append(key)
+    root = metadata_bytes(root_metadata(plan_file.plan))
+    if _put_back(objects, plan_file, ROOT_KEY, root):
+        written.append(ROOT_KEY)
+    return written
+
+
+def repair_metadata(store: Store, keys: Iterable[str]) -> list[str]:
+    """Put back metadata that follows from the plan; return the keys that could be.
+
+    Names (of labels, sources, codes) lie in their arrays' own metadata alone: what holds them is
+    put back only where another array has the same ones.
+    """
+    wanted = set(keys)
+    written = []
+    for key, data in _metadata(store):
+        if key in wanted and _put_back(store.objects, store.plan_file, key, data):
+            written.append(key)
+            wanted.remove(key)
+    return written
+
+
+def repair_descriptions(store: Store) -> list[str]:
+    """Put descriptions of features and their copies back from each other; return the keys.
+
+    Where neither can be read, or both can and differ, they are left.
+    """
+    written = []
+    for name in sorted({*names(store), *copies(store)}):
+        keys = (spec_key(name), copy_key(name))
+        found = {key: _read_record(store.objects, key, FeaturesSpec) for key in keys}
+        whole = [data for data in found.values() if data is not None]
+        if len(whole) == 1:
+            lost = keys[0] if found[keys[0]] is None else keys[1]
+            described = unseal(whole[0], FeaturesSpec, name)
+            if lost == keys[0] or described.has_copy or store.objects.size(lost) is not None:
+                store.objects.replace(lost, whole[0])
+                written.append(lost)
+    return written
+
+
+def put_back_from(store: Store, other: Store, keys: Iterable[str]) -> list[str]:
+    """Put back objects from another store of the same documents; return the keys that could be."""
+    written = []
+    for key in keys:
+        try:
+            data = other.objects.read(key)
+        except FileNotFoundError:
+            continue
+        if _put_back(store.objects, store.plan_file, key, data):
+            written.append(key)
+    return written
+
+
+def _read_record(objects: Objects, key: str, kind: type[BaseModel]) -> bytes | None:
+    try:
+        data = objects.read(key)
+        unseal(data, kind, f"{objects.url}/{key}")
+    except (FileNotFoundError, FormatError, CorruptDataError):
+        return None
+    except RunFaultError as error:
+        raise_if_outside(error)
+        return None
+    return data
+
+
+def _read_plan(objects: Objects, key: str) -> tuple[bytes, PlanFile] | None:
+    try:
+        data = objects.read(key)
+        return data, unseal(data, PlanFile, f"{objects.url}/{key}")
+    except (FileNotFoundError, FormatError, CorruptDataError):
+        return None
+    except RunFaultError as error:
+        raise_if_outside(error)
+        return None
+
+
+def _put_back(objects: Objects, plan_file: PlanFile, key: str, data: bytes) -> bool:
+    """Replace an object by what the plan's sha256 says that it was; False where it is whole."""
+    expected = plan_file.objects.get(key)
+    if expected is None or (hashlib.sha256(data).hexdigest(), len(data)) != expected:
+        return False
+    try:
+        if objects.read(key) == data:
+            return False
+    except (FileNotFoundError, FormatError, CorruptDataError):
+        pass  # gone, too long, or a link: no file of this store
+    except RunFaultError as error:
+        if not of_one_object(error):
+            raise
+    objects.replace(key, data)
+    return True
+
+
+def _metadata(store: Store) -> Iterator[tuple[str, bytes]]:
+    """Yield what each ``zarr.json`` should be, as far as the plan says it."""
+    plan = store.plan
+    yield ROOT_KEY, metadata_bytes(root_metadata(plan))
+    yield "ledger/zarr.json", metadata_bytes(ledger_metadata())
+    labels = _names(store, "documents/label")
+    columns = {}
+    for name in plan.token_columns:
+        columns[name] = _names(store, f"documents/{name}") or _names(store, f"rows/{name}") or ()
+    sources = _names(store, "documents/source") or ()
+    for statistics in (STATISTICS, EARLIER_STATISTICS):
+        arrays = StoreArrays(plan, labels, sources, columns, statistics)
+        for group in arrays.groups:
+            yield f"{group}/zarr.json", metadata_bytes(group_metadata())
+        for spec in arrays.all().values():
+            yield spec.metadata_key, metadata_bytes(spec.metadata())
+
+
+def _names(store: Store, path: str) -> tuple[str, ...] | None:
+    """Return the names in an array's attributes, where its metadata is whole."""
+    key = f"{path}/zarr.json"
+    expected = store.plan_file.objects.get(key)
+    try:
+        data = store.objects.read(key)
+    except FileNotFoundError:
+        return None
+    if expected is None or hashlib.sha256(data).hexdigest() != expected[0]:
+        return None
+    body: dict[str, Any] = json.loads(data)
+    return tuple(body.get("attributes", {}).get("names", ()))

@@ -1,0 +1,148 @@
+"""Proving finished shards: what their receipts name against the bytes, and against the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from actlas.store.errors import ActlasError, CorruptDataError
+from actlas.store.format.array_spec import ArraySpec
+from actlas.store.format.schema import ObjectRecord
+from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts, receipt_key
+from actlas.store.objects.digests import object_digest
+from actlas.store.shards.reader import ShardReader
+from actlas.store.store import Store
+from actlas.store.verify.damage import Check, Checked, Damage, raise_if_outside, size_words
+
+
+class Shard(NamedTuple):
+    """One shard of a job, and what its damages take with them."""
+
+    job: str
+    number: int
+    start: int
+    stop: int
+    specs: dict[str, ArraySpec]
+
+    def damage(
+        self, key: str, what: str, start: int | None = None, stop: int | None = None
+    ) -> Damage:
+        """Return a damage that takes these rows with it, or all of the shard's."""
+        lo = self.start if start is None else start
+        hi = self.stop if stop is None else stop
+        of = "documents" if self.job == POOLED else "rows"
+        return Damage(key, what, lo, hi, of, self.job, self.number)
+
+
+def shard_of(store: Store, job: str, number: int) -> Shard:
+    """Return a shard of a job."""
+    start, stop = store.covered(number, job)
+    return Shard(job, number, start, stop, shard_specs(store, job, number))
+
+
+def shard_specs(store: Store, job: str, number: int) -> dict[str, ArraySpec]:
+    """Return the arrays that a shard of a job has an object of, by that object's key."""
+    arrays = store.arrays
+    specs = [*arrays.pooled.values()]
+    if job == EXTRACT:
+        groups = (arrays.rows, arrays.activations, arrays.statistics)
+        specs = [spec for group in groups for spec in group.values()]
+    return {spec.key(number): spec for spec in specs}
+
+
+def shard_checks(store: Store, shard: Shard, full: bool) -> Iterator[Check]:
+    """Yield the checks of one finished shard: its receipts, then all that they name."""
+    receipts = store.receipts(shard.job)
+    for generation in [0, *receipts.generations.get(shard.number, [])][:-1]:
+        key = receipt_key(shard.job, shard.number, generation)
+        earlier = partial(_check_superseded, receipts, shard, generation)
+        yield Check(earlier, partial(shard.damage, key))
+    key = receipts.key(shard.number)
+    try:
+        receipt = receipts.read(shard.number)
+    except (ActlasError, OSError) as error:
+        raise_if_outside(error)
+        damage = shard.damage(key, f"unreadable receipt: {error}")
+        yield Check(lambda: Checked(0, 0, [damage]), partial(shard.damage, key))
+        return
+    named = {record.key for record in receipt.objects}
+    if named != set(shard.specs) or (receipt.start, receipt.stop) != (shard.start, shard.stop):
+        odd = sorted(set(shard.specs) ^ named)
+        unfit = shard.damage(key, f"does not fit the plan ({odd})")
+        yield Check(lambda: Checked(0, 0, [unfit]), partial(shard.damage, key))
+    for record in receipt.objects:
+        if record.key in shard.specs:
+            check = partial(_check_record, store, shard, record, full)
+            yield Check(check, partial(shard.damage, record.key))
+    if full and shard.job == EXTRACT:
+        columns = store.arrays.rows["doc_idx"].key(shard.number)
+        run = partial(_check_columns, store, shard)
+        yield Check(run, partial(shard.damage, columns))
+
+
+def _check_superseded(receipts: Receipts, shard: Shard, generation: int) -> Checked:
+    """Check a receipt that a repair has put another in the place of. It may be gone."""
+    key = receipt_key(shard.job, shard.number, generation)
+    if receipts.objects.size(key) is None:
+        return Checked(0, 0, [])
+    try:
+        receipts.read(shard.number, generation)
+    except CorruptDataError as error:
+        return Checked(1, 0, [shard.damage(key, f"unreadable receipt: {error}")])
+    return Checked(1, 0, [])
+
+
+def _check_record(store: Store, shard: Shard, record: ObjectRecord, full: bool) -> Checked:
+    size = store.objects.size(record.key)
+    if size != record.n_bytes:
+        return Checked(1, 0, [shard.damage(record.key, size_words(size, record.n_bytes))])
+    if full and object_digest(store.objects, record.key)[1] != record.xxh3:
+        what = "its bytes are not those that the receipt describes"
+        return Checked(1, size, _locate(store, shard, record, what))
+    return Checked(1, size, [])
+
+
+def _locate(store: Store, shard: Shard, record: ObjectRecord, what: str) -> list[Damage]:
+    """Narrow a damaged object down to the chunks that cannot be read."""
+    whole, spec = [shard.damage(record.key, what)], shard.specs[record.key]
+    if spec.path.startswith("statistics/"):
+        return whole
+    try:
+        reader = ShardReader(store.objects, spec, shard.number, record.chunk_crc32c)
+    except CorruptDataError:
+        return whole
+    damages = []
+    for chunk in range(spec.n_chunks(shard.number)):
+        try:
+            reader.read_chunk(chunk)
+        except (CorruptDataError, FileNotFoundError) as error:
+            first = shard.start + chunk * spec.chunk_rows
+            last = min(first + spec.chunk_rows, shard.stop)
+            damages.append(shard.damage(record.key, f"{what}; {error}", first, last))
+    return damages or whole
+
+
+def _check_columns(store: Store, shard: Shard) -> Checked:
+    """Hold the stored row columns against those that the plan gives."""
+    try:
+        columns = store.shard_columns(shard.number)
+    except (ActlasError, OSError, ValueError) as error:
+        raise_if_outside(error)
+        # The documents are to blame, and named: the shard computed again would mend nothing.
+        key = store.arrays.rows["doc_idx"].key(shard.number)
+        unchecked = Damage(key, f"cannot be checked: {error}", shard.start, shard.stop)
+        return Checked(0, 0, [unchecked])
+    damages = []
+    for name, expected in columns.items():
+        spec = store.arrays.rows[name]
+        try:
+            reader = ShardReader(store.objects, spec, shard.number)
+            stored = reader.read_rows(0, shard.stop - shard.start)
+        except (CorruptDataError, FileNotFoundError):
+            continue  # _check_record names it
+        if not np.array_equal(stored, expected):
+            damages.append(shard.damage(spec.key(shard.number), "not the rows of this plan"))
+    return Checked(0, 0, damages)

@@ -1,0 +1,190 @@
+"""Making a store: its metadata, its documents, and the plan, which comes last.
+
+Locally it is made beside its final place and renamed there whole, so a store either is there with
+its plan or is not there. A bucket has no renaming: there every object is created once, the root's
+metadata with the whole plan in it first and the plan's own object last. What lies between is no
+store; the same planning goes on with it, and another one is refused at its first object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+
+from typing_extensions import Buffer
+
+from actlas.store.errors import ConfigError, StoreExistsError, run_fault
+from actlas.store.format.catalog import StoreArrays
+from actlas.store.format.schema import Plan, PlanFile
+from actlas.store.format.sealing import seal, unseal
+from actlas.store.format.zarr_json import (
+    group_metadata,
+    ledger_metadata,
+    metadata_bytes,
+    root_metadata,
+)
+from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
+from actlas.store.objects.base import Objects, is_url, open_objects
+from actlas.store.objects.digests import object_sha256
+from actlas.store.objects.local import STAGING, LocalObjects, sync_folder
+from actlas.store.shards.writer import ShardWriter
+from actlas.store.store import Store, open_store
+from actlas.store.write.document_columns import (
+    DocumentColumns,
+    ImageColumns,
+    check_counts,
+    document_rows,
+)
+from actlas.store.write.staging import refuse_existing, staging_of, sweep, workplace
+
+
+def create(
+    path: str | os.PathLike[str],
+    plan: Plan,
+    columns: DocumentColumns,
+    images: ImageColumns | None = None,
+) -> Store:
+    """Write a new store's metadata, documents and plan, and open it.
+
+    Parameters
+    ----------
+    path : path
+        Must not exist, or be an empty folder; or a bucket's URL with nothing below it but what an
+        interrupted planning of the same plan has left.
+    plan : Plan
+        What a row is.
+    columns : DocumentColumns
+        The documents; their counts must be the plan's.
+    images : ImageColumns, optional
+        Their images, where the plan has a processor for them.
+
+    Raises
+    ------
+    StoreExistsError
+        There is something at ``path``; it is left as it is.
+    RunFaultError
+        The disk is full or fails, and nothing is left behind, unless it was the very last step:
+        then the message says so. Or the object store does: what is there already is gone on with
+        when the same is planned again.
+    """
+    check_counts(plan, columns, images)
+    refuse_existing(path)
+    final = workplace(path)
+    sweep(final)
+    if is_url(path):
+        write(open_objects(path), plan, columns, images)
+        return open_store(path)
+    staging = staging_of(final)
+    planned = False
+    try:
+        try:
+            write(LocalObjects(staging), plan, columns, images)
+            staging.rename(final)
+            planned = True
+            sync_folder(final.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        fault = run_fault(error, str(final))
+        if fault is None:
+            refuse_existing(final)  # somebody else was faster
+            raise
+        if planned:
+            raise type(fault)(
+                f"{fault} The plan lies there by now: `actlas extract {final}` goes on with it.",
+                **fault.details,
+            ) from error
+        raise fault from error
+    return open_store(final)
+
+
+def write(
+    objects: Objects, plan: Plan, columns: DocumentColumns, images: ImageColumns | None = None
+) -> None:
+    """Write every object of a new store, the plan last.
+
+    What an interrupted planning left is gone on with where it is the same to the byte.
+
+    Raises
+    ------
+    StoreExistsError
+        Something else lies there, or somebody else has planned meanwhile.
+    """
+    labels = columns.label_names if columns.label is not None else None
+    arrays = StoreArrays(plan, labels, columns.source_names, columns.token_column_names)
+    written: dict[str, tuple[str, int]] = {}
+
+    def put(key: str, parts: Iterable[Buffer]) -> None:
+        digest = hashlib.sha256()
+        n_bytes = 0
+
+        def passing() -> Iterator[Buffer]:
+            nonlocal n_bytes
+            for part in parts:
+                digest.update(part)
+                n_bytes += memoryview(part).nbytes
+                yield part
+
+        created = objects.create(key, passing())
+        written[key] = digest.hexdigest(), n_bytes
+        if not created and object_sha256(objects, key) != written[key]:
+            raise StoreExistsError(
+                f"{objects.url}/{key}: the planning of another plan was begun here, and not "
+                "finished. Plan with the same options to go on with it; or remove all that lies "
+                "below this prefix, or give another.",
+                path=objects.url,
+                begun=True,
+            )
+
+    put("zarr.json", [metadata_bytes(root_metadata(plan))])
+    if is_url(objects.url):
+        _require_conditions(objects)
+    put("ledger/zarr.json", [metadata_bytes(ledger_metadata())])
+    for group in arrays.groups:
+        put(f"{group}/zarr.json", [metadata_bytes(group_metadata())])
+    for spec in arrays.all().values():
+        put(spec.metadata_key, [metadata_bytes(spec.metadata())])
+    for name, spec in arrays.documents.items():
+        for shard in range(spec.n_shards):
+            start, stop = spec.shard_range(shard)
+            rows = document_rows(columns, images, name, spec, start, stop)
+            put(spec.key(shard), ShardWriter(spec, rows).parts())
+    plan_file = PlanFile(plan=plan, objects=written, created_unix_s=time.time(), has_copy=True)
+    sealed = seal(plan_file)
+    if not objects.create(PLAN_COPY_KEY, [sealed]):
+        sealed = _begun_plan(objects, plan_file)
+    if not objects.create(PLAN_KEY, [sealed]):
+        raise StoreExistsError(f"{objects.url}: somebody else planned here.", path=objects.url)
+
+
+def _require_conditions(objects: Objects) -> None:
+    """Raise ``ConfigError`` where an object can be created twice: nothing would be safe there."""
+    key = f"{STAGING}/{uuid.uuid4().hex}.probe"
+    objects.create(key, [b"first"])
+    twice = objects.create(key, [b"second"])
+    objects.delete(key)
+    if twice:
+        raise ConfigError(
+            f"{objects.url}: this server ignores `If-None-Match: *`, and puts an object over one "
+            "that is there. Two writers could then harm each other. Use a server that heeds it: "
+            "docs/object-stores.md names some.",
+            field="store",
+        )
+
+
+def _begun_plan(objects: Objects, ours: PlanFile) -> bytes:
+    """Return the plan that an interrupted planning was about to finish with."""
+    sealed = objects.read(PLAN_COPY_KEY)
+    theirs = unseal(sealed, PlanFile, f"{objects.url}/{PLAN_COPY_KEY}")
+    if theirs.model_copy(update={"created_unix_s": ours.created_unix_s}) != ours:
+        raise StoreExistsError(
+            f"{objects.url}/{PLAN_COPY_KEY}: this is another plan. Remove all that lies below "
+            "this prefix, or give another.",
+            path=objects.url,
+            begun=True,
+        )
+    return sealed
