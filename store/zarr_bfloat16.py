@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from zarr.dtype import Float16
+from zarr.dtype import Float16, data_type_registry
 
 from actlas.store.format.dtypes import BFLOAT16
 
@@ -37,3 +37,6 @@ class BFloat16(Float16):
     def to_native_dtype(self) -> Any:
         """Return numpy's bfloat16 (``ml_dtypes`` knows the machine's byte order alone)."""
         return BFLOAT16
+
+
+data_type_registry.register("bfloat16", BFloat16)

@@ -7,6 +7,7 @@ point. zarr 3.1 (the last for Python 3.11) collects that entry point and never l
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -50,11 +51,12 @@ class _AfterZarr(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _register() -> None:
-    from zarr.dtype import data_type_registry
+    """Import the data type, which registers itself.
 
-    from actlas.store.zarr_bfloat16 import BFloat16
-
-    data_type_registry.register("bfloat16", BFloat16)
+    Where the import of :mod:`actlas.store.zarr_bfloat16` is what imports zarr, that module is in
+    ``sys.modules`` already, unfinished: nothing is done here, and it registers itself at its end.
+    """
+    importlib.import_module("actlas.store.zarr_bfloat16")
 
 
 def register_with_zarr() -> None:
