@@ -1,8 +1,13 @@
-"""What a user may ask for: two strict, frozen models, one for the plan and one for the run.
+"""Options of a plan and of a run: two strict, frozen models.
 
-:class:`PlanOptions` says what a row is; a store keeps them, and a later command that asks for
-something else is refused. :class:`RunOptions` says how rows are made, and may change each time.
-Unknown keys are refused. None means: decided from the model and the corpus, as described.
+:class:`PlanOptions` defines what a row is; a store keeps these options, and a later command that
+gives another value for one of them is refused. :class:`RunOptions` defines how rows are computed;
+these may change from run to run. Unknown keys are refused. A value of None is decided from the
+model and the corpus, as the field's description says.
+
+Each field's ``description`` is the only text about it: the command line and the documentation
+print it. A last sentence "Default: ..." explains a default of None; other fields show their
+value. A field named in backquotes appears on the command line as its option.
 """
 
 from __future__ import annotations
@@ -20,115 +25,254 @@ class _Options(BaseModel):
 
 
 class PlanOptions(_Options):
-    """What a row is: model, corpus, windows, order, what is stored."""
+    """Definition of a store's rows: model, corpus, windows, order, and what is stored."""
 
-    model: str
-    """A hub id, a local folder, or ``builtin:NAME``."""
-    corpus: str
-    """``hf:NAME[:SPLIT]``, ``builtin:NAME``, or a local file, folder or glob."""
-    hookpoints: tuple[str, ...] = ("resid_post.*",)
-    """Names, globs of names, or module paths; ``resid_post.middle`` and ``.last`` too."""
-    tokenizer: str | None = None
-    """Default: the model's own."""
-    revision: str | None = None
-    """Of a model on the hub: a commit, tag or branch."""
-    trust_remote_code: bool = False
-    untrained: int | None = Field(default=None, ge=0, lt=2**63)
-    """Fresh weights of this seed in the model's shape, instead of its own."""
-    text_field: str | None = None
-    """Default: ``text``. A range of columns (``stim2:stim13``) is joined with spaces."""
-    label_field: str | None = None
-    """A dotted path such as ``meta.pile_set_name``."""
-    lowercase: bool = False
-    messages_field: str | None = None
-    """A list of messages with ``role`` and ``content``, laid out by the tokenizer's chat template;
-    the row column ``role`` says whose a token is."""
-    span_fields: tuple[str, ...] = ()
-    """Fields that label parts of the text: lists of ``{start, stop, label}`` in characters. Each
-    becomes a row column of its name."""
-    image_field: str | None = None
-    """A path, or the bytes, of an image: beside the text where the model reads both."""
-    max_tokens: int | None = Field(default=None, gt=0)
-    """Stop after the whole document that reaches this many kept tokens. Default: all."""
-    max_length: int | None = Field(default=None, gt=0)
-    """Tokens of a window, special ones included. Default: the model's context, at most 1,024."""
-    long: LongDocuments | None = None
-    """Longer documents: consecutive windows, or cut. Default: window; truncate with labels."""
-    order: Order | None = None
-    """Default: shuffled; corpus with labels."""
-    sample: Literal["uniform", "head"] | None = None
-    """Which documents, under max_tokens: uniform reads the whole corpus, head its beginning.
-    Default: uniform for local files, head for streams and for corpus order."""
-    pool: tuple[Pool, ...] = ()
-    """One row per document too: its last kept token's, or the mean or the sum over all."""
-    pooled_only: bool = False
-    """Store no token's activations, only the pooled ones."""
-    with_loss: bool = False
-    """Store the loss of the next token for every row. The whole model is run."""
-    keep_special: bool = False
-    """Give the tokenizer's own special tokens rows too."""
-    dtype: ActivationDtype = "bfloat16"
-    """What is stored."""
-    model_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """What computes. Default: the checkpoint's."""
-    compression: Compression = "dense"
-    """Of the stored activations: ``dense`` is smaller and faster to read than ``fast``, which is
-    cheaper to write; ``none`` is a raw array."""
-    shard_rows: int | None = Field(default=None, ge=16, le=1 << 24)
-    """A power of two. Default: 65,536 halved until a shard fits memory and there are 16."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    model: str = Field(
+        description="Model to run: a hub id, a local folder, or builtin:NAME. Default: none, a new "
+        "plan requires it."
+    )
+    corpus: str = Field(
+        description="Documents to read: hf:NAME[:SPLIT], builtin:NAME; local files, folders or "
+        "globs of .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt, .csv; or a folder of images "
+        "(DIR/label/*.png). Default: none, a new plan requires it."
+    )
+    hookpoints: tuple[str, ...] = Field(
+        default=("resid_post.*",),
+        description="Hookpoints to store: names and globs (resid_post.*, attn_z.3, "
+        "mlp_hidden.last), or module paths. The command line takes them separated by commas, or "
+        "the option repeated; `actlas hookpoints MODEL` lists them.",
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        description="Another tokenizer: a hub id or a local folder. Default: the model's own.",
+    )
+    revision: str | None = Field(
+        default=None,
+        description="Revision of a hub model: a commit, tag or branch. Default: main.",
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Execute Python code shipped with the model."
+    )
+    untrained: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**63,
+        description="Seed for freshly initialized weights in the model's architecture. Default: "
+        "the model's trained weights.",
+    )
+    text_field: str | None = Field(
+        default=None,
+        description="Field or column with the text; a range of columns (stim2:stim13) is joined "
+        "with spaces. Default: text.",
+    )
+    label_field: str | None = Field(
+        default=None,
+        description="Field with each document's label: stim14, or a dotted path such as "
+        "meta.pile_set_name. Default: no labels.",
+    )
+    lowercase: bool = Field(default=False, description="Convert the text to lower case.")
+    messages_field: str | None = Field(
+        default=None,
+        description="Field with chat messages ({role, content}), formatted by the tokenizer's chat "
+        "template; the row column `role` gives each token's speaker. Default: none.",
+    )
+    span_fields: tuple[str, ...] = Field(
+        default=(),
+        description="Fields that label spans of the text: lists of {start, stop, label} in "
+        "characters. Each becomes a row column of that name. Default: none.",
+    )
+    image_field: str | None = Field(
+        default=None,
+        description="Field with a record's image, as a path or as bytes. Default: none; a folder "
+        "of images needs none.",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        description="Stop after the document that reaches this number of kept tokens (2_000_000, "
+        "2e6, 2M). Default: all.",
+    )
+    max_length: int | None = Field(
+        default=None,
+        gt=0,
+        description="Maximum tokens per window, special tokens included. Default: the model's "
+        "context length, at most 1,024.",
+    )
+    long: LongDocuments | None = Field(
+        default=None,
+        description="Documents longer than a window: split them into consecutive windows, or "
+        "truncate them. Default: window; truncate for a corpus with labels.",
+    )
+    order: Order | None = Field(
+        default=None,
+        description="Order of the documents and their rows. Default: shuffled; corpus for a corpus "
+        "with labels.",
+    )
+    sample: Literal["uniform", "head"] | None = Field(
+        default=None,
+        description="Choice of documents under `max_tokens`: uniform over the whole corpus, or its "
+        "head. Default: uniform for local files; head for streams and for corpus order.",
+    )
+    pool: tuple[Pool, ...] = Field(
+        default=(),
+        description="Store one pooled row per document as well: its last kept token, or the mean "
+        "or sum over its kept tokens (last, mean, sum). Default: none.",
+    )
+    pooled_only: bool = Field(
+        default=False, description="Store only the pooled rows, no token rows."
+    )
+    with_loss: bool = Field(
+        default=False,
+        description="Store each row's next-token loss; this runs the whole model.",
+    )
+    keep_special: bool = Field(
+        default=False,
+        description="Store rows for the tokenizer's special tokens as well.",
+    )
+    dtype: ActivationDtype = Field(
+        default="bfloat16", description="Data type of the stored activations."
+    )
+    model_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto",
+        description="Data type of the model's computation; auto is the checkpoint's own.",
+    )
+    compression: Compression = Field(
+        default="dense",
+        description="Compression of the stored activations: dense is the smallest, fast the "
+        "cheapest to write, none stores raw arrays.",
+    )
+    shard_rows: int | None = Field(
+        default=None,
+        ge=16,
+        le=1 << 24,
+        description="Rows per shard, a power of two. Default: 65,536, halved until a shard fits in "
+        "memory and the store has at least 16 shards.",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of every shuffle.")
 
 
 class RunOptions(_Options):
-    """How rows are made: executor, workers, device, budgets. Free to change between runs."""
+    """Definition of a run: executor, workers, device, budgets. All may change between runs."""
 
-    executor: Literal["inline", "ray"] = "inline"
-    workers: int | Literal["auto"] = 1
-    """On Ray. A number: those that a cluster has no place for wait for one, which is what asks an
-    autoscaler for machines. ``auto``: as many as the machines have room for, more as machines join
-    and fewer as they leave; on a Ray of our own one per GPU, or one."""
-    address: str | None = None
-    """Of a Ray cluster (``auto`` finds a running one). Default: a local one is started."""
-    model_path: str | None = None
-    """Where to load the plan's model from, if it moved: its files must be the same."""
-    allow_remote_code: bool = False
-    """Run the Python code that comes with the model of a store planned with ``trust_remote_code``.
-    A store may come from a stranger, so its plan alone allows nothing."""
-    device: str = "auto"
-    """``cpu``, ``cuda``, ``cuda:1``, ``mps``. Default: the accelerator where there is one."""
-    device_map: Literal["auto", "balanced", "sequential"] | None = None
-    """Spread the blocks over all GPUs of a worker, then its memory, then disk, by accelerate."""
-    max_device_bytes: int | None = Field(default=None, gt=0)
-    """Of weights on each device, with ``device_map``. Default: what is free."""
-    offload_folder: str | None = None
-    """Where ``device_map`` puts weights that fit nowhere else. Default: a temporary one."""
-    tokens_per_batch: int | None = Field(default=None, ge=1)
-    """Token budget of a forward pass: sequences times the longest, padding included. Default:
-    2,048 on a CPU, where smaller passes stay in its caches; 8,192 elsewhere."""
-    packing: Literal["auto", "padded", "packed"] = "auto"
-    """Sequences padded to one length, or one behind the other with no token seeing another's."""
-    threads: int | None = Field(default=None, ge=1)
-    """CPU threads of each worker. Default: the machine's, divided by its workers."""
-    cpus_per_worker: float = Field(default=1, ge=0)
-    gpus_per_worker: float | None = Field(default=None, ge=0)
-    """Default: 1 where the device is a GPU, else 0."""
-    max_memory_bytes: int | None = Field(default=None, gt=0)
-    """Of one worker. Default: what is free on its machine as it starts; and the workers of one
-    machine must fit its memory together."""
-    on_nonfinite: Literal["record", "refuse"] = "record"
-    """NaN and infinity among the activations: counted and reported, or an error."""
-    max_task_faults: int = Field(default=3, ge=1)
-    """Exceptions that a shard may raise before it is put in quarantine."""
-    max_process_deaths: int = Field(default=6, ge=1)
-    max_node_losses: int = Field(default=20, ge=1)
-    deadline_floor_s: float = Field(default=300, gt=0)
-    """A shard may take ten times the running median, and never less than this. Before any is done,
-    those that take longer are tried again uncharged, with 2, 4 and 8 times this."""
-    start_limit_s: float = Field(default=1800, gt=0)
-    """A worker may take this long to load its model, or ``deadline_floor_s`` if that is more."""
-    writers_per_machine: int | None = Field(default=None, ge=1)
-    """How many shards may be written at once by the workers of one machine. Default: any."""
-    retry_quarantined: bool = False
+    executor: Literal["inline", "ray"] = Field(
+        default="inline",
+        description="Run in this process (inline), or on Ray workers.",
+    )
+    workers: int | Literal["auto"] = Field(
+        default=1,
+        description="Ray workers, each with its own copy of the model. A number that exceeds the "
+        "cluster's room waits for machines, which makes an autoscaler add them. auto: as many as "
+        "the machines have room for, adjusted as machines join and leave.",
+    )
+    address: str | None = Field(
+        default=None,
+        description="Address of a running Ray cluster; auto finds a local one. Default: "
+        "RAY_ADDRESS, else Ray is started on this machine.",
+    )
+    model_path: str | None = Field(
+        default=None,
+        description="Folder to load the plan's model from, if it has moved; the files must be the "
+        "same. Default: the location recorded in the plan.",
+    )
+    allow_remote_code: bool = Field(
+        default=False,
+        description="Execute the model's own Python code for a store planned with "
+        "`trust_remote_code`. The plan alone never allows it, because a store may come from an "
+        "untrusted source; repeating `trust_remote_code` has the same effect.",
+    )
+    device: str = Field(
+        default="auto",
+        description="Device: cpu, cuda, cuda:1 or mps; auto is the accelerator if there is one.",
+    )
+    device_map: Literal["auto", "balanced", "sequential"] | None = Field(
+        default=None,
+        description="Distribute the model over a worker's GPUs, memory and disk (accelerate). "
+        "Default: none.",
+    )
+    max_device_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="Maximum bytes of weights on each device, with `device_map` (8G). Default: the "
+        "free memory.",
+    )
+    offload_folder: str | None = Field(
+        default=None,
+        description="Folder for weights that `device_map` cannot place in memory. Default: a "
+        "temporary folder.",
+    )
+    tokens_per_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Maximum tokens per forward pass: sequences times the longest one, padding "
+        "included. Default: 2,048 on a CPU, else 8,192.",
+    )
+    packing: Literal["auto", "padded", "packed"] = Field(
+        default="auto",
+        description="Batch layout: sequences padded to one length, or packed into one row without "
+        "attention between them.",
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads per worker. Default: the machine's CPUs divided by its workers.",
+    )
+    cpus_per_worker: float = Field(
+        default=1, ge=0, description="CPUs that Ray reserves for each worker."
+    )
+    gpus_per_worker: float | None = Field(
+        default=None,
+        ge=0,
+        description="GPUs that Ray reserves for each worker; fractions are allowed. Default: 1 if "
+        "the cluster has GPUs, or once some join, and `device` is not cpu; else 0.",
+    )
+    max_memory_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="Memory budget of one worker (4G); the workers of one machine must fit its "
+        "memory together. Default: the memory that is free when the worker starts.",
+    )
+    on_nonfinite: Literal["record", "refuse"] = Field(
+        default="record",
+        description="NaN and infinity among the activations: count and report them, or stop with "
+        "an error.",
+    )
+    max_task_faults: int = Field(
+        default=3,
+        ge=1,
+        description="Exceptions that a shard may raise before it is quarantined.",
+    )
+    max_process_deaths: int = Field(
+        default=6,
+        ge=1,
+        description="Worker processes that may die on a shard before it is quarantined.",
+    )
+    max_node_losses: int = Field(
+        default=20,
+        ge=1,
+        description="Machines that may be lost with a shard before it is quarantined.",
+    )
+    deadline_floor_s: float = Field(
+        default=300,
+        gt=0,
+        description="Seconds that a shard on Ray may always take; the deadline is this or 10 times "
+        "the median so far, whichever is longer. Until shards are done, late ones are retried "
+        "without a charge at 2, 4 and 8 times this.",
+    )
+    start_limit_s: float = Field(
+        default=1800,
+        gt=0,
+        description="Seconds that a Ray worker may take to load its model, or `deadline_floor_s` "
+        "if that is longer; the time to wait for a machine does not count.",
+    )
+    writers_per_machine: int | None = Field(
+        default=None,
+        ge=1,
+        description="Maximum shards that the workers of one machine write at the same time. "
+        "Default: unlimited.",
+    )
+    retry_quarantined: bool = Field(
+        default=False, description="Release quarantined shards and try them again."
+    )
 
     @field_validator("workers")
     @classmethod
@@ -139,5 +283,5 @@ class RunOptions(_Options):
 
     @property
     def n_workers(self) -> int:
-        """How many workers share this machine, as far as is known: 1 where that is ``auto``."""
+        """Number of workers that share this machine as far as is known: 1 for ``auto``."""
         return self.workers if isinstance(self.workers, int) else 1

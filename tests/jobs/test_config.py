@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import doctest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import click
 import pytest
 from support.stores import plan_for, words_columns
 from support.workers import fake_store
 
 from actlas.jobs import config, formatting
-from actlas.jobs.cli.options import HELP
-from actlas.jobs.config import Asked, resolve
+from actlas.jobs.cli.options import section_options
+from actlas.jobs.config import SECTIONS, Asked, Section, resolve
 from actlas.jobs.formatting import parse_count, printable
 from actlas.jobs.run.resume import check_same_plan
 from actlas.pipeline.options import PlanOptions, RunOptions
@@ -148,8 +149,18 @@ def test_a_plan_needs_model_and_corpus() -> None:
 
 
 def test_every_field_is_an_option() -> None:
-    assert set(HELP["plan"]) == set(PlanOptions.model_fields)
-    assert set(HELP["run"]) == set(RunOptions.model_fields)
+    for section, model in SECTIONS.items():
+
+        @click.command()
+        @section_options(cast(Section, section))
+        def command(**_: object) -> None: ...
+
+        made = {option.name: option for option in command.params}
+        assert set(made) == {f"{section}_{name}" for name in model.model_fields}
+        for name, info in model.model_fields.items():
+            option = made[f"{section}_{name}"]
+            assert info.description and isinstance(option, click.Option) and option.help
+            assert "[default: " in option.help
 
 
 PLANNED = PlanOptions(model="/m", corpus="/c", max_tokens=100, hookpoints=("resid_post.*",))
@@ -210,7 +221,7 @@ def test_printable_text_steers_no_terminal() -> None:
     assert printable("naïve 日本語 🙂") == "naïve 日本語 🙂"
 
 
-@pytest.mark.parametrize("module", [config, text, formatting])
+@pytest.mark.parametrize("module", [config, options, text, formatting])
 def test_the_examples_hold(module: Any) -> None:
     assert doctest.testmod(module) == (0, doctest.testmod(module).attempted)
 
