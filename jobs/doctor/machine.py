@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from actlas.jobs.formatting import n_bytes
-from actlas.pipeline.model.device import n_cpus
+from actlas.pipeline.model.host import n_cpus
 
 MIN_SHM_BYTES = 1 << 30
 

@@ -9,7 +9,7 @@ from actlas.jobs.scheduler.faults import Fault, Ledger
 from actlas.jobs.scheduler.protocols import Done, Job, Watch
 from actlas.jobs.scheduler.stop import Stop
 from actlas.jobs.scheduler.worker_loop import Hand, turns_of
-from actlas.pipeline.model.device import n_cpus
+from actlas.pipeline.model.host import n_cpus
 
 NAME = "this process"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import actlas.jobs
 from actlas.jobs.ray.address import WHERE_TOKENS_ARE, host_and_port, introduce, knock
-from actlas.pipeline.model.device import n_cpus
+from actlas.pipeline.model.host import n_cpus
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ConfigError, RunFaultError
 

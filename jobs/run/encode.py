@@ -145,7 +145,8 @@ def open_encoder(store: str, run: RunOptions, *, sae: str, name: str) -> Encoder
 
     from actlas.analysis.features.encode import Encoder
     from actlas.analysis.sae.saelens_format import load_sae
-    from actlas.pipeline.model.device import n_cpus, resolve_device
+    from actlas.pipeline.model.device import resolve_device
+    from actlas.pipeline.model.host import n_cpus
 
     if run.executor == "ray":
         logs.start(store, "worker")

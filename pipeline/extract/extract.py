@@ -29,12 +29,8 @@ from actlas.pipeline.forward.strategy import decide_passes
 from actlas.pipeline.forward.transfer import staging_for
 from actlas.pipeline.model.config import check_windows, quiet
 from actlas.pipeline.model.describe import find_model, load_config
-from actlas.pipeline.model.device import (
-    default_tokens_per_batch,
-    device_name,
-    n_cpus,
-    resolve_device,
-)
+from actlas.pipeline.model.device import default_tokens_per_batch, device_name, resolve_device
+from actlas.pipeline.model.host import n_cpus
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import MemoryBudgetError
 from actlas.store.format import layout

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from actlas.pipeline.corpus.image_files import decode_image
 from actlas.pipeline.corpus.patches import NO_TOKEN
 from actlas.pipeline.forward.batching import Batch, Inputs
-from actlas.pipeline.model.device import n_cpus
+from actlas.pipeline.model.host import n_cpus
 from actlas.pipeline.model.vision import blank_pixels, build_processor, pixels
 from actlas.store.format.dtypes import numpy_dtype
 from actlas.store.format.layout import Sequence

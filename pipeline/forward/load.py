@@ -208,7 +208,7 @@ def _spread(skeleton: nn.Module, run: RunOptions, dtype: Any) -> dict[str, Any]:
         gpus = range(torch.cuda.device_count())
         limits = dict.fromkeys(gpus, run.max_device_bytes) or {"cpu": run.max_device_bytes}
         if gpus:
-            from actlas.pipeline.model.device import free_host_bytes
+            from actlas.pipeline.model.host import free_host_bytes
 
             limits["cpu"] = free_host_bytes() or 0
     whole = list(getattr(skeleton, "_no_split_modules", None) or [])

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from actlas.pipeline.forward.prefill import MAX_MASK, cache_bytes
 from actlas.pipeline.hookpoints.reach import unreached
 from actlas.pipeline.model.config import build_skeleton
-from actlas.pipeline.model.device import _free_device_bytes, free_host_bytes, gib, total_host_bytes
+from actlas.pipeline.model.device import _free_device_bytes
 from actlas.pipeline.model.files import n_stored_parameters, weight_files
+from actlas.pipeline.model.host import free_host_bytes, gib, total_host_bytes
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import MemoryBudgetError
 from actlas.store.format.catalog import StoreArrays

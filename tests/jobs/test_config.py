@@ -10,6 +10,7 @@ from support.stores import plan_for, words_columns
 from support.workers import fake_store
 
 from actlas.jobs import config, formatting
+from actlas.jobs.cli import options
 from actlas.jobs.cli.options import section_options
 from actlas.jobs.config import SECTIONS, Asked, Section, resolve
 from actlas.jobs.formatting import parse_count, printable

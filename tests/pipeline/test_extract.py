@@ -27,12 +27,14 @@ from support.stores import Columns
 
 from actlas.pipeline.extract import extract as extract_module
 from actlas.pipeline.extract.extract import Extractor
+from actlas.pipeline.forward import memory
 from actlas.pipeline.forward import speed as rate_module
 from actlas.pipeline.forward.load import load_model
 from actlas.pipeline.forward.memory import Projection, batch_bytes, check_memory, shard_bytes
-from actlas.pipeline.model import device
+from actlas.pipeline.model import host
 from actlas.pipeline.model.describe import load_tokenizer
-from actlas.pipeline.model.device import n_cpus, resolve_device, to_numpy
+from actlas.pipeline.model.device import resolve_device, to_numpy
+from actlas.pipeline.model.host import n_cpus
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ConfigError, MemoryBudgetError, ModelError, NonFiniteError
 from actlas.store.format import layout
@@ -385,8 +387,8 @@ def test_a_worker_needs_what_is_free_and_all_of_them_what_is_there(
     options: dict[str, Any],
     refused: str | None,
 ) -> None:
-    monkeypatch.setattr(device, "free_host_bytes", lambda: free)
-    monkeypatch.setattr(device, "total_host_bytes", lambda: there)
+    monkeypatch.setattr(memory, "free_host_bytes", lambda: free)
+    monkeypatch.setattr(memory, "total_host_bytes", lambda: there)
     needed = Projection(weights=50, shards=30, batch=20)
     if refused is None:
         check_memory(needed, run_options(**options), "cpu")
@@ -396,7 +398,7 @@ def test_a_worker_needs_what_is_free_and_all_of_them_what_is_there(
 
 
 def test_files_that_the_kernel_keeps_in_memory_are_free(tmp_path: Path) -> None:
-    read = device._container_bytes
+    read = host._container_bytes
     assert read(tmp_path) is None
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("990\n")
@@ -405,7 +407,7 @@ def test_files_that_the_kernel_keeps_in_memory_are_free(tmp_path: Path) -> None:
     assert read(tmp_path) == (1000, 300)
     (tmp_path / "memory.max").write_text("max\n")
     assert read(tmp_path) is None
-    assert (device.free_host_bytes() or 0) <= (device.total_host_bytes() or 0)
+    assert (host.free_host_bytes() or 0) <= (host.total_host_bytes() or 0)
 
 
 def test_larger_batches_need_more_memory(llama: Store) -> None:
