@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actlas.pipeline.corpus.image_folder import has_images
 from actlas.pipeline.model.config import (
     LOADING_ERRORS,
     architecture_of,
@@ -67,13 +67,18 @@ class ModelDescription:
     processor: Any = None
 
 
-def describe_model(options: PlanOptions) -> ModelDescription:
+def describe_model(
+    options: PlanOptions, has_images: Callable[[], bool] | None = None
+) -> ModelDescription:
     """Describe a model from its files without loading its weights into memory.
 
     Parameters
     ----------
     options : PlanOptions
         ``model``, ``revision``, ``tokenizer``, ``trust_remote_code`` and ``model_dtype`` are read.
+    has_images : callable, optional
+        Returns whether the corpus may have images; called only for a model of texts with images.
+        Default: the corpus has none.
 
     Raises
     ------
@@ -101,7 +106,7 @@ def describe_model(options: PlanOptions) -> ModelDescription:
         causal=is_causal(config, architecture),
         compute_dtype=compute_dtype_of(options.model_dtype, config, files),
         trust_remote_code=code,
-        modality=_modality(options, config),
+        modality=_modality(config, has_images),
         untrained_seed=options.untrained,
     )
     if options.max_length is not None:
@@ -128,13 +133,16 @@ def _weights_sha256(
     )
 
 
-def _modality(options: PlanOptions, config: Any) -> Modality:
-    """Return what is read: by a model of texts with images, texts alone where there are no images.
+def _modality(config: Any, has_images: Callable[[], bool] | None) -> Modality:
+    """Return what the model reads from this corpus.
 
-    Nothing is then asked of its image processor, of which not every kind is known.
+    A model of texts with images reads a corpus without images as text. Its image processor is then
+    not loaded, since not every kind of processor is supported.
     """
     modality = modality_of(config)
-    return "text" if modality == "mixed" and not has_images(options) else modality
+    if modality == "mixed" and (has_images is None or not has_images()):
+        return "text"
+    return modality
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:

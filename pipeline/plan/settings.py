@@ -7,7 +7,7 @@ from typing import Literal
 
 from actlas.pipeline.corpus.chat import Chat, ChatCutter
 from actlas.pipeline.corpus.corpus import Corpus, open_corpus
-from actlas.pipeline.corpus.image_folder import open_mixed
+from actlas.pipeline.corpus.image_folder import has_images, open_mixed
 from actlas.pipeline.corpus.patches import PatchCutter
 from actlas.pipeline.corpus.spans import part_columns
 from actlas.pipeline.corpus.tokenization import Cutter, Windows, make_windows
@@ -88,7 +88,7 @@ def resolve_settings(options: PlanOptions) -> Settings:
     """
     _check_shard_rows(options.shard_rows)
     _check_pools(options)
-    model = describe_model(options)
+    model = describe_model(options, lambda: has_images(options))
     _check_loss(options, model)
     reading = _reading(options, model)
     labelled = reading.corpus.labelled
