@@ -7,7 +7,7 @@ holds: a worker writes it and returns a receipt, and a few numbers go back to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -30,6 +30,11 @@ class Worker(Protocol):
 
     def extract(self, shard: int, *, attempt: str) -> Receipt:
         """Compute and write a shard, and return its receipt."""
+
+
+@runtime_checkable
+class MeasuredWorker(Worker, Protocol):
+    """A worker with a model whose bare forward pass can be measured."""
 
     def bare_forward_rate(self, shard: int = 0) -> Rate | None:
         """Measure the forward pass alone on a shard's batches; None where they are too few."""
@@ -59,16 +64,16 @@ class Job:
 
     Attributes
     ----------
-    follows : frozenset of int
-        Shards that are best done by whoever did the one before: see
-        :mod:`actlas.jobs.run.run`.
+    follows : collection of int, or mapping of int to int
+        Shards that are best done by the worker that did the one before: see
+        :class:`actlas.jobs.scheduler.queue.Pending`.
     """
 
     store: str
     run: RunOptions
     shards: tuple[int, ...]
     make_worker: MakeWorker
-    follows: frozenset[int] = frozenset()
+    follows: Collection[int] | Mapping[int, int] = frozenset()
 
 
 class Done(NamedTuple):

@@ -12,7 +12,7 @@ and when all runs are taken, who has nothing gets the back half of somebody's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 
 class Pending:
@@ -22,8 +22,9 @@ class Pending:
     ----------
     shards : sequence of int
         In the order in which they are to be given out.
-    follows : collection of int
-        Those of them that are best done by whoever did the one before (the shard less one).
+    follows : collection of int, or mapping of int to int
+        Those of them that are best done by whoever did the one before: the shard less one, or the
+        one that a mapping names.
 
     Examples
     --------
@@ -32,14 +33,18 @@ class Pending:
     [0, 2, 1, 3]
     """
 
-    def __init__(self, shards: Sequence[int], follows: Collection[int] = ()) -> None:
+    def __init__(
+        self, shards: Sequence[int], follows: Collection[int] | Mapping[int, int] = ()
+    ) -> None:
+        self._order = list(shards)
+        """The shards; a run is a range of places in it. What is given back is put at its end."""
         self._runs: deque[range] = deque()
-        for shard in shards:
-            last = self._runs[-1] if self._runs else range(0)
-            if last and shard == last.stop and shard in follows:
-                self._runs[-1] = range(last.start, shard + 1)
+        for place, shard in enumerate(self._order):
+            before = follows.get(shard) if isinstance(follows, Mapping) else shard - 1
+            if place and shard in follows and self._order[place - 1] == before:
+                self._runs[-1] = range(self._runs[-1].start, place + 1)
             else:
-                self._runs.append(range(shard, shard + 1))
+                self._runs.append(range(place, place + 1))
         self._held: dict[int, range] = {}
         self._n = len(shards)
 
@@ -60,17 +65,22 @@ class Pending:
         if len(run) > 1:
             self._held[worker] = run[1:]
         self._n -= 1
-        return run[0]
+        return self._order[run[0]]
 
     def give_back(self, shards: Sequence[int]) -> None:
         """Put shards that were taken in front of the others."""
-        self._runs.extendleft(range(shard, shard + 1) for shard in reversed(shards))
+        self._runs.extendleft(self._placed(shard) for shard in reversed(shards))
         self._n += len(shards)
 
     def put_last(self, shard: int) -> None:
         """Put a shard that was taken behind the others."""
-        self._runs.append(range(shard, shard + 1))
+        self._runs.append(self._placed(shard))
         self._n += 1
+
+    def _placed(self, shard: int) -> range:
+        """Return a run of one shard."""
+        self._order.append(shard)
+        return range(len(self._order) - 1, len(self._order))
 
     def leave(self, worker: int) -> None:
         """Let others have the run of a worker that is gone."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from actlas.jobs.logs import LOGGER
 from actlas.jobs.scheduler.faults import Fault, fault_of
-from actlas.jobs.scheduler.protocols import Done, StagedWorker, Worker
+from actlas.jobs.scheduler.protocols import Done, MeasuredWorker, StagedWorker, Worker
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import RunFaultError
 from actlas.store.format.schema import Receipt
@@ -49,7 +49,12 @@ class Hand:
         self._bare: float | None = None
 
     def measure(self, shard: int) -> None:
-        """Measure the bare forward pass, before the first shard; whatever comes of it."""
+        """Measure the bare forward pass of a worker that has one, before the first shard.
+
+        A measurement that fails is logged, and the work goes on without it.
+        """
+        if not isinstance(self._worker, MeasuredWorker):
+            return
         try:
             rate = self._worker.bare_forward_rate(shard)
         except Exception:  # noqa: BLE001 - a number for the last line, and no part of the work
