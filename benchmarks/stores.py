@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.format.schema import Plan
-from actlas.store.store import Store
+from actlas.store.store import Store, open_store
 from actlas.store.write.commit import commit_shard
 from actlas.store.write.create import create
 
@@ -54,7 +54,8 @@ def store_of(path: Path, rows: NDArray[Any], compression: str, shard_rows: int) 
     n_rows, width = rows.shape
     columns = MadeUpDocuments(np.diff(np.append(np.arange(0, n_rows, 512), n_rows)))
     plan = plan_of(columns, width, compression, shard_rows)
-    store = create(path, plan, columns)
+    create(path, plan, columns)
+    store = open_store(path)
     for shard in range(plan.n_shards):
         start, stop = store.shard_range(shard)
         commit_shard(store, shard, {HOOKPOINT: np.array(rows[start:stop])}, attempt="benchmark")

@@ -62,7 +62,9 @@ def make(case: Case, kind: str, rows: NDArray[Any]) -> str:
     columns.label = (np.arange(columns.n_documents) % 2).astype(np.int32)
     columns.label_names = ("S", "N")
     plan = stores.plan_of(columns, case.width, "fast", case.shard_rows)
-    store = create(case.folder / f"{kind}.zarr", plan, columns)
+    path = case.folder / f"{kind}.zarr"
+    create(path, plan, columns)
+    store = open_store(path)
     for shard in range(plan.n_shards):
         start, stop = store.shard_range(shard)
         part = {stores.HOOKPOINT: np.array(rows[start:stop])}

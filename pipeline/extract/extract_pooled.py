@@ -14,7 +14,7 @@ from actlas.pipeline.forward.batching import Batch, Inputs
 from actlas.pipeline.forward.run import Clock
 from actlas.pipeline.options import RunOptions
 from actlas.store.format.schema import Receipt
-from actlas.store.read.pooled import pooled_range
+from actlas.store.ledger.receipts import POOLED
 from actlas.store.store import Store
 from actlas.store.verify.repair_shard import repair_pooled
 from actlas.store.write.commit_pooled import PooledRows, commit_pooled
@@ -52,7 +52,7 @@ class PooledExtractor(Extractor):
 
     def batches(self, shard: int) -> list[Batch]:
         """Return the batches of a shard, in the order in which they run."""
-        first, last = self.store.documents.starts(*pooled_range(self.store, shard))[[0, -1]]
+        first, last = self.store.documents.starts(*self.store.covered(shard, POOLED))[[0, -1]]
         return range_batches(self.store, int(first), int(last), self.tokens_per_batch, self.passes)
 
     def commit(self, computed: ComputedPooled, attempt: str) -> Receipt:  # type: ignore[override]
@@ -68,7 +68,7 @@ class PooledExtractor(Extractor):
 
     def _compute(self, shard: int) -> ComputedPooled:  # type: ignore[override]
         plan = self.plan
-        start = self.store.documents.starts(*pooled_range(self.store, shard))
+        start = self.store.documents.starts(*self.store.covered(shard, POOLED))
         pooler = Pooler(plan.hookpoints, plan.pools, start)
         batches, clock = self.batches(shard), Clock()
 

@@ -20,7 +20,7 @@ from actlas.pipeline.plan.store_size import sample_rates
 from actlas.store.errors import ModelError, run_fault
 from actlas.store.format import layout
 from actlas.store.format.schema import Plan
-from actlas.store.store import Store
+from actlas.store.store import Store, open_store
 from actlas.store.write.create import create
 from actlas.store.write.staging import refuse_existing
 
@@ -84,7 +84,8 @@ def plan_settings(path: str | os.PathLike[str], settings: Settings, say: Say) ->
             images = columns if plan.processor is not None else None
             for line in _summary(settings, plan, draft, columns, images).lines():
                 say(line)
-            return create(path, plan, columns, images)
+            create(path, plan, columns, images)
+            return open_store(path)
     except OSError as error:
         fault = run_fault(error, str(error.filename or path))
         if fault is None:

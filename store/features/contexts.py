@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from actlas.store.read.document import Document
-    from actlas.store.store import Store
+    from actlas.store.read.reader import StoreReader
 
 Shade = Callable[[int, int], NDArray[Any]]
 """Returns the activation of tokens [start, stop) of the corpus."""
@@ -144,7 +144,7 @@ def _numbers(values: Sequence[float]) -> list[float | None]:
 
 
 def contexts_of(
-    store: Store,
+    store: StoreReader,
     peaks: Peak,
     words: int,
     *,
@@ -157,7 +157,7 @@ def contexts_of(
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     peaks : Peak
         The tokens to show.
     words : int
@@ -178,7 +178,7 @@ def contexts_of(
 
 
 def _entry(
-    store: Store, document: Document, t: int, value: float, words: int, shade: Shade
+    store: StoreReader, document: Document, t: int, value: float, words: int, shade: Shade
 ) -> ActivationContext:
     pos = t - document.start
     around = document.context(pos, words)
@@ -209,7 +209,7 @@ def _entry(
     )
 
 
-def one_per_document(store: Store, peaks: Peak, k: int) -> Peak:
+def one_per_document(store: StoreReader, peaks: Peak, k: int) -> Peak:
     """Return the first ``k`` of these that lie in different documents."""
     _, first = np.unique(store.documents.find(peaks.t), return_index=True)
     first = np.sort(first)[:k]

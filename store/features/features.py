@@ -28,7 +28,7 @@ from actlas.store.ledger.feature_sets import NAME, names, spec_key
 if TYPE_CHECKING:
     import pandas as pd
 
-    from actlas.store.store import Store
+    from actlas.store.read.reader import StoreReader
 
 STREAM_FEATURES = 7
 
@@ -50,7 +50,7 @@ class Features:
     >>> features.contexts(17, k=5)                           # doctest: +SKIP
     """
 
-    def __init__(self, store: Store, spec: FeaturesSpec, seal: str) -> None:
+    def __init__(self, store: StoreReader, spec: FeaturesSpec, seal: str) -> None:
         self.store, self.spec, self.seal = store, spec, seal
         self.name, self.hookpoint, self.n_features = spec.name, spec.hookpoint, spec.n_features
         self._tables = FeatureTables(store, spec.name, spec.n_features)
@@ -292,7 +292,7 @@ class Features:
         return int(self._tables.features.n_active[feature])
 
 
-def open_features(store: Store, name: str) -> Features:
+def open_features(store: StoreReader, name: str) -> Features:
     """Open a set of features.
 
     Raises

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from actlas.store.format.schema import Receipt
-    from actlas.store.store import Store
+    from actlas.store.read.reader import StoreReader
 
 
 class Group(NamedTuple):
@@ -52,13 +52,13 @@ class FeatureTables:
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     name : str
         Of the set.
     n_features : int
     """
 
-    def __init__(self, store: Store, name: str, n_features: int) -> None:
+    def __init__(self, store: StoreReader, name: str, n_features: int) -> None:
         self.store, self.name, self.n_features = store, name, n_features
         self._group = lru_cache(maxsize=64)(self._open_group)
 

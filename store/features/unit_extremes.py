@@ -21,7 +21,7 @@ from actlas.store.shards.lazy_array import LazyArray
 
 if TYPE_CHECKING:
     from actlas.store.format.schema import Receipt
-    from actlas.store.store import Store
+    from actlas.store.read.reader import StoreReader
 
 CHUNK_UNITS = 256
 
@@ -64,7 +64,7 @@ class Units:
         How many tokens of each end are kept.
     """
 
-    def __init__(self, store: Store, hookpoint: str, receipt: Receipt) -> None:
+    def __init__(self, store: StoreReader, hookpoint: str, receipt: Receipt) -> None:
         self.store, self.hookpoint = store, hookpoint
         self.n_units = store.activations[hookpoint].shape[1]
         self.k = _kept(receipt)
@@ -188,7 +188,7 @@ def _kept(receipt: Receipt) -> int:
     )
 
 
-def open_units(store: Store, hookpoint: str) -> Units:
+def open_units(store: StoreReader, hookpoint: str) -> Units:
     """Open the gathered extremes of a hookpoint.
 
     Raises

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actlas.store.errors import ConfigError
+from actlas.store.format import layout
 from actlas.store.format.dtypes import ActivationDtype
 
 Compression = Literal["none", "fast", "dense"]
@@ -231,6 +232,10 @@ class Plan(_Spec):
     def n_shards(self) -> int:
         """Number of shards: the last may be short."""
         return -(-self.n_tokens // self.shard_rows)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """Return the tokens (and rows) [start, stop) of a shard."""
+        return layout.shard_range(shard, self.shard_rows, self.n_tokens)
 
     def hookpoint(self, name: str) -> HookpointSpec:
         """Return the hookpoint of that name, or raise ``KeyError``."""

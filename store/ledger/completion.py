@@ -3,44 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.errors import NotExtractedError
+from actlas.store.format import layout
+from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.schema import Receipt
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts
-
-if TYPE_CHECKING:
-    from actlas.store.store import Store
+from actlas.store.objects.base import Objects
 
 
-class Finished:
-    """What is known of a store's jobs. A shard that was seen finished is not asked for again.
+@dataclass(frozen=True, slots=True)
+class JobShards:
+    """How the tokens or documents that a job covers are cut into shards.
+
+    Attributes
+    ----------
+    n_tokens, shard_rows : int
+        Tokens of the corpus, and tokens per shard of a job over rows.
+    n_documents, shard_documents : int
+        Documents, and documents per shard of the pooled rows; ``shard_documents`` is 0 where the
+        plan pools nothing.
+    dense : bool
+        Whether every token has a row.
+    """
+
+    n_tokens: int
+    shard_rows: int
+    n_documents: int
+    shard_documents: int
+    dense: bool
+
+    @classmethod
+    def of(cls, arrays: StoreArrays) -> JobShards:
+        """Return the shards of the jobs of a plan, given its arrays."""
+        plan = arrays.plan
+        shard_documents = next((spec.shard_rows for spec in arrays.pooled.values()), 0)
+        return cls(plan.n_tokens, plan.shard_rows, plan.n_documents, shard_documents, plan.dense)
+
+    def n_shards(self, job: str) -> int:
+        """Return how many shards a job has; derived jobs over rows have as many as extraction."""
+        if job == POOLED:
+            documents = self.shard_documents
+            return layout.n_shards(self.n_documents, documents) if documents else 0
+        if job == EXTRACT and not self.dense:
+            return 0
+        return layout.n_shards(self.n_tokens, self.shard_rows)
+
+    def covered(self, shard: int, job: str) -> tuple[int, int]:
+        """Return the tokens [start, stop) of a shard, or its documents for pooled rows."""
+        if job == POOLED:
+            return layout.shard_range(shard, self.shard_documents, self.n_documents)
+        return layout.shard_range(shard, self.shard_rows, self.n_tokens)
+
+
+class Completion:
+    """Which shards of a store's jobs are done. A shard that was seen done is not asked for again.
 
     Parameters
     ----------
-    store : Store
+    objects : Objects
+        The store's objects.
+    plan_sha256 : str
+        The seal of the store's plan.
+    job_shards : JobShards
+        How many shards each job has, and what they cover.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, objects: Objects, plan_sha256: str, job_shards: JobShards) -> None:
+        self._objects, self._plan_sha256, self._job_shards = objects, plan_sha256, job_shards
         self._seen: dict[str, frozenset[int]] = {}
         self._receipts: dict[str, Receipts] = {}
         self._receipt = lru_cache(maxsize=4096)(self._read_receipt)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return attrgetter("finished"), (self._store,)
+        return Completion, (self._objects, self._plan_sha256, self._job_shards)
 
     def receipts(self, job: str) -> Receipts:
         """Return the receipts of a job."""
         if job not in self._receipts:
-            store, n_shards = self._store, self._store.n_shards(job)
-            self._receipts[job] = Receipts(store.objects, job, n_shards, store.plan_sha256)
+            self._receipts[job] = self._fresh(job)
         return self._receipts[job]
+
+    def _fresh(self, job: str) -> Receipts:
+        n_shards = self._job_shards.n_shards(job)
+        return Receipts(self._objects, job, n_shards, self._plan_sha256)
 
     def receipt(self, shard: int, job: str) -> Receipt:
         """Return a shard's receipt.
@@ -57,11 +109,10 @@ class Finished:
 
         That is, under a later receipt than the one that is known now.
         """
-        store, known = self._store, self.receipts(job).generation(shard)
+        known = self.receipts(job).generation(shard)
 
         def repaired() -> bool:
-            fresh = Receipts(store.objects, job, store.n_shards(job), store.plan_sha256)
-            return fresh.generation(shard) > known
+            return self._fresh(job).generation(shard) > known
 
         return repaired
 
@@ -102,8 +153,8 @@ class Finished:
             raise
 
     def _not_finished(self, absent: list[int], job: str) -> NotExtractedError:
-        path, first = self._store.path, absent[0]
-        start, stop = self._store.covered(first, job)
+        path, first = self._objects.url, absent[0]
+        start, stop = self._job_shards.covered(first, job)
         if job == POOLED:
             what = (
                 f"{path}: documents [{start}, {stop}) (shard {first} of the pooled rows) are not "

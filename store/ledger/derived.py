@@ -11,9 +11,8 @@ from actlas.store.format.array_spec import COLUMN_COMPRESSION, ArraySpec
 from actlas.store.format.layout import ceil_div
 from actlas.store.format.schema import Receipt
 from actlas.store.format.sealing import seal_of
-from actlas.store.ledger.receipts import EXTRACT, Receipts, receipt_key
+from actlas.store.ledger.receipts import EXTRACT, PlannedStore, Receipts, receipt_key
 from actlas.store.objects.base import Objects
-from actlas.store.store import Store
 
 FLAT_CHUNK = 65_536
 """Elements of an inner chunk of a flat array."""
@@ -60,7 +59,7 @@ def flat(path: str, n: int, dtype: str, dimension: str) -> ArraySpec:
     )
 
 
-def receipts_of(store: Store, job: str, n: int) -> Receipts:
+def receipts_of(store: PlannedStore, job: str, n: int) -> Receipts:
     """Return the receipts of a derived job of ``n`` units."""
     return Receipts(store.objects, job, n, store.plan_sha256)
 
@@ -95,7 +94,7 @@ def group_named(folder: object, receipt: Receipt) -> str:
     )
 
 
-def same_inputs(store: Store, receipt: Receipt, inputs: Mapping[str, str]) -> Receipt:
+def same_inputs(store: PlannedStore, receipt: Receipt, inputs: Mapping[str, str]) -> Receipt:
     """Return a receipt that was written for these inputs.
 
     Raises
@@ -126,7 +125,7 @@ def input_seal(objects: Objects, key: str) -> str:
     return seal_of(objects.read(key))
 
 
-def extract_inputs(store: Store, shards: range) -> dict[str, str]:
+def extract_inputs(store: PlannedStore, shards: range) -> dict[str, str]:
     """Return the extract receipts of some shards as inputs."""
     keys = [store.receipts(EXTRACT).key(shard) for shard in shards]
     return {key: input_seal(store.objects, key) for key in keys}

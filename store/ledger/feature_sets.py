@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from actlas.store.store import Store
+from actlas.store.ledger.receipts import PlannedStore
 
 FOLDER = "ledger/features"
 
@@ -29,17 +27,17 @@ def copy_key(name: str) -> str:
     return f"{COPIES}/{name}.json"
 
 
-def names(store: Store) -> list[str]:
+def names(store: PlannedStore) -> list[str]:
     """Return the names of a store's sets of features."""
     return _described(store, FOLDER)
 
 
-def copies(store: Store) -> list[str]:
+def copies(store: PlannedStore) -> list[str]:
     """Return the names of the sets whose description has a copy."""
     return _described(store, COPIES)
 
 
-def _described(store: Store, folder: str) -> list[str]:
+def _described(store: PlannedStore, folder: str) -> list[str]:
     """Return what is described in a folder; a file of any other name describes nothing."""
     matches = (_DESCRIPTION.fullmatch(name) for name in store.objects.names(folder))
     return sorted(match[1] for match in matches if match is not None)

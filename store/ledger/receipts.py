@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import Protocol
 
 from actlas.store.errors import FormatError
 from actlas.store.format.schema import Receipt
@@ -136,3 +137,22 @@ class Receipts:
         for name in self.objects.names(f"ledger/receipts/{self.job}"):
             if _NAME.fullmatch(name) and int(name[:8]) < self.n_shards:
                 yield int(name[:8])
+
+
+class PlannedStore(Protocol):
+    """What the ledger needs of a store: its objects, its plan's seal, its jobs' receipts."""
+
+    @property
+    def path(self) -> str:
+        """The store's folder or URL."""
+
+    @property
+    def objects(self) -> Objects:
+        """The store's objects."""
+
+    @property
+    def plan_sha256(self) -> str:
+        """The seal of the store's plan."""
+
+    def receipts(self, job: str = EXTRACT) -> Receipts:
+        """Return the receipts of a job."""

@@ -6,15 +6,11 @@ float32. A document without tokens has a row of NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
 from actlas.store.errors import HookpointError, NotExtractedError
-from actlas.store.format import layout
+from actlas.store.format.schema import Pool
 from actlas.store.shards.lazy_array import LazyArray
-
-if TYPE_CHECKING:
-    from actlas.store.store import Store
 
 
 class Pools(Mapping[str, LazyArray]):
@@ -46,11 +42,11 @@ class Pools(Mapping[str, LazyArray]):
 class Pooled(Mapping[str, Pools]):
     """A store's hookpoints with their pooled rows: ``store.pooled["resid_post.3"]["mean"]``."""
 
-    def __init__(self, store: Store, lazy: Callable[..., LazyArray]) -> None:
-        self._path = store.path
+    def __init__(self, path: str, arrays: Mapping[tuple[str, Pool], LazyArray]) -> None:
+        self._path = path
         self._pools: dict[str, dict[str, LazyArray]] = {}
-        for (hookpoint, pool), spec in store.arrays.pooled.items():
-            self._pools.setdefault(hookpoint, {})[pool] = lazy(spec)
+        for (hookpoint, pool), array in arrays.items():
+            self._pools.setdefault(hookpoint, {})[pool] = array
 
     def __getitem__(self, hookpoint: str) -> Pools:
         if not self._pools:
@@ -74,9 +70,3 @@ class Pooled(Mapping[str, Pools]):
 
     def __repr__(self) -> str:
         return f"<pooled: {', '.join(self._pools)}>"
-
-
-def pooled_range(store: Store, shard: int) -> tuple[int, int]:
-    """Return the documents [start, stop) of a shard of pooled rows."""
-    spec = next(iter(store.arrays.pooled.values()))
-    return layout.shard_range(shard, spec.shard_rows, store.plan.n_documents)

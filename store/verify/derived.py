@@ -19,7 +19,7 @@ from actlas.store.objects.threads import in_order
 from actlas.store.verify.damage import raise_if_outside, size_words
 
 if TYPE_CHECKING:
-    from actlas.store.store import Store
+    from actlas.store.read.reader import StoreReader
 
 _EXTRACTED = re.compile(
     r"ledger/(?:receipts|repairs)/extract/([0-9]{8})\.(?:[0-9]{4}\.)?json", re.A
@@ -48,7 +48,7 @@ class DerivedCheck(NamedTuple):
     unit: int | None = None
 
 
-def derived_jobs(store: Store) -> dict[str, list[int]]:
+def derived_jobs(store: StoreReader) -> dict[str, list[int]]:
     """Return the derived jobs that have receipts, with the units that have one."""
     found = {}
     for job in sorted(store.objects.names("ledger/receipts")):
@@ -58,7 +58,7 @@ def derived_jobs(store: Store) -> dict[str, list[int]]:
     return found
 
 
-def derived_checks(store: Store, full: bool) -> Iterator[DerivedCheck]:
+def derived_checks(store: StoreReader, full: bool) -> Iterator[DerivedCheck]:
     """Yield the checks of all derived data of a store."""
     for name in names(store):
         yield DerivedCheck(partial(_check_spec, store, name), spec_key(name))
@@ -72,7 +72,7 @@ def derived_checks(store: Store, full: bool) -> Iterator[DerivedCheck]:
             yield DerivedCheck(check, receipt_key(job, unit), job, unit)
 
 
-def claimed(store: Store) -> frozenset[str]:
+def claimed(store: StoreReader) -> frozenset[str]:
     """Return every key that derived data stands for."""
     keys = {spec_key(name) for name in names(store)} | set(plain_groups(store))
     keys |= {copy_key(name) for name in copies(store) if _stands_for_something(store, name)}
@@ -94,7 +94,7 @@ def is_leftover(key: str, standing: frozenset[str]) -> bool:
     return match is not None and f"{match[1]}/zarr.json" not in standing
 
 
-def plain_groups(store: Store) -> list[str]:
+def plain_groups(store: StoreReader) -> list[str]:
     """Return the metadata keys of the plain groups above derived data: there, or to be there.
 
     They are made before the first unit, so where one has a receipt none may be missing.
@@ -117,14 +117,14 @@ def _readable(receipts: Receipts, unit: int) -> Receipt | None:
         return None  # its own check says why
 
 
-def _check_spec(store: Store, name: str) -> tuple[int, int, list[Finding]]:
+def _check_spec(store: StoreReader, name: str) -> tuple[int, int, list[Finding]]:
     features, size = open_features(store, name), store.objects.size(spec_key(name)) or 0
     if features.spec.has_copy and store.objects.size(copy_key(name)) is None:
         return 1, size, [Finding(copy_key(name), size_words(None, size))]
     return 1, size, []
 
 
-def _check_copy(store: Store, name: str) -> tuple[int, int, list[Finding]]:
+def _check_copy(store: StoreReader, name: str) -> tuple[int, int, list[Finding]]:
     """Hold the copy of a description against it; where that is gone, it is what is damaged."""
     data = store.objects.read(copy_key(name))
     try:
@@ -137,11 +137,11 @@ def _check_copy(store: Store, name: str) -> tuple[int, int, list[Finding]]:
     return 1, len(data), [] if same else [Finding(copy_key(name), what)]
 
 
-def _begun(store: Store, name: str) -> bool:
+def _begun(store: StoreReader, name: str) -> bool:
     return next(iter(store.objects.names(f"ledger/receipts/encode.{name}")), None) is not None
 
 
-def _stands_for_something(store: Store, name: str) -> bool:
+def _stands_for_something(store: StoreReader, name: str) -> bool:
     """Whether a copy has its description or its codes, or is a description itself."""
     if store.objects.size(spec_key(name)) is not None or _begun(store, name):
         return True
@@ -154,7 +154,7 @@ def _stands_for_something(store: Store, name: str) -> bool:
     return True
 
 
-def _check_plain(store: Store, key: str) -> tuple[int, int, list[Finding]]:
+def _check_plain(store: StoreReader, key: str) -> tuple[int, int, list[Finding]]:
     expected = metadata_bytes(group_metadata())
     if store.objects.size(key) is None:
         return 1, 0, [Finding(key, size_words(None, len(expected)))]
@@ -163,7 +163,9 @@ def _check_plain(store: Store, key: str) -> tuple[int, int, list[Finding]]:
     return 1, len(data), wrong
 
 
-def _check_receipt(store: Store, job: str, unit: int, full: bool) -> tuple[int, int, list[Finding]]:
+def _check_receipt(
+    store: StoreReader, job: str, unit: int, full: bool
+) -> tuple[int, int, list[Finding]]:
     receipt = Receipts(store.objects, job, 10**8, store.plan_sha256).read(unit)
     tokens = (receipt.start, receipt.stop) if job.startswith("encode.") else (None, None)
     findings = [
@@ -184,7 +186,7 @@ def _check_receipt(store: Store, job: str, unit: int, full: bool) -> tuple[int, 
     return 1 + len(receipt.objects), n_bytes, findings
 
 
-def _seal_there(store: Store, key: str) -> str | None:
+def _seal_there(store: StoreReader, key: str) -> str | None:
     """Return the seal of a record that stands now; None where it is gone or superseded."""
     if not key.startswith(("ledger/receipts/", "ledger/repairs/", FOLDER)):
         return None

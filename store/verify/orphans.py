@@ -12,8 +12,8 @@ from actlas.store.format.array_spec import ArraySpec
 from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.ledger.receipts import receipt_key
 from actlas.store.objects.threads import in_order
+from actlas.store.read.reader import StoreReader
 from actlas.store.shards.reader import ShardReader
-from actlas.store.store import Store
 from actlas.store.verify.damage import Damage, raise_if_outside
 from actlas.store.verify.derived import claimed, is_leftover
 from actlas.store.verify.shards import shard_specs
@@ -37,7 +37,7 @@ class _Begun(NamedTuple):
 
 
 def find_strays(
-    store: Store, full: bool, only: Collection[str] | None = None
+    store: StoreReader, full: bool, only: Collection[str] | None = None
 ) -> tuple[list[Damage], tuple[str, ...]]:
     """Find whatever lies in the store and belongs to nobody, and shards without a receipt.
 
@@ -45,7 +45,7 @@ def find_strays(
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     full : bool
     only : collection of str, optional
         Keys that were found before: no other is read.
@@ -78,7 +78,7 @@ def find_strays(
     return strays, tuple(sorted(unclaimed))
 
 
-def remove_stray(store: Store, key: str) -> bool:
+def remove_stray(store: StoreReader, key: str) -> bool:
     """Remove what is of no use, unless a receipt names it by now; only under the lease."""
     begun = _begun(store, key)
     if begun is not None:
@@ -89,7 +89,7 @@ def remove_stray(store: Store, key: str) -> bool:
     return True
 
 
-def _begun(store: Store, key: str) -> _Begun | None:
+def _begun(store: StoreReader, key: str) -> _Begun | None:
     """Return which shard's object a key is; None where it is no shard's."""
     match = _SHARD.fullmatch(key)
     number = -1 if match is None else int(match[1])
@@ -101,7 +101,7 @@ def _begun(store: Store, key: str) -> _Begun | None:
     return None
 
 
-def _harmed(store: Store, keys: Iterable[str]) -> dict[str, str]:
+def _harmed(store: StoreReader, keys: Iterable[str]) -> dict[str, str]:
     """Return which objects of shards without a receipt nothing can adopt, and why."""
     found = [begun for key in keys if (begun := _begun(store, key)) is not None]
     whys = in_order(partial(_why_unreadable, store), found, store.objects.n_readers)
@@ -122,7 +122,7 @@ def _harmed(store: Store, keys: Iterable[str]) -> dict[str, str]:
     return {key: why for key, why in harmed.items() if not numbers[key]}
 
 
-def _why_unreadable(store: Store, begun: _Begun) -> str | None:
+def _why_unreadable(store: StoreReader, begun: _Begun) -> str | None:
     """Return why an object without a receipt cannot be read, by its own checksums."""
     try:
         reader = ShardReader(store.objects, begun.spec, begun.number)

@@ -26,8 +26,8 @@ from actlas.store.format.zarr_json import (
 from actlas.store.ledger.feature_sets import copies, copy_key, names, spec_key
 from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.objects.base import Objects
+from actlas.store.read.reader import StoreReader
 from actlas.store.statistics.shard import EARLIER_STATISTICS, STATISTICS
-from actlas.store.store import Store
 from actlas.store.verify.damage import raise_if_outside
 
 ROOT_KEY = "zarr.json"
@@ -67,7 +67,7 @@ def repair_plan(objects: Objects) -> list[str]:
     return written
 
 
-def repair_metadata(store: Store, keys: Iterable[str]) -> list[str]:
+def repair_metadata(store: StoreReader, keys: Iterable[str]) -> list[str]:
     """Put back metadata that follows from the plan; return the keys that could be.
 
     Names (of labels, sources, codes) lie in their arrays' own metadata alone: what holds them is
@@ -82,7 +82,7 @@ def repair_metadata(store: Store, keys: Iterable[str]) -> list[str]:
     return written
 
 
-def repair_descriptions(store: Store) -> list[str]:
+def repair_descriptions(store: StoreReader) -> list[str]:
     """Put descriptions of features and their copies back from each other; return the keys.
 
     Where neither can be read, or both can and differ, they are left.
@@ -101,7 +101,7 @@ def repair_descriptions(store: Store) -> list[str]:
     return written
 
 
-def put_back_from(store: Store, other: Store, keys: Iterable[str]) -> list[str]:
+def put_back_from(store: StoreReader, other: StoreReader, keys: Iterable[str]) -> list[str]:
     """Put back objects from another store of the same documents; return the keys that could be."""
     written = []
     for key in keys:
@@ -154,7 +154,7 @@ def _put_back(objects: Objects, plan_file: PlanFile, key: str, data: bytes) -> b
     return True
 
 
-def _metadata(store: Store) -> Iterator[tuple[str, bytes]]:
+def _metadata(store: StoreReader) -> Iterator[tuple[str, bytes]]:
     """Yield what each ``zarr.json`` should be, as far as the plan says it."""
     plan = store.plan
     yield ROOT_KEY, metadata_bytes(root_metadata(plan))
@@ -172,7 +172,7 @@ def _metadata(store: Store) -> Iterator[tuple[str, bytes]]:
             yield spec.metadata_key, metadata_bytes(spec.metadata())
 
 
-def _names(store: Store, path: str) -> tuple[str, ...] | None:
+def _names(store: StoreReader, path: str) -> tuple[str, ...] | None:
     """Return the names in an array's attributes, where its metadata is whole."""
     key = f"{path}/zarr.json"
     expected = store.plan_file.objects.get(key)

@@ -24,16 +24,16 @@ from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.schema import ObjectRecord, Receipt
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.objects.digests import object_digest
+from actlas.store.read.reader import StoreReader
 from actlas.store.shards.reader import ShardReader
 from actlas.store.shards.writer import ShardWriter
-from actlas.store.store import Store
 from actlas.store.write.array_writer import ArrayWriter, write_receipt
 from actlas.store.write.commit import check_shapes, write_arrays
 from actlas.store.write.commit_pooled import PooledRows, check_pooled_shapes, write_pooled
 
 
 def repair_shard(
-    store: Store,
+    store: StoreReader,
     shard: int,
     activations: Mapping[str, NDArray[Any]],
     *,
@@ -72,7 +72,7 @@ def repair_shard(
 
 
 def repair_pooled(
-    store: Store,
+    store: StoreReader,
     shard: int,
     pooled: PooledRows,
     *,
@@ -103,7 +103,9 @@ class MendingWriter(ArrayWriter):
         The shard's receipt; None where it cannot be read.
     """
 
-    def __init__(self, store: Store, shard: int, attempt: str, standing: Receipt | None) -> None:
+    def __init__(
+        self, store: StoreReader, shard: int, attempt: str, standing: Receipt | None
+    ) -> None:
         super().__init__(store, shard, attempt)
         self.standing = standing
         self.threads = 1  # a whole encoded array is in memory while it is put back
@@ -228,7 +230,7 @@ def drop_unreadable(receipts: Receipts, shard: int) -> list[str]:
 
 
 def _settle(
-    store: Store,
+    store: StoreReader,
     job: str,
     covers: tuple[int, int],
     writer: MendingWriter,

@@ -13,8 +13,8 @@ from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.schema import ObjectRecord
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.objects.digests import object_digest
+from actlas.store.read.reader import StoreReader
 from actlas.store.shards.reader import ShardReader
-from actlas.store.store import Store
 from actlas.store.verify.damage import Check, Checked, Damage, raise_if_outside, size_words
 
 
@@ -37,13 +37,13 @@ class Shard(NamedTuple):
         return Damage(key, what, lo, hi, of, self.job, self.number)
 
 
-def shard_of(store: Store, job: str, number: int) -> Shard:
+def shard_of(store: StoreReader, job: str, number: int) -> Shard:
     """Return a shard of a job."""
     start, stop = store.covered(number, job)
     return Shard(job, number, start, stop, shard_specs(store, job, number))
 
 
-def shard_specs(store: Store, job: str, number: int) -> dict[str, ArraySpec]:
+def shard_specs(store: StoreReader, job: str, number: int) -> dict[str, ArraySpec]:
     """Return the arrays that a shard of a job has an object of, by that object's key."""
     arrays = store.arrays
     specs = [*arrays.pooled.values()]
@@ -53,7 +53,7 @@ def shard_specs(store: Store, job: str, number: int) -> dict[str, ArraySpec]:
     return {spec.key(number): spec for spec in specs}
 
 
-def shard_checks(store: Store, shard: Shard, full: bool) -> Iterator[Check]:
+def shard_checks(store: StoreReader, shard: Shard, full: bool) -> Iterator[Check]:
     """Yield the checks of one finished shard: its receipts, then all that they name."""
     receipts = store.receipts(shard.job)
     for generation in [0, *receipts.generations.get(shard.number, [])][:-1]:
@@ -95,7 +95,7 @@ def _check_superseded(receipts: Receipts, shard: Shard, generation: int) -> Chec
     return Checked(1, 0, [])
 
 
-def _check_record(store: Store, shard: Shard, record: ObjectRecord, full: bool) -> Checked:
+def _check_record(store: StoreReader, shard: Shard, record: ObjectRecord, full: bool) -> Checked:
     size = store.objects.size(record.key)
     if size != record.n_bytes:
         return Checked(1, 0, [shard.damage(record.key, size_words(size, record.n_bytes))])
@@ -105,7 +105,7 @@ def _check_record(store: Store, shard: Shard, record: ObjectRecord, full: bool) 
     return Checked(1, size, [])
 
 
-def _locate(store: Store, shard: Shard, record: ObjectRecord, what: str) -> list[Damage]:
+def _locate(store: StoreReader, shard: Shard, record: ObjectRecord, what: str) -> list[Damage]:
     """Narrow a damaged object down to the chunks that cannot be read."""
     whole, spec = [shard.damage(record.key, what)], shard.specs[record.key]
     if spec.path.startswith("statistics/"):
@@ -125,7 +125,7 @@ def _locate(store: Store, shard: Shard, record: ObjectRecord, what: str) -> list
     return damages or whole
 
 
-def _check_columns(store: Store, shard: Shard) -> Checked:
+def _check_columns(store: StoreReader, shard: Shard) -> Checked:
     """Hold the stored row columns against those that the plan gives."""
     try:
         columns = store.shard_columns(shard.number)

@@ -16,7 +16,7 @@ from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.objects.base import open_objects
 from actlas.store.objects.digests import object_sha256
 from actlas.store.objects.threads import in_order
-from actlas.store.store import Store, open_store
+from actlas.store.read.reader import StoreReader
 from actlas.store.verify.damage import Check, Checked, Damage, raise_if_outside, size_words
 from actlas.store.verify.derived import DerivedCheck, derived_checks
 from actlas.store.verify.orphans import find_strays
@@ -60,7 +60,7 @@ class Report:
 
 
 def verify(
-    store: Store,
+    store: StoreReader,
     full: bool = False,
     progress: Callable[[int, int], None] | None = None,
     only: Collection[Damage] | None = None,
@@ -69,7 +69,7 @@ def verify(
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
         The store.
     full : bool
         Read every byte. Otherwise only metadata and receipts are read, and sizes compared.
@@ -97,7 +97,7 @@ def verify(
     )
 
 
-def open_to_verify(path: str | os.PathLike[str]) -> Store:
+def open_to_verify(path: str | os.PathLike[str]) -> StoreReader:
     """Open a store whose plan may be damaged, by the plan's copy where that can be read.
 
     Raises
@@ -106,7 +106,7 @@ def open_to_verify(path: str | os.PathLike[str]) -> Store:
         See :func:`~actlas.store.store.open_store`: where neither can be.
     """
     try:
-        return open_store(path)
+        return StoreReader.open(path)
     except (CorruptDataError, FormatError, StoreNotFoundError, RunFaultError) as error:
         raise_if_outside(error)
         if "found" in error.details:  # it is of another version, which is no damage
@@ -115,13 +115,15 @@ def open_to_verify(path: str | os.PathLike[str]) -> Store:
         for key in (PLAN_KEY, PLAN_COPY_KEY):
             with suppress(CorruptDataError, FormatError, FileNotFoundError, NotADirectoryError):
                 try:
-                    return Store(objects, *read_sealed_plan(objects, key))
+                    return StoreReader(objects, *read_sealed_plan(objects, key))
                 except RunFaultError as fault:
                     raise_if_outside(fault)
         raise
 
 
-def _verify_only(store: Store, shards: list[Shard], full: bool, only: Collection[Damage]) -> Report:
+def _verify_only(
+    store: StoreReader, shards: list[Shard], full: bool, only: Collection[Damage]
+) -> Report:
     """Check again what was found damaged before."""
     units, keys = {(d.job, d.shard) for d in only}, {d.key for d in only}
     wanted = [shard for shard in shards if (shard.job, shard.number) in units]
@@ -141,7 +143,7 @@ def _verify_only(store: Store, shards: list[Shard], full: bool, only: Collection
 
 
 def _run(
-    store: Store,
+    store: StoreReader,
     checks: Iterator[Check],
     n_all: int,
     progress: Callable[[int, int], None] | None,
@@ -163,7 +165,7 @@ def _once(damages: list[Damage]) -> tuple[Damage, ...]:
     return tuple(reversed(unique.values()))
 
 
-def _checks(store: Store, shards: list[Shard], full: bool) -> Iterator[Check]:
+def _checks(store: StoreReader, shards: list[Shard], full: bool) -> Iterator[Check]:
     for key in (PLAN_KEY, PLAN_COPY_KEY) if store.plan_file.has_copy else (PLAN_KEY,):
         yield Check(partial(_check_plan, store, key), partial(Damage, key))
     for key, (digest, n_bytes) in store.plan_file.objects.items():
@@ -188,7 +190,7 @@ def _derived(check: DerivedCheck) -> Checked:
     return Checked(n_objects, n_bytes, damages)
 
 
-def _check_plan(store: Store, key: str) -> Checked:
+def _check_plan(store: StoreReader, key: str) -> Checked:
     """Hold the plan, or its copy, against the one that this store was opened by."""
     try:
         data = store.objects.read(key)
@@ -206,7 +208,7 @@ def _check_plan(store: Store, key: str) -> Checked:
     return Checked(0, 0, [])
 
 
-def _check_planned(store: Store, key: str, digest: str, n_bytes: int, full: bool) -> Checked:
+def _check_planned(store: StoreReader, key: str, digest: str, n_bytes: int, full: bool) -> Checked:
     size = store.objects.size(key)
     if size != n_bytes:
         return Checked(1, 0, [Damage(key, size_words(size, n_bytes))])

@@ -20,10 +20,10 @@ from actlas.store.format.schema import ObjectRecord, Receipt
 from actlas.store.format.sealing import FORMAT_VERSION
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.objects.digests import object_digest
+from actlas.store.read.reader import StoreReader
 from actlas.store.shards.chunks import crc32c
 from actlas.store.shards.reader import ShardReader
 from actlas.store.shards.writer import ShardWriter
-from actlas.store.store import Store
 from actlas.store.version import versions
 
 ADOPT_TOLERANCE = {"float32": 1e-2, "float16": 1e-1, "bfloat16": 1e-1}
@@ -42,14 +42,14 @@ class ArrayWriter:
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     shard : int
         Which shard of every array that is written.
     attempt : str
         Names this try, for the records.
     """
 
-    def __init__(self, store: Store, shard: int, attempt: str) -> None:
+    def __init__(self, store: StoreReader, shard: int, attempt: str) -> None:
         self.store = store
         self.objects = store.objects
         self.shard = shard
@@ -224,7 +224,7 @@ class ArrayWriter:
 
 
 def write_receipt(
-    store: Store,
+    store: StoreReader,
     job: str,
     shard: int,
     covers: tuple[int, int],

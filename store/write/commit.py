@@ -18,13 +18,13 @@ from actlas.store.errors import HookpointError
 from actlas.store.format.catalog import LOSS
 from actlas.store.format.schema import ObjectRecord, Receipt
 from actlas.store.ledger.receipts import EXTRACT
+from actlas.store.read.reader import StoreReader
 from actlas.store.statistics.shard import ShardStatistics
-from actlas.store.store import Store
 from actlas.store.write.array_writer import ArrayWriter, refuse_nonfinite, write_receipt
 
 
 def commit_shard(
-    store: Store,
+    store: StoreReader,
     shard: int,
     activations: Mapping[str, NDArray[Any]],
     *,
@@ -37,7 +37,7 @@ def commit_shard(
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
         The store.
     shard : int
         Which shard.
@@ -84,7 +84,7 @@ def commit_shard(
 
 
 def write_arrays(
-    store: Store,
+    store: StoreReader,
     shard: int,
     activations: Mapping[str, NDArray[Any]],
     writer: ArrayWriter,
@@ -126,7 +126,7 @@ def write_arrays(
 
 
 def check_shapes(
-    store: Store,
+    store: StoreReader,
     shard: int,
     activations: Mapping[str, NDArray[Any]],
     loss: NDArray[np.float32] | None,

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from actlas.store.format.schema import ObjectRecord, Pool, Receipt
 from actlas.store.ledger.receipts import POOLED
-from actlas.store.read.pooled import pooled_range
-from actlas.store.store import Store
+from actlas.store.read.reader import StoreReader
 from actlas.store.write.array_writer import ArrayWriter, refuse_nonfinite, write_receipt
 
 PooledRows = Mapping[tuple[str, Pool], NDArray[np.float32]]
@@ -20,7 +19,7 @@ PooledRows = Mapping[tuple[str, Pool], NDArray[np.float32]]
 
 
 def commit_pooled(
-    store: Store,
+    store: StoreReader,
     shard: int,
     pooled: PooledRows,
     *,
@@ -34,7 +33,7 @@ def commit_pooled(
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     shard : int
     pooled : mapping of (hookpoint, pool) to ndarray of float32, shape [documents, units]
         NaN for documents without tokens.
@@ -65,7 +64,7 @@ def commit_pooled(
         store,
         POOLED,
         shard,
-        pooled_range(store, shard),
+        store.covered(shard, POOLED),
         records,
         attempt=attempt,
         n_nonfinite=n_nonfinite,
@@ -74,10 +73,10 @@ def commit_pooled(
 
 
 def write_pooled(
-    store: Store, shard: int, pooled: PooledRows, writer: ArrayWriter, *, on_nonfinite: str
+    store: StoreReader, shard: int, pooled: PooledRows, writer: ArrayWriter, *, on_nonfinite: str
 ) -> tuple[list[ObjectRecord], dict[str, int]]:
     """Write all arrays of a shard; return their records, and NaN and infinities by hookpoint."""
-    empty = np.diff(store.documents.starts(*pooled_range(store, shard))) == 0
+    empty = np.diff(store.documents.starts(*store.covered(shard, POOLED))) == 0
     if on_nonfinite == "refuse":
         for (name, pool), rows in pooled.items():
             bad = ~np.isfinite(rows[~empty])
@@ -93,9 +92,9 @@ def write_pooled(
     return [record for _, record in written], n_nonfinite
 
 
-def check_pooled_shapes(store: Store, shard: int, pooled: PooledRows) -> None:
+def check_pooled_shapes(store: StoreReader, shard: int, pooled: PooledRows) -> None:
     """Raise where the arrays are not those of the plan's shard."""
-    start, stop = pooled_range(store, shard)
+    start, stop = store.covered(shard, POOLED)
     if set(pooled) != set(store.arrays.pooled):
         raise ValueError(
             f"shard {shard}: got pooled rows of {sorted(pooled)}, the plan has "

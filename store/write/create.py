@@ -32,7 +32,6 @@ from actlas.store.objects.base import Objects, is_url, open_objects
 from actlas.store.objects.digests import object_sha256
 from actlas.store.objects.local import STAGING, LocalObjects, sync_folder
 from actlas.store.shards.writer import ShardWriter
-from actlas.store.store import Store, open_store
 from actlas.store.write.document_columns import (
     DocumentColumns,
     ImageColumns,
@@ -47,8 +46,8 @@ def create(
     plan: Plan,
     columns: DocumentColumns,
     images: ImageColumns | None = None,
-) -> Store:
-    """Write a new store's metadata, documents and plan, and open it.
+) -> None:
+    """Write a new store's metadata, documents and plan.
 
     Parameters
     ----------
@@ -77,7 +76,7 @@ def create(
     sweep(final)
     if is_url(path):
         write(open_objects(path), plan, columns, images)
-        return open_store(path)
+        return
     staging = staging_of(final)
     planned = False
     try:
@@ -99,7 +98,6 @@ def create(
                 **fault.details,
             ) from error
         raise fault from error
-    return open_store(final)
 
 
 def write(

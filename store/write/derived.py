@@ -32,13 +32,13 @@ from actlas.store.ledger.derived import MARK_DIGITS, Unit, flat, group_of, recei
 from actlas.store.ledger.receipts import Receipts
 from actlas.store.objects.base import Objects
 from actlas.store.objects.digests import object_digest
+from actlas.store.read.reader import StoreReader
 from actlas.store.shards.writer import ShardWriter
-from actlas.store.store import Store
 from actlas.store.version import versions
 
 
 def commit(
-    store: Store,
+    store: StoreReader,
     unit: Unit,
     attributes: Mapping[str, Any],
     arrays: Mapping[str, NDArray[Any]],
@@ -52,7 +52,7 @@ def commit(
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     unit : Unit
     attributes : mapping
         Of the group's ``zarr.json``.
@@ -120,7 +120,7 @@ def remove(objects: Objects, folder: str) -> None:
     objects.prune(folder)
 
 
-def sweep(store: Store, receipts: Receipts, folder: str) -> int:
+def sweep(store: StoreReader, receipts: Receipts, folder: str) -> int:
     """Remove the groups under a folder that receipts have decided against; return how many.
 
     Only groups of units that have a receipt: one without may still be about to get its own.
@@ -135,7 +135,7 @@ def sweep(store: Store, receipts: Receipts, folder: str) -> int:
     return n_removed
 
 
-def sweep_unit(store: Store, receipt: Receipt) -> int:
+def sweep_unit(store: StoreReader, receipt: Receipt) -> int:
     """Remove the groups of a job of one unit that its receipt has decided against."""
     group = group_of(receipt)
     parent, _, name = group.rpartition("/")

@@ -21,7 +21,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from support.stores import Columns, fill, plan_for, words_columns
+from support.stores import Columns, create, fill, plan_for, words_columns
 
 from actlas.analysis.batches.api import Batch, Batches, batches
 from actlas.store.errors import (
@@ -32,7 +32,6 @@ from actlas.store.errors import (
     NotExtractedError,
 )
 from actlas.store.store import Store, open_store
-from actlas.store.write.create import create
 
 HOOKPOINT = "mlp.1"
 OPTIONS: dict[str, Any] = {"batch_size": 50, "pool_rows": 200}

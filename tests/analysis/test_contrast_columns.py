@@ -9,7 +9,7 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 from support.localizer import labelled, stored
-from support.stores import Columns, plan_for
+from support.stores import Columns, create, plan_for
 
 from actlas.analysis.localizer.localize import localize
 from actlas.analysis.localizer.masks import Mask
@@ -17,7 +17,6 @@ from actlas.analysis.localizer.pooling import pooled_moments
 from actlas.analysis.localizer.token_contrast import read_sides
 from actlas.store.errors import ConfigError, NotExtractedError
 from actlas.store.store import Store, open_store
-from actlas.store.write.create import create
 
 stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
 pytest.importorskip("dask", reason="dask is not installed")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.features import best, rows_by_token
-from support.stores import fill, plan_for, words_columns
+from support.stores import create, fill, plan_for, words_columns
 
 import actlas
 from actlas.analysis.features.extremes import Best, gather_extremes
@@ -19,7 +19,6 @@ from actlas.store.errors import ConfigError, FeatureError, HookpointError, NotEx
 from actlas.store.store import Store
 from actlas.store.verify.verify import verify
 from actlas.store.write.commit import commit_shard
-from actlas.store.write.create import create
 
 
 @settings(max_examples=40, deadline=None)

@@ -17,7 +17,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.features import Relu, best, made_store, true_codes
-from support.stores import Columns, fill, plan_for
+from support.stores import Columns, create, fill, plan_for
 
 import actlas
 from actlas.analysis.features.encode import Encoder, create_features, finish
@@ -34,7 +34,6 @@ from actlas.store.features.features import Features
 from actlas.store.ledger.derived import group_of, receipts_of
 from actlas.store.store import Store
 from actlas.store.verify.verify import verify
-from actlas.store.write.create import create
 
 HOOKPOINT = "resid_post.0"
 

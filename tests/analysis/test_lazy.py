@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.stores import fill, plan_for, words_columns
+from support.stores import create, fill, plan_for, words_columns
 
 import actlas
 from actlas.store.errors import HookpointError, NotExtractedError
 from actlas.store.store import Store
-from actlas.store.write.create import create
 
 dask = pytest.importorskip("dask", reason="dask is not installed")
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from support.localizer import LABELS, labelled, samples_by_hand, stored
 from support.models import oracle
-from support.stores import fill, plan_for
+from support.stores import create, fill, plan_for
 
 import actlas
 from actlas.analysis.localizer.contrast import split_contrast
@@ -22,7 +22,6 @@ from actlas.pipeline.extract import extract as extract_module
 from actlas.pipeline.forward.strategy import Passes
 from actlas.store.errors import ConfigError, HookpointError, NonFiniteError, NotExtractedError
 from actlas.store.store import Store
-from actlas.store.write.create import create
 
 stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
 pytest.importorskip("dask", reason="dask is not installed")

@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from support.jobs import attempted, options, plant
 from support.scenes import Size, planned
-from support.stores import plan_for, words_columns
+from support.stores import create, plan_for, words_columns
 from support.workers import make_fake
 
 from actlas.jobs.config import resolve
@@ -21,7 +21,6 @@ from actlas.jobs.run.extract import open_or_plan
 from actlas.jobs.run.run import run_extraction
 from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.store.errors import EXIT_DONE, PlanMismatchError, RunFaultError
-from actlas.store.write.create import create
 from chaos.conftest import Oracles, Start
 from chaos.count import NONE, complaints
 from chaos.record import Chaos

@@ -15,7 +15,7 @@ from support.jobs import options, plant
 from support.oracle import Tally, broken_promises, contents, tally
 from support.processes import Driver
 from support.s3 import FAULTS, S3, Request
-from support.stores import plan_for, words_columns
+from support.stores import create, plan_for, words_columns
 from support.workers import make_fake
 
 from actlas.jobs.run.run import run_extraction
@@ -23,7 +23,6 @@ from actlas.jobs.scheduler.faults import Ledger
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME, RunFaultError
 from actlas.store.store import Store, open_store
 from actlas.store.verify.verify import verify
-from actlas.store.write.create import create
 from chaos.record import Chaos
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]

@@ -13,12 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 from support.jobs import ROOT
 from support.localizer import labelled, stored
-from support.stores import fill, plan_for
+from support.stores import create, fill, plan_for
 
 from actlas.analysis.localizer.masks import Mask
 from actlas.jobs.cli.app import cli
 from actlas.store.store import Store
-from actlas.store.write.create import create
 
 pytest.importorskip("scipy", reason="scipy is not installed")
 pytest.importorskip("dask", reason="dask is not installed")

@@ -15,7 +15,7 @@ from support import s3 as faulty
 from support.jobs import options, plant
 from support.processes import Driver
 from support.s3 import KEY, S3, SECRET
-from support.stores import plan_for, words_columns
+from support.stores import create, plan_for, words_columns
 from support.workers import check_whole, make_fake
 
 import actlas
@@ -23,7 +23,6 @@ from actlas.jobs.cli.app import cli
 from actlas.jobs.run.run import run_extraction
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME, EXIT_USAGE, ConfigError
 from actlas.store.store import Store, open_store
-from actlas.store.write.create import create
 
 pytest.importorskip("obstore")
 

@@ -188,9 +188,7 @@ def test_a_killed_encoder_goes_on(
 
 
 def test_a_store_that_is_not_whole_yet(tmp_path: Path, sae: Path) -> None:
-    from support.stores import plan_for, words_columns
-
-    from actlas.store.write.create import create
+    from support.stores import create, plan_for, words_columns
 
     columns = words_columns(0, 40, 25)
     store = create(tmp_path / "run.zarr", plan_for(columns, shard_rows=128), columns)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.stores import create
 from tests.support.stores import fill, plan_for, words_columns
 
 import actlas
@@ -29,7 +30,6 @@ from actlas.pipeline.plan.make import make_plan
 from actlas.pipeline.plan.store_size import footprint, sample_rates
 from actlas.store.format.sealing import seal
 from actlas.store.objects.local import LocalObjects
-from actlas.store.write.create import create
 
 ROOT = Path(__file__).resolve().parents[2]
 

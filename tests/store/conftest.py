@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 from support.s3 import s3, s3_server  # noqa: F401 - fixtures
-from support.stores import Columns, plan_for, words_columns
+from support.stores import Columns, create, plan_for, words_columns
 
 from actlas.store.store import Store
-from actlas.store.write.create import create
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.stores import plan_for, truth, words_columns
+from support.stores import create, plan_for, truth, words_columns
 from typing_extensions import Buffer
 
 from actlas.store.format import layout
@@ -22,7 +22,6 @@ from actlas.store.store import Store, open_store
 from actlas.store.verify.verify import verify
 from actlas.store.write import array_writer as writer
 from actlas.store.write.commit import commit_shard
-from actlas.store.write.create import create
 
 N_OBJECTS = 8
 """Of one shard: three columns, two hookpoints with their statistics, the receipt."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.stores import fill, plan_for, race, truth, words_columns
+from support.stores import create, fill, plan_for, race, truth, words_columns
 
 from actlas.store import errors
 from actlas.store.errors import (
@@ -39,7 +39,6 @@ from actlas.store.verify.verify import verify
 from actlas.store.write import array_writer as writer
 from actlas.store.write.array_writer import first_unlike
 from actlas.store.write.commit import commit_shard
-from actlas.store.write.create import create
 
 Make = Callable[..., Store]
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from support import s3 as faulty
 from support.s3 import BUCKET, KEY, S3, SECRET
-from support.stores import Columns, fill, plan_for, truth, words_columns
+from support.stores import Columns, create, fill, plan_for, truth, words_columns
 
 import actlas
 from actlas.store.errors import (
@@ -40,7 +40,6 @@ from actlas.store.objects.remote_create import MAX_PUT_BYTES
 from actlas.store.objects.remote_errors import trouble
 from actlas.store.store import Store, open_store
 from actlas.store.verify.verify import verify
-from actlas.store.write.create import create
 
 pytest.importorskip("obstore")
 

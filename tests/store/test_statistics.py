@@ -206,9 +206,7 @@ def earlier(store: Store) -> Store:
 
 def test_a_store_of_an_earlier_version(tmp_path: Path) -> None:
     columns = labelled(LENGTHS, [0] * len(LENGTHS))
-    from support.stores import plan_for
-
-    from actlas.store.write.create import create
+    from support.stores import create, plan_for
 
     plan = plan_for(columns, shard_rows=64, dtype="float32")
     store = earlier(create(tmp_path / "s", plan, columns))

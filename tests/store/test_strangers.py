@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 pytest.importorskip("torch", reason="the encoder that fills the store needs torch")
 
 from support.features import Relu
-from support.stores import fill, plan_for, words_columns
+from support.stores import create, fill, plan_for, words_columns
 from support.strangers import LIMIT_BYTES, Person
 
 import actlas
@@ -42,7 +42,6 @@ from actlas.store.objects.local import LocalObjects
 from actlas.store.shards.chunks import crc32c
 from actlas.store.shards.lazy_array import LARGE_BYTES, LazyArray
 from actlas.store.shards.writer import ShardWriter
-from actlas.store.write.create import create
 
 LONG = os.environ.get("ACTLAS_CHAOS") == "long"
 EXAMPLES = 800 if LONG else 40

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from support.stores import Columns, fill, plan_for, words_columns
+from support.stores import Columns, create, fill, plan_for, words_columns
 
 from actlas.store.errors import ConfigError
 from actlas.store.format.schema import check_token_columns
 from actlas.store.store import Store, open_store
 from actlas.store.verify.verify import verify
-from actlas.store.write.create import create
 
 
 def with_roles(**more: Any) -> Columns:

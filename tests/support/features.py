@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from actlas.store.store import Store
-from actlas.store.write.create import create
-from support.stores import Columns, fill, plan_for, words_columns
+from support.stores import Columns, create, fill, plan_for, words_columns
 
 
 class Relu:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from actlas.store.format import layout
 from actlas.store.store import Store
 from actlas.store.write.commit import commit_shard
-from actlas.store.write.create import create
-from support.stores import Columns, plan_for, truth
+from support.stores import Columns, create, plan_for, truth
 
 LABELS = ("S", "N", "other")
 

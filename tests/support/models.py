@@ -17,8 +17,7 @@ from actlas.pipeline.model.config import build_skeleton, context_length_of, is_c
 from actlas.pipeline.model.describe import load_config
 from actlas.pipeline.model.files import file_sha256, weight_files, weights_sha256
 from actlas.store.store import Store
-from actlas.store.write.create import create
-from support.stores import Columns, plan_for
+from support.stores import Columns, create, plan_for
 
 # Models this small only make threads wait for each other.
 torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from actlas.store.format import layout
 from actlas.store.format.schema import Plan
 from actlas.store.objects.local import LocalObjects
-from actlas.store.store import Store
+from actlas.store.store import Store, open_store
+from actlas.store.write import create as writing
 from actlas.store.write.commit import commit_shard
+from actlas.store.write.document_columns import DocumentColumns, ImageColumns
 
 
 @dataclass
@@ -127,6 +130,17 @@ def plan_for(columns: Columns, **changes: Any) -> Plan:
         "token_columns": tuple(columns.token_column_names),
     }
     return Plan.model_validate({**fields, **changes})
+
+
+def create(
+    path: str | os.PathLike[str],
+    plan: Plan,
+    columns: DocumentColumns,
+    images: ImageColumns | None = None,
+) -> Store:
+    """Write a new store and open it."""
+    writing.create(path, plan, columns, images)
+    return open_store(path)
 
 
 def truth(store: Store, hookpoint: str) -> NDArray[Any]:

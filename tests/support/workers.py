@@ -27,8 +27,7 @@ from actlas.store.format.schema import Receipt
 from actlas.store.store import Store, open_store
 from actlas.store.verify.repair_shard import repair_shard
 from actlas.store.write.commit import commit_shard
-from actlas.store.write.create import create
-from support.stores import plan_for, truth, words_columns
+from support.stores import create, plan_for, truth, words_columns
 
 
 class Rate(NamedTuple):

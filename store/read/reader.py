@@ -1,0 +1,302 @@
+"""StoreReader: everything of a store that is read with numpy alone, except derived data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cached_property, partial
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlas.store.errors import NotExtractedError
+from actlas.store.format.array_spec import ArraySpec
+from actlas.store.format.catalog import StoreArrays
+from actlas.store.format.schema import Plan, PlanFile, Receipt
+from actlas.store.format.zarr_json import metadata_bytes
+from actlas.store.ledger.completion import Completion, JobShards
+from actlas.store.ledger.plan_file import names_in, read_plan, require_plan
+from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts
+from actlas.store.objects.base import Objects, open_objects
+from actlas.store.read.document import Document
+from actlas.store.read.documents import Documents
+from actlas.store.read.pooled import Pooled
+from actlas.store.read.row_index import RowIndex
+from actlas.store.read.views import Activations, DocumentActivations, Rows
+from actlas.store.shards.lazy_array import LazyArray
+from actlas.store.statistics.shard import EARLIER_STATISTICS, STATISTICS, ShardStatistics
+from actlas.store.statistics.shard_documents import ShardDocuments
+from actlas.store.statistics.total import Statistics, combine
+
+
+class StoreReader:
+    """A store that has a plan: its plan, receipts, arrays, rows, documents and statistics.
+
+    Everything that reads, writes, verifies or repairs a store takes one of these.
+    :class:`~actlas.store.store.Store` adds feature activations and notebook display.
+
+    Parameters
+    ----------
+    objects : Objects
+        The store's objects.
+    plan_file : PlanFile
+        The plan as the ledger holds it, with the digests of all that it rests on.
+    plan_sha256 : str
+        The seal of the plan.
+    check : bool
+        Whether raw chunks are checked against the receipts' checksums.
+
+    Attributes
+    ----------
+    path : str
+        The store's folder or URL.
+    plan : Plan
+        What a row is.
+    completion : Completion
+        Which shards of which job are done.
+    row_index : RowIndex
+        Which token lies in which row.
+    """
+
+    def __init__(
+        self, objects: Objects, plan_file: PlanFile, plan_sha256: str, *, check: bool = True
+    ) -> None:
+        self.objects = objects
+        self.check = check
+        self.plan_sha256 = plan_sha256
+        self.path = objects.url
+        self.plan: Plan = plan_file.plan
+        self.plan_file = plan_file
+        self.job_shards = JobShards.of(StoreArrays(self.plan))
+        self.completion = Completion(objects, plan_sha256, self.job_shards)
+        self.row_index = RowIndex(self.plan)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, check: bool = True) -> Self:
+        """Open the store at a path or URL: see :func:`actlas.store.store.open_store`.
+
+        Parameters
+        ----------
+        path : path or URL
+            The store's folder, or its place in a bucket.
+        check : bool
+            Whether raw chunks are checked against the receipts' checksums.
+        """
+        objects = open_objects(path)
+        plan_file, plan_sha256 = read_plan(objects, path)
+        return cls(objects, plan_file, plan_sha256, check=check)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self).open, check=self.check), (self.path,)
+
+    @cached_property
+    def arrays(self) -> StoreArrays:
+        """The specs of every array: the plan's, with the statistics that the store was given."""
+        first = self.plan.hookpoints[0]
+        for names in (STATISTICS, EARLIER_STATISTICS):
+            arrays = StoreArrays(self.plan, statistics_names=names)
+            spec = arrays.statistic(first)
+            digest, _ = self.plan_file.objects.get(spec.metadata_key, ("", 0))
+            if digest == hashlib.sha256(metadata_bytes(spec.metadata())).hexdigest():
+                return arrays
+        if not self.plan.dense:
+            return StoreArrays(self.plan)
+        key = arrays.statistic(first).metadata_key
+        found = names_in(self.objects, self.plan_file, key, "statistics")
+        return StoreArrays(self.plan, statistics_names=tuple(found))
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The row columns.
+
+        Raises
+        ------
+        NotExtractedError
+            The store holds pooled rows alone.
+        """
+        self._require_dense()
+        columns = {name: self._lazy(spec) for name, spec in self.arrays.rows.items()}
+        return Rows(columns, self.documents.token_column_names)
+
+    @cached_property
+    def activations(self) -> Activations:
+        """The dense activations by hookpoint.
+
+        Raises
+        ------
+        NotExtractedError
+            The store holds pooled rows alone.
+        """
+        self._require_dense()
+        return Activations({n: self._lazy(spec) for n, spec in self.arrays.activations.items()})
+
+    @cached_property
+    def documents(self) -> Documents:
+        """The documents."""
+        specs = StoreArrays(self.plan).documents
+        names: dict[str, list[str]] = {}
+        for name in ("source", "label", *self.plan.token_columns):
+            key = f"documents/{name}/zarr.json"
+            if key in self.plan_file.objects:
+                distinct = name != "source"  # two files may have one name
+                names[name] = names_in(self.objects, self.plan_file, key, distinct=distinct)
+        if "label" in names:
+            specs = StoreArrays(self.plan, tuple(names["label"])).documents
+        columns = {name: LazyArray(self.objects, spec) for name, spec in specs.items()}
+        token_columns = {name: tuple(names[name]) for name in self.plan.token_columns}
+        return Documents(columns, names.get("label", []), names.get("source", []), token_columns)
+
+    @cached_property
+    def pooled(self) -> Pooled:
+        """The pooled rows by hookpoint and pool; empty where the plan has none."""
+        require = partial(self.completion.require, job=POOLED)
+        checksums = partial(self.completion.checksums, job=POOLED)
+        since = partial(self.completion.since, job=POOLED)
+        return Pooled(
+            self.path,
+            {
+                key: LazyArray(self.objects, spec, require, checksums, since)
+                for key, spec in self.arrays.pooled.items()
+            },
+        )
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """The jobs of extraction: every token's rows, pooled rows, or both."""
+        return (EXTRACT,) * self.plan.dense + (POOLED,) * bool(self.plan.pools)
+
+    def n_shards(self, job: str = EXTRACT) -> int:
+        """Return how many shards a job has; derived jobs over rows have as many as extraction."""
+        return self.job_shards.n_shards(job)
+
+    def covered(self, shard: int, job: str = EXTRACT) -> tuple[int, int]:
+        """Return what a shard of a job holds: tokens [start, stop), or documents if pooled."""
+        return self.job_shards.covered(shard, job)
+
+    def receipts(self, job: str = EXTRACT) -> Receipts:
+        """Return the receipts of a job."""
+        return self.completion.receipts(job)
+
+    def forget(self, job: str) -> None:
+        """Forget what was read of a job's receipts: one of them was replaced."""
+        self.completion.forget(job)
+
+    def done(self, job: str = EXTRACT) -> frozenset[int]:
+        """Return the shards of a job that have a receipt, by a fresh listing."""
+        return self.completion.shards(job)
+
+    def missing(self, job: str = EXTRACT) -> list[int]:
+        """Return the shards of a job that have no receipt, in order, by a fresh listing."""
+        return sorted(set(range(self.n_shards(job))) - self.done(job))
+
+    def receipt(self, shard: int, job: str = EXTRACT) -> Receipt:
+        """Return a shard's receipt."""
+        return self.completion.receipt(shard, job)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """Return the tokens (and rows) [start, stop) of a shard."""
+        return self.plan.shard_range(shard)
+
+    def shard_columns(self, shard: int) -> dict[str, NDArray[Any]]:
+        """Return the row columns that a shard must have, worked out from the plan alone."""
+        return self.row_index.columns(shard, self.documents)
+
+    def row_of(self, t: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row in which each token ``t`` of the corpus lies; shape of ``t``."""
+        return self.row_index.row_of(t)
+
+    def document(self, doc_idx: int) -> Document:
+        """Return one document: its text, its tokens, and their activations in order.
+
+        Raises
+        ------
+        IndexError
+            There is no such document.
+        """
+        self.documents.check(doc_idx)
+        start, stop = self.documents.starts(doc_idx, doc_idx + 1).tolist()
+        rows = self.row_of(np.arange(start, stop, dtype=np.int64))
+        activations = self.activations if self.plan.dense else Activations({})
+        return self.documents.document(doc_idx, DocumentActivations(activations, rows))
+
+    def statistics(self, hookpoint: str) -> Statistics:
+        """Return the statistics of every unit over all extracted rows.
+
+        n, mean, variance, min and max; the variance within documents; and the mean norm of the
+        rows. Of a store that an earlier version extracted the last two are None.
+
+        Raises
+        ------
+        HookpointError
+            There is no such hookpoint.
+        NotExtractedError
+            Nothing is extracted yet.
+        """
+        if hookpoint not in self.arrays.statistics:
+            self.activations[hookpoint]  # raises, and says which there are
+        done = sorted(self.done())
+        if not done:
+            raise NotExtractedError(f"{self.path}: nothing is extracted yet: `actlas extract`.")
+        stored = LazyArray(self.objects, self.arrays.statistics[hookpoint])
+        names = self.arrays.statistics_names
+        return combine(  # one shard in memory
+            (
+                self.row_index.borders(shard, self.documents),
+                ShardStatistics.from_table(names, stored.read(shard, shard + 1)[0]),
+            )
+            for shard in done
+        )
+
+    def shard_documents(self, shard: int) -> ShardDocuments:
+        """Return which rows of a shard are of which document."""
+        return self.row_index.shard_documents(shard, self.documents)
+
+    def n_stored_bytes(self) -> int:
+        """Return the bytes of all extracted shards as they lie on disk, from the receipts."""
+        return sum(
+            record.n_bytes
+            for job in self.jobs
+            for receipt in self.receipts(job).read_many(sorted(self.done(job)))
+            for record in receipt.objects
+        )
+
+    def require_same_plan(self) -> None:
+        """Raise ``ConflictError`` where the plan at this path is no longer the one that was opened.
+
+        A worker that slept while its store was removed and another planned in its place must not
+        write there.
+        """
+        require_plan(self.objects, self.plan_sha256)
+
+    def require(self, shards: NDArray[np.int64]) -> None:
+        """Raise ``NotExtractedError`` where one of these shards has no receipt."""
+        self.completion.require(shards, EXTRACT)
+
+    def _require_dense(self) -> None:
+        if not self.plan.dense:
+            raise NotExtractedError(
+                f"{self.path}: this store was planned with --pooled-only: it has one row per "
+                f"document ({', '.join(self.plan.pools)}), and none per token. `store.pooled` and "
+                "`actlas localize` read those; for tokens, plan another store without "
+                "--pooled-only.",
+                path=self.path,
+            )
+
+    def _lazy(self, spec: ArraySpec) -> LazyArray:
+        checksums = partial(self.completion.checksums, job=EXTRACT) if self.check else None
+        since = partial(self.completion.since, job=EXTRACT)
+        return LazyArray(self.objects, spec, self.require, checksums, since)
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        return (
+            f"<actlas store {self.path}: {plan.n_tokens:,} rows of {plan.n_documents:,} documents "
+            f"x {len(plan.hookpoints)} hookpoints of {plan.model.id}, "
+            f"{', '.join(self.progress())}>"
+        )
+
+    def progress(self) -> list[str]:
+        """Return how far each job is, in words."""
+        words = {EXTRACT: "shards extracted", POOLED: "shards of documents pooled"}
+        return [f"{len(self.done(j)):,} of {self.n_shards(j):,} {words[j]}" for j in self.jobs]
