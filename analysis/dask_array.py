@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actlas.store.format.dtypes import numpy_dtype
+from actlas.store.read.reader import StoreReader
 from actlas.store.shards.lazy_array import LazyArray
-from actlas.store.store import Store
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -17,7 +17,7 @@ BLOCK_BYTES = 128 << 20
 
 
 def dask_array(
-    store: Store, hookpoint: str, *, dtype: str = "float32", rows: int | None = None
+    store: StoreReader, hookpoint: str, *, dtype: str = "float32", rows: int | None = None
 ) -> da.Array:
     """Return the activations of one hookpoint as a Dask array, shape [row, unit].
 
@@ -26,7 +26,7 @@ def dask_array(
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
         Extracted rows only: computing a block whose shard has no receipt raises.
     hookpoint : str
         Such as ``resid_post.3``.

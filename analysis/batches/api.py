@@ -18,7 +18,7 @@ from actlas.analysis.batches.state import BatchState
 from actlas.analysis.batches.stream import Batch, Batches
 from actlas.store.errors import ConfigError, NotExtractedError
 from actlas.store.format.array_spec import ArraySpec
-from actlas.store.store import Store
+from actlas.store.read.reader import StoreReader
 
 __all__ = ["Batch", "Batches", "batches"]
 
@@ -28,7 +28,7 @@ POOL_BYTES_MAX = 1 << 30
 
 
 def batches(
-    store: Store,
+    store: StoreReader,
     hookpoint: str,
     *,
     batch_size: int = 8192,
@@ -55,7 +55,7 @@ def batches(
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
         Shards that are not extracted yet are left out.
     hookpoint : str
         Such as ``resid_post.3``.

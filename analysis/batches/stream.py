@@ -14,7 +14,7 @@ from actlas.analysis.batches.sampler import Deal, Epoch, Piece, Request, Selecti
 from actlas.analysis.batches.shuffle_buffer import Pool
 from actlas.analysis.batches.state import BatchState, Position, parse_state
 from actlas.store.errors import ConfigError
-from actlas.store.store import Store
+from actlas.store.read.reader import StoreReader
 
 
 class Batch(NamedTuple):
@@ -57,7 +57,7 @@ class Batches(IterableDataset[Batch]):
 
     def __init__(
         self,
-        store: Store,
+        store: StoreReader,
         hookpoint: str,
         selection: Selection,
         pool: Pool[Work],

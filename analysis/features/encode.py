@@ -25,21 +25,21 @@ from actlas.store.write.derived import commit, ensure_groups, sweep, sweep_unit
 
 if TYPE_CHECKING:
     from actlas.analysis.sae.model import SparseAutoencoder
+    from actlas.store.read.reader import StoreReader
     from actlas.store.shards.reader import ShardReader
-    from actlas.store.store import Store
 
 DENSE_BYTES = 64 << 20
 """Of dense codes at once: what is zero is dropped at once."""
 
 
 def create_features(
-    store: Store, sae: SparseAutoencoder, name: str, path: str, hookpoint: str | None = None
+    store: StoreReader, sae: SparseAutoencoder, name: str, path: str, hookpoint: str | None = None
 ) -> Features:
     """Name a set of features and what makes it, or open it where it is there already.
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     sae : SparseAutoencoder
     name : str
         Of the set.
@@ -90,7 +90,7 @@ def create_features(
     return features
 
 
-def _begun(store: Store, name: str, sealed: bytes) -> bytes:
+def _begun(store: StoreReader, name: str, sealed: bytes) -> bytes:
     """Return the description that an earlier beginning left, where it is whole; else this one."""
     try:
         data = store.objects.read(copy_key(name))
@@ -100,7 +100,7 @@ def _begun(store: Store, name: str, sealed: bytes) -> bytes:
     return data
 
 
-def _fitting_hookpoint(store: Store, sae: SparseAutoencoder, hookpoint: str | None) -> str:
+def _fitting_hookpoint(store: StoreReader, sae: SparseAutoencoder, hookpoint: str | None) -> str:
     """Return the hookpoint to encode, which must be there and as wide as the dictionary's input."""
     if hookpoint is None and sae.hookpoint is None:
         raise SaeError(
@@ -150,7 +150,7 @@ class Encoder:
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     features : Features
         Which set its codes belong to.
     sae : SparseAutoencoder
@@ -159,7 +159,7 @@ class Encoder:
     """
 
     def __init__(
-        self, store: Store, features: Features, sae: SparseAutoencoder, device: str = "cpu"
+        self, store: StoreReader, features: Features, sae: SparseAutoencoder, device: str = "cpu"
     ) -> None:
         if sae.sha256 != features.spec.sae_sha256:
             raise SaeError(
@@ -289,7 +289,7 @@ def in_document_order(
     return Codes(start, indptr, indices, data)
 
 
-def finish(store: Store, features: Features, attempt: str) -> Receipt:
+def finish(store: StoreReader, features: Features, attempt: str) -> Receipt:
     """Write the table that says every token is encoded: where each shard's codes begin.
 
     Only once every shard has its receipt. What killed workers left is removed.

@@ -21,8 +21,8 @@ from actlas.store.ledger.derived import Unit, extract_inputs
 from actlas.store.write.derived import commit, ensure_groups, sweep_unit
 
 if TYPE_CHECKING:
+    from actlas.store.read.reader import StoreReader
     from actlas.store.shards.lazy_array import LazyArray
-    from actlas.store.store import Store
 
 KEEP = 64
 
@@ -105,7 +105,7 @@ class Best:
 
 
 def gather_extremes(
-    store: Store,
+    store: StoreReader,
     hookpoint: str,
     *,
     attempt: str,
@@ -118,7 +118,7 @@ def gather_extremes(
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     hookpoint : str
     attempt : str
         Names this try, for the receipt.
@@ -173,7 +173,7 @@ def gather_extremes(
 
 
 def _blocks(
-    store: Store, array: LazyArray, n_units: int, progress: Progress
+    store: StoreReader, array: LazyArray, n_units: int, progress: Progress
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Yield tokens and rows, special tokens left out, infinities made NaN."""
     plan = store.plan

@@ -24,7 +24,7 @@ from actlas.store.write.derived import commit, sweep, sweep_unit
 
 if TYPE_CHECKING:
     from actlas.store.format.schema import Receipt
-    from actlas.store.store import Store
+    from actlas.store.read.reader import StoreReader
 
 BLOCK_CODES = 1 << 22
 """Codes of a block of features; one feature alone may have more."""
@@ -63,7 +63,7 @@ class Indexed:
 
 
 def index_features(
-    store: Store,
+    store: StoreReader,
     features: Features,
     *,
     attempt: str,
@@ -75,7 +75,7 @@ def index_features(
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     features : Features
     attempt : str
         Names this try, for the receipts.
@@ -179,7 +179,7 @@ def sort_falling(indptr: NDArray[np.int64], t: NDArray[Any], value: NDArray[np.f
 
 
 def codes_that_fit(
-    store: Store,
+    store: StoreReader,
     features: Features,
     counts: NDArray[np.int64],
     edges: NDArray[np.int64],
@@ -217,7 +217,9 @@ def _passes(
         yield first, len(edges) - 1
 
 
-def _shards(store: Store, features: Features, what: str, progress: Progress) -> Iterator[Codes]:
+def _shards(
+    store: StoreReader, features: Features, what: str, progress: Progress
+) -> Iterator[Codes]:
     n_shards = store.plan.n_shards
     for shard in range(n_shards):
         yield features.codes(*store.shard_range(shard))
@@ -225,7 +227,7 @@ def _shards(store: Store, features: Features, what: str, progress: Progress) -> 
 
 
 def _totals(
-    store: Store, features: Features, progress: Progress
+    store: StoreReader, features: Features, progress: Progress
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
     """Return each feature's number of codes, their sum and the largest."""
     n = features.n_features
@@ -239,7 +241,7 @@ def _totals(
 
 
 def _transpose(
-    store: Store,
+    store: StoreReader,
     features: Features,
     counts: NDArray[np.int64],
     lo: int,
@@ -269,7 +271,7 @@ def _transpose(
 
 
 def _finish(
-    store: Store,
+    store: StoreReader,
     features: Features,
     edges: NDArray[np.int64],
     totals: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]],

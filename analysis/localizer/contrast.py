@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from actlas.analysis.localizer.result import Condition
 from actlas.analysis.localizer.token_contrast import TokenSides, read_sides
 from actlas.store.errors import ConfigError
-from actlas.store.store import Store
+from actlas.store.read.reader import StoreReader
 
 Contrast = str | tuple[str, str] | tuple[str, str, str]
 """``"S:N"``, ``("S", "N")`` of documents; ``"role=a:b"``, ``("role", "a", "b")`` of tokens."""
@@ -32,7 +32,7 @@ class Sides(NamedTuple):
     column: str | None = None
 
 
-def sides_of(store: Store, contrast: Contrast) -> Sides:
+def sides_of(store: StoreReader, contrast: Contrast) -> Sides:
     """Return what is on which side, and how many samples there are.
 
     Raises
@@ -73,7 +73,7 @@ def sides_of(store: Store, contrast: Contrast) -> Sides:
     return Sides((conditions[0], conditions[1]), group, n_ignored)
 
 
-def column_of(store: Store, contrast: Contrast) -> tuple[str, str, str] | None:
+def column_of(store: StoreReader, contrast: Contrast) -> tuple[str, str, str] | None:
     """Return the column and the two names of a contrast of tokens; None for one of documents.
 
     Raises
@@ -107,7 +107,7 @@ def column_of(store: Store, contrast: Contrast) -> tuple[str, str, str] | None:
     return column, positive, negative
 
 
-def _token_sides(store: Store, column: str, positive: str, negative: str) -> Sides:
+def _token_sides(store: StoreReader, column: str, positive: str, negative: str) -> Sides:
     names = store.documents.column_names(column)
     other = None if negative == OTHERS else names.index(negative)
     sides = read_sides(store, column, names.index(positive), other)

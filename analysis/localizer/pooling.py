@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from actlas.analysis.localizer.mask_key import Pool
 from actlas.analysis.localizer.pooling_shard import ByGroup, Part, merge, pool_shard, shard_samples
 from actlas.analysis.localizer.token_contrast import TokenSides, side_samples
-from actlas.store.store import Store
+from actlas.store.read.reader import StoreReader
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -37,7 +37,7 @@ FAN_IN = 16
 
 
 def pooled_moments(
-    store: Store,
+    store: StoreReader,
     hookpoints: Sequence[str],
     group: NDArray[np.int8] | TokenSides,
     *,
@@ -54,7 +54,7 @@ def pooled_moments(
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
         With a receipt for every shard.
     hookpoints : sequence of str
     group : ndarray of int8, shape [documents]
@@ -92,7 +92,7 @@ def pooled_moments(
 
 
 def _tree_of(
-    store: Store,
+    store: StoreReader,
     hookpoints: Sequence[str],
     group: NDArray[np.int8] | TokenSides,
     start: NDArray[np.int64],

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from actlas.analysis.localizer.mask_key import Pool
 from actlas.analysis.localizer.pooling_shard import ByGroup
 from actlas.store.ledger.receipts import EXTRACT, POOLED
+from actlas.store.read.reader import StoreReader
 from actlas.store.shards.lazy_array import LazyArray
 from actlas.store.statistics.moments import Moments
-from actlas.store.store import Store
 
 BLOCK_BYTES = 64 << 20
 """Samples in memory at once, in float64."""
 
 
-def source_of(store: Store, pool: Pool) -> str:
+def source_of(store: StoreReader, pool: Pool) -> str:
     """Return the job whose rows are tested: pooled ones where there are all, else tokens'.
 
     Raises
@@ -34,7 +34,7 @@ def source_of(store: Store, pool: Pool) -> str:
 
 
 def stored_moments(
-    store: Store,
+    store: StoreReader,
     hookpoints: Sequence[str],
     group: NDArray[np.int8],
     *,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from actlas.analysis.localizer.mask_key import Pool
 from actlas.analysis.localizer.pooling_shard import ShardSamples
 from actlas.store.format import layout
+from actlas.store.read.reader import StoreReader
 from actlas.store.shards.lazy_array import LazyArray
-from actlas.store.store import Store
 
 BLOCK_TOKENS = 1 << 22
 
@@ -74,12 +74,12 @@ class TokenSides:
     last: NDArray[np.int64]
 
 
-def read_sides(store: Store, column: str, positive: int, negative: int | None) -> TokenSides:
+def read_sides(store: StoreReader, column: str, positive: int, negative: int | None) -> TokenSides:
     """Count each document's tokens on each side, in one pass over a column of tokens.
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     column : str
         One of ``store.plan.token_columns``.
     positive, negative : int

@@ -12,7 +12,7 @@ from actlas.jobs.scheduler.faults import Ledger
 from actlas.pipeline.options import RunOptions
 from actlas.store.format.schema import Receipt
 from actlas.store.ledger.receipts import EXTRACT, POOLED
-from actlas.store.store import Store
+from actlas.store.read.reader import StoreReader
 
 BREAK_S, N_GAPS = 10.0, 10
 """Receipts further apart than ``BREAK_S`` and three of the longest shards, and than ``N_GAPS`` of
@@ -23,7 +23,7 @@ N_SAMPLE = 512
 
 
 def status_of(
-    store: Store, *, full: bool = False, holding: Holding | None = None
+    store: StoreReader, *, full: bool = False, holding: Holding | None = None
 ) -> dict[str, Any]:
     """Return a run's state as plain values, read from receipts, quarantine and lease.
 
@@ -51,7 +51,7 @@ def status_of(
     }
 
 
-def _job_status(store: Store, job: str, full: bool) -> dict[str, Any]:
+def _job_status(store: StoreReader, job: str, full: bool) -> dict[str, Any]:
     """Return how far one job is."""
     done = sorted(store.done(job))
     read = done if full or len(done) <= N_SAMPLE else spread(done, N_SAMPLE)
@@ -97,13 +97,13 @@ def spread(shards: list[int], n: int) -> list[int]:
     return [shards[i * (len(shards) - 1) // (n - 1)] for i in range(n)]
 
 
-def derived_jobs(store: Store) -> list[str]:
+def derived_jobs(store: StoreReader) -> list[str]:
     """Return the jobs made from rows that have receipts or a quarantine: ``encode.sae``, ..."""
     found = {*store.objects.names("ledger/receipts"), *store.objects.names("ledger/quarantine")}
     return sorted(found - {EXTRACT, POOLED})
 
 
-def _derived(store: Store, job: str) -> dict[str, Any]:
+def _derived(store: StoreReader, job: str) -> dict[str, Any]:
     """Return how many units of a derived job are done, from the names of its receipts alone.
 
     Encoding has as many as extraction has shards. How many blocks an index will have is not known
@@ -128,7 +128,7 @@ def _derived(store: Store, job: str) -> dict[str, Any]:
     }
 
 
-def _numbers(store: Store, folder: str) -> Iterable[int]:
+def _numbers(store: StoreReader, folder: str) -> Iterable[int]:
     for name in store.objects.names(folder):
         stem, _, end = name.partition(".")
         if end == "json" and len(stem) == 8 and stem.isascii() and stem.isdigit():

@@ -37,7 +37,7 @@ from actlas.store.format import layout
 from actlas.store.format.catalog import LOSS
 from actlas.store.format.dtypes import numpy_dtype
 from actlas.store.format.schema import HookpointSpec, Receipt
-from actlas.store.store import Store
+from actlas.store.read.reader import StoreReader
 from actlas.store.verify.repair_shard import repair_shard
 from actlas.store.write.commit import commit_shard
 
@@ -70,7 +70,7 @@ class Extractor:
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     run : RunOptions
     model : str, optional
         Where to load the model from, if not from ``run.model_path``, nor from where the plan found
@@ -89,7 +89,7 @@ class Extractor:
     """
 
     def __init__(
-        self, store: Store, run: RunOptions, *, model: str | None = None, mend: bool = False
+        self, store: StoreReader, run: RunOptions, *, model: str | None = None, mend: bool = False
     ) -> None:
         self._commit = repair_shard if mend else commit_shard
         self.device = resolve_device(run.device)

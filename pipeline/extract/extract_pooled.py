@@ -15,7 +15,7 @@ from actlas.pipeline.forward.run import Clock
 from actlas.pipeline.options import RunOptions
 from actlas.store.format.schema import Receipt
 from actlas.store.ledger.receipts import POOLED
-from actlas.store.store import Store
+from actlas.store.read.reader import StoreReader
 from actlas.store.verify.repair_shard import repair_pooled
 from actlas.store.write.commit_pooled import PooledRows, commit_pooled
 
@@ -45,7 +45,7 @@ class PooledExtractor(Extractor):
     """
 
     def __init__(
-        self, store: Store, run: RunOptions, *, model: str | None = None, mend: bool = False
+        self, store: StoreReader, run: RunOptions, *, model: str | None = None, mend: bool = False
     ) -> None:
         super().__init__(store, run, model=model)
         self._commit_pooled = repair_pooled if mend else commit_pooled

@@ -19,7 +19,7 @@ from actlas.pipeline.model.vision import blank_pixels, build_processor, pixels
 from actlas.store.format.dtypes import numpy_dtype
 from actlas.store.format.layout import Sequence
 from actlas.store.format.schema import Plan, ProcessorSpec
-from actlas.store.store import Store
+from actlas.store.read.reader import StoreReader
 
 PIXELS_PER_TOKEN = 16 * 16
 """A model of few positions, such as a network of convolutions, still computes every pixel."""
@@ -58,7 +58,7 @@ def _n_pixels_of(processor: str) -> int:
     return int(height * width)
 
 
-def image_inputs(store: Store, batches: Items[Batch]) -> Iterator[tuple[Batch, Inputs]]:
+def image_inputs(store: StoreReader, batches: Items[Batch]) -> Iterator[tuple[Batch, Inputs]]:
     """Yield each batch of images with its pixels; at most one batch is decoded at a time.
 
     Every image is a sequence by itself and is always fed whole.
@@ -99,13 +99,13 @@ def _pixels(plan: Plan, files: Items[bytes], pool: Executor) -> NDArray[Any]:
 
 
 def whole_images(
-    store: Store, sequences: Iterable[Sequence], stop: int, content: int
+    store: StoreReader, sequences: Iterable[Sequence], stop: int, content: int
 ) -> Iterator[Sequence]:
     """Let no mixed sequence end inside an image: one that does goes on to the image's end.
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     sequences : iterable of Sequence
         Of one shard, causal.
     stop : int
@@ -124,7 +124,7 @@ def whole_images(
         yield sequence._replace(stop=end)
 
 
-def with_images(store: Store, batch: Batch, inputs: Inputs) -> Inputs:
+def with_images(store: StoreReader, batch: Batch, inputs: Inputs) -> Inputs:
     """Return a mixed batch's inputs with its pictures in the order in which they stand in it."""
     plan = store.plan
     assert plan.processor is not None

@@ -19,7 +19,7 @@ from actlas.pipeline.forward.prefill import Standing, set_apart
 from actlas.pipeline.forward.strategy import Passes
 from actlas.store.format import layout
 from actlas.store.format.schema import Plan
-from actlas.store.store import Store
+from actlas.store.read.reader import StoreReader
 
 
 def special_ids(plan: Plan) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -46,7 +46,7 @@ def window_tokens(plan: Plan) -> int:
 
 
 def shard_batches(
-    store: Store,
+    store: StoreReader,
     shard: int,
     tokens_per_batch: int,
     passes: Passes = Passes(),  # noqa: B008 - immutable
@@ -57,7 +57,7 @@ def shard_batches(
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
         Its documents' edges are read.
     shard : int
     tokens_per_batch : int
@@ -72,7 +72,7 @@ def shard_batches(
 
 
 def range_batches(
-    store: Store,
+    store: StoreReader,
     start: int,
     stop: int,
     tokens_per_batch: int,
@@ -109,7 +109,7 @@ def range_batches(
 
 
 def batch_inputs(
-    store: Store, batches: Items[Batch], *, pad_id: int
+    store: StoreReader, batches: Items[Batch], *, pad_id: int
 ) -> Iterator[tuple[Batch, Inputs]]:
     """Yield each batch with its tokens, which are read once for all of them."""
     if store.plan.model.modality == "image":

@@ -17,7 +17,7 @@ from actlas.pipeline.model.device import input_device
 from actlas.store.errors import ModelError
 from actlas.store.format.catalog import LOSS
 from actlas.store.format.schema import HookpointSpec, Plan
-from actlas.store.store import Store
+from actlas.store.read.reader import StoreReader
 
 CHUNK_VALUES = 1 << 25
 """Logits that are in memory at once."""
@@ -120,7 +120,7 @@ def _finishes(config: Any) -> list[Finish]:
     return found or [lambda logits: logits]
 
 
-def next_tokens(store: Store, start: int, stop: int) -> NDArray[np.int64]:
+def next_tokens(store: StoreReader, start: int, stop: int) -> NDArray[np.int64]:
     """Return the id of the token after each of [start, stop) in its window; -1 where none follows.
 
     Shape [stop - start]. The last token of a window is followed by none: what comes next in the

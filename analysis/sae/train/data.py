@@ -10,8 +10,8 @@ import torch
 from actlas.analysis.batches.api import Batches, batches
 from actlas.analysis.sae.train.options import TrainOptions
 from actlas.store.errors import ConfigError, NonFiniteError
+from actlas.store.read.reader import StoreReader
 from actlas.store.statistics.moments import Moments
-from actlas.store.store import Store
 
 EVALUATED_SHARE = 0.1
 
@@ -57,7 +57,7 @@ class Evaluated(NamedTuple):
     held_out: bool
 
 
-def train_stream(store: Store, asked: TrainOptions, epochs: int | None = None) -> Batches:
+def train_stream(store: StoreReader, asked: TrainOptions, epochs: int | None = None) -> Batches:
     """Return the batches to train on."""
     return batches(
         store,
@@ -70,7 +70,7 @@ def train_stream(store: Store, asked: TrainOptions, epochs: int | None = None) -
     )
 
 
-def evaluated(store: Store, asked: TrainOptions, stream: Batches) -> Evaluated:
+def evaluated(store: StoreReader, asked: TrainOptions, stream: Batches) -> Evaluated:
     """Return the rows to evaluate on: those left by training, else those trained on."""
     n_rows = batches(store, asked.hookpoint, batch_size=1, seed=asked.seed).n_rows
     held_out = stream.n_rows < n_rows
@@ -91,7 +91,7 @@ def evaluated(store: Store, asked: TrainOptions, stream: Batches) -> Evaluated:
     return Evaluated(chosen, held_out)
 
 
-def prepare(store: Store, asked: TrainOptions, stream: Batches) -> Data:
+def prepare(store: StoreReader, asked: TrainOptions, stream: Batches) -> Data:
     """Return scale, mean and variance: exact, of the statistics that the extraction left.
 
     Those count special tokens too, which are left out of batches and can be of huge norm: in a
@@ -127,7 +127,7 @@ def prepare(store: Store, asked: TrainOptions, stream: Batches) -> Data:
     return Data(stream, scale, mean, variance * scale**2)
 
 
-def _measured(store: Store, asked: TrainOptions, stream: Batches) -> tuple[Moments, int]:
+def _measured(store: StoreReader, asked: TrainOptions, stream: Batches) -> tuple[Moments, int]:
     wanted = min(MEASURED_ROWS, stream.n_rows)
     parts, n_rows = [], 0
     with closing(iter(train_stream(store, asked, epochs=1))) as first:

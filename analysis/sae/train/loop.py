@@ -23,7 +23,7 @@ from actlas.analysis.sae.train.data import Data, Evaluated
 from actlas.analysis.sae.train.options import TrainOptions
 from actlas.analysis.sae.train.step import Trainer, fold
 from actlas.store.errors import InterruptedRunError, NonFiniteError
-from actlas.store.store import Store
+from actlas.store.read.reader import StoreReader
 
 N_POINTS = 200
 
@@ -127,7 +127,7 @@ class Run:
             rate = (self.tokens - len(x) - tokens) / timed if timed > 0 else math.nan
             self.tell(self.points[-1], n_steps, rate)
 
-    def finish(self, store: Store, on: Evaluated) -> Metrics:
+    def finish(self, store: StoreReader, on: Evaluated) -> Metrics:
         """Fold the scale in, evaluate, and write all results; the checkpoint goes last.
 
         Killed in between, the run has its last checkpoint still, and does this again.
@@ -158,7 +158,7 @@ class Run:
             "rows_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
         }
 
-    def _metadata(self, store: Store) -> dict[str, Any]:
+    def _metadata(self, store: StoreReader) -> dict[str, Any]:
         return {
             "model": store.plan.model.model_dump(),
             "store_plan_sha256": store.plan_sha256,

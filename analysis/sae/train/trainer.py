@@ -21,7 +21,7 @@ from actlas.analysis.sae.train.loop import DENSITY_FILE, METRICS_FILE, Run, Tell
 from actlas.analysis.sae.train.options import TrainOptions
 from actlas.analysis.sae.train.step import Recipe, Trainer, initialize
 from actlas.store.errors import ConfigError, CorruptDataError, StoreExistsError
-from actlas.store.store import Store
+from actlas.store.read.reader import StoreReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class TrainedSae:
 
 
 def train_sae(
-    store: Store,
+    store: StoreReader,
     hookpoint: str,
     out: str | os.PathLike[str],
     *,
@@ -83,7 +83,7 @@ def train_sae(
 
     Parameters
     ----------
-    store : Store
+    store : StoreReader
     hookpoint : str
         Such as ``resid_post.3``.
     out : path
@@ -163,7 +163,7 @@ def train_sae(
 
 
 def _train(
-    store: Store,
+    store: StoreReader,
     asked: TrainOptions,
     folder: Path,
     tell: Tell | None,
