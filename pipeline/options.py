@@ -134,7 +134,8 @@ class PlanOptions(_Options):
     )
     model_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         default="auto",
-        description="Data type of the model's computation; auto is the checkpoint's own.",
+        description="Data type of the model's computation; auto is the checkpoint's own, or "
+        "float32 on a CPU where that is measured to be faster.",
     )
     compression: Compression = Field(
         default="dense",
@@ -285,3 +286,9 @@ class RunOptions(_Options):
     def n_workers(self) -> int:
         """Number of workers that share this machine as far as is known: 1 for ``auto``."""
         return self.workers if isinstance(self.workers, int) else 1
+
+    @property
+    def planning_device(self) -> str | None:
+        """Device to choose a plan's compute dtype on; None where only the workers know theirs."""
+        elsewhere = self.address is not None or bool(self.gpus_per_worker)
+        return None if self.executor == "ray" and elsewhere else self.device

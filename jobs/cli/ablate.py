@@ -81,7 +81,8 @@ def _lines(found: Ablation) -> list[str]:
 @click.option(
     "--model-dtype",
     type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
-    help="What computes.  [default: auto, the checkpoint's own]",
+    help="Data type of the model's computation.  [default: auto, the checkpoint's own, or float32 "
+    "on a CPU where that is measured to be faster]",
 )
 @click.option("--device", default="auto", help="cpu, cuda, cuda:1, mps.  [default: auto]")
 @click.option("--threads", type=Count(), help="CPU threads.  [default: torch's own]")

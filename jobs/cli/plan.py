@@ -35,7 +35,7 @@ def command(store: str, dry_run: bool, **values: Any) -> None:
         options = asked.plan_options()
         from actlas.pipeline.plan.make import estimate
 
-        click.echo(str(estimate(options)))
+        click.echo(str(estimate(options, asked.run.planning_device)))
         click.echo("dry run: nothing was written -> next: the same command without --dry-run")
         return
     from actlas.store.store import open_store

@@ -92,7 +92,7 @@ def ablate(
     _check(random=random, new_tokens=new_tokens, temperature=temperature, seed=seed)
     _check(1, max_tokens=max_tokens, threads=1 if threads is None else threads)
     chosen = mask if isinstance(mask, Mask) else Mask.load(mask)
-    settings = _settings(model, corpus, options)
+    settings = _settings(model, corpus, options, device)
     chosen.check_model(settings.model.spec)
     asked = Asked(random, max_tokens, tuple(prompts), new_tokens, temperature, seed)
     found = measure(settings, chosen, asked, device, threads)
@@ -109,7 +109,7 @@ def _check(least: int = 0, **numbers: float) -> None:
             raise ConfigError(f"--{option} {value}: expected {least} or more.", field=name)
 
 
-def _settings(model: str, corpus: str, options: dict[str, Any]) -> Settings:
+def _settings(model: str, corpus: str, options: dict[str, Any], device: str) -> Settings:
     from pydantic import ValidationError
 
     from actlas.pipeline.options import PlanOptions
@@ -121,4 +121,4 @@ def _settings(model: str, corpus: str, options: dict[str, Any]) -> Settings:
         asked = PlanOptions(model=model, corpus=corpus, hookpoints=("resid_post.last",), **options)
     except ValidationError as error:
         raise ConfigError(summarize(error)) from error
-    return resolve_settings(asked)
+    return resolve_settings(asked, device)

@@ -130,4 +130,5 @@ def make(path: str, asked: Asked) -> Store:
     options = asked.plan_options()
     from actlas.pipeline.plan.make import make_plan
 
-    return make_plan(path, options, lambda text: click.echo(text, err=True))
+    device = asked.run.planning_device
+    return make_plan(path, options, lambda text: click.echo(text, err=True), device)

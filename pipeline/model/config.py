@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actlas.pipeline.model.files import CONFIG_FILE, checkpoint_dtype
+from actlas.pipeline.model.files import CONFIG_FILE
 from actlas.store.errors import ModelError
-from actlas.store.format.dtypes import ACTIVATION_DTYPES
 from actlas.store.format.schema import Modality
 
 if TYPE_CHECKING:
@@ -127,27 +126,6 @@ def auto_class(architecture: str) -> Any:
         return AutoModelForCausalLM
     mixed = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
     return AutoModelForImageTextToText if architecture in mixed else AutoModel
-
-
-def compute_dtype_of(asked: str, config: Any, files: tuple[Path, ...]) -> str:
-    """Return the dtype asked for; for ``auto`` the configuration's, else the weights'.
-
-    Raises
-    ------
-    ModelError
-        The checkpoint has a dtype that actlas does not compute in.
-    """
-    if asked != "auto":
-        return asked
-    stated = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    name = str(stated).removeprefix("torch.") if stated is not None else checkpoint_dtype(files)
-    if name not in ACTIVATION_DTYPES:
-        raise ModelError(
-            f"The checkpoint's dtype is {name}; expected one of {', '.join(ACTIVATION_DTYPES)}. "
-            "Say what shall compute: --model-dtype bfloat16.",
-            dtype=name,
-        )
-    return str(name)
 
 
 def context_length_of(text: Any, skeleton: nn.Module) -> int | None:

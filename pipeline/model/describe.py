@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actlas.pipeline.model.compute_dtype import ComputeDtype, choose_compute_dtype
 from actlas.pipeline.model.config import (
     LOADING_ERRORS,
     architecture_of,
     build_skeleton,
     check_windows,
-    compute_dtype_of,
     context_length_of,
     is_causal,
     loading_error,
@@ -54,6 +54,8 @@ class ModelDescription:
         Tied ones counted once.
     folder : Path
         Where its files lie on this machine.
+    compute_dtype : ComputeDtype
+        The dtype in the plan, and the reason for it.
     processor : transformers.ProcessorMixin or transformers.BaseImageProcessor or None
         What makes its input of images, where it reads any. One that reads images alone has no
         tokenizer.
@@ -64,11 +66,14 @@ class ModelDescription:
     skeleton: nn.Module
     n_parameters: int
     folder: Path
+    compute_dtype: ComputeDtype
     processor: Any = None
 
 
 def describe_model(
-    options: PlanOptions, has_images: Callable[[], bool] | None = None
+    options: PlanOptions,
+    has_images: Callable[[], bool] | None = None,
+    device: str | None = "auto",
 ) -> ModelDescription:
     """Describe a model from its files without loading its weights into memory.
 
@@ -79,6 +84,9 @@ def describe_model(
     has_images : callable, optional
         Returns whether the corpus may have images; called only for a model of texts with images.
         Default: the corpus has none.
+    device : str or None
+        The device that the model will run on, where ``model_dtype`` is ``auto``: see
+        :func:`~actlas.pipeline.model.compute_dtype.choose_compute_dtype`.
 
     Raises
     ------
@@ -94,6 +102,8 @@ def describe_model(
     files = weight_files(folder) if options.untrained is None else ()
     skeleton = build_skeleton(config, architecture, trust_remote_code=code)
     counted = skeleton if modality_of(config) == "image" else None
+    n_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
+    compute = choose_compute_dtype(options.model_dtype, config, files, n_parameters, device)
     spec = ModelSpec(
         id=identity,
         revision=revision,
@@ -104,7 +114,7 @@ def describe_model(
         n_layers=size_of(text, "num_hidden_layers", folder, counted),
         context_length=context_length_of(text, skeleton),
         causal=is_causal(config, architecture),
-        compute_dtype=compute_dtype_of(options.model_dtype, config, files),
+        compute_dtype=compute.name,
         trust_remote_code=code,
         modality=_modality(config, has_images),
         untrained_seed=options.untrained,
@@ -116,8 +126,7 @@ def describe_model(
         tokenizer = load_tokenizer(options.tokenizer or str(folder), None, code)
     if spec.modality != "text":
         processor = load_processor(folder, mixed=spec.modality == "mixed", trust_remote_code=code)
-    n_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-    return ModelDescription(spec, tokenizer, skeleton, n_parameters, folder, processor)
+    return ModelDescription(spec, tokenizer, skeleton, n_parameters, folder, compute, processor)
 
 
 def _weights_sha256(

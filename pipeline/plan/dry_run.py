@@ -36,10 +36,17 @@ class _Sample:
     """The documents behind them, where there are any."""
 
 
-def estimate(options: PlanOptions) -> Estimate:
+def estimate(options: PlanOptions, device: str | None = "auto") -> Estimate:
     """Estimate what a plan would amount to.
 
     Where the whole corpus is no larger than the sample, the numbers are exact but for borders.
+
+    Parameters
+    ----------
+    options : PlanOptions
+        The options of the plan.
+    device : str or None
+        The device that the model will run on; None where it runs on other machines.
 
     Raises
     ------
@@ -48,7 +55,7 @@ def estimate(options: PlanOptions) -> Estimate:
     """
     from actlas.pipeline.forward.speed import forward_speed
 
-    settings = resolve_settings(options)
+    settings = resolve_settings(options, device)
     corpus, windows = settings.corpus, settings.windows
     sample = _read(settings)
     columns, lengths = sample.columns, np.array(sample.columns.lengths)
@@ -82,6 +89,7 @@ def estimate(options: PlanOptions) -> Estimate:
         crossing_share=None,
         tokens_per_s=speed.tokens_per_s,
         speed=speed.how,
+        compute=model.compute_dtype,
         sampled_documents=None if sample.rest is None and ratio == 1 else len(lengths),
         scaled=total is not None or options.max_tokens is not None,
     )

@@ -8,6 +8,7 @@ from itertools import groupby
 
 from actlas.pipeline.forward.memory import SHARDS_IN_MEMORY, Projection, project
 from actlas.pipeline.hookpoints.names import collapse
+from actlas.pipeline.model.compute_dtype import ComputeDtype
 from actlas.pipeline.model.describe import ModelDescription, load_config
 from actlas.pipeline.options import RunOptions
 from actlas.pipeline.plan.store_size import Footprint, Rates, footprint
@@ -57,6 +58,8 @@ class Estimate:
         Of a forward pass here; None where not known.
     speed : str
         How that was found, or why not.
+    compute : ComputeDtype or None
+        The dtype that the model computes in, and the reason for it; None where not known.
     sampled_documents : int or None
         Where the numbers are an estimate: how many documents it rests on. Labels and skipped
         records are those of the sample.
@@ -91,6 +94,7 @@ class Estimate:
     memory: Projection | None = None
     tokens_per_s: float | None = None
     speed: str = "not measured"
+    compute: ComputeDtype | None = None
     sampled_documents: int | None = None
     scaled: bool = True
 
@@ -131,6 +135,8 @@ class Estimate:
             )
         found += self._store_lines(about)
         found.append(f"shards   {self._shards(about)}" + self._crossing())
+        if self.compute is not None:
+            found.append(f"compute  {self.compute.name}: {self.compute.reason}")
         found.append(f"time     {self._time()}")
         if self.shards_per_s is not None:
             found.append(f"load     {self._load(self.shards_per_s)}")

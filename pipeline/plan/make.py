@@ -28,7 +28,10 @@ __all__ = ["Estimate", "estimate", "make_plan"]
 
 
 def make_plan(
-    path: str | os.PathLike[str], options: PlanOptions, progress: Say | None = None
+    path: str | os.PathLike[str],
+    options: PlanOptions,
+    progress: Say | None = None,
+    device: str | None = "auto",
 ) -> Store:
     """Read, tokenize and order a corpus, and write a new store with its plan.
 
@@ -43,6 +46,9 @@ def make_plan(
         What a row is.
     progress : callable, optional
         Is given lines for a person: how far it is, and at the end what the plan amounts to.
+    device : str or None
+        The device that the model will run on, which decides the dtype that it computes in where
+        ``model_dtype`` is ``auto``; None where it runs on other machines.
 
     Raises
     ------
@@ -54,7 +60,7 @@ def make_plan(
         The disk is full or fails. Nothing is left behind.
     """
     refuse_existing(path)
-    return plan_settings(path, resolve_settings(options), progress or (lambda _: None))
+    return plan_settings(path, resolve_settings(options, device), progress or (lambda _: None))
 
 
 def plan_settings(path: str | os.PathLike[str], settings: Settings, say: Say) -> Store:
@@ -161,4 +167,5 @@ def _summary(
         ),
         tokens_per_s=speed.tokens_per_s,
         speed=speed.how,
+        compute=settings.model.compute_dtype,
     )

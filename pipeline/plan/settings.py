@@ -78,8 +78,15 @@ class Settings:
         return self.options.shard_rows or layout.choose_shard_rows(n_tokens, widths)
 
 
-def resolve_settings(options: PlanOptions) -> Settings:
-    """Find model, tokenizer and corpus, and decide what was left open.
+def resolve_settings(options: PlanOptions, device: str | None = "auto") -> Settings:
+    """Find model, tokenizer and corpus, and decide every option that was left open.
+
+    Parameters
+    ----------
+    options : PlanOptions
+        The options as given.
+    device : str or None
+        The device that the model will run on; None where it runs on other machines.
 
     Raises
     ------
@@ -88,7 +95,7 @@ def resolve_settings(options: PlanOptions) -> Settings:
     """
     _check_shard_rows(options.shard_rows)
     _check_pools(options)
-    model = describe_model(options, lambda: has_images(options))
+    model = describe_model(options, lambda: has_images(options), device)
     _check_loss(options, model)
     reading = _reading(options, model)
     labelled = reading.corpus.labelled

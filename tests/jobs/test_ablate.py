@@ -78,9 +78,8 @@ def test_from_a_mask_to_a_table_and_a_picture(mask: Path, text: Path, tmp_path: 
 
 def test_the_intact_loss_is_transformers_own(mask: Path, text: Path, tmp_path: Path) -> None:
     folder = str(builtin_model_path("actlas-6m"))
-    found = actlas.ablate(
-        folder, mask, str(text), random=1, new_tokens=2, device="cpu", threads=1, max_length=8
-    )
+    more = {"device": "cpu", "threads": 1, "max_length": 8, "model_dtype": "bfloat16"}
+    found = actlas.ablate(folder, mask, str(text), random=1, new_tokens=2, **more)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     total, n = 0.0, 0

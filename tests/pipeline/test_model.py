@@ -18,6 +18,7 @@ from support.models import build, config_of, save
 from actlas.pipeline.forward.invariants import check_causal
 from actlas.pipeline.forward.load import load_model
 from actlas.pipeline.hookpoints.names import resolve
+from actlas.pipeline.model import compute_dtype
 from actlas.pipeline.model.config import check_windows, is_causal
 from actlas.pipeline.model.describe import ModelDescription, describe_model, find_model
 from actlas.pipeline.model.files import file_sha256, weight_files, weights_sha256
@@ -212,7 +213,10 @@ def test_code_from_a_repository_needs_a_word(copy: Path) -> None:
         (None, "auto", "float32"),
     ],
 )
-def test_what_computes(copy: Path, stated: str | None, asked: str, computes: str) -> None:
+def test_what_computes(
+    monkeypatch: pytest.MonkeyPatch, copy: Path, stated: str | None, asked: str, computes: str
+) -> None:
+    monkeypatch.setattr(compute_dtype, "product_slowdown", lambda _dtype: 0.5)
     rewrite(copy / "config.json", dtype=stated)
     assert describe(copy, model_dtype=asked).spec.compute_dtype == computes
 
