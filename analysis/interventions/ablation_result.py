@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actlas.analysis.interventions.ablation import Losses
+from actlas.analysis.interventions.loss import Losses
 
 if TYPE_CHECKING:
     import pandas as pd

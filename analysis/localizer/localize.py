@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import pairwise
@@ -20,6 +19,7 @@ from actlas.analysis.localizer.result import Localization
 from actlas.analysis.localizer.stored_pools import source_of, stored_moments
 from actlas.analysis.localizer.token_contrast import TokenSides
 from actlas.analysis.statistics.welch import benjamini_hochberg, count_of, select, welch
+from actlas.pipeline.hookpoints.globs import glob_regex
 from actlas.store.errors import ConfigError, HookpointError, NonFiniteError, NotExtractedError
 from actlas.store.format.schema import HookpointSpec
 from actlas.store.ledger.receipts import EXTRACT, POOLED
@@ -173,17 +173,6 @@ def _hookpoints(store: Store, asked: str | Sequence[str] | None) -> tuple[Hookpo
             )
         found |= matching
     return tuple(spec for spec in specs if spec.name in found)
-
-
-def glob_regex(pattern: str) -> re.Pattern[str]:
-    """Return a glob as it is for planning: ``*`` and ``?`` stay between two dots, ``**`` does not.
-
-    >>> [bool(glob_regex("resid_*.3").fullmatch(n)) for n in ("resid_post.3", "resid_a.b.3")]
-    [True, False]
-    """
-    meaning = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
-    pieces = re.split(r"(\*\*|\*|\?)", pattern)
-    return re.compile("".join(meaning.get(piece, re.escape(piece)) for piece in pieces))
 
 
 def _joined(pooled: Mapping[str, ByGroup], names: Sequence[str], group: int) -> Moments:

@@ -5,13 +5,14 @@ Nothing here assumes inference: no tensor is detached, no gradient mode is set. 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from actlas.pipeline.hookpoints.tensors import first_input, first_tensor
+from actlas.pipeline.forward.hooks import accepted_inputs, attach
+from actlas.pipeline.hookpoints.tensors import first_tensor
 from actlas.store.errors import HookpointError
 from actlas.store.format.schema import HookpointSpec
 
@@ -66,7 +67,6 @@ class Capture:
         self._found: dict[str, Any] | None = None
         self._read: Read = _whole
         self._shape: tuple[int, int] = (0, 0)
-        self._accepts = _accepted_inputs(model)
 
     def __enter__(self) -> Capture:
         try:
@@ -129,7 +129,7 @@ class Capture:
             shape = input_ids.shape[0], input_ids.shape[1]
         self._shape, self.output = shape, None
         optional = {"attention_mask": attention_mask, "use_cache": False}
-        given = {k: v for k, v in optional.items() if v is not None and k in self._accepts}
+        given = accepted_inputs(self.model, optional)
         if input_ids is not None:
             given["input_ids"] = input_ids
         try:
@@ -148,13 +148,7 @@ class Capture:
         return {h.name: found[h.name] for h in self.hookpoints}
 
     def _install(self, hookpoint: HookpointSpec) -> Any:
-        module = self.model.get_submodule(hookpoint.module)
-        if hookpoint.side == "input":
-            return module.register_forward_pre_hook(
-                lambda _, args, kwargs: self._note(hookpoint, first_input(args, kwargs)),
-                with_kwargs=True,
-            )
-        return module.register_forward_hook(lambda _, _args, output: self._note(hookpoint, output))
+        return attach(self.model, hookpoint, partial(self._note, hookpoint))
 
     def _note(self, hookpoint: HookpointSpec, value: Any) -> None:
         if self._found is None or hookpoint.name in self._found:
@@ -183,10 +177,3 @@ class Capture:
 
 def _whole(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
-
-
-def _accepted_inputs(model: nn.Module) -> frozenset[str]:
-    parameters = inspect.signature(model.forward).parameters.values()
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return frozenset({"attention_mask", "use_cache"})
-    return frozenset(parameter.name for parameter in parameters)

@@ -19,12 +19,12 @@ output.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actlas.pipeline.hookpoints.blocks import KINDS, examine, find_blocks
+from actlas.pipeline.hookpoints.globs import glob_regex
 from actlas.pipeline.hookpoints.graph import Side, Trace, trace
 from actlas.pipeline.hookpoints.shapes import Seen, check_positions, observe
 from actlas.store.errors import HookpointError
@@ -32,8 +32,6 @@ from actlas.store.format.schema import HookpointSpec
 
 if TYPE_CHECKING:
     from torch import nn
-
-_GLOB = re.compile(r"[*?]")
 
 
 def available(model: nn.Module) -> tuple[str, ...]:
@@ -120,16 +118,16 @@ def _observe(known: Survey, chosen: Sequence[Place]) -> dict[str, Seen]:
 
 def _match(pattern: str, known: Survey, paths: list[str]) -> list[Place]:
     stem, _, layer = pattern.rpartition(".")
-    fits = _compile(pattern)
-    if layer in ("middle", "last") and any(_compile(stem).fullmatch(kind) for kind in KINDS):
+    fits = glob_regex(pattern)
+    if layer in ("middle", "last") and any(glob_regex(stem).fullmatch(kind) for kind in KINDS):
         n_layers = known.n_layers
-        fits = _compile(f"{stem}.{n_layers // 2 if layer == 'middle' else n_layers - 1}")
+        fits = glob_regex(f"{stem}.{n_layers // 2 if layer == 'middle' else n_layers - 1}")
     matched = [place for place in known.named if fits.fullmatch(place.name)]
     if not matched:
         matched = [Place(path, path, "output") for path in paths if fits.fullmatch(path)]
     if not matched:
         names = [place.name for place in known.named]
-        kinds = _compile(stem) if not known.n_layers else fits
+        kinds = glob_regex(stem) if not known.n_layers else fits
         why = next(
             (w for n, w in known.absent.items() if fits.fullmatch(n) or kinds.fullmatch(n)), ""
         )
@@ -141,14 +139,6 @@ def _match(pattern: str, known: Survey, paths: list[str]) -> list[Place]:
             available=names,
         )
     return matched
-
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    if not _GLOB.search(pattern):
-        return re.compile(re.escape(pattern))
-    parts = re.split(r"(\*\*|\*|\?)", pattern)
-    meaning = {"**": ".*", "*": r"[^.]*", "?": r"[^.]"}
-    return re.compile("".join(meaning.get(part, re.escape(part)) for part in parts))
 
 
 def _what_exists(known: Survey, paths: list[str]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ml_dtypes
@@ -37,6 +38,23 @@ def resolve_device(device: str) -> str:
             field="device",
         ) from error
     return device
+
+
+@contextmanager
+def torch_threads(n: int | None) -> Iterator[None]:
+    """Let torch use ``n`` CPU threads inside, and as many as before afterwards.
+
+    Parameters
+    ----------
+    n : int, optional
+        CPU threads. None leaves the number as it is.
+    """
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(n or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def default_tokens_per_batch(device: str) -> int:

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from support.masks import mask_for
 from support.models import VOCABULARY, build, save
 
-from actlas.analysis.interventions.ablation import Losses, Window, ablated, generate, losses
+from actlas.analysis.interventions.ablation import ablated
 from actlas.analysis.interventions.ablation_plot import draw, write
 from actlas.analysis.interventions.ablation_result import Ablation, condition_of
+from actlas.analysis.interventions.loss import Losses, Window, losses
 from actlas.analysis.localizer.masks import Mask
+from actlas.pipeline.forward.generate import generate
 from actlas.store.errors import MaskError, ModelError
 from actlas.store.format.schema import HookpointSpec
 
@@ -129,7 +131,7 @@ def test_a_mask_that_does_not_fit_names_where(tmp_path: Path) -> None:
     with pytest.raises(MaskError, match=r"model\.layers\.1.*no such module"), ablated(other, mask):
         pass
     wide = build("llama", hidden_size=64, head_dim=8)
-    with pytest.raises(MaskError, match="64 units wide, the mask says 32"), ablated(wide, mask):
+    with pytest.raises(MaskError, match="64 units wide, expected 32"), ablated(wide, mask):
         wide(ids())
     with torch.no_grad():
         wide(ids())  # hooks are off: no error

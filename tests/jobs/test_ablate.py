@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import actlas
 from actlas.analysis.localizer.masks import Mask
 from actlas.jobs.cli.app import cli
-from actlas.jobs.run.ablation import _threads, read_windows
+from actlas.jobs.run.ablate import read_windows
 from actlas.pipeline.builtin import builtin_model_path
+from actlas.pipeline.model.device import torch_threads
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.plan.settings import resolve_settings
 from actlas.store.errors import EXIT_DONE, EXIT_USAGE, StoreExistsError
@@ -174,7 +175,7 @@ def test_a_model_without_a_head_is_refused_before_its_weights_are_read(
     def never(*_args: Any, **_kwargs: Any) -> None:
         raise AssertionError("the weights were loaded")
 
-    monkeypatch.setattr("actlas.jobs.run.ablation.load_model", never)
+    monkeypatch.setattr("actlas.pipeline.forward.load.load_model", never)
     build("llama").model.save_pretrained(tmp_path / "headless")
     for name, folder in (("llama", tmp_path / "headless"), ("bert", tmp_path / "bert")):
         if name == "bert":
@@ -217,6 +218,6 @@ def test_threads_are_given_back(mask: Path, text: Path) -> None:
     with pytest.raises(StoreExistsError):
         actlas.ablate("builtin:actlas-6m", mask, str(text), out=text.parent, threads=3)
     seen: list[int] = []
-    with _threads(before + 1):
+    with torch_threads(before + 1):
         seen.append(torch.get_num_threads())
     assert seen == [before + 1] and torch.get_num_threads() == before

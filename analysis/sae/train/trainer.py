@@ -20,6 +20,7 @@ from actlas.analysis.sae.train import data as train_data
 from actlas.analysis.sae.train.loop import DENSITY_FILE, METRICS_FILE, Run, Tell
 from actlas.analysis.sae.train.options import TrainOptions
 from actlas.analysis.sae.train.step import Recipe, Trainer, initialize
+from actlas.pipeline.model.device import torch_threads
 from actlas.store.errors import ConfigError, CorruptDataError, StoreExistsError
 from actlas.store.read.reader import StoreReader
 
@@ -154,12 +155,8 @@ def train_sae(
         threads=threads,
         checkpoint_every=checkpoint_every,
     )
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(asked.threads or before)
+    with torch_threads(asked.threads):
         return _train(store, asked, Path(out).expanduser().absolute(), tell, stop)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _train(
