@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.analysis.localizer.result import Condition
 from actlas.analysis.localizer.token_contrast import TokenSides, read_sides
 from actlas.store.errors import ConfigError
 from actlas.store.read.reader import StoreReader
@@ -18,6 +17,24 @@ Contrast = str | tuple[str, str] | tuple[str, str, str]
 
 OTHERS = "*"
 """All other tokens, also those that a column says nothing of."""
+
+
+class Condition(NamedTuple):
+    """One side of a contrast.
+
+    Attributes
+    ----------
+    label : str
+        The label of its documents, or of its tokens.
+    n_documents : int
+        Its samples: documents with tokens on this side.
+    n_without_tokens : int
+        Its documents that have no tokens, and give no sample.
+    """
+
+    label: str
+    n_documents: int
+    n_without_tokens: int
 
 
 class Sides(NamedTuple):

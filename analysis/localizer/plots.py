@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from matplotlib.colors import Normalize
@@ -18,7 +18,9 @@ from actlas.store.format.schema import HookpointSpec
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from actlas.analysis.localizer.result import Localization
+    from actlas.analysis.localizer.contrast import Condition
+    from actlas.analysis.localizer.masks import Mask
+    from actlas.analysis.statistics.welch import Welch
 
 DPI = 150
 
@@ -35,13 +37,41 @@ DARK, BLUE, ORANGE, GREY = "#1a1a1a", "#7fa8c9", "#d95f02", "#bdbdbd"
 _SHOWN_SHARE = 99.5
 
 
-def save_all(found: Localization, folder: Path) -> None:
+class Plotted(Protocol):
+    """The parts of a :class:`~actlas.analysis.localizer.result.Localization` that are drawn."""
+
+    @property
+    def mask(self) -> Mask:
+        """The selected units, with the key that names the hookpoints."""
+
+    @property
+    def conditions(self) -> tuple[Condition, Condition]:
+        """The positive and the negative side."""
+
+    @property
+    def test(self) -> Welch:
+        """The test of every unit; shape [units of all hookpoints] each."""
+
+    @property
+    def selected(self) -> NDArray[np.bool_]:
+        """Whether each unit is selected; shape [units of all hookpoints]."""
+
+    @property
+    def t_threshold(self) -> float:
+        """The smallest selected t; NaN where nothing is selected."""
+
+    @property
+    def n_significant(self) -> int:
+        """Units with q below 0.05, of either sign."""
+
+
+def save_all(found: Plotted, folder: Path) -> None:
     """Write brain_map.png, layers.png and t_histogram.png."""
     for draw in (brain_map, layers, t_histogram):
         _write(draw(found), folder / f"{draw.__name__}.png")
 
 
-def brain_map(found: Localization) -> Figure:
+def brain_map(found: Plotted) -> Figure:
     """Draw t of every unit: a row per hookpoint, selected units marked below it.
 
     Hookpoints of one width share a panel.
@@ -117,31 +147,32 @@ def _label_rows(ax: Axes, specs: Sequence[HookpointSpec]) -> None:
         ax.spines[side].set_visible(False)
 
 
-def layers(found: Localization) -> Figure:
+def layers(found: Plotted) -> Figure:
     """Draw how many units of each hookpoint are selected: the count, and the share of its units."""
-    counts = found.counts()
-    n = len(counts)
+    specs, mask = found.mask.key.hookpoints, found.mask
+    n = len(specs)
     figure = Figure(figsize=(8, min(60, 1.6 + 0.3 * max(n, 4))), layout="constrained")
     ax = figure.subplots()
     places = np.arange(n)
-    selected = np.array([row.n_selected for row in counts])
+    selected = np.array([len(mask.units.get(spec.name, ())) for spec in specs])
+    widths = np.array([spec.width for spec in specs])
     ax.barh(places, selected, color=BLUE, edgecolor=DARK, linewidth=0.6, height=0.72)
-    even = np.array([row.n_units for row in counts]) * found.n_selected / found.n_units
+    even = widths * mask.n_units / mask.key.n_units
     ax.vlines(
         even, places - 0.42, places + 0.42, colors=ORANGE, linewidth=2, label="if spread evenly"
     )
     top = max(1.0, float(selected.max()), float(even.max()))
-    for place, row in enumerate(counts):
-        share = 100 * row.n_selected / row.n_units
-        beside = max(row.n_selected, even[place])
+    for place in range(n):
+        share = 100 * selected[place] / widths[place]
+        beside = max(selected[place], even[place])
         ax.text(
             beside + 0.012 * top,
             place,
-            f"{row.n_selected:,} ({share:.2g} %)",
+            f"{selected[place]:,} ({share:.2g} %)",
             va="center",
             fontsize=8,
         )
-    ax.set_yticks(places, [row.hookpoint for row in counts], fontsize=9 if n <= 40 else 7)
+    ax.set_yticks(places, [spec.name for spec in specs], fontsize=9 if n <= 40 else 7)
     ax.set_ylim(n - 0.4, -0.6)
     ax.set_xlim(0, 1.2 * top)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -149,11 +180,11 @@ def layers(found: Localization) -> Figure:
     ax.spines[["right", "top"]].set_visible(False)
     # Above the axes, where no bar can reach it.
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
-    _title(ax, found, f"{found.n_selected:,} of {found.n_units:,} units selected")
+    _title(ax, found, f"{mask.n_units:,} of {mask.key.n_units:,} units selected")
     return figure
 
 
-def t_histogram(found: Localization) -> Figure:
+def t_histogram(found: Plotted) -> Figure:
     """Draw the distribution of t over all units, the selected ones, and what chance would give."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     ax = figure.subplots()
@@ -182,7 +213,7 @@ def t_histogram(found: Localization) -> Figure:
     if ax.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     left_out = [f"{int(np.isinf(t).sum()):,} infinite", f"{int(np.isnan(t).sum()):,} untested"]
-    note = f"{found.n_significant:,} of {found.n_units:,} units with q < 0.05"
+    note = f"{found.n_significant:,} of {len(t):,} units with q < 0.05"
     told = [text for text in left_out if not text.startswith("0 ")]
     _title(ax, found, note + (f"; not drawn: {', '.join(told)}" if told else ""))
     return figure
@@ -216,7 +247,7 @@ def _colours() -> Any:
     return colormaps["RdBu_r"].with_extremes(bad=GREY)
 
 
-def _title(ax: Axes, found: Localization, note: str) -> None:
+def _title(ax: Axes, found: Plotted, note: str) -> None:
     key = found.mask.key
     a, b = found.conditions
     how = f"{key.pool} token" if key.pool == "last" else "mean over tokens"
@@ -228,7 +259,7 @@ def _title(ax: Axes, found: Localization, note: str) -> None:
     ax.set_title(f"{first}\n{note}", fontsize=10, loc="left", parse_math=False)
 
 
-def _words(text: str, found: Localization) -> str:
+def _words(text: str, found: Plotted) -> str:
     return text.format(*(_short(condition.label) for condition in found.conditions))
 
 

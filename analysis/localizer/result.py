@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.analysis.localizer.contrast import Condition
 from actlas.analysis.localizer.masks import FILE_NAME, Mask
 from actlas.analysis.statistics.welch import Welch
 from actlas.store.errors import StoreExistsError
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Q_SIGNIFICANT = 0.05
-
-
-class Condition(NamedTuple):
-    """One side of a contrast: its label, its samples, and its documents that have no tokens."""
-
-    label: str
-    n_documents: int
-    n_without_tokens: int
 
 
 class HookpointCounts(NamedTuple):

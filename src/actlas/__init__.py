@@ -1,6 +1,7 @@
 """actlas, the activation atlas: every token's activation of a transformer, in one plain store.
 
-``actlas.open(path)`` needs numpy alone; everything else is loaded when it is first used.
+The names in ``__all__`` are the public interface. Each loads its module, and the libraries of that
+module, when it is first used: ``actlas.open(path)`` needs neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from actlas.store.zarr_hook import register_with_zarr
 if TYPE_CHECKING:
     from actlas.analysis.batches.api import batches as batches
     from actlas.analysis.dask_array import dask_array as dask_array
+    from actlas.analysis.interventions.ablation import ablated as ablated
     from actlas.analysis.localizer.localize import localize as localize
+    from actlas.analysis.localizer.masks import Mask as Mask
     from actlas.analysis.sae.saelens_format import load_sae as load_sae
     from actlas.analysis.sae.train.trainer import train_sae as train_sae
     from actlas.jobs.run.ablate import ablate as ablate
@@ -30,8 +33,10 @@ register_with_zarr()
 
 _LAZY = {
     "ActlasError": ("actlas.store.errors", "ActlasError"),
+    "Mask": ("actlas.analysis.localizer.masks", "Mask"),
     "Store": ("actlas.store.store", "Store"),
     "ablate": ("actlas.jobs.run.ablate", "ablate"),
+    "ablated": ("actlas.analysis.interventions.ablation", "ablated"),
     "batches": ("actlas.analysis.batches.api", "batches"),
     "dask_array": ("actlas.analysis.dask_array", "dask_array"),
     "encode_sae": ("actlas.jobs.run.encode", "encode_sae"),
@@ -47,9 +52,11 @@ _LAZY = {
 
 __all__ = [
     "ActlasError",
+    "Mask",
     "Store",
     "__version__",
     "ablate",
+    "ablated",
     "batches",
     "dask_array",
     "encode_sae",
@@ -65,7 +72,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is asked for, and only the library that it needs."""
+    """Return a public name of actlas, loading its module on first use."""
     if name not in _LAZY:
         raise AttributeError(f"module 'actlas' has no attribute {name!r}")
     from importlib import import_module

@@ -17,9 +17,14 @@ from hypothesis import strategies as st
 from support.masks import mask_for
 from support.models import VOCABULARY, build, save
 
+import actlas
 from actlas.analysis.interventions.ablation import ablated
-from actlas.analysis.interventions.ablation_plot import draw, write
-from actlas.analysis.interventions.ablation_result import Ablation, condition_of
+from actlas.analysis.interventions.ablation_result import (
+    Ablation,
+    condition_of,
+    draw,
+    write_picture,
+)
 from actlas.analysis.interventions.loss import Losses, Window, losses
 from actlas.analysis.localizer.masks import Mask
 from actlas.pipeline.forward.generate import generate
@@ -107,6 +112,11 @@ def test_an_empty_mask_changes_no_bit(tmp_path: Path, name: str) -> None:
         intact = model(ids()).logits
         with ablated(model, mask):
             assert torch.equal(model(ids()).logits, intact)
+
+
+def test_masks_and_ablated_are_public_names() -> None:
+    assert actlas.ablated is ablated
+    assert actlas.Mask is Mask
 
 
 def test_masks_nest_and_hooks_come_off_after_an_exception(tmp_path: Path) -> None:
@@ -275,7 +285,7 @@ def test_pictures_of_every_shape(tmp_path: Path) -> None:
         widths = [bar.get_width() for bar in ax.patches if bar.get_height() < 1]
         expected = [0.5, *random]
         np.testing.assert_allclose(widths[-len(expected) :], expected, atol=1e-12)
-        write(found, tmp_path / f"{number}.png")
+        write_picture(found, tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
 
 
