@@ -18,10 +18,11 @@ from actlas.store.features.features import Features, open_features
 from actlas.store.format import layout
 from actlas.store.format.schema import FeaturesSpec, Receipt
 from actlas.store.format.sealing import FORMAT_VERSION, seal, unseal
-from actlas.store.ledger.derived import Unit, extract_inputs, group_of, input_seal, receipts_of
+from actlas.store.ledger.derived import extract_inputs, group_of, input_seal
 from actlas.store.ledger.feature_sets import NAME, copy_key, spec_key
+from actlas.store.ledger.job_kinds import ENCODE, ENCODED
 from actlas.store.ledger.receipts import receipt_key
-from actlas.store.write.derived import commit, ensure_groups, sweep, sweep_unit
+from actlas.store.write.derived import commit, ensure_groups, sweep
 
 if TYPE_CHECKING:
     from actlas.analysis.sae.model import SparseAutoencoder
@@ -85,8 +86,7 @@ def create_features(
                 f"{asked}. Give another --name.",
                 field=field,
             )
-    folder = f"features/{name}"
-    ensure_groups(store.objects, "features", folder, f"{folder}/tokens", f"{folder}/index")
+    ensure_groups(store, ENCODE, name)
     return features
 
 
@@ -211,14 +211,8 @@ class Encoder:
         codes = self.encode(shard)
         n_rows = len(codes.indptr) - 1
         features, n_features = self.features, self.features.n_features
-        unit = Unit(
-            job=f"encode.{features.name}",
-            number=shard,
-            n=self.store.plan.n_shards,
-            folder=f"features/{features.name}/tokens/{shard:08d}",
-            start=codes.start,
-            stop=codes.start + n_rows,
-        )
+        start, stop = codes.start, codes.start + n_rows
+        unit = ENCODE.unit_of_work(self.store, features.name, shard, start, stop)
         attributes = {
             "encoding-type": "csr_matrix",
             "encoding-version": "0.1.0",
@@ -233,9 +227,6 @@ class Encoder:
         run = {"device": str(self.device), "n_active": len(codes.data)}
         run["encode_s"] = time.perf_counter() - began
         return commit(self.store, unit, attributes, arrays, attempt=attempt, inputs=inputs, run=run)
-
-    def bare_forward_rate(self, shard: int = 0) -> None:
-        """Return None: no bare forward pass is there to be held against."""
 
     def _encode_rows(
         self, rows: NDArray[Any], first: int
@@ -294,8 +285,8 @@ def finish(store: StoreReader, features: Features, attempt: str) -> Receipt:
 
     Only once every shard has its receipt. What killed workers left is removed.
     """
-    n_shards = store.plan.n_shards
-    receipts = receipts_of(store, f"encode.{features.name}", n_shards)
+    name, n_shards = features.name, store.plan.n_shards
+    receipts = ENCODE.receipts(store, name)
     edges, groups, inputs = [0], [], {}
     for shard in range(n_shards):
         receipt = receipts.read(shard)
@@ -303,17 +294,15 @@ def finish(store: StoreReader, features: Features, attempt: str) -> Receipt:
         inputs[key] = input_seal(store.objects, key)
         groups.append(group_of(receipt))
         edges.append(edges[-1] + int(receipt.run["n_active"]))
-    unit = Unit(f"encoded.{features.name}", 0, 1, f"features/{features.name}/encoded", 0, n_shards)
-    names = [group.rsplit("/", 1)[1] for group in groups]
     done = commit(
         store,
-        unit,
-        {"groups": names},
+        ENCODED.unit_of_work(store, name, 0, 0, n_shards),
+        {"groups": [group.rsplit("/", 1)[1] for group in groups]},
         {"nnz_start": np.array(edges, np.int64)},
         attempt=attempt,
         inputs=inputs,
         run={"groups": groups},
     )
-    sweep(store, receipts, f"features/{features.name}/tokens")
-    sweep_unit(store, done)
+    sweep(store, ENCODE, name)
+    sweep(store, ENCODED, name)
     return done

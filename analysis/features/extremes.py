@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from actlas.store.errors import ConfigError, NotExtractedError
 from actlas.store.features.unit_extremes import KEEP_MAX as KEEP_MAX
-from actlas.store.features.unit_extremes import Units, extreme_specs, job_of, open_units
+from actlas.store.features.unit_extremes import Units, extreme_specs, open_units
 from actlas.store.format import layout
-from actlas.store.ledger.derived import Unit, extract_inputs
-from actlas.store.write.derived import commit, ensure_groups, sweep_unit
+from actlas.store.ledger.derived import extract_inputs
+from actlas.store.ledger.job_kinds import EXTREMES
+from actlas.store.write.derived import commit, ensure_groups, sweep
 
 if TYPE_CHECKING:
+    from actlas.store.format.schema import Receipt
     from actlas.store.read.reader import StoreReader
     from actlas.store.shards.lazy_array import LazyArray
 
@@ -104,6 +106,86 @@ class Best:
         self.t[units] = np.where(kept == none, -1, kept)
 
 
+class ExtremesGatherer:
+    """Gathers the extremes of all units of one hookpoint, the one unit of work of that job.
+
+    Parameters
+    ----------
+    store : StoreReader
+        A store that is extracted whole.
+    hookpoint : str
+        The hookpoint.
+    k : int
+        Tokens to keep of each end.
+    progress : callable
+        Called with (shards read, shards in all).
+
+    Raises
+    ------
+    HookpointError
+        The store has no such hookpoint.
+    ConfigError
+        ``k`` is out of range.
+    NotExtractedError
+        Not every shard is extracted.
+    """
+
+    def __init__(
+        self,
+        store: StoreReader,
+        hookpoint: str,
+        k: int = KEEP,
+        progress: Progress = lambda _done, _of: None,
+    ) -> None:
+        self.store, self.hookpoint, self.k = store, hookpoint, k
+        self._array, self._progress = store.activations[hookpoint], progress
+        if not 1 <= k <= KEEP_MAX:
+            raise ConfigError(f"{k} tokens of each end: expected 1 to {KEEP_MAX}.", k=k)
+        missing = store.missing()
+        if missing:
+            raise NotExtractedError(
+                f"{store.path}: {len(missing)} of {store.plan.n_shards} shards are not extracted "
+                f"yet: `actlas extract {store.path}` goes on.",
+                shards=missing,
+            )
+
+    def extract(self, shard: int, *, attempt: str) -> Receipt:
+        """Gather the extremes in one pass over the rows, and write them.
+
+        Parameters
+        ----------
+        shard : int
+            The number of the unit of work: 0.
+        attempt : str
+            Names this try, for the receipt.
+        """
+        store, hookpoint, n_units = self.store, self.hookpoint, self._array.shape[1]
+        top, bottom = Best(n_units, self.k), Best(n_units, self.k)
+        with ThreadPoolExecutor(1, thread_name_prefix="actlas-extremes") as other:
+            for t, rows in _blocks(store, self._array, n_units, self._progress):
+                below = other.submit(bottom.add, t, -rows)
+                top.add(t, rows)
+                below.result()
+        ensure_groups(store, EXTREMES, hookpoint)
+        done = commit(
+            store,
+            EXTREMES.unit_of_work(store, hookpoint, shard, 0, n_units),
+            {"hookpoint": hookpoint},
+            {
+                "top_value": np.where(top.t < 0, np.float32(np.nan), top.value),
+                "top_t": top.t,
+                "bottom_value": np.where(bottom.t < 0, np.float32(np.nan), -bottom.value),
+                "bottom_t": bottom.t,
+            },
+            attempt=attempt,
+            inputs=extract_inputs(store, range(store.plan.n_shards)),
+            specs=extreme_specs(n_units, self.k),
+            run={"k": self.k},
+        )
+        sweep(store, EXTREMES, hookpoint)
+        return done
+
+
 def gather_extremes(
     store: StoreReader,
     hookpoint: str,
@@ -123,52 +205,16 @@ def gather_extremes(
     attempt : str
         Names this try, for the receipt.
     k : int
-        How many tokens of each end.
+        Tokens to keep of each end.
     progress : callable
-        Called with (shards done, shards in all).
+        Called with (shards read, shards in all).
 
     Raises
     ------
-    HookpointError
-        There is no such hookpoint.
-    NotExtractedError
-        Not every shard is extracted.
+    HookpointError, ConfigError, NotExtractedError
+        As :class:`ExtremesGatherer`.
     """
-    array = store.activations[hookpoint]
-    if not 1 <= k <= KEEP_MAX:
-        raise ConfigError(f"{k} tokens of each end: expected 1 to {KEEP_MAX}.", k=k)
-    missing = store.missing()
-    if missing:
-        raise NotExtractedError(
-            f"{store.path}: {len(missing)} of {store.plan.n_shards} shards are not extracted yet: "
-            f"`actlas extract {store.path}` goes on.",
-            shards=missing,
-        )
-    n_units = array.shape[1]
-    top, bottom = Best(n_units, k), Best(n_units, k)
-    with ThreadPoolExecutor(1, thread_name_prefix="actlas-extremes") as other:
-        for t, rows in _blocks(store, array, n_units, progress):
-            below = other.submit(bottom.add, t, -rows)
-            top.add(t, rows)
-            below.result()
-    folder = f"extremes/{hookpoint}"
-    ensure_groups(store.objects, "extremes")
-    done = commit(
-        store,
-        Unit(job_of(hookpoint), 0, 1, folder, 0, n_units),
-        {"hookpoint": hookpoint},
-        {
-            "top_value": np.where(top.t < 0, np.float32(np.nan), top.value),
-            "top_t": top.t,
-            "bottom_value": np.where(bottom.t < 0, np.float32(np.nan), -bottom.value),
-            "bottom_t": bottom.t,
-        },
-        attempt=attempt,
-        inputs=extract_inputs(store, range(store.plan.n_shards)),
-        specs=extreme_specs(n_units, k),
-        run={"k": k},
-    )
-    sweep_unit(store, done)
+    ExtremesGatherer(store, hookpoint, k, progress).extract(0, attempt=attempt)
     return open_units(store, hookpoint)
 
 

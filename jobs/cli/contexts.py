@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
+from actlas.jobs.derived.extremes import units_of
 from actlas.jobs.formatting import printable
 from actlas.jobs.output import write_whole
-from actlas.jobs.run.extremes import units_of
 from actlas.store.display.contexts_html import contexts_page, share_of
 from actlas.store.errors import ConfigError, FeatureError
 from actlas.store.features.contexts import ActivationContext, Contexts

@@ -8,7 +8,7 @@ import click
 
 from actlas.jobs.cli.flags import debug_option
 from actlas.jobs.cli.options import asked_for, run_options
-from actlas.jobs.run.encode import encode
+from actlas.jobs.derived.encode import encode
 from actlas.store.store import open_store
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.cli.options import Count
+from actlas.jobs.derived.index import index
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, duration, n_bytes
-from actlas.jobs.run.index import index
 from actlas.store.errors import ConfigError
 from actlas.store.store import Store, open_store
 

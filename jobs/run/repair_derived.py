@@ -18,8 +18,9 @@ from actlas.store.errors import (
     of_one_object,
 )
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
-from actlas.store.ledger.derived import group_of, receipts_of
+from actlas.store.ledger.derived import group_of
 from actlas.store.ledger.feature_sets import NAME, names, spec_key
+from actlas.store.ledger.job_kinds import receipts_of
 from actlas.store.ledger.receipts import receipt_key
 from actlas.store.verify.damage import Damage
 from actlas.store.verify.derived import derived_checks, plain_groups
@@ -90,8 +91,8 @@ def _redo_features(
     store: Store, name: str, kinds: set[str], run: RunOptions, say: Say
 ) -> str | None:
     """Encode and index what is missing of a set; return why not, where it could not be."""
-    from actlas.jobs.run.encode import encode
-    from actlas.jobs.run.index import index
+    from actlas.jobs.derived.encode import encode
+    from actlas.jobs.derived.index import index
 
     try:
         coded = not store.missing(f"encode.{name}")

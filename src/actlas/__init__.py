@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from actlas.analysis.localizer.masks import Mask as Mask
     from actlas.analysis.sae.saelens_format import load_sae as load_sae
     from actlas.analysis.sae.train.trainer import train_sae as train_sae
+    from actlas.jobs.derived.encode import encode_sae as encode_sae
+    from actlas.jobs.derived.index import index_sae as index_sae
     from actlas.jobs.run.ablate import ablate as ablate
-    from actlas.jobs.run.encode import encode_sae as encode_sae
     from actlas.jobs.run.extract import extract as extract
-    from actlas.jobs.run.index import index_sae as index_sae
     from actlas.jobs.run.repair import repair as repair
     from actlas.store.errors import ActlasError as ActlasError
     from actlas.store.store import Store as Store
@@ -39,9 +39,9 @@ _LAZY = {
     "ablated": ("actlas.analysis.interventions.ablation", "ablated"),
     "batches": ("actlas.analysis.batches.api", "batches"),
     "dask_array": ("actlas.analysis.dask_array", "dask_array"),
-    "encode_sae": ("actlas.jobs.run.encode", "encode_sae"),
+    "encode_sae": ("actlas.jobs.derived.encode", "encode_sae"),
     "extract": ("actlas.jobs.run.extract", "extract"),
-    "index_sae": ("actlas.jobs.run.index", "index_sae"),
+    "index_sae": ("actlas.jobs.derived.index", "index_sae"),
     "load_sae": ("actlas.analysis.sae.saelens_format", "load_sae"),
     "localize": ("actlas.analysis.localizer.localize", "localize"),
     "open": ("actlas.store.store", "open_store"),

@@ -24,6 +24,7 @@ from actlas.store.format.schema import FeaturesSpec
 from actlas.store.format.sealing import seal_of, unseal
 from actlas.store.format.validation import check_rising, check_span
 from actlas.store.ledger.feature_sets import NAME, names, spec_key
+from actlas.store.ledger.job_kinds import ENCODED, INDEXED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,12 +59,12 @@ class Features:
     @property
     def encoded(self) -> bool:
         """Whether every token is encoded."""
-        return self._tables.written("encoded")
+        return self._tables.written(ENCODED)
 
     @property
     def indexed(self) -> bool:
         """Whether the index by feature is there."""
-        return self._tables.written("indexed")
+        return self._tables.written(INDEXED)
 
     def __len__(self) -> int:
         return self.n_features

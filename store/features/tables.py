@@ -12,7 +12,8 @@ from actlas.store.errors import FeatureError, FormatError
 from actlas.store.features.codes import index_dtype, token_dtype
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.validation import CHANGED, check_edges
-from actlas.store.ledger.derived import flat, group_named, group_of, receipts_of
+from actlas.store.ledger.derived import flat, group_named, group_of
+from actlas.store.ledger.job_kinds import ENCODED, INDEXED, JobKind
 from actlas.store.shards.lazy_array import LazyArray
 
 if TYPE_CHECKING:
@@ -62,9 +63,9 @@ class FeatureTables:
         self.store, self.name, self.n_features = store, name, n_features
         self._group = lru_cache(maxsize=64)(self._open_group)
 
-    def written(self, kind: str) -> bool:
-        """Whether the table ``encoded`` or ``indexed`` is there."""
-        return receipts_of(self.store, f"{kind}.{self.name}", 1).exists(0)
+    def written(self, table: JobKind) -> bool:
+        """Whether the table over all shards, or over all blocks, has its receipt."""
+        return table.receipts(self.store, self.name).exists(0)
 
     def require_encoded(self) -> None:
         """Raise ``FeatureError`` where not every token is encoded."""
@@ -79,7 +80,7 @@ class FeatureTables:
         FeatureError
             Not every token is encoded.
         """
-        receipt = self._table("encoded", "encode")
+        receipt = self._table(ENCODED, "encode")
         groups = _groups(receipt)
         if len(groups) != self.store.plan.n_shards:
             raise _odd(receipt, f"names {len(groups)} groups of {self.store.plan.n_shards} shards")
@@ -96,7 +97,7 @@ class FeatureTables:
         FeatureError
             The set is not indexed.
         """
-        receipt = self._table("indexed", "index")
+        receipt = self._table(INDEXED, "index")
         groups = _groups(receipt)
         n = self.n_features
         block_start = self._read(receipt, flat("block_start", len(groups) + 1, "int64", "edge"))
@@ -127,13 +128,13 @@ class FeatureTables:
         dtype = token_dtype(self.store.plan.n_tokens)
         return self._group(table.groups[block], last - first + 1, nnz, dtype)
 
-    def _table(self, kind: str, verb: str) -> Receipt:
+    def _table(self, table: JobKind, verb: str) -> Receipt:
         try:
-            return receipts_of(self.store, f"{kind}.{self.name}", 1).read(0)
+            return table.receipts(self.store, self.name).read(0)
         except FileNotFoundError as error:
             raise FeatureError(
-                f"{self.store.path}: features {self.name!r} are not {kind} yet: `actlas sae {verb} "
-                f"{self.store.path} --sae {self.name}`.",
+                f"{self.store.path}: features {self.name!r} are not {table.name} yet: "
+                f"`actlas sae {verb} {self.store.path} --sae {self.name}`.",
                 name=self.name,
             ) from error
 

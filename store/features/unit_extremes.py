@@ -16,7 +16,8 @@ from actlas.store.errors import FeatureError, FormatError
 from actlas.store.features.contexts import Contexts, Peak, contexts_of, one_per_document
 from actlas.store.format.array_spec import COLUMN_COMPRESSION, ArraySpec
 from actlas.store.format.validation import CHANGED, check_span
-from actlas.store.ledger.derived import group_of, receipts_of
+from actlas.store.ledger.derived import group_of
+from actlas.store.ledger.job_kinds import EXTREMES
 from actlas.store.shards.lazy_array import LazyArray
 
 if TYPE_CHECKING:
@@ -29,11 +30,6 @@ KEEP_MAX = 1024
 """Tokens of each end, at most."""
 
 ENDS = ("top", "bottom")
-
-
-def job_of(hookpoint: str) -> str:
-    """Return the job whose receipt stands for a hookpoint's extremes."""
-    return f"extremes.{hookpoint}"
 
 
 def extreme_specs(n_units: int, k: int) -> dict[str, ArraySpec]:
@@ -200,7 +196,7 @@ def open_units(store: StoreReader, hookpoint: str) -> Units:
     """
     store.activations[hookpoint]  # raises, and says which there are
     try:
-        receipt = receipts_of(store, job_of(hookpoint), 1).read(0)
+        receipt = EXTREMES.receipts(store, hookpoint).read(0)
     except FileNotFoundError as error:
         raise FeatureError(
             f"{store.path}: the top and bottom tokens of {hookpoint} are not gathered yet: "

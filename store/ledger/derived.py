@@ -1,49 +1,20 @@
-"""Derived jobs in the ledger: their units of work, receipts, groups of arrays, and inputs."""
+"""Derived data in the ledger: the groups of arrays that receipts name, and their inputs."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from actlas.store.errors import ConflictError, FormatError
 from actlas.store.format.array_spec import COLUMN_COMPRESSION, ArraySpec
 from actlas.store.format.layout import ceil_div
 from actlas.store.format.schema import Receipt
 from actlas.store.format.sealing import seal_of
-from actlas.store.ledger.receipts import EXTRACT, PlannedStore, Receipts, receipt_key
+from actlas.store.ledger.job_kinds import is_group
+from actlas.store.ledger.receipts import EXTRACT, PlannedStore, receipt_key
 from actlas.store.objects.base import Objects
 
 FLAT_CHUNK = 65_536
 """Elements of an inner chunk of a flat array."""
-
-_GROUP = re.compile(r"(?:features|extremes)(?:/[A-Za-z0-9_][A-Za-z0-9_.\-]*)+-[0-9a-f]{12}")
-
-MARK_DIGITS = 12
-"""Of the mark that ends the name of an attempt's group."""
-
-
-class Unit(NamedTuple):
-    """One unit of a derived job.
-
-    Attributes
-    ----------
-    job : str
-        Such as ``encode.sae``: the folder of its receipts.
-    number, n : int
-        Which of how many.
-    folder : str
-        Where its group lies, without the attempt's suffix: ``features/sae/tokens/00000003``.
-    start, stop : int
-        What it covers: tokens, features, units.
-    """
-
-    job: str
-    number: int
-    n: int
-    folder: str
-    start: int
-    stop: int
 
 
 def flat(path: str, n: int, dtype: str, dimension: str) -> ArraySpec:
@@ -57,11 +28,6 @@ def flat(path: str, n: int, dtype: str, dimension: str) -> ArraySpec:
         compression=COLUMN_COMPRESSION,
         dimensions=(dimension,),
     )
-
-
-def receipts_of(store: PlannedStore, job: str, n: int) -> Receipts:
-    """Return the receipts of a derived job of ``n`` units."""
-    return Receipts(store.objects, job, n, store.plan_sha256)
 
 
 def group_of(receipt: Receipt) -> str:
@@ -84,11 +50,11 @@ def group_named(folder: object, receipt: Receipt) -> str:
     FormatError
         It does not.
     """
-    if isinstance(folder, str) and _GROUP.fullmatch(folder):
+    if isinstance(folder, str) and is_group(folder):
         return folder
     raise FormatError(
         f"the receipt of {receipt.job} {receipt.shard} names {str(folder)[:200]!r} as its group; "
-        "expected a folder of features/ or extremes/ that an attempt wrote.",
+        "expected a folder of derived data that an attempt wrote.",
         job=receipt.job,
         shard=receipt.shard,
     )

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Protocol
 
 from actlas.store.errors import FormatError
-from actlas.store.format.schema import Receipt
+from actlas.store.format.schema import Plan, Receipt
 from actlas.store.format.sealing import seal, unseal
 from actlas.store.objects.base import Objects
 from actlas.store.objects.threads import in_order
@@ -140,7 +140,7 @@ class Receipts:
 
 
 class PlannedStore(Protocol):
-    """What the ledger needs of a store: its objects, its plan's seal, its jobs' receipts."""
+    """What the ledger needs of a store: its objects, its plan with the seal, its jobs' receipts."""
 
     @property
     def path(self) -> str:
@@ -149,6 +149,10 @@ class PlannedStore(Protocol):
     @property
     def objects(self) -> Objects:
         """The store's objects."""
+
+    @property
+    def plan(self) -> Plan:
+        """The store's plan."""
 
     @property
     def plan_sha256(self) -> str:

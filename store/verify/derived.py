@@ -13,6 +13,7 @@ from actlas.store.format.schema import FeaturesSpec, Receipt
 from actlas.store.format.sealing import seal_of, unseal
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
 from actlas.store.ledger.feature_sets import FOLDER, copies, copy_key, names, spec_key
+from actlas.store.ledger.job_kinds import ENCODE, MARK_DIGITS, is_root, job_receipts, kind_of, kinds
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.objects.digests import object_digest
 from actlas.store.objects.threads import in_order
@@ -26,8 +27,8 @@ _EXTRACTED = re.compile(
 )
 """The key of a receipt of extraction, of any generation."""
 
-_MARKED = re.compile(r"((features|extremes)/[^ ]*-[0-9a-f]{12})/")
-"""A key inside a group that one attempt wrote."""
+_MARKED = re.compile(rf"(([^/ ]+)/[^ ]*-[0-9a-f]{{{MARK_DIGITS}}})/", re.ASCII)
+"""A key inside a group that one attempt wrote, if derived data lies in its first folder."""
 
 
 class Finding(NamedTuple):
@@ -53,8 +54,7 @@ def derived_jobs(store: StoreReader) -> dict[str, list[int]]:
     found = {}
     for job in sorted(store.objects.names("ledger/receipts")):
         if job not in (EXTRACT, POOLED):
-            done = Receipts(store.objects, job, 10**8, store.plan_sha256).done()
-            found[job] = sorted(done)
+            found[job] = sorted(job_receipts(store, job).done())
     return found
 
 
@@ -67,8 +67,9 @@ def derived_checks(store: StoreReader, full: bool) -> Iterator[DerivedCheck]:
     for key in plain_groups(store):
         yield DerivedCheck(partial(_check_plain, store, key), key)
     for job, units in derived_jobs(store).items():
+        receipts = job_receipts(store, job)
         for unit in units:
-            check = partial(_check_receipt, store, job, unit, full)
+            check = partial(_check_receipt, store, receipts, unit, full)
             yield DerivedCheck(check, receipt_key(job, unit), job, unit)
 
 
@@ -78,7 +79,7 @@ def claimed(store: StoreReader) -> frozenset[str]:
     keys |= {copy_key(name) for name in copies(store) if _stands_for_something(store, name)}
     for job, units in derived_jobs(store).items():
         keys.update(receipt_key(job, unit) for unit in units)
-        receipts = Receipts(store.objects, job, 10**8, store.plan_sha256)
+        receipts = job_receipts(store, job)
         for receipt in in_order(partial(_readable, receipts), units, store.objects.n_readers):
             if receipt is not None:
                 keys.update(record.key for record in receipt.objects)
@@ -91,7 +92,9 @@ def is_leftover(key: str, standing: frozenset[str]) -> bool:
     ``standing`` are the keys that something stands for: a group with one of them is no leftover.
     """
     match = _MARKED.match(key)
-    return match is not None and f"{match[1]}/zarr.json" not in standing
+    if match is None or f"{match[1]}/zarr.json" in standing:
+        return False
+    return is_root(match[2])
 
 
 def plain_groups(store: StoreReader) -> list[str]:
@@ -99,14 +102,21 @@ def plain_groups(store: StoreReader) -> list[str]:
 
     They are made before the first unit, so where one has a receipt none may be missing.
     """
-    jobs = derived_jobs(store)
-    folders = {"features": False, "extremes": any(j.startswith("extremes.") for j in jobs)}
-    for name in names(store):
-        begun = bool(jobs.get(f"encode.{name}"))
-        folders["features"] |= begun
-        for folder in (f"features/{name}", f"features/{name}/tokens", f"features/{name}/index"):
-            folders[folder] = begun
-    keys = {f"{folder}/zarr.json": begun for folder, begun in folders.items()}
+    jobs, sets = derived_jobs(store), names(store)
+    required: dict[str, bool] = {}
+    for job, units in jobs.items():
+        kind, subject = kind_of(job)
+        if kind is not None and (not kind.of_feature_set or subject in sets):
+            for folder in kind.groups(subject):
+                required[folder] = required.get(folder, False) or bool(units)
+    for kind in kinds():
+        for subject in sets if kind.of_feature_set else ():
+            for folder in kind.groups(subject):
+                required.setdefault(folder, False)
+        for folder in kind.plain_groups:
+            if "{subject}" not in folder:
+                required.setdefault(folder, False)
+    keys = {f"{folder}/zarr.json": begun for folder, begun in required.items()}
     return [key for key, begun in keys.items() if begun or store.objects.size(key) is not None]
 
 
@@ -138,7 +148,8 @@ def _check_copy(store: StoreReader, name: str) -> tuple[int, int, list[Finding]]
 
 
 def _begun(store: StoreReader, name: str) -> bool:
-    return next(iter(store.objects.names(f"ledger/receipts/encode.{name}")), None) is not None
+    folder = f"ledger/receipts/{ENCODE.job(name)}"
+    return next(iter(store.objects.names(folder)), None) is not None
 
 
 def _stands_for_something(store: StoreReader, name: str) -> bool:
@@ -164,10 +175,12 @@ def _check_plain(store: StoreReader, key: str) -> tuple[int, int, list[Finding]]
 
 
 def _check_receipt(
-    store: StoreReader, job: str, unit: int, full: bool
+    store: StoreReader, receipts: Receipts, unit: int, full: bool
 ) -> tuple[int, int, list[Finding]]:
-    receipt = Receipts(store.objects, job, 10**8, store.plan_sha256).read(unit)
-    tokens = (receipt.start, receipt.stop) if job.startswith("encode.") else (None, None)
+    job, receipt = receipts.job, receipts.read(unit)
+    kind, _ = kind_of(job)
+    of_tokens = kind is not None and kind.covers == "tokens"
+    tokens = (receipt.start, receipt.stop) if of_tokens else (None, None)
     findings = [
         Finding(receipt_key(job, unit), f"was made from another {key} than lies there now", *tokens)
         for key, seal in receipt.inputs.items()

@@ -13,7 +13,6 @@ A group that no receipt names is a killed or beaten worker's. It is never read, 
 from __future__ import annotations
 
 import hashlib
-import re
 import socket
 import time
 from collections.abc import Mapping
@@ -28,17 +27,18 @@ from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.schema import ObjectRecord, Receipt
 from actlas.store.format.sealing import FORMAT_VERSION
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
-from actlas.store.ledger.derived import MARK_DIGITS, Unit, flat, group_of, receipts_of, same_inputs
-from actlas.store.ledger.receipts import Receipts
+from actlas.store.ledger.derived import flat, group_of, same_inputs
+from actlas.store.ledger.job_kinds import MARK_DIGITS, JobKind, Unit, receipts_of
+from actlas.store.ledger.plan_file import require_plan
+from actlas.store.ledger.receipts import PlannedStore
 from actlas.store.objects.base import Objects
 from actlas.store.objects.digests import object_digest
-from actlas.store.read.reader import StoreReader
 from actlas.store.shards.writer import ShardWriter
 from actlas.store.version import versions
 
 
 def commit(
-    store: StoreReader,
+    store: PlannedStore,
     unit: Unit,
     attributes: Mapping[str, Any],
     arrays: Mapping[str, NDArray[Any]],
@@ -75,7 +75,7 @@ def commit(
     receipts = receipts_of(store, unit.job, unit.n)
     if receipts.exists(unit.number):
         return same_inputs(store, receipts.read(unit.number), inputs)
-    store.require_same_plan()
+    require_plan(store.objects, store.plan_sha256)
     mark = hashlib.sha256(f"{attempt} {time.time_ns()}".encode()).hexdigest()[:MARK_DIGITS]
     folder = f"{unit.folder}-{mark}"
     try:
@@ -120,30 +120,25 @@ def remove(objects: Objects, folder: str) -> None:
     objects.prune(folder)
 
 
-def sweep(store: StoreReader, receipts: Receipts, folder: str) -> int:
-    """Remove the groups under a folder that receipts have decided against; return how many.
+def sweep(store: PlannedStore, kind: JobKind, subject: str) -> int:
+    """Remove the groups of a job that its receipts have decided against; return how many.
 
     Only groups of units that have a receipt: one without may still be about to get its own.
+
+    Parameters
+    ----------
+    store : Store
+    kind : JobKind
+    subject : str
+        The subject of the job: the name of a set of features, a hookpoint.
     """
-    named = {unit: group_of(receipts.read(unit)).rsplit("/", 1)[1] for unit in receipts.done()}
+    receipts, parent = kind.receipts(store, subject), kind.parent(subject)
+    standing = {unit: group_of(receipts.read(unit)) for unit in receipts.done()}
     n_removed = 0
-    for name in list(store.objects.names(folder)):
-        match = re.fullmatch(r"([0-9]{8})-[0-9a-f]{12}", name)
-        if match is not None and named.get(int(match[1]), name) != name:
-            remove(store.objects, f"{folder}/{name}")
-            n_removed += 1
-    return n_removed
-
-
-def sweep_unit(store: StoreReader, receipt: Receipt) -> int:
-    """Remove the groups of a job of one unit that its receipt has decided against."""
-    group = group_of(receipt)
-    parent, _, name = group.rpartition("/")
-    stem = name[: -MARK_DIGITS - 1]
-    n_removed = 0
-    for other in list(store.objects.names(parent)):
-        if other != name and re.fullmatch(re.escape(stem) + "-[0-9a-f]{12}", other):
-            remove(store.objects, f"{parent}/{other}")
+    for name in list(store.objects.names(parent)):
+        unit, group = kind.unit_in(name, subject), f"{parent}/{name}"
+        if unit is not None and standing.get(unit, group) != group:
+            remove(store.objects, group)
             n_removed += 1
     return n_removed
 
@@ -178,10 +173,23 @@ def _recorded(objects: Objects, key: str, n_bytes: int, xxh3: str) -> ObjectReco
     return ObjectRecord(key=key, n_bytes=n_bytes, xxh3=xxh3, attempt="")
 
 
-def ensure_groups(objects: Objects, *folders: str) -> None:
-    """Create the plain groups that lie above derived ones."""
-    for folder in folders:
-        data = metadata_bytes(group_metadata())
+def ensure_groups(store: PlannedStore, kind: JobKind, subject: str) -> None:
+    """Create the plain groups above the data of a job, before its first unit.
+
+    Parameters
+    ----------
+    store : Store
+    kind : JobKind
+    subject : str
+        The subject of the job.
+
+    Raises
+    ------
+    ConflictError
+        Another file lies where the metadata of such a group belongs.
+    """
+    objects, data = store.objects, metadata_bytes(group_metadata())
+    for folder in kind.groups(subject):
         key = f"{folder}/zarr.json"
         if not objects.create(key, [data]) and objects.read(key) != data:
             raise ConflictError(

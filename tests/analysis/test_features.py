@@ -21,7 +21,8 @@ from support.stores import Columns, create, fill, plan_for
 
 import actlas
 from actlas.analysis.features.encode import Encoder, create_features, finish
-from actlas.analysis.features.index import cut_blocks, index_features
+from actlas.analysis.features.index import index_features
+from actlas.analysis.features.index_plan import cut_blocks
 from actlas.store.errors import (
     ConflictError,
     CorruptDataError,
@@ -31,7 +32,8 @@ from actlas.store.errors import (
 )
 from actlas.store.features.codes import round_values
 from actlas.store.features.features import Features
-from actlas.store.ledger.derived import group_of, receipts_of
+from actlas.store.ledger.derived import group_of
+from actlas.store.ledger.job_kinds import receipts_of
 from actlas.store.store import Store
 from actlas.store.verify.verify import verify
 

@@ -41,7 +41,8 @@ def index(store: Store, name: str, memory_bytes: int | None = None) -> dict[str,
     LeaseHeldError
         Another driver works on this store.
     """
-    from actlas.analysis.features.index import MEMORY_BYTES, index_features
+    from actlas.analysis.features.index import index_features
+    from actlas.analysis.features.index_plan import MEMORY_BYTES
 
     features = store.features(name)
     began = time.perf_counter()
