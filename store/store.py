@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from actlas.store.display import html as display
+from actlas.store.display.html import table_html
 from actlas.store.features.features import Features, open_features
 from actlas.store.features.unit_extremes import Units, open_units
 from actlas.store.read.document import Context
@@ -60,7 +60,22 @@ class Store(StoreReader):
         return open_units(self, hookpoint)
 
     def _repr_html_(self) -> str:
-        return display.store_html(self)
+        plan = self.plan
+        hookpoints = ", ".join(f"{h.name} ({h.width})" for h in plan.hookpoints)
+        return table_html(
+            [
+                ("actlas store", self.path),
+                ("model", f"{plan.model.id} ({plan.model.architecture})"),
+                ("corpus", plan.corpus.uri),
+                ("rows", f"{plan.n_tokens:,} of {plan.n_documents:,} documents"),
+                ("hookpoints", hookpoints),
+                (
+                    "stored as",
+                    f"{plan.dtype}, compression {plan.compression}, order {plan.order}",
+                ),
+                ("extracted", ", ".join(self.progress())),
+            ]
+        )
 
 
 def open_store(path: str | os.PathLike[str], *, check: bool = True) -> Store:

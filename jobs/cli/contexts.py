@@ -14,9 +14,9 @@ from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.derived.extremes import units_of
 from actlas.jobs.formatting import printable
 from actlas.jobs.output import write_whole
-from actlas.store.display.contexts_html import contexts_page, share_of
+from actlas.store.display.contexts_html import share_of
 from actlas.store.errors import ConfigError, FeatureError
-from actlas.store.features.contexts import ActivationContext, Contexts
+from actlas.store.features.contexts import ActivationContext, Contexts, contexts_page
 from actlas.store.store import Store, open_store
 
 _UP, _DOWN = (255, 150, 40), (90, 160, 255)

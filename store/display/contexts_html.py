@@ -1,17 +1,14 @@
-"""Contexts as HTML: every token shaded by its activation, the peak outlined, all text escaped."""
+"""HTML of contexts: each token shaded by its activation, the peak outlined, all text escaped."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from actlas.store.features.contexts import ActivationContext, Contexts
+from typing import NamedTuple
 
 _UP, _DOWN = "230,120,0", "30,110,220"
-"""Orange above zero, blue below: told apart by every kind of eye."""
+"""Orange above zero and blue below: colour-blind readers can tell them apart."""
 
 _PEAK = "outline:2px solid currentColor;border-radius:2px;font-weight:600"
 
@@ -35,51 +32,95 @@ body {{ font: 15px/1.6 system-ui, sans-serif; max-width: 60em; margin: 2em auto;
 """
 
 
-def shaded_html(entry: ActivationContext, scale: float) -> str:
-    """Return one context: a token's colour is as deep as its activation is near ``scale``."""
+class ShadedText(NamedTuple):
+    """One context as it is shown: a heading, and tokens with their activations.
+
+    Attributes
+    ----------
+    heading : str
+        Says which token of which document this is.
+    tokens : sequence of str, length n
+        Consecutive pieces of the document's text.
+    activations : sequence of float, length n
+        The activation of each token.
+    peak : int
+        The index in ``tokens`` of the token that the context is about.
+    """
+
+    heading: str
+    tokens: Sequence[str]
+    activations: Sequence[float]
+    peak: int
+
+
+def shaded_html(text: ShadedText, scale: float) -> str:
+    """Return the tokens of one context, each shaded in proportion to its activation.
+
+    Parameters
+    ----------
+    text : ShadedText
+        The tokens and their activations.
+    scale : float
+        The absolute activation that is shaded fully.
+    """
     pieces = []
-    for i, (token, value) in enumerate(zip(entry.tokens, entry.activations, strict=True)):
+    for i, (token, value) in enumerate(zip(text.tokens, text.activations, strict=True)):
         share = share_of(value, scale)
         style = ""
         if share >= 0.01:
             colour = _UP if value > 0 else _DOWN
             style = f"background:rgba({colour},{0.75 * share:.2f});"
-        if i == entry.peak:
+        if i == text.peak:
             style += _PEAK
-        text = escape(token).replace("\n", "↵\n")
+        shown = escape(token).replace("\n", "↵\n")
         if style:
-            pieces.append(f'<span style="{style}" title="{value:.4g}">{text}</span>')
+            pieces.append(f'<span style="{style}" title="{value:.4g}">{shown}</span>')
         else:
-            pieces.append(text)
+            pieces.append(shown)
     return f'<div style="{_TEXT}">{"".join(pieces)}</div>'
 
 
 def share_of(value: float, scale: float) -> float:
-    """Return how deep a value is shaded, 0 to 1; what is no number is not."""
+    """Return the depth of a value's shade, from 0 to 1: ``|value| / scale``, 0 if not finite."""
     return min(1.0, abs(value) / scale) if scale > 0 and math.isfinite(value) else 0.0
 
 
-def contexts_html(contexts: Contexts) -> str:
-    """Return a list of contexts under their title and facts."""
-    facts = " · ".join(f"{escape(n)} {escape(v)}" for n, v in contexts.facts.items())
-    head = f"<h3>{escape(contexts.title)}</h3><p style='{_SMALL}'>{facts}</p>"
-    if not len(contexts):
+def contexts_html(
+    title: str, facts: Mapping[str, str], texts: Sequence[ShadedText], scale: float
+) -> str:
+    """Return contexts under a title and a line of facts.
+
+    Parameters
+    ----------
+    title : str
+        Names the feature or unit.
+    facts : mapping of str to str
+        Names and values, shown below the title.
+    texts : sequence of ShadedText
+        The contexts, in the order shown.
+    scale : float
+        The absolute activation that is shaded fully.
+    """
+    line = " · ".join(f"{escape(name)} {escape(value)}" for name, value in facts.items())
+    head = f"<h3>{escape(title)}</h3><p style='{_SMALL}'>{line}</p>"
+    if not texts:
         return head + "<p>It fires on no token.</p>"
-    return head + "".join(_entry_html(entry, contexts.scale) for entry in contexts)
-
-
-def _entry_html(entry: ActivationContext, scale: float) -> str:
-    label = f", label {entry.label}" if entry.label is not None else ""
-    where = f"{entry.value:.4g} · document {entry.doc_idx}, token {entry.pos_idx}{label}"
-    source = f" · {entry.source}"
-    return (
-        f"<div style='margin:0 0 1em'><div style='{_SMALL}'>{escape(where + source)}</div>"
-        f"{shaded_html(entry, scale)}</div>"
+    entries = (
+        f"<div style='margin:0 0 1em'><div style='{_SMALL}'>{escape(text.heading)}</div>"
+        f"{shaded_html(text, scale)}</div>"
+        for text in texts
     )
+    return head + "".join(entries)
 
 
-def contexts_page(several: Sequence[Contexts]) -> str:
-    """Return a whole page that needs no other file."""
-    title = "; ".join(contexts.title for contexts in several)
-    body = "<hr>".join(contexts_html(contexts) for contexts in several)
-    return _PAGE.format(title=escape(title), body=body)
+def page_html(title: str, bodies: Iterable[str]) -> str:
+    """Return a complete page that needs no other file.
+
+    Parameters
+    ----------
+    title : str
+        The page's title, escaped here.
+    bodies : iterable of str
+        Pieces of HTML, separated by rules.
+    """
+    return _PAGE.format(title=escape(title), body="<hr>".join(bodies))

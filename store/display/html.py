@@ -1,24 +1,21 @@
-"""How stores, documents and contexts show themselves in a notebook: HTML, all text escaped."""
+"""HTML for notebooks: tables, a document's tokens, a token in its context. All text is escaped."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from actlas.store.read.document import Context, Document
-    from actlas.store.read.documents import Documents
-    from actlas.store.store import Store
+from typing import Any
 
 MAX_TOKENS = 400
+"""A document's HTML shows at most so many of its tokens."""
 
 _TABLE = "border-collapse:collapse;text-align:left"
 
 _TOKEN = "border-bottom:1px solid #9ab;white-space:pre-wrap"
 
 
-def table_html(rows: list[tuple[str, Any]]) -> str:
-    """Return a table of two columns, escaped."""
+def table_html(rows: Iterable[tuple[str, Any]]) -> str:
+    """Return a table of two columns, each row a name and its value, escaped."""
     cells = "".join(
         f"<tr><th style='padding-right:1em'>{escape(str(name))}</th>"
         f"<td>{escape(str(value))}</td></tr>"
@@ -27,53 +24,39 @@ def table_html(rows: list[tuple[str, Any]]) -> str:
     return f"<table style='{_TABLE}'>{cells}</table>"
 
 
-def store_html(store: Store) -> str:
-    """Return a store's plan and progress."""
-    plan = store.plan
-    hookpoints = ", ".join(f"{h.name} ({h.width})" for h in plan.hookpoints)
-    return table_html(
-        [
-            ("actlas store", store.path),
-            ("model", f"{plan.model.id} ({plan.model.architecture})"),
-            ("corpus", plan.corpus.uri),
-            ("rows", f"{plan.n_tokens:,} of {plan.n_documents:,} documents"),
-            ("hookpoints", hookpoints),
-            ("stored as", f"{plan.dtype}, compression {plan.compression}, order {plan.order}"),
-            ("extracted", ", ".join(store.progress())),
-        ]
-    )
+def tokens_html(title: str, tokens: Sequence[str], token_ids: Sequence[int]) -> str:
+    """Return a title, the number of tokens, and the text with each token underlined.
 
-
-def documents_html(documents: Documents) -> str:
-    """Return what kinds of documents there are."""
-    rows: list[tuple[str, Any]] = [
-        ("documents", f"{len(documents):,}"),
-        ("sources", f"{len(documents.source_names):,}"),
-    ]
-    if documents.label_names:
-        rows.append(("labels", ", ".join(documents.label_names)))
-    return table_html(rows)
-
-
-def document_html(document: Document) -> str:
-    """Return a document's text with its tokens underlined one by one."""
+    Parameters
+    ----------
+    title : str
+        Shown in bold.
+    tokens : sequence of str
+        The text of each token, in order. At most the first 400 are shown.
+    token_ids : sequence of int
+        The id of each token, shown when the pointer rests on it.
+    """
+    shown = zip(tokens[:MAX_TOKENS], token_ids, strict=False)
     pieces = "".join(
         f"<span style='{_TOKEN}' title='pos {pos}, id {token_id}'>{escape(token)}</span>&#8203;"
-        for pos, (token, token_id) in enumerate(
-            zip(document.tokens[:MAX_TOKENS], document.token_id.tolist(), strict=False)
-        )
+        for pos, (token, token_id) in enumerate(shown)
     )
-    more = len(document) - MAX_TOKENS
+    more = len(tokens) - MAX_TOKENS
     rest = f" <i>… and {more:,} more tokens</i>" if more > 0 else ""
-    label = f", label {document.label}" if document.label is not None else ""
-    head = f"document {document.doc_idx}: {document.source.name}, record {document.source.record}"
-    return f"<div><b>{escape(head + label)}</b>, {len(document):,} tokens<br>{pieces}{rest}</div>"
+    return f"<div><b>{escape(title)}</b>, {len(tokens):,} tokens<br>{pieces}{rest}</div>"
 
 
-def context_html(context: Context) -> str:
-    """Return a context with its token marked."""
+def marked_html(before: str, token: str, after: str, title: str) -> str:
+    """Return ``before + token + after`` with the token marked.
+
+    Parameters
+    ----------
+    before, token, after : str
+        Three consecutive pieces of text.
+    title : str
+        Shown when the pointer rests on the token.
+    """
     return (
-        f"<div style='white-space:pre-wrap'>{escape(context.before)}"
-        f"<mark title='document {context.doc_idx}, token {context.pos_idx}'>"
-        f"{escape(context.token)}</mark>{escape(context.after)}</div>"
+        f"<div style='white-space:pre-wrap'>{escape(before)}"
+        f"<mark title='{escape(title)}'>{escape(token)}</mark>{escape(after)}</div>"
     )

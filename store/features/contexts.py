@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.display import contexts_html as shading
+from actlas.store.display.contexts_html import ShadedText, contexts_html, page_html, shaded_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,13 @@ class ActivationContext:
 
     def _repr_html_(self) -> str:
         largest = max((abs(a) for a in self.activations), default=0.0)
-        return shading.shaded_html(self, largest)
+        return shaded_html(self.shaded(), largest)
+
+    def shaded(self) -> ShadedText:
+        """Return what HTML shows of this context."""
+        label = f", label {self.label}" if self.label is not None else ""
+        where = f"{self.value:.4g} · document {self.doc_idx}, token {self.pos_idx}{label}"
+        return ShadedText(f"{where} · {self.source}", self.tokens, self.activations, self.peak)
 
 
 class Contexts(Sequence[ActivationContext]):
@@ -132,10 +138,18 @@ class Contexts(Sequence[ActivationContext]):
 
     def to_html(self) -> str:
         """Return a whole page that needs nothing else."""
-        return shading.contexts_page([self])
+        return contexts_page([self])
 
     def _repr_html_(self) -> str:
-        return shading.contexts_html(self)
+        return contexts_html(
+            self.title, self.facts, [entry.shaded() for entry in self.entries], self.scale
+        )
+
+
+def contexts_page(several: Sequence[Contexts]) -> str:
+    """Return several lists of contexts as one HTML page that needs no other file."""
+    title = "; ".join(contexts.title for contexts in several)
+    return page_html(title, (contexts._repr_html_() for contexts in several))
 
 
 def _numbers(values: Sequence[float]) -> list[float | None]:

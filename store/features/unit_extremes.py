@@ -6,6 +6,7 @@ with their tokens, so that no single question scans the store.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -164,12 +165,11 @@ class Units:
 
     @cached_property
     def _arrays(self) -> dict[str, LazyArray]:
-        found = {}
-        for name, spec in extreme_specs(self.n_units, self.k).items():
-            fields = {**vars(spec), "path": f"{self._folder}/{name}"}
-            kept = {f: fields[f] for f in ArraySpec.__dataclass_fields__}
-            found[name] = LazyArray(self.store.objects, ArraySpec(**kept))
-        return found
+        specs = extreme_specs(self.n_units, self.k)
+        return {
+            name: LazyArray(self.store.objects, replace(spec, path=f"{self._folder}/{name}"))
+            for name, spec in specs.items()
+        }
 
 
 def _kept(receipt: Receipt) -> int:

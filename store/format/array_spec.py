@@ -8,6 +8,7 @@ the index at the end under crc32c (codec ``sharding_indexed``). The body of a sh
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -49,6 +50,8 @@ class ArraySpec:
         ``none``, ``fast``, ``dense`` or ``column``.
     dimensions : tuple of str
         A name for each axis.
+    attributes : dict
+        The array's own attributes in its ``zarr.json``; never changed once the spec is made.
     """
 
     path: str
@@ -152,8 +155,31 @@ class ArraySpec:
         }
 
 
-def column(path: str, n: int, dtype: str, shard_rows: int, dimension: str) -> ArraySpec:
-    """Return the spec of a one-dimensional integer array."""
+def column(
+    path: str,
+    n: int,
+    dtype: str,
+    shard_rows: int,
+    dimension: str,
+    names: Sequence[str] | None = None,
+) -> ArraySpec:
+    """Return the spec of a one-dimensional array of numbers or codes.
+
+    Parameters
+    ----------
+    path : str
+        Inside the store, such as ``rows/doc_idx``.
+    n : int
+        Elements.
+    dtype : str
+        The Zarr v3 data type.
+    shard_rows : int
+        Elements per shard.
+    dimension : str
+        The name of the axis.
+    names : sequence of str, optional
+        For codes: the string that each code stands for, written into the array's attributes.
+    """
     return ArraySpec(
         path=path,
         shape=(n,),
@@ -162,4 +188,5 @@ def column(path: str, n: int, dtype: str, shard_rows: int, dimension: str) -> Ar
         chunk_rows=min(layout.COLUMN_CHUNK_ROWS, shard_rows),
         compression=COLUMN_COMPRESSION,
         dimensions=(dimension,),
+        attributes={} if names is None else {"names": list(names)},
     )

@@ -60,10 +60,9 @@ class StoreArrays:
         dtypes |= dict.fromkeys(self.plan.token_columns, "int32")
         n, shard_rows = self.plan.n_tokens, self.plan.shard_rows
         specs = {
-            name: column(f"rows/{name}", n, dtype, shard_rows, "row")
+            name: column(f"rows/{name}", n, dtype, shard_rows, "row", self._token_names(name))
             for name, dtype in dtypes.items()
         }
-        self._name_codes(specs)
         if self.plan.with_loss:
             specs[LOSS] = column(f"rows/{LOSS}", n, "float32", shard_rows, "row")
         return specs
@@ -156,21 +155,22 @@ class StoreArrays:
             name: self._document_column(name, plan.n_documents + 1, "int64", "document_edge")
             for name in ("start", "text_start")
         }
-        for name, dtype in {"char_stop": "int32", "source": "int32", "record": "int64"}.items():
-            specs[name] = self._document_column(name, plan.n_documents, dtype, "document")
-        specs["source"].attributes["names"] = list(self.source_names)
+        per_document: list[tuple[str, str, Sequence[str] | None]] = [
+            ("char_stop", "int32", None),
+            ("source", "int32", self.source_names),
+            ("record", "int64", None),
+        ]
         if self.label_names is not None:
-            specs["label"] = self._document_column("label", plan.n_documents, "int32", "document")
-            specs["label"].attributes["names"] = list(self.label_names)
+            per_document.append(("label", "int32", self.label_names))
+        for name, dtype, names in per_document:
+            specs[name] = self._document_column(name, plan.n_documents, dtype, "document", names)
         tokens = {"token_id": "int32", "char_start": "int32"}
         if plan.keep_special:
             tokens["special"] = "int8"
         tokens |= dict.fromkeys(plan.token_columns, "int32")
         for name, dtype in tokens.items():
-            specs[name] = column(
-                f"documents/{name}", plan.n_tokens, dtype, TOKEN_SHARD_ROWS, "token"
-            )
-        self._name_codes(specs)
+            path, names = f"documents/{name}", self._token_names(name)
+            specs[name] = column(path, plan.n_tokens, dtype, TOKEN_SHARD_ROWS, "token", names)
         specs["text"] = ArraySpec(
             path="documents/text",
             shape=(plan.n_text_bytes,),
@@ -196,12 +196,14 @@ class StoreArrays:
             )
         return specs
 
-    def _name_codes(self, specs: dict[str, ArraySpec]) -> None:
-        for name in self.plan.token_columns:
-            specs[name].attributes["names"] = list(self.token_column_names.get(name, ()))
+    def _token_names(self, name: str) -> Sequence[str] | None:
+        """Return what the codes of a column of tokens mean, or None if it holds no codes."""
+        return self.token_column_names.get(name, ()) if name in self.plan.token_columns else None
 
-    def _document_column(self, name: str, n: int, dtype: str, dimension: str) -> ArraySpec:
-        return column(f"documents/{name}", n, dtype, DOCUMENT_SHARD_ROWS, dimension)
+    def _document_column(
+        self, name: str, n: int, dtype: str, dimension: str, names: Sequence[str] | None = None
+    ) -> ArraySpec:
+        return column(f"documents/{name}", n, dtype, DOCUMENT_SHARD_ROWS, dimension, names)
 
     def all(self) -> dict[str, ArraySpec]:
         """Every array by its path."""

@@ -104,10 +104,11 @@ class Completion:
         """
         return self._receipt(shard, job, self.receipts(job).generation(shard))
 
-    def since(self, shard: int, job: str) -> Callable[[], bool]:
-        """Return what tells, by a fresh listing, whether a shard was repaired with other bits.
+    def repaired_since(self, shard: int, job: str) -> Callable[[], bool]:
+        """Return a function that tells whether a shard was repaired with other bytes after this.
 
-        That is, under a later receipt than the one that is known now.
+        The function lists the repairs afresh, and looks for a receipt of a later generation than
+        the one known now.
         """
         known = self.receipts(job).generation(shard)
 
@@ -167,3 +168,34 @@ class Completion:
                 f"`actlas extract {path}` goes on, `actlas status {path}` tells how far it is."
             )
         return NotExtractedError(what, path=path, shards=absent)
+
+
+@dataclass(frozen=True, slots=True)
+class JobGuard:
+    """Lets the shards of one job be read once they are complete: a ``ShardGuard`` of lazy arrays.
+
+    Attributes
+    ----------
+    completion : Completion
+        Which shards are done.
+    job : str
+        The job whose shards the array holds.
+    check : bool
+        Whether :meth:`checksums` returns what the receipts record, or always None.
+    """
+
+    completion: Completion
+    job: str
+    check: bool = True
+
+    def require(self, shards: NDArray[np.int64]) -> None:
+        """Raise ``NotExtractedError`` if one of these shards is not done."""
+        self.completion.require(shards, self.job)
+
+    def checksums(self, shard: int, key: str) -> tuple[int, ...] | None:
+        """Return the crc32c of each chunk of an object, if the shard's receipt records them."""
+        return self.completion.checksums(shard, key, self.job) if self.check else None
+
+    def repaired_since(self, shard: int) -> Callable[[], bool]:
+        """Return a function that tells whether a shard was repaired after this call."""
+        return self.completion.repaired_since(shard, self.job)

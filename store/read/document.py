@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.display import html as display
+from actlas.store.display.html import marked_html, tokens_html
 from actlas.store.display.text import printable
 from actlas.store.read.context_window import words_around
 
@@ -112,7 +112,9 @@ class Document:
         return f"<document {self.doc_idx} of {source}: {len(self)} tokens, {text!r}>"
 
     def _repr_html_(self) -> str:
-        return display.document_html(self)
+        label = f", label {self.label}" if self.label is not None else ""
+        title = f"document {self.doc_idx}: {self.source.name}, record {self.source.record}{label}"
+        return tokens_html(title, self.tokens, self.token_id.tolist())
 
 
 @dataclass(frozen=True)
@@ -135,4 +137,5 @@ class Context:
         return f"{self.before}[{self.token}]{self.after}"
 
     def _repr_html_(self) -> str:
-        return display.context_html(self)
+        title = f"document {self.doc_idx}, token {self.pos_idx}"
+        return marked_html(self.before, self.token, self.after, title)

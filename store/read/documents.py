@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.display import html as display
+from actlas.store.display.html import table_html
 from actlas.store.display.text import printable
 from actlas.store.errors import CorruptDataError
 from actlas.store.format.validation import check_codes, check_edges, check_rising, check_span
@@ -220,4 +220,7 @@ class Documents:
         return pd.DataFrame(table, index=pd.RangeIndex(len(self), name="doc_idx"))
 
     def _repr_html_(self) -> str:
-        return display.documents_html(self)
+        rows = [("documents", f"{len(self):,}"), ("sources", f"{len(self.source_names):,}")]
+        if self.label_names:
+            rows.append(("labels", ", ".join(self.label_names)))
+        return table_html(rows)

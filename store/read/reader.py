@@ -15,15 +15,14 @@ from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.schema import Plan, PlanFile, Receipt
 from actlas.store.format.zarr_json import metadata_bytes
-from actlas.store.ledger.completion import Completion, JobShards
+from actlas.store.ledger.completion import Completion, JobGuard, JobShards
 from actlas.store.ledger.plan_file import names_in, read_plan, require_plan
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts
 from actlas.store.objects.base import Objects, open_objects
 from actlas.store.read.document import Document
 from actlas.store.read.documents import Documents
-from actlas.store.read.pooled import Pooled
 from actlas.store.read.row_index import RowIndex
-from actlas.store.read.views import Activations, DocumentActivations, Rows
+from actlas.store.read.views import Activations, DocumentActivations, Pooled, Rows
 from actlas.store.shards.lazy_array import LazyArray
 from actlas.store.statistics.shard import EARLIER_STATISTICS, STATISTICS, ShardStatistics
 from actlas.store.statistics.shard_documents import ShardDocuments
@@ -150,16 +149,9 @@ class StoreReader:
     @cached_property
     def pooled(self) -> Pooled:
         """The pooled rows by hookpoint and pool; empty where the plan has none."""
-        require = partial(self.completion.require, job=POOLED)
-        checksums = partial(self.completion.checksums, job=POOLED)
-        since = partial(self.completion.since, job=POOLED)
-        return Pooled(
-            self.path,
-            {
-                key: LazyArray(self.objects, spec, require, checksums, since)
-                for key, spec in self.arrays.pooled.items()
-            },
-        )
+        guard = JobGuard(self.completion, POOLED)
+        specs = self.arrays.pooled
+        return Pooled(self.path, {k: LazyArray(self.objects, s, guard) for k, s in specs.items()})
 
     @property
     def jobs(self) -> tuple[str, ...]:
@@ -269,10 +261,6 @@ class StoreReader:
         """
         require_plan(self.objects, self.plan_sha256)
 
-    def require(self, shards: NDArray[np.int64]) -> None:
-        """Raise ``NotExtractedError`` where one of these shards has no receipt."""
-        self.completion.require(shards, EXTRACT)
-
     def _require_dense(self) -> None:
         if not self.plan.dense:
             raise NotExtractedError(
@@ -284,9 +272,7 @@ class StoreReader:
             )
 
     def _lazy(self, spec: ArraySpec) -> LazyArray:
-        checksums = partial(self.completion.checksums, job=EXTRACT) if self.check else None
-        since = partial(self.completion.since, job=EXTRACT)
-        return LazyArray(self.objects, spec, self.require, checksums, since)
+        return LazyArray(self.objects, spec, JobGuard(self.completion, EXTRACT, self.check))
 
     def __repr__(self) -> str:
         plan = self.plan

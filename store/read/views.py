@@ -1,4 +1,4 @@
-"""How a store's arrays are grouped for a reader: rows, activations, one document's activations."""
+"""Views that group a store's arrays: row columns, activations, pooled rows, one document's rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.errors import HookpointError
+from actlas.store.errors import HookpointError, NotExtractedError
+from actlas.store.format.schema import Pool
 from actlas.store.format.validation import check_codes
 from actlas.store.shards.lazy_array import LazyArray
 
@@ -124,3 +125,73 @@ class DocumentActivations(Mapping[str, NDArray[Any]]):
 
     def __repr__(self) -> str:
         return f"<activations of {len(self._rows)} tokens: {', '.join(self._arrays)}>"
+
+
+class Pools(Mapping[str, LazyArray]):
+    """The pooled rows of one hookpoint: a lazy array [document, unit] for each pool."""
+
+    def __init__(self, hookpoint: str, arrays: dict[str, LazyArray]) -> None:
+        self._hookpoint = hookpoint
+        self._arrays = arrays
+
+    def __getitem__(self, pool: str) -> LazyArray:
+        if pool not in self._arrays:
+            raise NotExtractedError(
+                f"{self._hookpoint} is pooled by {', '.join(self._arrays)}, not by {pool!r}. Plan "
+                f"another store with --pool {pool}.",
+                pool=pool,
+            )
+        return self._arrays[pool]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return f"<{self._hookpoint} pooled: {', '.join(self._arrays)}>"
+
+
+class Pooled(Mapping[str, Pools]):
+    """A store's hookpoints with their pooled rows: ``store.pooled["resid_post.3"]["mean"]``.
+
+    A document's pooled row is that of its last kept token, or the mean or the sum over all its kept
+    tokens, in float32. A document without tokens has a row of NaN.
+
+    Parameters
+    ----------
+    path : str
+        The store's folder or URL, for messages.
+    arrays : mapping of (hookpoint, pool) to LazyArray
+        The pooled rows [document, unit]; empty if the plan pools nothing.
+    """
+
+    def __init__(self, path: str, arrays: Mapping[tuple[str, Pool], LazyArray]) -> None:
+        self._path = path
+        self._pools: dict[str, dict[str, LazyArray]] = {}
+        for (hookpoint, pool), array in arrays.items():
+            self._pools.setdefault(hookpoint, {})[pool] = array
+
+    def __getitem__(self, hookpoint: str) -> Pools:
+        if not self._pools:
+            raise NotExtractedError(
+                f"{self._path}: this store has no pooled rows. Plan another with --pool "
+                "last,mean,sum.",
+                path=self._path,
+            )
+        if hookpoint not in self._pools:
+            raise HookpointError(
+                f"hookpoint {hookpoint!r}: this store has {', '.join(self._pools)}.",
+                hookpoint=hookpoint,
+            )
+        return Pools(hookpoint, self._pools[hookpoint])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pools)
+
+    def __len__(self) -> int:
+        return len(self._pools)
+
+    def __repr__(self) -> str:
+        return f"<pooled: {', '.join(self._pools)}>"

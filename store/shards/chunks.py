@@ -47,6 +47,9 @@ def _after_fork() -> None:
     reading_threads.cache_clear()
 
 
+os.register_at_fork(after_in_child=_after_fork)
+
+
 @lru_cache(maxsize=32)
 def _blosc(cname: str, clevel: int, shuffle: str, blocksize: int) -> Any:
     return Blosc(cname=cname, clevel=clevel, shuffle=_SHUFFLE[shuffle], blocksize=blocksize)

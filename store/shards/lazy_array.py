@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,24 @@ FEW = 8
 LARGE_BYTES = 64 << 20
 """For more than this no memory is taken before every shard was seen to hold its chunks."""
 
-Require = Callable[[NDArray[np.int64]], None]
-"""Raises where one of these shards may not be read."""
 
-Checksums = Callable[[int, str], tuple[int, ...] | None]
-"""The receipt's chunk checksums for (shard, key), where there are any."""
+class ShardGuard(Protocol):
+    """Decides which shards of an array may be read, and knows the checksums of their chunks.
 
-Since = Callable[[int], Callable[[], bool]]
-"""For a shard, returns what tells whether it was repaired with other bits since then."""
+    A guard must survive pickling, since an array is sent to the processes that read it.
+    """
+
+    def require(self, shards: NDArray[np.int64]) -> None:
+        """Raise ``NotExtractedError`` if one of these shards is not complete."""
+
+    def checksums(self, shard: int, key: str) -> tuple[int, ...] | None:
+        """Return the crc32c of each chunk of the object ``key``, or None if none are recorded."""
+
+    def repaired_since(self, shard: int) -> Callable[[], bool]:
+        """Return a function that tells whether the shard was repaired after this call.
+
+        Only repairs that changed the shard's bytes count.
+        """
 
 
 class LazyArray:
@@ -35,6 +45,16 @@ class LazyArray:
 
     ``array[5]``, ``array[10:2000]``, ``array[[7, 3, 3]]``, ``array[mask]`` pick rows in the order
     asked; a second index picks units: ``array[10:20, [0, 5]]``. The result has the stored dtype.
+
+    Parameters
+    ----------
+    objects : Objects
+        The store's objects.
+    spec : ArraySpec
+        The array's shape, shards, chunks and codecs.
+    guard : ShardGuard, optional
+        Decides which shards may be read. Without it every shard may be, and chunks that carry no
+        checksum of their own are not checked.
 
     Raises
     ------
@@ -50,19 +70,15 @@ class LazyArray:
         self,
         objects: Objects,
         spec: ArraySpec,
-        require: Require | None = None,
-        checksums: Checksums | None = None,
-        since: Since | None = None,
+        guard: ShardGuard | None = None,
     ) -> None:
         self.objects = objects
         self.spec = spec
-        self._require = require
-        self._checksums = checksums
-        self._since = since
+        self.guard = guard
         self._reader = lru_cache(maxsize=64)(self._open_reader)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LazyArray, (self.objects, self.spec, self._require, self._checksums, self._since)
+        return LazyArray, (self.objects, self.spec, self.guard)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -182,13 +198,13 @@ class LazyArray:
             self._reader(shard)
 
     def _check(self, shards: NDArray[np.int64]) -> None:
-        if self._require is not None:
-            self._require(shards)
+        if self.guard is not None:
+            self.guard.require(shards)
 
     def _open_reader(self, shard: int) -> ShardReader:
-        checksums, repaired = None, None
-        if self._since is not None:
-            repaired = self._since(shard)
-        if self._checksums is not None and not self.spec.checksummed_chunks:
-            checksums = self._checksums(shard, self.spec.key(shard))
+        if self.guard is None:
+            return ShardReader(self.objects, self.spec, shard)
+        repaired, checksums = self.guard.repaired_since(shard), None
+        if not self.spec.checksummed_chunks:
+            checksums = self.guard.checksums(shard, self.spec.key(shard))
         return ShardReader(self.objects, self.spec, shard, checksums, repaired)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import pickle
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +49,28 @@ def test_our_reader_returns_what_was_written(make: Make, compression: str, dtype
         assert same_bits(array[mask], expected[mask])
         assert same_bits(array[[]], expected[[]])
         assert same_bits(np.asarray(array), expected)
+
+
+def test_a_forked_process_reads_with_threads_of_its_own(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actlas.store.format.layout.CHUNK_BYTES", 256)  # so that there are many
+    store = make(compression="fast")
+    rows = fill(store)["mlp.1"]
+    array = open_store(store.path).activations["mlp.1"]
+    assert same_bits(array[:], rows)  # this process's reading threads run by now
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # threads are not inherited: waiting for the parent's would never end
+        try:
+            os.write(write, b"same" if same_bits(array[:], rows) else b"other")
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    assert os.read(read, 10) == b"same"
+    os.close(read)
 
 
 def test_on_a_disk(make: Make) -> None:
