@@ -17,7 +17,8 @@ from actlas.store.format.schema import Receipt
 from actlas.store.ledger.receipts import POOLED
 from actlas.store.read.reader import StoreReader
 from actlas.store.verify.repair_shard import repair_pooled
-from actlas.store.write.commit_pooled import PooledRows, commit_pooled
+from actlas.store.write.commit import commit_pooled
+from actlas.store.write.outputs import PooledRows
 
 
 @dataclass(frozen=True, slots=True)

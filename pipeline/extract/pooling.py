@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from actlas.store.format.schema import HookpointSpec, Pool
-from actlas.store.write.commit_pooled import PooledRows
+from actlas.store.write.outputs import PooledRows
 
 
 class Pooler:

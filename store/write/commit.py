@@ -1,81 +1,81 @@
-"""Committing a shard: its arrays create-only, then its statistics, then its receipt.
+"""Committing a shard: its arrays to their final names, then its receipt, which comes last.
 
-The first writer wins. A later one reads back what is there: row columns must be its own, and the
-checksums and statistics of its receipt come from the bytes at the final names, whoever wrote them.
+There is one protocol. What a shard consists of is a value (:mod:`actlas.store.write.outputs`); what
+happens to objects that are there already is another (a
+:class:`~actlas.store.write.array_writer.WritePolicy`).
+
+A run creates: the first writer wins. A later one reads back what is there: row columns must be
+equal, activations must match up to rounding, and the checksums and statistics of the receipt come
+from the bytes at the final names, whoever wrote them. A repair replaces what is damaged:
+:mod:`actlas.store.verify.repair_shard`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+import socket
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.errors import HookpointError
-from actlas.store.format.catalog import LOSS
 from actlas.store.format.schema import ObjectRecord, Receipt
-from actlas.store.ledger.receipts import EXTRACT
+from actlas.store.format.sealing import FORMAT_VERSION
 from actlas.store.read.reader import StoreReader
-from actlas.store.statistics.shard import ShardStatistics
-from actlas.store.write.array_writer import ArrayWriter, refuse_nonfinite, write_receipt
+from actlas.store.version import versions
+from actlas.store.write.array_writer import ArrayWriter
+from actlas.store.write.outputs import Activations, DenseOutputs, Outputs, PooledOutputs, PooledRows
 
 
-def commit_shard(
+def commit(
     store: StoreReader,
     shard: int,
-    activations: Mapping[str, NDArray[Any]],
+    outputs: Outputs,
     *,
     attempt: str,
     run: Mapping[str, Any] | None = None,
     on_nonfinite: str = "record",
-    loss: NDArray[np.float32] | None = None,
 ) -> Receipt:
-    """Write one shard of a store and return the receipt that stands.
+    """Write one shard create-only and return the receipt that stands.
 
     Parameters
     ----------
     store : StoreReader
         The store.
     shard : int
-        Which shard.
-    activations : mapping of hookpoint to ndarray, shape [rows of the shard, units]
-        In the plan's dtype, the rows in their stored order.
+        The number of the shard.
+    outputs : Outputs
+        The shard's arrays.
     attempt : str
-        Names this try, for the receipt.
-    run : mapping
-        How it was made, for the receipt.
+        Names this attempt, for the receipt.
+    run : mapping, optional
+        How the rows were made, for the receipt.
     on_nonfinite : {"record", "refuse"}
         What to do with NaN and infinity.
-    loss : ndarray of float32, shape [rows of the shard], optional
-        Of the token that follows each row: where the plan has it.
 
     Raises
     ------
     NonFiniteError
-        There are some, and they are refused; nothing is written.
+        There are NaN or infinite values, and they are refused; nothing is written.
     ConflictError
-        What lies under a final name is not what this plan and model give, or is damaged; or the
+        An object under a final name is not what this plan and model give, or is damaged; or the
         plan at this path is another one by now.
     RunFaultError
         The disk is full or fails.
     """
-    check_shapes(store, shard, activations, loss)
-    receipts = store.receipts()
+    outputs.check_shapes(store, shard)
+    receipts = store.receipts(outputs.job)
     if receipts.exists(shard):
         return receipts.read(shard)
     store.require_same_plan()
     writer = ArrayWriter(store, shard, attempt)
-    records, n_nonfinite = write_arrays(
-        store, shard, activations, writer, on_nonfinite=on_nonfinite, loss=loss
-    )
+    records, n_nonfinite = outputs.write(writer, refuse_nonfinite=on_nonfinite == "refuse")
     return write_receipt(
         store,
-        EXTRACT,
+        outputs.job,
         shard,
-        store.shard_range(shard),
+        store.covered(shard, outputs.job),
         records,
         attempt=attempt,
         n_nonfinite=n_nonfinite,
@@ -83,71 +83,104 @@ def commit_shard(
     )
 
 
-def write_arrays(
+def commit_shard(
     store: StoreReader,
     shard: int,
-    activations: Mapping[str, NDArray[Any]],
-    writer: ArrayWriter,
+    activations: Activations,
     *,
-    on_nonfinite: str,
-    loss: NDArray[np.float32] | None,
-) -> tuple[list[ObjectRecord], dict[str, int]]:
-    """Write all arrays of a shard; return their records, and NaN and infinities by hookpoint."""
-    with ThreadPoolExecutor(writer.threads, thread_name_prefix="actlas-commit") as pool:
-        statistics_of = partial(ShardStatistics.of, documents=store.shard_documents(shard))
-        found = dict(zip(activations, pool.map(statistics_of, activations.values()), strict=True))
-        if on_nonfinite == "refuse":
-            for name, statistics in found.items():
-                count = _n_nonfinite(statistics, len(activations[name]))
-                unit = int(statistics.moments.n.argmin())
-                refuse_nonfinite(name, shard, count, unit, store.plan.dtype)
-        try:
-            # Columns first: who is wrong about which row is which writes nothing else.
-            columns = store.shard_columns(shard)
-            specs = [store.arrays.rows[name] for name in columns]
-            records = list(pool.map(writer.exact, specs, columns.values()))
-            if loss is not None:
-                records.append(writer.losses(store.arrays.rows[LOSS], loss))
+    loss: NDArray[np.float32] | None = None,
+    **options: Any,
+) -> Receipt:
+    """Write one shard of extraction: :func:`commit` of :class:`DenseOutputs`.
 
-            def write(name: str) -> list[ObjectRecord]:
-                stored, dense = writer.computed(store.arrays.activations[name], activations[name])
-                if stored is not None:
-                    found[name] = statistics_of(stored)
-                table = found[name].table(store.arrays.statistics_names)[None]
-                return [dense, writer.derived(store.arrays.statistics[name], table)]
-
-            for written in pool.map(write, activations):
-                records += written
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    start, stop = store.shard_range(shard)
-    return records, {name: _n_nonfinite(s, stop - start) for name, s in found.items()}
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    shard : int
+        The number of the shard.
+    activations : mapping of hookpoint to ndarray, shape [rows of the shard, units]
+        In the plan's dtype, the rows in their stored order.
+    loss : ndarray of float32, shape [rows of the shard], optional
+        The next-token loss of each row, in nats: where the plan has it.
+    **options
+        ``attempt``, ``run`` and ``on_nonfinite`` of :func:`commit`.
+    """
+    return commit(store, shard, DenseOutputs(activations, loss), **options)
 
 
-def check_shapes(
+def commit_pooled(store: StoreReader, shard: int, pooled: PooledRows, **options: Any) -> Receipt:
+    """Write one shard of pooled rows: :func:`commit` of :class:`PooledOutputs`.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    shard : int
+        The number of the shard, a range of whole documents.
+    pooled : mapping of (hookpoint, pooling) to ndarray of float32, shape [documents, units]
+        NaN for documents without tokens.
+    **options
+        ``attempt``, ``run`` and ``on_nonfinite`` of :func:`commit`.
+    """
+    return commit(store, shard, PooledOutputs(pooled), **options)
+
+
+def write_receipt(
     store: StoreReader,
+    job: str,
     shard: int,
-    activations: Mapping[str, NDArray[Any]],
-    loss: NDArray[np.float32] | None,
-) -> None:
-    """Raise where the arrays are not those of the plan's shard."""
-    if (loss is not None) != store.plan.with_loss:
-        raise ValueError(f"shard {shard}: a loss where the plan has one, and only there")
-    if set(activations) != set(store.arrays.activations):
-        raise HookpointError(
-            f"shard {shard}: got activations of {', '.join(sorted(activations))}, the plan has "
-            f"{', '.join(store.arrays.activations)}."
-        )
-    start, stop = store.shard_range(shard)
-    for name, rows in activations.items():
-        spec = store.arrays.activations[name]
-        if rows.shape != (stop - start, spec.shape[1]) or rows.dtype != spec.numpy_dtype:
-            raise ValueError(
-                f"shard {shard}, {name}: got {rows.dtype} {rows.shape}, expected {spec.dtype} "
-                f"({stop - start}, {spec.shape[1]})"
-            )
+    covers: tuple[int, int],
+    records: Sequence[ObjectRecord],
+    *,
+    attempt: str,
+    n_nonfinite: Mapping[str, int],
+    run: Mapping[str, Any] | None,
+    generation: int = 0,
+) -> Receipt:
+    """Write a shard's receipt, the last of its objects, and return the one that stands.
 
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    job : str
+        The job's name.
+    shard : int
+        The number of the shard.
+    covers : tuple of int
+        The rows (of a pooled shard, the documents) [start, stop) that it holds.
+    records : sequence of ObjectRecord
+        Every object of the shard.
+    attempt : str
+        Names this attempt.
+    n_nonfinite : mapping of str to int
+        NaN and infinite values by hookpoint.
+    run : mapping or None
+        How the rows were made.
+    generation : int
+        0 for a run; a repair with other bits writes the next one.
 
-def _n_nonfinite(statistics: ShardStatistics, n_rows: int) -> int:
-    return int(n_rows * len(statistics.moments.n) - statistics.moments.n.sum())
+    Raises
+    ------
+    ConflictError
+        The plan at this path is another one by now.
+    """
+    receipt = Receipt(
+        format_version=FORMAT_VERSION,
+        plan_sha256=store.plan_sha256,
+        job=job,
+        shard=shard,
+        start=covers[0],
+        stop=covers[1],
+        attempt=attempt,
+        host=socket.gethostname(),
+        created_unix_s=time.time(),
+        versions=versions(),
+        objects=tuple(records),
+        n_nonfinite=dict(n_nonfinite),
+        run=dict(run or {}),
+        generation=generation,
+    )
+    store.require_same_plan()
+    return store.receipts(job).write(receipt)

@@ -15,7 +15,7 @@ from support.jobs import options
 from actlas.jobs.run.run import run_extraction
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME
 from actlas.store.store import open_store
-from actlas.store.write.commit_pooled import commit_pooled
+from actlas.store.write.commit import commit_pooled
 
 HANGS = """
 import logging, os, signal, time

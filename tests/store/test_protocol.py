@@ -37,8 +37,8 @@ from actlas.store.shards.writer import ShardWriter
 from actlas.store.store import Store, open_store
 from actlas.store.verify.verify import verify
 from actlas.store.write import array_writer as writer
-from actlas.store.write.array_writer import first_unlike
 from actlas.store.write.commit import commit_shard
+from actlas.store.write.matching import first_mismatch
 
 Make = Callable[..., Store]
 
@@ -391,10 +391,12 @@ def test_a_row_that_another_attempt_left_with_nan_is_not_adopted(make: Make) -> 
     for bad in (np.nan, np.inf):
         left = {key: values.copy() for key, values in rows.items()}
         left[name][7, 1] = bad
-        assert first_unlike(left[name], rows[name], 1e-2) == 7
-        assert first_unlike(rows[name], left[name], 1e-2) == 7
-        assert first_unlike(left[name], left[name], 1e-2) is None  # the same kernel overflows alike
+        assert first_mismatch(left[name], rows[name], 1e-2) == 7
+        assert first_mismatch(rows[name], left[name], 1e-2) == 7
+        assert (
+            first_mismatch(left[name], left[name], 1e-2) is None
+        )  # the same kernel overflows alike
         left[name][3] *= 1.5
         again = left[name].copy()
         again[3] /= 1.5
-        assert first_unlike(left[name], again, 1e-2) == 3
+        assert first_mismatch(left[name], again, 1e-2) == 3

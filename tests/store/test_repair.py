@@ -29,7 +29,7 @@ from actlas.store.verify.repair_shard import repair_pooled, repair_shard
 from actlas.store.verify.verify import verify
 from actlas.store.write import array_writer as writer
 from actlas.store.write.array_writer import ArrayWriter
-from actlas.store.write.commit_pooled import commit_pooled
+from actlas.store.write.commit import commit_pooled
 
 Make = Callable[..., Store]
 SHARD = 1

@@ -20,8 +20,7 @@ from actlas.store.ledger import lease
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.store import Store, open_store
 from actlas.store.verify.repair_shard import repair_pooled, repair_shard
-from actlas.store.write.commit import commit_shard
-from actlas.store.write.commit_pooled import commit_pooled
+from actlas.store.write.commit import commit_pooled, commit_shard
 from support.stores import Columns, create, plan_for, truth, words_columns
 
 HOOKPOINT = "resid_post.0"
