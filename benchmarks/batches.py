@@ -35,7 +35,7 @@ class Case:
     width: int = 768
     shard_rows: int = 16_384
     batch_size: int = 8_192
-    pool_rows: int = 65_536
+    buffer_rows: int = 65_536
     few_batches: int = 2
     """Of random rows: as many as a patient person waits for."""
     rounds: int = 5
@@ -63,7 +63,7 @@ def ours(store: Store, case: Case, dtype: torch.dtype, **options: Any) -> NDArra
         store,
         HOOKPOINT,
         batch_size=case.batch_size,
-        pool_rows=case.pool_rows,
+        buffer_rows=case.buffer_rows,
         dtype=dtype,
         **options,
     )
@@ -122,7 +122,7 @@ def contenders(
         return partial(ours, store, case, dtype, **more)
 
     every = case.n_rows
-    stream = batches(store, HOOKPOINT, batch_size=case.batch_size, pool_rows=case.pool_rows)
+    stream = batches(store, HOOKPOINT, batch_size=case.batch_size, buffer_rows=case.buffer_rows)
     batch = next(iter(stream))
     assert np.array_equal(batch.activations.numpy(), rows[batch.rows].astype(np.float32))
     found = [
@@ -173,10 +173,10 @@ def speed_table(case: Case, folder: Path, report: Report) -> None:
         notes=(
             f"GB/s of raw bytes and rows a second (median of {case.rounds}): {case.n_rows:,} x "
             f"{case.width} bfloat16 in shards of {case.shard_rows:,}, batches of "
-            f"{case.batch_size:,}, a pool of {case.pool_rows:,} rows. actlas checks each chunk's "
-            "crc32c and gives row numbers with each batch. The limit reads the same files from "
-            "end to end with readinto, decodes nothing and checks nothing; its ratio is by rows. "
-            f"Random rows: {case.few_batches} batches only, widened to float32. {_absent()}",
+            f"{case.batch_size:,}, a shuffle buffer of {case.buffer_rows:,} rows. actlas checks "
+            "each chunk's crc32c and gives row numbers with each batch. The limit reads the same "
+            "files from end to end with readinto, decodes nothing and checks nothing; its ratio is "
+            f"by rows. Random rows: {case.few_batches} batches only, widened to float32. {_absent()}",
             harness.COLD,
         ),
     )

@@ -44,7 +44,7 @@ def in_store(document: Integers, order: str, shard_rows: int) -> Integers:
 
 
 def by_sampler(
-    row_document: Integers, shard_rows: int, chunk_rows: int, pool_rows: int
+    row_document: Integers, shard_rows: int, chunk_rows: int, buffer_rows: int
 ) -> Iterator[Integers]:
     """Yield the documents of an epoch's rows, group by group, in the order of our batches."""
     n_chunks = len(row_document) // chunk_rows
@@ -52,8 +52,8 @@ def by_sampler(
     usable = np.full(n_chunks, chunk_rows)
     selection = select(0, chunk // (shard_rows // chunk_rows), chunk, usable)
     epoch = Epoch(selection, 0, 0)
-    for start in range(0, selection.n_rows, pool_rows):
-        wanted = epoch.request(start, min(start + pool_rows, selection.n_rows))
+    for start in range(0, selection.n_rows, buffer_rows):
+        wanted = epoch.request(start, min(start + buffer_rows, selection.n_rows))
         sizes = wanted.stop - wanted.start
         first = wanted.chunk * chunk_rows + wanted.start - (np.cumsum(sizes) - sizes)
         rows = np.repeat(first, sizes) + np.arange(sizes.sum())
@@ -92,10 +92,10 @@ def inflation(documents: Integers, batch_size: int) -> tuple[float, float]:
 
 def mixing_table(report: Report, quick: bool) -> None:
     """Set our batches beside documents in order, a shuffle buffer and independent rows."""
-    n_tokens, batch_size, pool_rows = (1 << 23, 8192, 262_144)
+    n_tokens, batch_size, buffer_rows = (1 << 23, 8192, 262_144)
     shard_rows = layout.SHARD_ROWS_MAX
     if quick:
-        n_tokens, batch_size, pool_rows, shard_rows = (1 << 18, 512, 1 << 14, 1 << 13)
+        n_tokens, batch_size, buffer_rows, shard_rows = (1 << 18, 512, 1 << 14, 1 << 13)
     corpora = {"short": short_lengths(n_tokens), "long": long_lengths(n_tokens)}
     table = Table(
         "How well batches are mixed",
@@ -103,8 +103,9 @@ def mixing_table(report: Report, quick: bool) -> None:
         notes=(
             f"Variance of the means of batches of {batch_size:,} over that of independent rows "
             f"(1 is as good); {RHO:.0%} of the variance lies between documents. "
-            f"{n_tokens:,} tokens, shards of {shard_rows:,} rows, a pool of {pool_rows:,} rows; "
-            "short: geometric, 50 tokens on average; long: log-normal, median 500, sigma 1.6. "
+            f"{n_tokens:,} tokens, shards of {shard_rows:,} rows, a shuffle buffer of "
+            f"{buffer_rows:,} rows; short: geometric, 50 tokens on average; long: log-normal, "
+            "median 500, sigma 1.6. "
             "Simulated with the sampler's own integers; the buffer holds 65,536 rows of documents "
             "in order.",
         ),
@@ -112,7 +113,7 @@ def mixing_table(report: Report, quick: bool) -> None:
     found: dict[str, list[str]] = {}
     for kind, lengths in corpora.items():
         document = np.repeat(np.arange(len(lengths)), lengths)
-        for name, order in _orders(document, shard_rows, pool_rows, batch_size):
+        for name, order in _orders(document, shard_rows, buffer_rows, batch_size):
             value, distinct = inflation(order, batch_size)
             found.setdefault(name, []).extend([f"{value:.2f}", f"{distinct:,.0f}"])
             report.figures[figure_name("mixing", kind, name)] = value
@@ -121,12 +122,12 @@ def mixing_table(report: Report, quick: bool) -> None:
 
 
 def _orders(
-    document: Integers, shard_rows: int, pool_rows: int, batch_size: int
+    document: Integers, shard_rows: int, buffer_rows: int, batch_size: int
 ) -> Iterator[tuple[str, Integers]]:
     yield "independent", np.random.default_rng(5).permutation(document)
     for order, chunk in (("shuffled", 256), ("shuffled", 1024), ("corpus", 1024)):
         rows = in_store(document, order, shard_rows)
-        groups = by_sampler(rows, shard_rows, chunk, pool_rows)
+        groups = by_sampler(rows, shard_rows, chunk, buffer_rows)
         yield f"actlas {order} {chunk}", np.concatenate(list(groups))
     yield "buffer", reservoir(document, min(65_536, 8 * batch_size))
     yield "in order", document

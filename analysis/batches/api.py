@@ -1,4 +1,4 @@
-"""Shuffled batches of activations: near the speed of a sequential read, exact to resume."""
+"""``actlas.batches``: shuffled batches of activations, read sequentially, resumed exactly."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import SupportsIndex
 import numpy as np
 import torch
 
-from actlas.analysis.batches.sampler import Selection, pool_slots
+from actlas.analysis.batches.sampler import Selection, buffer_slots
 from actlas.analysis.batches.selection import SpecialRows, select_rows
-from actlas.analysis.batches.shuffle_buffer import Pool
+from actlas.analysis.batches.shuffle_buffer import ShuffleBuffer
 from actlas.analysis.batches.state import BatchState
 from actlas.analysis.batches.stream import Batch, Batches
 from actlas.store.errors import ConfigError, NotExtractedError
@@ -22,9 +22,9 @@ from actlas.store.read.reader import StoreReader
 
 __all__ = ["Batch", "Batches", "batches"]
 
-POOL_ROWS = 262_144
+BUFFER_ROWS = 262_144
 
-POOL_BYTES_MAX = 1 << 30
+BUFFER_BYTES_MAX = 1 << 30
 
 
 def batches(
@@ -39,89 +39,102 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     drop_last: bool = False,
-    pool_rows: int | None = None,
+    buffer_rows: int | None = None,
     dtype: torch.dtype = torch.float32,
     special: bool = False,
     prefetch: bool = True,
     threads: int | None = None,
+    pool_rows: int | None = None,
 ) -> Batches:
     """Return a stream of shuffled batches of one hookpoint's rows.
 
     Each selected row comes once in an epoch, on one rank. Whole chunks from all over the store are
-    read into a pool of ``pool_rows`` rows, permuted there and cut into batches; since rows lie
-    shuffled in their shards, a batch is close to an independent sample, at the speed of reading
-    the files from end to end. The order depends on the options and on which shards are extracted
-    when this is called, and on nothing else.
+    read into a shuffle buffer of ``buffer_rows`` rows, permuted there and cut into batches. Since
+    rows are stored shuffled within their shards, a batch is close to an independent sample, at the
+    speed of a sequential read. The order depends only on the options and on the shards that are
+    extracted at the time of the call.
 
     Parameters
     ----------
     store : StoreReader
-        Shards that are not extracted yet are left out.
+        The store to read. Shards that are not extracted yet are left out.
     hookpoint : str
-        Such as ``resid_post.3``.
+        The name of a hookpoint, such as ``resid_post.3``.
     batch_size : int
-        Rows of a batch; the last of an epoch may be shorter.
+        Rows of a batch; the last batch of an epoch may be shorter.
     seed : int
-        Of the selection and of the order.
+        The seed of the selection and of the order.
     fraction : float
-        The share of rows to take, by whole chunks evenly over shards: 0.1 reads a tenth of the
+        The share of rows to take, in whole chunks, evenly over shards: 0.1 reads a tenth of the
         bytes. In a store of order ``corpus`` a chunk is a run of text, so few documents are taken
         whole instead of a few rows of each.
     skip : float
-        The share to leave out first: (skip 0, fraction 0.9) and (skip 0.9, fraction 0.1) with the
-        same seed share no row, for training and held-out sets.
+        The share of rows to leave out first: (skip 0, fraction 0.9) and (skip 0.9, fraction 0.1)
+        with the same seed share no row, for training and held-out sets.
     epochs : int or None
-        How many one loop gives; None never ends.
+        Epochs of one loop; None never ends.
     rank, world_size : int
-        Which share of the batches is given: every rank gives as many, of other rows.
+        This rank, from 0, and the number of ranks. All ranks give the same number of batches, of
+        different rows.
     drop_last : bool
-        Leave out the rows of an epoch's end that make no full batch on every rank: others in every
-        epoch.
-    pool_rows : int, optional
-        Rows permuted together, rounded down to a multiple of ``batch_size``. Default: 262,144, or
-        what fits 1 GiB; ``Batches.pool_bytes`` says what the memory is.
+        Whether to leave out the rows at the end of an epoch that make no full batch on every rank;
+        they differ from epoch to epoch.
+    buffer_rows : int, optional
+        Rows of the shuffle buffer, permuted together; rounded down to a multiple of ``batch_size``.
+        Default: 262,144, or as many as fit 1 GiB. ``Batches.buffer_bytes`` is the memory.
     dtype : torch dtype
-        Of the batches.
+        The dtype of the batches.
     special : bool
-        Give the rows of special tokens too, in a store that keeps them. They are few, of one
-        direction and of huge norm, and a sparse autoencoder would learn little else from them.
+        Whether to give the rows of special tokens too, in a store that keeps them. They are few,
+        have nearly one direction and a very large norm, and a sparse autoencoder would learn little
+        else from them.
     prefetch : bool
-        Read the next group while this one is used, in a second pool.
+        Whether to read the next group into a second buffer while one is used.
     threads : int, optional
-        That read, check and decode. Default: two a core (they wait for the disk), from 4 to 16;
-        on an object store 64 (``ACTLAS_READERS``).
+        Number of threads that read, check and decode. Default: two per core (they wait for the
+        disk), from 4 to 16; on an object store 64 (``ACTLAS_READERS``).
+    pool_rows : int, optional
+        Alias of ``buffer_rows``.
 
     Raises
     ------
     HookpointError
         The store has no such hookpoint.
     NotExtractedError
-        Nothing is extracted yet.
+        No shard is extracted yet.
     ConfigError
-        An option makes no sense, or the selection has fewer rows than a batch.
+        An option is out of range, or the selection has fewer rows than a batch.
     CorruptDataError
-        While iterating: stored bytes are not the ones that were written; it names the rows.
+        During iteration: stored bytes differ from the bytes that were written; the message names
+        the rows.
 
     Examples
     --------
     >>> for x, rows in actlas.batches(store, "resid_post.3", fraction=0.1):  # doctest: +SKIP
     ...     train(x)                                    # [8192, 256] float32
-    ...     store.rows.token_id[rows]                   # the tokens that they are of
+    ...     store.rows.token_id[rows]                   # the tokens of these rows
     """
     array = store.activations[hookpoint]
     seed, batch_size = _whole("seed", seed), _whole("batch_size", batch_size)
     rank, world_size = _whole("rank", rank), _whole("world_size", world_size)
-    pool_rows = None if pool_rows is None else _whole("pool_rows", pool_rows)
-    _check(batch_size, fraction, skip, epochs, rank, world_size, pool_rows, threads)
+    if pool_rows is not None:
+        if buffer_rows is not None:
+            raise ConfigError(
+                "pool_rows: expected buffer_rows or its alias pool_rows, got both.",
+                field="pool_rows",
+            )
+        buffer_rows = pool_rows
+    buffer_rows = None if buffer_rows is None else _whole("buffer_rows", buffer_rows)
+    _check(batch_size, fraction, skip, epochs, rank, world_size, buffer_rows, threads)
     done = sorted(store.done())
     if not done:
-        raise NotExtractedError(f"{store.path}: nothing is extracted yet: `actlas extract`.")
+        raise NotExtractedError(f"{store.path}: no shard is extracted yet: run `actlas extract`.")
     left_out = None
     if store.rows.special is not None and not special:
         left_out = SpecialRows(array.spec, store.rows.special, done)
     selection = select_rows(array.spec, done, left_out, seed, fraction, skip)
     _check_enough(selection, batch_size, world_size)
-    rows = _pool_rows(array.spec, batch_size, pool_rows)
+    rows = _buffer_rows(array.spec, batch_size, buffer_rows)
     key = BatchState(
         epoch=0,
         base=0,
@@ -144,9 +157,9 @@ def batches(
         store,
         hookpoint,
         selection,
-        Pool(
+        ShuffleBuffer(
             array,
-            pool_slots(selection.sizes, rows),
+            buffer_slots(selection.sizes, rows),
             left_out,
             ahead=prefetch,
             threads=threads or max(4, min(16, 2 * (os.cpu_count() or 1)), store.objects.n_readers),
@@ -158,8 +171,8 @@ def batches(
     )
 
 
-def _pool_rows(spec: ArraySpec, batch_size: int, asked: int | None) -> int:
-    rows = asked or min(POOL_ROWS, POOL_BYTES_MAX // spec.row_bytes)
+def _buffer_rows(spec: ArraySpec, batch_size: int, asked: int | None) -> int:
+    rows = asked or min(BUFFER_ROWS, BUFFER_BYTES_MAX // spec.row_bytes)
     return max(rows // batch_size, 1) * batch_size
 
 
@@ -170,7 +183,7 @@ def _digest(plan_sha256: str, done: Sequence[int]) -> str:
 
 
 def _whole(field: str, value: SupportsIndex) -> int:
-    """Return a Python integer, which JSON can hold, of whatever integer is given."""
+    """Return an integer of any type as Python's own, which JSON can hold."""
     try:
         return operator.index(value)
     except TypeError:
@@ -184,7 +197,7 @@ def _check(
     epochs: int | None,
     rank: int,
     world_size: int,
-    pool_rows: int | None,
+    buffer_rows: int | None,
     threads: int | None,
 ) -> None:
     def refuse(field: str, got: object, expected: str) -> None:
@@ -196,8 +209,8 @@ def _check(
     for field, value in whole.items():
         if value < 1:
             refuse(field, value, "at least 1")
-    if pool_rows is not None and pool_rows < batch_size:
-        refuse("pool_rows", f"{pool_rows:,}", f"at least one batch of {batch_size:,} rows")
+    if buffer_rows is not None and buffer_rows < batch_size:
+        refuse("buffer_rows", f"{buffer_rows:,}", f"at least one batch of {batch_size:,} rows")
     if not 0 <= rank < world_size:
         refuse("rank", rank, f"one of 0 to {world_size - 1}: world_size is {world_size}")
     if not 0 < fraction <= 1:

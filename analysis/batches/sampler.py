@@ -1,19 +1,20 @@
-"""Which row comes when: the order of shuffled batches. Integers in, integers out.
+"""The order of shuffled batches. Integers in, integers out: nothing is read here.
 
 The unit of reading is a whole inner chunk. Chunks are selected and put in a seeded order that is
-even over shards; laid out they make a line of N rows, new in every epoch, cut into groups of P
-rows. A group's chunks are read whole into a pool, its rows are permuted there and cut into
-batches of B; P is a multiple of B::
+even over shards. Their rows in that order are the epoch order, N rows, new in every epoch. It is
+cut into groups of P rows: the chunks of a group are read whole into the shuffle buffer, its rows
+are permuted there and cut into batches of B rows; P is a multiple of B::
 
     chunks       |  17  |  4  |  31  |  8  |  22  |  5  |  40  |  13  | 9 |
-    line         0                                                        N
-    groups, P    |------ 0 ------|------ 1 ------|------ 2 ------|--rest--|
-    2 ranks      |    rank 0     |    rank 1     | r0 piece | r1 piece    |
-                 '---------- round 0 ------------'------- the rest -------'
+    epoch order  0                                                        N
+    groups, P    |------ 0 ------|------ 1 ------|------ 2 ------|--------|
+    2 ranks      |    rank 0     |    rank 1     |   rank 0   |  rank 1   |
+                 '---------- round 0 ------------'---------- tail --------'
 
-Every rank gives the same number of batches. A state is (epoch, base, batch): the rows of the line
-that were done before the present number of ranks took over, and the batches that each rank gave
-since. It is the same on all ranks, and at a round's end the number of ranks may change.
+A rank's part of a round or of the tail is a segment. Every rank gives the same number of batches.
+A position is (epoch, base, batch): the rows of the epoch order that were given before the present
+number of ranks took over, and the batches that each rank has given since. It is the same on all
+ranks, and at the end of a round the number of ranks may change.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ STREAM_STRATA = 4
 
 STREAM_EPOCHS = 5
 
-STREAM_POOL = 6
+STREAM_BUFFER = 6
 
 Integers = NDArray[np.int64]
 
@@ -47,16 +48,16 @@ def even_order(seed: int, shard: Integers, chunk: Integers) -> Integers:
     Parameters
     ----------
     seed : int
-        Another seed gives another order.
+        Different seeds give different orders.
     shard : ndarray of int64, shape [n], ascending
         The shard of each chunk.
     chunk : ndarray of int64, shape [n]
-        The chunk's number in the store, which no other has.
+        The chunk's number in the store, unique among all chunks.
 
     Returns
     -------
     ndarray of int64, shape [n]
-        Indexes into the two.
+        Indices into ``shard`` and ``chunk``.
 
     Examples
     --------
@@ -73,10 +74,19 @@ def even_order(seed: int, shard: Integers, chunk: Integers) -> Integers:
 
 
 class Selection(NamedTuple):
-    """Chunks to read and which of their usable rows count, shape [n] each, in order of shards.
+    """The selected chunks and their selected rows, in the order of shards.
 
-    A chunk's usable rows are numbered from 0 in the order in which they lie; ``[start, stop)`` of
-    them are selected: all, but for the first and last chunk of the selection.
+    The usable rows of a chunk are numbered from 0 in storage order; ``[start, stop)`` of them are
+    selected: all of them, except in the first and the last chunk of the selection.
+
+    Attributes
+    ----------
+    shard : ndarray of int64, shape [n]
+        The shard of each chunk, ascending.
+    chunk : ndarray of int64, shape [n]
+        The chunk's number in the store.
+    start, stop : ndarray of int64, shape [n]
+        The selected usable rows.
     """
 
     shard: Integers
@@ -86,12 +96,12 @@ class Selection(NamedTuple):
 
     @property
     def sizes(self) -> Integers:
-        """Selected rows of each chunk."""
+        """Number of selected rows of each chunk; shape [n]."""
         return self.stop - self.start
 
     @property
     def n_rows(self) -> int:
-        """Selected rows of all."""
+        """Number of selected rows of all chunks."""
         return int(self.sizes.sum())
 
 
@@ -111,11 +121,12 @@ def select(
     Parameters
     ----------
     seed : int
-        The same for selections that are to be disjoint.
+        The seed of the chunks' order; the same for selections that must be disjoint.
     shard, chunk, usable : ndarray of int64, shape [n]
-        Of each chunk: its shard (ascending), its number in the store, its usable rows.
+        For each chunk: its shard (ascending), its number in the store, its number of usable rows.
     fraction, skip : float
-        In [0, 1], and so is their sum.
+        The share of rows to select, and the share to leave out before it; each in [0, 1], and so
+        is their sum.
     """
     order = even_order(seed, shard, chunk)
     total = int(usable.sum())
@@ -131,14 +142,15 @@ def select(
 
 
 class Request(NamedTuple):
-    """What to read for a piece of the line, and how to order it.
+    """A read request: the chunks of a segment, and the permutation of their rows.
 
     Attributes
     ----------
     chunk, start, stop : ndarray of int64, shape [k]
-        Of each chunk, in the line's order, usable rows [start, stop).
+        For each chunk, in the epoch order: its number in the store, and its usable rows
+        [start, stop).
     order : ndarray of int64, shape [n]
-        The permutation of those n rows, laid one after the other.
+        The permutation of those n rows, concatenated chunk by chunk.
     """
 
     chunk: Integers
@@ -148,7 +160,17 @@ class Request(NamedTuple):
 
 
 class Epoch:
-    """One epoch's line: the selected chunks in a new order, even over shards."""
+    """The order of one epoch: the selected chunks in a new order, even over shards.
+
+    Parameters
+    ----------
+    selection : Selection
+        The selected chunks.
+    seed : int
+        The seed of the stream.
+    epoch : int
+        The epoch, from 0.
+    """
 
     def __init__(self, selection: Selection, seed: int, epoch: int) -> None:
         self._seed = int(hash64(seed, STREAM_EPOCHS, np.array([epoch]))[0])
@@ -157,12 +179,12 @@ class Epoch:
         self._edges = np.concatenate([[0], np.cumsum(selection.sizes[order])])
 
     def request(self, start: int, stop: int) -> Request:
-        """Return what rows [start, stop) of the line ask for."""
+        """Return the read request for rows [start, stop) of the epoch order."""
         first = int(np.searchsorted(self._edges, start, side="right")) - 1
         last = max(first, int(np.searchsorted(self._edges, stop, side="left")))
         edges = self._edges[first : last + 1]
         offset = self._start[first:last] - edges[:-1]
-        key = hash64(self._seed, STREAM_POOL, np.arange(start, stop, dtype=np.int64))
+        key = hash64(self._seed, STREAM_BUFFER, np.arange(start, stop, dtype=np.int64))
         return Request(
             chunk=self._chunk[first:last],
             start=np.maximum(edges[:-1], start) + offset,
@@ -171,8 +193,16 @@ class Epoch:
         )
 
 
-class Piece(NamedTuple):
-    """Rows [start, stop) of the line, cut into batches at ``edges`` (counted from ``start``)."""
+class Segment(NamedTuple):
+    """A segment of the epoch order: the rows that one rank reads together.
+
+    Attributes
+    ----------
+    start, stop : int
+        Rows [start, stop) of the epoch order.
+    edges : ndarray of int64, shape [batches + 1]
+        Where batches begin and end, counted from ``start``.
+    """
 
     start: int
     stop: int
@@ -180,30 +210,31 @@ class Piece(NamedTuple):
 
     @property
     def n_batches(self) -> int:
-        """How many batches."""
+        """Number of batches of the segment."""
         return len(self.edges) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Deal:
-    """How a line of rows is dealt to ranks: by groups in turn, the rest evenly.
+class RankSchedule:
+    """The division of an epoch order among ranks: groups in turn, and the tail evenly.
 
     Parameters
     ----------
     n_rows : int
-        Of the line.
-    batch_size, pool_rows : int
+        Rows of the epoch order.
+    batch_size, buffer_rows : int
         Rows of a batch and of a group; the second is a multiple of the first.
     rank, world_size : int
+        This rank, from 0, and the number of ranks.
     drop_last : bool
-        Leave out what makes no full batch on every rank.
+        Whether to leave out rows that make no full batch on every rank.
     base : int
-        Rows of the line that were dealt before.
+        Rows of the epoch order that were given before.
     """
 
     n_rows: int
     batch_size: int
-    pool_rows: int
+    buffer_rows: int
     rank: int = 0
     world_size: int = 1
     drop_last: bool = False
@@ -212,74 +243,75 @@ class Deal:
     @property
     def group_batches(self) -> int:
         """Batches of a full group."""
-        return self.pool_rows // self.batch_size
+        return self.buffer_rows // self.batch_size
 
     @property
     def n_rounds(self) -> int:
         """Rounds in which every rank has a full group."""
-        return (self.n_rows - self.base) // (self.pool_rows * self.world_size)
+        return (self.n_rows - self.base) // (self.buffer_rows * self.world_size)
 
     @property
-    def rest_batches(self) -> int:
-        """Batches that each rank makes of the rest."""
-        rest, share = self._rest, self.world_size * self.batch_size
-        return rest // share if self.drop_last else ceil_div(rest, share)
+    def tail_batches(self) -> int:
+        """Batches that each rank makes of the tail."""
+        rows, share = self._tail_rows, self.world_size * self.batch_size
+        return rows // share if self.drop_last else ceil_div(rows, share)
 
     @property
     def n_batches(self) -> int:
         """Batches of each rank."""
-        return self.n_rounds * self.group_batches + self.rest_batches
+        return self.n_rounds * self.group_batches + self.tail_batches
 
     @property
-    def n_pieces(self) -> int:
-        """Pieces of each rank: its groups, then its part of the rest."""
-        return self.n_rounds + (self.rest_batches > 0)
+    def n_segments(self) -> int:
+        """Segments of each rank: its groups, then its part of the tail."""
+        return self.n_rounds + (self.tail_batches > 0)
 
     @property
-    def _rest(self) -> int:
-        return (self.n_rows - self.base) % (self.pool_rows * self.world_size)
+    def _tail_rows(self) -> int:
+        return (self.n_rows - self.base) % (self.buffer_rows * self.world_size)
 
-    def piece(self, index: int) -> Piece:
-        """Return a piece of this rank."""
+    def segment(self, index: int) -> Segment:
+        """Return this rank's segment with an index from 0."""
         size = self.batch_size
         if index < self.n_rounds:
-            start = self.base + (index * self.world_size + self.rank) * self.pool_rows
+            start = self.base + (index * self.world_size + self.rank) * self.buffer_rows
             edges = np.arange(self.group_batches + 1, dtype=np.int64) * size
-            return Piece(start, start + self.pool_rows, edges)
-        rest, n = self._rest, self.rest_batches
-        start = self.n_rows - rest + rest * self.rank // self.world_size
-        stop = self.n_rows - rest + rest * (self.rank + 1) // self.world_size
+            return Segment(start, start + self.buffer_rows, edges)
+        tail, n = self._tail_rows, self.tail_batches
+        start = self.n_rows - tail + tail * self.rank // self.world_size
+        stop = self.n_rows - tail + tail * (self.rank + 1) // self.world_size
         edges = np.arange(n + 1, dtype=np.int64) * size
         if not self.drop_last:
             rows = stop - start
             edges = np.minimum(edges, rows)
             if n > 1 and size > 1 and edges[-2] == rows:
-                # With one row less than another rank there is none left for the last batch: the
-                # one before it gives one, since a trainer has no use for an empty batch.
+                # A rank with one row less than another has no row left for its last batch: the
+                # batch before gives up one row, since a trainer has no use for an empty batch.
                 edges[-2] -= 1
-        return Piece(start, start + int(edges[-1]), edges)
+        return Segment(start, start + int(edges[-1]), edges)
 
     def locate(self, batch: int) -> tuple[int, int]:
-        """Return (piece, batch within it) of this rank's batch."""
-        piece = min(batch // self.group_batches, self.n_rounds)
-        return piece, batch - piece * self.group_batches
+        """Return the segment that holds this rank's batch, and the batch's number within it."""
+        segment = min(batch // self.group_batches, self.n_rounds)
+        return segment, batch - segment * self.group_batches
 
     def rows_before(self, batch: int) -> int | None:
-        """Return the rows of the line done by all ranks, where ``batch`` is a round's end."""
+        """Return the rows given by all ranks before ``batch``; None unless it ends a round."""
         rounds, within = divmod(batch, self.group_batches)
         if within or rounds > self.n_rounds:
             return None
-        return self.base + rounds * self.pool_rows * self.world_size
+        return self.base + rounds * self.buffer_rows * self.world_size
 
 
-def pool_slots(sizes: Integers, pool_rows: int) -> int:
-    """Return the most chunks that any ``pool_rows`` rows of any order of chunks can touch.
+def buffer_slots(sizes: Integers, buffer_rows: int) -> int:
+    """Return the largest number of chunks that ``buffer_rows`` rows of an epoch order can touch.
 
     Parameters
     ----------
     sizes : ndarray of int64, shape [n]
         Rows of each chunk, above zero.
-    pool_rows : int
+    buffer_rows : int
+        Rows of the shuffle buffer.
     """
-    whole = np.cumsum(np.sort(sizes))  # the smallest ones inside, and one cut at each end
-    return min(len(sizes), int(np.searchsorted(whole, pool_rows - 2, side="right")) + 2)
+    whole = np.cumsum(np.sort(sizes))  # the smallest chunks inside, and a partial one at each end
+    return min(len(sizes), int(np.searchsorted(whole, buffer_rows - 2, side="right")) + 2)

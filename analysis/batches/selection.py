@@ -1,4 +1,4 @@
-"""Which rows a stream of batches is made of: extracted, not special, a fraction of them."""
+"""The rows of a stream of batches: a fraction of the extracted rows, without special tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ Integers = NDArray[np.int64]
 
 
 class SpecialRows:
-    """Which rows are of special tokens, one bit a row; and the usable rows of a chunk: the rest."""
+    """The rows of special tokens, one bit per row, and the usable rows of a chunk: all others.
+
+    Parameters
+    ----------
+    spec : ArraySpec
+        The layout of the array whose chunks are read.
+    column : LazyArray of int, shape [rows]
+        Not 0 for rows of special tokens.
+    shards : sequence of int
+        The extracted shards.
+    """
 
     def __init__(self, spec: ArraySpec, column: LazyArray, shards: Sequence[int]) -> None:
         self._spec = spec
@@ -24,13 +34,13 @@ class SpecialRows:
         }
 
     def counts(self, shard: int) -> Integers:
-        """Return the usable rows of each of a shard's chunks."""
+        """Return the number of usable rows in each chunk of a shard; shape [chunks]."""
         usable = ~self._flags(shard)
         starts = np.arange(0, len(usable), self._spec.chunk_rows)
         return np.add.reduceat(usable, starts, dtype=np.int64)
 
     def __call__(self, chunk: int) -> Integers:
-        """Return the usable rows of a chunk, counted from its first."""
+        """Return the usable rows of a chunk, counted from the chunk's first row; shape [rows]."""
         shard, within = divmod(chunk, self._spec.chunks_per_shard)
         start = within * self._spec.chunk_rows
         return np.flatnonzero(~self._flags(shard, start, start + self._spec.chunk_rows))
@@ -50,7 +60,19 @@ def select_rows(
     fraction: float,
     skip: float,
 ) -> Selection:
-    """Return the selected chunks of the extracted shards ``done``, without the rows left out."""
+    """Return the selected chunks of the extracted shards.
+
+    Parameters
+    ----------
+    spec : ArraySpec
+        The layout of the array whose chunks are read.
+    done : sequence of int
+        The extracted shards, ascending.
+    left_out : SpecialRows, optional
+        Rows that are not usable. Default: all rows are.
+    seed, fraction, skip
+        See :func:`~actlas.analysis.batches.sampler.select`.
+    """
     counts = []
     for shard in done:
         start, stop = spec.shard_range(shard)

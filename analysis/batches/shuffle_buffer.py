@@ -1,4 +1,4 @@
-"""The bounded pool: whole chunks read, checked and decoded by threads, the next group ahead."""
+"""The shuffle buffer: threads read, check and decode whole chunks, one group ahead of its use."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32:
 
 
 class Block(NamedTuple):
-    """A group's rows in the pool, and the order in which they are given.
+    """The rows of a group in the shuffle buffer, with their random order.
 
     Attributes
     ----------
-    values : ndarray of int, shape [rows of the pool, width]
+    values : ndarray of int, shape [rows of the buffer, units]
         The stored bits.
     places : ndarray of int64, shape [n]
-        Where in ``values`` the n rows lie, permuted.
+        The index in ``values`` of each of the n rows, permuted.
     rows : ndarray of int64, shape [n]
-        Their row numbers in the store, permuted alike.
+        The row numbers in the store, in the same order.
     dtype : torch dtype
-        What the bits mean.
+        The dtype whose bits ``values`` holds.
     """
 
     values: NDArray[Any]
@@ -56,7 +56,22 @@ class Block(NamedTuple):
     dtype: torch.dtype
 
     def cut(self, start: int, stop: int, dtype: torch.dtype) -> tuple[torch.Tensor, Integers]:
-        """Return rows [start, stop) in the given order: a fresh tensor, and the row numbers."""
+        """Return rows [start, stop) of the permuted order.
+
+        Parameters
+        ----------
+        start, stop : int
+            A range of ``places``.
+        dtype : torch dtype
+            The dtype to convert to.
+
+        Returns
+        -------
+        Tensor, shape [stop - start, units]
+            A new tensor.
+        ndarray of int64, shape [stop - start]
+            Row numbers in the store.
+        """
         places, rows = self.places[start:stop], self.rows[start:stop].copy()
         out = torch.empty((stop - start, self.values.shape[1]), dtype=dtype)
         if dtype == self.dtype:
@@ -77,7 +92,7 @@ class Block(NamedTuple):
         return out, rows
 
     def _take(self, places: Integers, out: NDArray[Any]) -> None:
-        # "clip" lets numpy write into `out` at once; no place is outside the pool.
+        # "clip" lets numpy write into `out` at once; no place is outside the buffer.
         np.take(self.values, places, axis=0, mode="clip", out=out)
 
 
@@ -89,7 +104,7 @@ class _Reading(NamedTuple, Generic[Tag]):
     block: Future[Block]
 
     def result(self) -> Block:
-        """Wait for it; raise the first error of its threads."""
+        """Wait for the group and return it; raise the first error of its threads."""
         done, waiting = wait(self.chunks, return_when=FIRST_EXCEPTION)
         if waiting:
             for future in waiting:
@@ -99,21 +114,22 @@ class _Reading(NamedTuple, Generic[Tag]):
         return self.block.result()
 
 
-class Pool(Generic[Tag]):
+class ShuffleBuffer(Generic[Tag]):
     """Reads groups of chunks of one array into memory that is used again and again.
 
     Parameters
     ----------
     array : LazyArray, shape [row, unit]
-        Whose chunks are read.
+        The array whose chunks are read.
     slots : int
-        The most chunks of a group.
+        The largest number of chunks in a group.
     usable : callable, optional
-        The usable rows of a chunk; all of them where none is given.
+        Returns the usable rows of a chunk. Default: all rows are usable.
     ahead : bool
-        Read the next group while one is being consumed: two groups in memory instead of one.
+        Whether to read the next group while one is being used: two groups in memory instead of
+        one.
     threads : int
-        That read, check and decode.
+        Number of threads that read, check and decode.
     """
 
     def __init__(
@@ -127,24 +143,29 @@ class Pool(Generic[Tag]):
 
     @property
     def n_bytes(self) -> int:
-        """Memory of the pool, both groups where it reads ahead."""
+        """Memory of the buffer in bytes; of two groups where it reads ahead."""
         spec = self.array.spec
         return (1 + self.ahead) * self.slots * spec.chunk_rows * spec.row_bytes
 
     def blocks(self, requests: Iterator[tuple[Tag, Request]]) -> Generator[tuple[Tag, Block]]:
-        """Yield each request's rows. A block's memory is used again when the next is asked for.
+        """Yield the rows of each request. A block is valid until the next one is asked for.
 
-        Closing the generator, or dropping it, ends its threads.
+        Closing or dropping the generator ends its threads.
+
+        Parameters
+        ----------
+        requests : iterator of (tag, Request)
+            Tags are yielded with their blocks.
 
         Raises
         ------
         CorruptDataError
-            Stored bytes are not the ones that were written; the message names the rows.
+            Stored bytes differ from the bytes that were written; the message names the rows.
         RuntimeError
-            It goes on in a forked process, where its threads are not.
+            The generator is continued in a forked process, which does not have its threads.
         """
         first = next(requests, None)
-        if first is not None:  # proves that rows are as wide as they are said to be
+        if first is not None:  # a chunk of another width fails here, before memory is allocated
             self._read(int(first[1].chunk.min()), None)
             requests = itertools.chain([first], requests)
         buffers = [self._buffer() for _ in range(1 + self.ahead)]
@@ -162,8 +183,9 @@ class Pool(Generic[Tag]):
                 yield tag, block
                 if getpid() != process:
                     raise RuntimeError(
-                        "batches were begun before this process was forked, and their threads "
-                        "stayed behind: begin to iterate in the process that uses them."
+                        "iteration over the batches began before this process was forked, and "
+                        "the threads stayed in the parent: start iterating in the process that "
+                        "uses the batches."
                     )
                 if not self.ahead:
                     begun = self._begin(executor, next(requests, None), buffers[0])
@@ -198,7 +220,7 @@ class Pool(Generic[Tag]):
         self.array.reader(shard).read_chunk(within, out)
 
     def _arrange(self, wanted: Request, buffer: NDArray[Any]) -> Block:
-        """Work out where each row lies in the pool, in the order in which they are given."""
+        """Compute the place of each row in the buffer, in the permuted order."""
         spec = self.array.spec
         counts = wanted.stop - wanted.start
         first = np.cumsum(counts) - counts

@@ -1,4 +1,4 @@
-"""Where a stream of batches stands, and all that its order depends on, as JSON."""
+"""The state of a stream of batches as JSON: its position, and the whole key of its order."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from actlas.store.errors import ConfigError
 
 
 class Position(NamedTuple):
-    """The next batch.
+    """The position of a stream: its next batch.
 
     Attributes
     ----------
     epoch : int
+        The epoch, from 0.
     base : int
         Rows of the epoch that were given before the present number of ranks took over.
     batch : int
-        Batches that each rank gave since.
+        Batches that each rank has given since.
     """
 
     epoch: int
@@ -27,7 +28,7 @@ class Position(NamedTuple):
 
 
 class BatchState(BaseModel):
-    """What ``state_dict`` holds: the position, and the whole key of the order."""
+    """The content of a ``state_dict``: the position, and all that the order depends on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -47,29 +48,40 @@ class BatchState(BaseModel):
     special: bool
     batch_size: int
     pool_rows: int
+    """Rows of the shuffle buffer; saved states have the name that it had first."""
     drop_last: bool
     world_size: int
 
     @property
     def position(self) -> Position:
-        """Where it stands."""
+        """The position of the stream."""
         return Position(self.epoch, self.base, self.batch)
 
     def require_same_order(self, expected: BatchState) -> None:
-        """Raise ``ConfigError`` where a state belongs to batches in another order.
+        """Check that this state belongs to batches in the expected order.
 
-        The number of ranks is no part of this: it may change at a round's end.
+        The number of ranks may differ: it may change at the end of a round.
+
+        Parameters
+        ----------
+        expected : BatchState
+            The state of the batches that would go on from this one.
+
+        Raises
+        ------
+        ConfigError
+            The orders differ; ``details["field"]`` names the first field that does.
         """
         free = {"epoch", "base", "batch", "world_size", "n_shards"}
         for field in type(self).model_fields:
             got, wanted = getattr(self, field), getattr(expected, field)
             if field in free or got == wanted:
                 continue
-            hint = "Give the same options as then, or begin anew without the state."
+            hint = "Give the options that the state was saved with, or start again without it."
             if field == "shards_sha256":
                 hint = (
                     f"The store had {self.n_shards} extracted shards then and has "
-                    f"{expected.n_shards} now, so the order is another: begin anew without the "
+                    f"{expected.n_shards} now, which changes the order: start again without the "
                     "state."
                 )
             raise ConfigError(
@@ -81,20 +93,24 @@ class BatchState(BaseModel):
 
 
 def parse_state(state: Any) -> BatchState:
-    """Return a state as it was saved.
+    """Check a saved state and return it.
+
+    Parameters
+    ----------
+    state : object
+        The result of ``Batches.state_dict()``, possibly through JSON.
 
     Raises
     ------
     ConfigError
-        It is not one. The message names the first field that is wrong.
+        The object is no such state; the message names the first wrong field.
     """
     try:
         return BatchState.model_validate(state)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
+        where = ".".join(map(str, first["loc"])) or "the whole value"
         raise ConfigError(
-            f"this is no state of batches: {where}: {first['msg']}. Give what `state_dict()` "
-            "returned.",
+            f"not a state of batches: {where}: {first['msg']}. Give a result of `state_dict()`.",
             field=where,
         ) from error

@@ -1,4 +1,4 @@
-"""The stream of shuffled batches: its position, its state, and how its pool is fed."""
+"""The stream of shuffled batches: iteration, position, saved state, and change of ranks."""
 
 from __future__ import annotations
 
@@ -10,40 +10,51 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from actlas.analysis.batches.sampler import Deal, Epoch, Piece, Request, Selection
-from actlas.analysis.batches.shuffle_buffer import Pool
+from actlas.analysis.batches.sampler import Epoch, RankSchedule, Request, Segment, Selection
+from actlas.analysis.batches.shuffle_buffer import ShuffleBuffer
 from actlas.analysis.batches.state import BatchState, Position, parse_state
 from actlas.store.errors import ConfigError
 from actlas.store.read.reader import StoreReader
 
 
 class Batch(NamedTuple):
-    """Rows in random order.
+    """A batch of rows in random order.
 
     Attributes
     ----------
-    activations : Tensor, shape [b, width]
-    rows : ndarray of int64, shape [b]
-        Where they lie: they index ``store.rows`` and ``store.activations``.
+    activations : Tensor, shape [rows, units]
+        The activations, in the dtype of the stream.
+    rows : ndarray of int64, shape [rows]
+        Row numbers: indices into ``store.rows`` and ``store.activations``.
     """
 
     activations: torch.Tensor
     rows: NDArray[np.int64]
 
 
-class Work(NamedTuple):
-    """A piece of an epoch, and the first of its batches to give."""
+class PlannedSegment(NamedTuple):
+    """A segment to read.
+
+    Attributes
+    ----------
+    position : Position
+        The position of the segment's first batch.
+    segment : Segment
+        Its rows of the epoch order, and its batches.
+    first : int
+        The first of its batches to give: 0, except where a saved state stands within it.
+    """
 
     position: Position
-    piece: Piece
+    segment: Segment
     first: int
 
 
 class Batches(IterableDataset[Batch]):
-    """A stream of shuffled batches. Make one with :func:`actlas.batches`.
+    """A stream of shuffled batches, as :func:`actlas.batches` returns it.
 
-    Iterating goes on from the position: a loop that is left and begun again gives what comes next,
-    and after the last epoch asked for the next loop gives further ones, in another order.
+    Iteration continues from the position: a loop that is left and started again gives the next
+    batches, and a loop after the last epoch gives further epochs, in a new order.
 
     Attributes
     ----------
@@ -51,8 +62,20 @@ class Batches(IterableDataset[Batch]):
         Selected rows, of all ranks.
     batches_per_epoch : int
         On each rank; also ``len()``.
-    pool_rows : int
-        Rows of a group, permuted together.
+    buffer_rows : int
+        Rows of the shuffle buffer, permuted together; also ``pool_rows``.
+    store : Store
+        The store that is read.
+    hookpoint : str
+        The hookpoint whose rows are given.
+    rank, world_size : int
+        This rank, from 0, and the number of ranks.
+    batch_size : int
+        Rows of a batch.
+    epochs : int or None
+        Epochs of one loop; None never ends.
+    dtype : torch dtype
+        The dtype of the batches.
     """
 
     def __init__(
@@ -60,7 +83,7 @@ class Batches(IterableDataset[Batch]):
         store: StoreReader,
         hookpoint: str,
         selection: Selection,
-        pool: Pool[Work],
+        buffer: ShuffleBuffer[PlannedSegment],
         key: BatchState,
         *,
         epochs: int | None,
@@ -69,36 +92,46 @@ class Batches(IterableDataset[Batch]):
     ) -> None:
         self.store, self.hookpoint, self.rank = store, hookpoint, rank
         self.world_size, self.batch_size = key.world_size, key.batch_size
-        self.pool_rows, self.n_rows = key.pool_rows, key.n_rows
+        self.buffer_rows, self.n_rows = key.pool_rows, key.n_rows
         self.epochs, self.dtype = epochs, dtype
-        self._selection, self._pool, self._key = selection, pool, key
+        self._selection, self._buffer, self._key = selection, buffer, key
         self._position = Position(0, 0, 0)
-        self._turn = object()
+        self._iteration = object()
 
     @property
     def epoch(self) -> int:
-        """The epoch of the batch given last, from 0."""
+        """The epoch of the last batch, from 0."""
         return self._position.epoch
 
     @property
     def batch(self) -> int:
-        """Batches given in this epoch, since the number of ranks changed in it if it did."""
+        """Batches given in this epoch, since the number of ranks last changed."""
         return self._position.batch
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of an epoch on each rank."""
-        return self._deal(0).n_batches
+        """Number of batches of an epoch on each rank."""
+        return self._schedule(0).n_batches
 
     @property
     def width(self) -> int:
-        """Units of a row."""
-        return self._pool.array.shape[1]
+        """Number of units of a row."""
+        return self._buffer.array.shape[1]
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Memory of the shuffle buffer during iteration: two groups, or one without prefetch."""
+        return self._buffer.n_bytes
+
+    @property
+    def pool_rows(self) -> int:
+        """Alias of ``buffer_rows``."""
+        return self.buffer_rows
 
     @property
     def pool_bytes(self) -> int:
-        """Memory that the pool takes while iterating: two groups, or one without prefetch."""
-        return self._pool.n_bytes
+        """Alias of ``buffer_bytes``."""
+        return self.buffer_bytes
 
     def __len__(self) -> int:
         return self.batches_per_epoch
@@ -108,109 +141,126 @@ class Batches(IterableDataset[Batch]):
         if worker is not None and worker.num_workers > self.world_size:
             raise ConfigError(
                 f"{worker.num_workers} workers of a DataLoader would each give the same batches "
-                f"(world_size {self.world_size}). Batches read ahead in threads of their own: "
+                f"(world_size {self.world_size}). Batches already read ahead in their own threads: "
                 "give num_workers=0, or iterate without a DataLoader."
             )
-        self._turn = object()
-        return self._run(self._turn)
+        self._iteration = object()
+        return self._run(self._iteration)
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """Yield the activations alone, as SAELens's ``data_provider`` wants them."""
+        """Yield the activations without row numbers, as SAELens's ``data_provider`` takes them."""
         for batch in self:
             yield batch.activations
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position and all that the order depends on: JSON, the same on every rank."""
+        """Return the position and all that the order depends on.
+
+        The dict can be written as JSON and is the same on every rank.
+        """
         return self._key.model_copy(update=self._position._asdict()).model_dump()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a state was saved: the next batches are those of the run that saved it.
+        """Continue from a saved state: the next batches are those of the run that saved it.
 
-        A state of another number of ranks is taken where it stands at the end of a round (every
-        rank has given whole groups, ``pool_rows / batch_size`` batches each) or of an epoch.
+        A state of another number of ranks is accepted at the end of a round (every rank has given
+        whole groups, ``buffer_rows / batch_size`` batches each) or of an epoch.
+
+        Parameters
+        ----------
+        state : dict
+            The result of :meth:`state_dict` on any rank.
 
         Raises
         ------
         ConfigError
-            It belongs to another order, and the message says which field differs; or it is of
-            another number of ranks and stands within a round.
+            The state belongs to another order, and the message names the field that differs; or
+            it is of another number of ranks and within a round.
         """
         given = parse_state(state)
         given.require_same_order(self._key)
-        deal = self._deal(given.base, given.world_size)
-        if given.base > self.n_rows or given.batch > deal.n_batches:
+        schedule = self._schedule(given.base, given.world_size)
+        if given.base > self.n_rows or given.batch > schedule.n_batches:
             raise ConfigError(
-                f"the state stands at batch {given.batch} after {given.base} rows, past the "
-                f"epoch's {self.n_rows} rows: it was changed.",
+                f"the state is at batch {given.batch} after {given.base} rows, past the end of "
+                f"the epoch's {self.n_rows} rows: it was changed after it was saved.",
                 field="batch",
             )
         position = given.position
         if given.world_size != self.world_size:
-            position = self._regrouped(given, deal)
-        self._position, self._turn = position, object()
+            position = self._regrouped(given, schedule)
+        self._position, self._iteration = position, object()
 
-    def _regrouped(self, given: BatchState, deal: Deal) -> Position:
-        done = self.n_rows if given.batch == deal.n_batches else deal.rows_before(given.batch)
+    def _regrouped(self, given: BatchState, schedule: RankSchedule) -> Position:
+        done = (
+            self.n_rows if given.batch == schedule.n_batches else schedule.rows_before(given.batch)
+        )
         if done is None:
-            step = deal.group_batches
+            step = schedule.group_batches
             raise ConfigError(
-                f"the state is of {given.world_size} ranks and stands at batch {given.batch}, "
-                f"within a round; {self.world_size} ranks can take over where a round ends: after "
-                f"a multiple of {step} batches, or at the epoch's end. Go on with world_size="
-                f"{given.world_size} to the next one and save there.",
+                f"the state is of {given.world_size} ranks, at batch {given.batch}, within a "
+                f"round; {self.world_size} ranks can take over only where a round ends: after a "
+                f"multiple of {step} batches, or at the end of the epoch. Continue with world_size="
+                f"{given.world_size} to the end of the round and save the state there.",
                 field="world_size",
                 got=given.world_size,
                 expected=self.world_size,
             )
         return Position(given.epoch, done, 0)
 
-    def _deal(self, base: int, world_size: int | None = None) -> Deal:
-        return Deal(
+    def _schedule(self, base: int, world_size: int | None = None) -> RankSchedule:
+        return RankSchedule(
             n_rows=self.n_rows,
             batch_size=self.batch_size,
-            pool_rows=self.pool_rows,
+            buffer_rows=self.buffer_rows,
             rank=self.rank if world_size is None else 0,
             world_size=world_size or self.world_size,
             drop_last=self._key.drop_last,
             base=base,
         )
 
-    def _run(self, turn: object) -> Generator[Batch]:
+    def _run(self, iteration: object) -> Generator[Batch]:
         start = self._position
         stop = None if self.epochs is None else self.epochs * (start.epoch // self.epochs + 1)
-        blocks = self._pool.blocks(self._requests(start, stop))
+        blocks = self._buffer.blocks(self._requests(start, stop))
         try:
-            for work, block in blocks:
-                edges = work.piece.edges.tolist()
-                for i in range(work.first, work.piece.n_batches):
+            for planned, block in blocks:
+                edges = planned.segment.edges.tolist()
+                for i in range(planned.first, planned.segment.n_batches):
                     batch = Batch(*block.cut(edges[i], edges[i + 1], self.dtype))
-                    self._advance(turn, work.position._replace(batch=work.position.batch + i + 1))
+                    self._advance(
+                        iteration, planned.position._replace(batch=planned.position.batch + i + 1)
+                    )
                     yield batch
         finally:
             blocks.close()
         assert stop is not None
-        self._advance(turn, Position(stop, 0, 0))
+        self._advance(iteration, Position(stop, 0, 0))
 
-    def _advance(self, turn: object, position: Position) -> None:
-        if self._turn is not turn:
+    def _advance(self, iteration: object, position: Position) -> None:
+        if self._iteration is not iteration:
             raise RuntimeError(
-                "this iterator of batches is out of date: another was begun, or a state loaded. "
-                "Use one iterator at a time, or make a second Batches."
+                "this iterator of batches is no longer valid: another one was started, or a state "
+                "was loaded. Use one iterator at a time, or make a second Batches."
             )
         self._position = position
 
-    def _requests(self, start: Position, stop: int | None) -> Iterator[tuple[Work, Request]]:
-        """Yield what to read from a position on; a piece's position is its first batch."""
+    def _requests(
+        self, start: Position, stop: int | None
+    ) -> Iterator[tuple[PlannedSegment, Request]]:
+        """Yield the segments from a position on, with their read requests."""
         position = start
         while stop is None or position.epoch < stop:
             epoch = Epoch(self._selection, self._key.seed, position.epoch)
-            deal = self._deal(position.base)
-            piece_index, first = deal.locate(position.batch)
-            for index in range(piece_index, deal.n_pieces):
-                piece = deal.piece(index)
-                at = position._replace(batch=index * deal.group_batches)
-                if first < piece.n_batches:
-                    yield Work(at, piece, first), epoch.request(piece.start, piece.stop)
+            schedule = self._schedule(position.base)
+            segment_index, first = schedule.locate(position.batch)
+            for index in range(segment_index, schedule.n_segments):
+                segment = schedule.segment(index)
+                at = position._replace(batch=index * schedule.group_batches)
+                if first < segment.n_batches:
+                    yield (
+                        PlannedSegment(at, segment, first),
+                        epoch.request(segment.start, segment.stop),
+                    )
                 first = 0
             position = Position(position.epoch + 1, 0, 0)
 
@@ -220,6 +270,6 @@ class Batches(IterableDataset[Batch]):
         return (
             f"<batches of {self.hookpoint} in {self.store.path}: {self.n_rows:,} rows x "
             f"{self.width} as {str(self.dtype).removeprefix('torch.')}, {len(self):,} batches of "
-            f"{self.batch_size:,} an epoch, {epochs}{rank}; shuffled within {self.pool_rows:,} "
-            f"rows of random chunks, {self.pool_bytes / 2**20:,.0f} MiB of memory>"
+            f"{self.batch_size:,} an epoch, {epochs}{rank}; shuffled within {self.buffer_rows:,} "
+            f"rows of random chunks, {self.buffer_bytes / 2**20:,.0f} MiB of memory>"
         )

@@ -34,7 +34,7 @@ from actlas.store.errors import (
 from actlas.store.store import Store, open_store
 
 HOOKPOINT = "mlp.1"
-OPTIONS: dict[str, Any] = {"batch_size": 50, "pool_rows": 200}
+OPTIONS: dict[str, Any] = {"batch_size": 50, "buffer_rows": 200}
 
 
 def made(path: Path, n_documents: int = 90, shards: range | None = None, **changes: Any) -> Store:
@@ -133,7 +133,7 @@ def test_ranks_share_an_epoch_out(
         chunks_of(patch, chunk)
         path = tmp_path_factory.mktemp("shared") / "run.zarr"
         store = made(path, n_documents=30, shard_rows=64, order=order)
-        options: dict[str, Any] = {"batch_size": batch, "pool_rows": batch + pool, "seed": seed}
+        options: dict[str, Any] = {"batch_size": batch, "buffer_rows": batch + pool, "seed": seed}
         options |= {"fraction": share, "prefetch": prefetch, "world_size": ranks}
         truth = plain(store)
         each = [list(batches(store, HOOKPOINT, **options, rank=r)) for r in range(ranks)]
@@ -194,7 +194,7 @@ def test_the_number_of_ranks_changes_at_a_rounds_end_and_loses_nothing(store: St
     def ranks(n: int) -> list[Batches]:
         return [batches(store, HOOKPOINT, **OPTIONS, world_size=n, rank=r) for r in range(n)]
 
-    step = OPTIONS["pool_rows"] // OPTIONS["batch_size"]
+    step = OPTIONS["buffer_rows"] // OPTIONS["batch_size"]
     seen: list[Batch] = []
     two = ranks(2)
     for one in two:
@@ -230,7 +230,7 @@ def test_the_number_of_ranks_changes_at_a_rounds_end_and_loses_nothing(store: St
     [
         ("seed", {"seed": 1}),
         ("batch_size", {"batch_size": 40}),
-        ("pool_rows", {"pool_rows": 300}),
+        ("pool_rows", {"buffer_rows": 300}),
         ("fraction", {"fraction": 0.5}),
         ("skip", {"fraction": 0.5, "skip": 0.5}),
         ("drop_last", {"drop_last": True}),
@@ -342,11 +342,11 @@ def test_tensors_and_a_data_loader_give_the_same(store: Store) -> None:
 
 KILLED = """
 import json, os, sys, actlas
-from actlas.store import layout
+from actlas.store.format import layout
 layout.chunk_rows = lambda *_: 16
 from actlas.analysis.batches.api import batches
 path, saved = sys.argv[1:]
-stream = batches(actlas.open(path), "mlp.1", batch_size=50, pool_rows=200, epochs=3)
+stream = batches(actlas.open(path), "mlp.1", batch_size=50, buffer_rows=200, epochs=3)
 for i, batch in enumerate(stream):
     if i == 40:
         with open(saved + ".part", "w") as file:
@@ -378,9 +378,9 @@ def test_memory_is_two_pools_and_does_not_grow(store: Store) -> None:
     stream = batches(store, HOOKPOINT, **OPTIONS, epochs=8)
     row_bytes = store.activations[HOOKPOINT].spec.row_bytes
     # The whole chunks of 200 rows: 12 and one more at each end, and one that is short.
-    assert stream.pool_bytes <= 2 * (200 // 16 + 3) * 16 * row_bytes
+    assert stream.buffer_bytes <= 2 * (200 // 16 + 3) * 16 * row_bytes
     single = batches(store, HOOKPOINT, **OPTIONS, prefetch=False)
-    assert 2 * single.pool_bytes == stream.pool_bytes
+    assert 2 * single.buffer_bytes == stream.buffer_bytes
     held = []
     tracemalloc.start()
     try:
@@ -391,7 +391,7 @@ def test_memory_is_two_pools_and_does_not_grow(store: Store) -> None:
     finally:
         tracemalloc.stop()
     assert len(held) == 8
-    assert max(held[2:]) < held[1] + 0.5 * stream.pool_bytes
+    assert max(held[2:]) < held[1] + 0.5 * stream.buffer_bytes
 
 
 def our_threads() -> int:
@@ -423,7 +423,7 @@ def test_an_iterator_that_is_out_of_date_says_so(store: Store) -> None:
     next(first)
     second = iter(stream)
     next(second)
-    with pytest.raises(RuntimeError, match="out of date"):
+    with pytest.raises(RuntimeError, match="no longer valid: another one was started"):
         next(first)
     next(second)
 
@@ -465,7 +465,7 @@ def test_a_fork_says_so_and_does_not_hang(store: Store) -> None:
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size: got 0"),
-        ({"batch_size": 10**6, "pool_rows": None}, "the selection has"),
+        ({"batch_size": 10**6, "buffer_rows": None}, "the selection has"),
         ({"fraction": 0.01}, "the selection has"),
         ({"fraction": 0}, "fraction: got 0"),
         ({"fraction": 1.5}, "fraction: got 1.5"),
@@ -477,7 +477,7 @@ def test_a_fork_says_so_and_does_not_hang(store: Store) -> None:
         ({"world_size": 0}, "world_size: got 0"),
         ({"epochs": 0}, "epochs: got 0"),
         ({"threads": 0}, "threads: got 0"),
-        ({"pool_rows": 10}, "pool_rows: got 10"),
+        ({"buffer_rows": 10}, "buffer_rows: got 10"),
         ({"batch_size": 2.5}, "batch_size: got 2.5"),
         ({"seed": "a"}, "seed: got a"),
     ],
@@ -493,14 +493,14 @@ def test_no_hookpoint_and_nothing_extracted(store: Store, tmp_path: Path) -> Non
     with pytest.raises(HookpointError, match="this store has"):
         batches(store, "resid_post.9", **OPTIONS)
     empty = made(tmp_path / "run.zarr", shards=range(0))
-    with pytest.raises(NotExtractedError, match="nothing is extracted"):
+    with pytest.raises(NotExtractedError, match="no shard is extracted yet"):
         batches(empty, HOOKPOINT, **OPTIONS)
     assert issubclass(NotExtractedError, ActlasError)
 
 
 def test_numpy_integers_are_integers(store: Store) -> None:
     stream = batches(
-        store, HOOKPOINT, batch_size=np.int64(50), pool_rows=np.int64(200), seed=np.int64(0)
+        store, HOOKPOINT, batch_size=np.int64(50), buffer_rows=np.int64(200), seed=np.int64(0)
     )
     assert (
         json.loads(json.dumps(stream.state_dict()))
@@ -522,7 +522,7 @@ def test_batches_mix_documents_nearly_as_independent_rows_do(tmp_path: Path) -> 
     doc = np.asarray(zarr.open_array(f"{store.path}/rows/doc_idx", mode="r")[:])
     effect = np.random.default_rng(0).standard_normal(doc.max() + 1)[doc]
     effect -= effect.mean()
-    stream = batches(store, HOOKPOINT, batch_size=64, pool_rows=2048, drop_last=True, epochs=12)
+    stream = batches(store, HOOKPOINT, batch_size=64, buffer_rows=2048, drop_last=True, epochs=12)
     means = np.array([effect[batch.rows].mean() for batch in stream])
     inflation = means.var() / (effect.var() / 64)
     in_order = effect[np.argsort(store.documents.start[doc], kind="stable")]
@@ -545,3 +545,13 @@ def test_a_stream_that_is_left_open_ends_quietly_with_its_process(store: Store) 
         [sys.executable, "-c", patched, store.path], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_pool_is_an_alias_of_the_shuffle_buffer(store: Store) -> None:
+    one = batches(store, HOOKPOINT, batch_size=50, buffer_rows=200)
+    other = batches(store, HOOKPOINT, batch_size=50, pool_rows=200)
+    assert one.state_dict() == other.state_dict() and other.state_dict()["pool_rows"] == 200
+    assert other.pool_rows == other.buffer_rows == 200
+    assert other.pool_bytes == other.buffer_bytes == one.buffer_bytes
+    with pytest.raises(ConfigError, match="buffer_rows or its alias pool_rows, got both"):
+        batches(store, HOOKPOINT, pool_rows=200, buffer_rows=200)

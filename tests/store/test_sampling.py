@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from actlas.analysis.batches.sampler import Deal, Epoch, Selection, even_order, pool_slots, select
+from actlas.analysis.batches.sampler import (
+    Epoch,
+    RankSchedule,
+    Selection,
+    buffer_slots,
+    even_order,
+    select,
+)
 
 
 def chunks(sizes: list[list[int]]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -31,7 +38,7 @@ def listed(chunk: Any, start: Any, stop: Any) -> list[tuple[int, int]]:
 
 
 def rows_of(epoch: Epoch, start: int, stop: int) -> list[tuple[int, int]]:
-    """A piece's rows in the order in which they are given, by plain Python."""
+    """A segment's rows in the order in which they are given, by plain Python."""
     request = epoch.request(start, stop)
     laid = listed(request.chunk, request.start, request.stop)
     assert sorted(request.order.tolist()) == list(range(stop - start))
@@ -70,26 +77,26 @@ def test_an_epoch_gives_each_selected_row_once(
     if n == 0:
         return
     line = Epoch(selection, seed, epoch)
-    slots = pool_slots(selection.sizes, groups * batch)
+    slots = buffer_slots(selection.sizes, groups * batch)
     given_rows: list[tuple[int, int]] = []
     counts = set()
     for rank in range(ranks):
-        deal = Deal(n, batch, groups * batch, rank, ranks, drop_last)
+        schedule = RankSchedule(n, batch, groups * batch, rank, ranks, drop_last)
         mine = []
-        for index in range(deal.n_pieces):
-            piece = deal.piece(index)
-            assert len(line.request(piece.start, piece.stop).chunk) <= slots
-            rows = rows_of(line, piece.start, piece.stop)
-            mine += [rows[a:b] for a, b in zip(piece.edges[:-1], piece.edges[1:], strict=True)]
-        assert len(mine) == deal.n_batches
+        for index in range(schedule.n_segments):
+            segment = schedule.segment(index)
+            assert len(line.request(segment.start, segment.stop).chunk) <= slots
+            rows = rows_of(line, segment.start, segment.stop)
+            mine += [rows[a:b] for a, b in zip(segment.edges[:-1], segment.edges[1:], strict=True)]
+        assert len(mine) == schedule.n_batches
         assert all(len(b) == batch for b in (mine if drop_last else mine[:-2]))
         assert all(len(b) <= batch for b in mine)
         if n >= ranks and batch > 1 and (n % (ranks * groups * batch)) // ranks >= 1:
             assert all(mine)
-        for index in range(deal.n_batches):
-            piece_index, within = deal.locate(index)
-            piece = deal.piece(piece_index)
-            assert len(mine[index]) == piece.edges[within + 1] - piece.edges[within]
+        for index in range(schedule.n_batches):
+            segment_index, within = schedule.locate(index)
+            segment = schedule.segment(segment_index)
+            assert len(mine[index]) == segment.edges[within + 1] - segment.edges[within]
         counts.add(len(mine))
         given_rows += [row for rows in mine for row in rows]
     assert len(counts) == 1
@@ -173,28 +180,33 @@ def test_ranks_may_change_at_round_ends_and_lose_nothing(
 ) -> None:
     base, seen = 0, np.zeros(n, int)
     for i, world in enumerate(ranks):
-        deals = [Deal(n, batch, groups * batch, r, world, base=base) for r in range(world)]
+        schedules = [
+            RankSchedule(n, batch, groups * batch, r, world, base=base) for r in range(world)
+        ]
         last = i == len(ranks) - 1
-        rounds = deals[0].n_rounds if last else data.draw(st.integers(0, deals[0].n_rounds))
-        for deal in deals:
-            for index in range(deal.n_pieces if last else rounds):
-                piece = deal.piece(index)
-                seen[piece.start : piece.stop] += 1
-        before = deals[0].rows_before(rounds * groups)
+        rounds = schedules[0].n_rounds if last else data.draw(st.integers(0, schedules[0].n_rounds))
+        for schedule in schedules:
+            for index in range(schedule.n_segments if last else rounds):
+                segment = schedule.segment(index)
+                seen[segment.start : segment.stop] += 1
+        before = schedules[0].rows_before(rounds * groups)
         assert before is not None
         if groups > 1:
-            assert deals[0].rows_before(rounds * groups + 1) is None
+            assert schedules[0].rows_before(rounds * groups + 1) is None
         base = before
     assert (seen == 1).all()
 
 
 def test_pieces_of_the_rest_differ_by_at_most_one_row_and_leave_no_batch_empty() -> None:
-    deals = [Deal(n_rows=33, batch_size=4, pool_rows=16, rank=r, world_size=4) for r in range(4)]
-    pieces = [deal.piece(0) for deal in deals]
-    sizes = [piece.stop - piece.start for piece in pieces]
+    schedules = [
+        RankSchedule(n_rows=33, batch_size=4, buffer_rows=16, rank=r, world_size=4)
+        for r in range(4)
+    ]
+    segments = [schedule.segment(0) for schedule in schedules]
+    sizes = [segment.stop - segment.start for segment in segments]
     assert sorted(sizes) == [8, 8, 8, 9]
-    assert [np.diff(piece.edges).tolist() for piece in pieces][sizes.index(9)] == [4, 4, 1]
-    assert [np.diff(piece.edges).tolist() for piece in pieces][sizes.index(8)] == [4, 3, 1]
+    assert [np.diff(segment.edges).tolist() for segment in segments][sizes.index(9)] == [4, 4, 1]
+    assert [np.diff(segment.edges).tolist() for segment in segments][sizes.index(8)] == [4, 3, 1]
 
 
 def test_a_billion_rows_take_seconds_not_minutes() -> None:
