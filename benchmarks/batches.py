@@ -176,7 +176,8 @@ def speed_table(case: Case, folder: Path, report: Report) -> None:
             f"{case.batch_size:,}, a shuffle buffer of {case.buffer_rows:,} rows. actlas checks "
             "each chunk's crc32c and gives row numbers with each batch. The limit reads the same "
             "files from end to end with readinto, decodes nothing and checks nothing; its ratio is "
-            f"by rows. Random rows: {case.few_batches} batches only, widened to float32. {_absent()}",
+            f"by rows. Random rows: {case.few_batches} batches only, widened to float32. "
+            f"{_absent()}",
             harness.COLD,
         ),
     )
