@@ -14,8 +14,6 @@ from actlas.store.errors import (
     CorruptDataError,
     FormatError,
     InterruptedRunError,
-    RunFaultError,
-    of_one_object,
 )
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
 from actlas.store.ledger.derived import group_of
@@ -29,7 +27,6 @@ from actlas.store.write.derived import remove
 if TYPE_CHECKING:
     from actlas.pipeline.options import RunOptions
     from actlas.store.store import Store
-    from actlas.store.verify.derived import Finding
 
 Say = Callable[[str], None]
 
@@ -147,26 +144,17 @@ def _remembered(store: Store) -> list[str]:
 def _drop_stale(store: Store, say: Say) -> None:
     """Drop what was made from records that lie there no longer, until nothing is."""
     for _ in range(ROUNDS):
-        stale = [
-            (check.job, check.unit)
-            for check in derived_checks(store, full=False)
-            if check.job is not None and check.unit is not None and _finds(check.run)
-        ]
+        stale = []
+        for check in derived_checks(store, full=False):
+            subject = check.otherwise("")
+            if subject.job is not None and subject.shard is not None and check().damages:
+                stale.append((subject.job, subject.shard))
         if not stale:
             break
         _remember(store, {job for job, _ in stale})
         for job, unit in stale:
             _drop(store, job, unit)
             say(f"dropped: unit {unit} of {job}, made from what is there no longer")
-
-
-def _finds(run: Callable[[], tuple[int, int, list[Finding]]]) -> bool:
-    try:
-        return bool(run()[2])
-    except (ActlasError, OSError, ValueError) as error:
-        if isinstance(error, RunFaultError) and not of_one_object(error):
-            raise  # an outage makes nothing stale
-        return True
 
 
 def _drop(store: Store, job: str, unit: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from actlas.store.errors import ActlasError
 from actlas.store.features.features import open_features
@@ -17,7 +17,7 @@ from actlas.store.ledger.job_kinds import ENCODE, MARK_DIGITS, is_root, job_rece
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.objects.digests import object_digest
 from actlas.store.objects.threads import in_order
-from actlas.store.verify.damage import raise_if_outside, size_words
+from actlas.store.verify.damage import Check, Checked, Damage, raise_if_outside, size_words
 
 if TYPE_CHECKING:
     from actlas.store.read.reader import StoreReader
@@ -31,24 +31,6 @@ _MARKED = re.compile(rf"(([^/ ]+)/[^ ]*-[0-9a-f]{{{MARK_DIGITS}}})/", re.ASCII)
 """A key inside a group that one attempt wrote, if derived data lies in its first folder."""
 
 
-class Finding(NamedTuple):
-    """One object that is wrong, and the tokens that it takes with it, where it holds tokens."""
-
-    key: str
-    what: str
-    start: int | None = None
-    stop: int | None = None
-
-
-class DerivedCheck(NamedTuple):
-    """The check of one derived receipt, or of one set's description."""
-
-    run: Callable[[], tuple[int, int, list[Finding]]]
-    key: str
-    job: str | None = None
-    unit: int | None = None
-
-
 def derived_jobs(store: StoreReader) -> dict[str, list[int]]:
     """Return the derived jobs that have receipts, with the units that have one."""
     found = {}
@@ -58,19 +40,20 @@ def derived_jobs(store: StoreReader) -> dict[str, list[int]]:
     return found
 
 
-def derived_checks(store: StoreReader, full: bool) -> Iterator[DerivedCheck]:
+def derived_checks(store: StoreReader, full: bool) -> Iterator[Check]:
     """Yield the checks of all derived data of a store."""
     for name in names(store):
-        yield DerivedCheck(partial(_check_spec, store, name), spec_key(name))
+        yield Check(partial(_check_spec, store, name), partial(Damage, spec_key(name)))
     for name in copies(store):
-        yield DerivedCheck(partial(_check_copy, store, name), copy_key(name))
+        yield Check(partial(_check_copy, store, name), partial(Damage, copy_key(name)))
     for key in plain_groups(store):
-        yield DerivedCheck(partial(_check_plain, store, key), key)
+        yield Check(partial(_check_plain, store, key), partial(Damage, key))
     for job, units in derived_jobs(store).items():
         receipts = job_receipts(store, job)
         for unit in units:
-            check = partial(_check_receipt, store, receipts, unit, full)
-            yield DerivedCheck(check, receipt_key(job, unit), job, unit)
+            damage = partial(Damage, job=job, shard=unit)
+            check = partial(_check_receipt, store, receipts, unit, full, damage)
+            yield Check(check, partial(damage, receipt_key(job, unit)))
 
 
 def claimed(store: StoreReader) -> frozenset[str]:
@@ -127,24 +110,24 @@ def _readable(receipts: Receipts, unit: int) -> Receipt | None:
         return None  # its own check says why
 
 
-def _check_spec(store: StoreReader, name: str) -> tuple[int, int, list[Finding]]:
+def _check_spec(store: StoreReader, name: str) -> Checked:
     features, size = open_features(store, name), store.objects.size(spec_key(name)) or 0
     if features.spec.has_copy and store.objects.size(copy_key(name)) is None:
-        return 1, size, [Finding(copy_key(name), size_words(None, size))]
-    return 1, size, []
+        return Checked(1, size, [Damage(copy_key(name), size_words(None, size))])
+    return Checked(1, size, [])
 
 
-def _check_copy(store: StoreReader, name: str) -> tuple[int, int, list[Finding]]:
+def _check_copy(store: StoreReader, name: str) -> Checked:
     """Hold the copy of a description against it; where that is gone, it is what is damaged."""
     data = store.objects.read(copy_key(name))
     try:
         same = data == store.objects.read(spec_key(name))
     except FileNotFoundError:
         # The copy comes first: before the first codes it may be all that a killed beginning left.
-        lost = Finding(spec_key(name), size_words(None, len(data)))
-        return 1, len(data), [lost] if _begun(store, name) else []
+        lost = Damage(spec_key(name), size_words(None, len(data)))
+        return Checked(1, len(data), [lost] if _begun(store, name) else [])
     what = f"is not the same as {spec_key(name)}"
-    return 1, len(data), [] if same else [Finding(copy_key(name), what)]
+    return Checked(1, len(data), [] if same else [Damage(copy_key(name), what)])
 
 
 def _begun(store: StoreReader, name: str) -> bool:
@@ -165,26 +148,31 @@ def _stands_for_something(store: StoreReader, name: str) -> bool:
     return True
 
 
-def _check_plain(store: StoreReader, key: str) -> tuple[int, int, list[Finding]]:
+def _check_plain(store: StoreReader, key: str) -> Checked:
     expected = metadata_bytes(group_metadata())
     if store.objects.size(key) is None:
-        return 1, 0, [Finding(key, size_words(None, len(expected)))]
+        return Checked(1, 0, [Damage(key, size_words(None, len(expected)))])
     data = store.objects.read(key)
-    wrong = [] if data == expected else [Finding(key, "is not a plain group's metadata")]
-    return 1, len(data), wrong
+    wrong = [] if data == expected else [Damage(key, "is not a plain group's metadata")]
+    return Checked(1, len(data), wrong)
 
 
 def _check_receipt(
-    store: StoreReader, receipts: Receipts, unit: int, full: bool
-) -> tuple[int, int, list[Finding]]:
+    store: StoreReader,
+    receipts: Receipts,
+    unit: int,
+    full: bool,
+    damage_of: Callable[..., Damage],
+) -> Checked:
     job, receipt = receipts.job, receipts.read(unit)
     kind, _ = kind_of(job)
     of_tokens = kind is not None and kind.covers == "tokens"
     tokens = (receipt.start, receipt.stop) if of_tokens else (None, None)
-    findings = [
-        Finding(receipt_key(job, unit), f"was made from another {key} than lies there now", *tokens)
-        for key, seal in receipt.inputs.items()
-        if _seal_there(store, key) != seal
+    key = receipt_key(job, unit)
+    damages = [
+        damage_of(key, f"was made from another {source} than lies there now", *tokens)
+        for source, seal in receipt.inputs.items()
+        if _seal_there(store, source) != seal
     ]
     n_bytes = 0
     for record in receipt.objects:
@@ -192,11 +180,11 @@ def _check_receipt(
         n_bytes += size or 0
         read = full or record.key.endswith("/zarr.json")
         if size != record.n_bytes:
-            findings.append(Finding(record.key, size_words(size, record.n_bytes), *tokens))
+            damages.append(damage_of(record.key, size_words(size, record.n_bytes), *tokens))
         elif read and object_digest(store.objects, record.key)[1] != record.xxh3:
             what = "its bytes are not those that the receipt describes"
-            findings.append(Finding(record.key, what, *tokens))
-    return 1 + len(receipt.objects), n_bytes, findings
+            damages.append(damage_of(record.key, what, *tokens))
+    return Checked(1 + len(receipt.objects), n_bytes, damages)
 
 
 def _seal_there(store: StoreReader, key: str) -> str | None:

@@ -18,7 +18,7 @@ from actlas.store.objects.digests import object_sha256
 from actlas.store.objects.threads import in_order
 from actlas.store.read.reader import StoreReader
 from actlas.store.verify.damage import Check, Checked, Damage, raise_if_outside, size_words
-from actlas.store.verify.derived import DerivedCheck, derived_checks
+from actlas.store.verify.derived import derived_checks
 from actlas.store.verify.orphans import find_strays
 from actlas.store.verify.shards import Shard, shard_checks, shard_of
 
@@ -177,17 +177,7 @@ def _checks(store: StoreReader, shards: list[Shard], full: bool) -> Iterator[Che
 
     for checks in in_order(of_shard, shards, store.objects.n_readers):
         yield from checks
-    for check in derived_checks(store, full):
-        damage = partial(Damage, check.key, job=check.job, shard=check.unit)
-        yield Check(partial(_derived, check), damage)
-
-
-def _derived(check: DerivedCheck) -> Checked:
-    n_objects, n_bytes, findings = check.run()
-    damages = [
-        Damage(f.key, f.what, f.start, f.stop, job=check.job, shard=check.unit) for f in findings
-    ]
-    return Checked(n_objects, n_bytes, damages)
+    yield from derived_checks(store, full)
 
 
 def _check_plan(store: StoreReader, key: str) -> Checked:
