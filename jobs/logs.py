@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from actlas.jobs.redaction import redacted, redacted_values
 from actlas.store.objects.base import is_url, open_objects
-from actlas.store.objects.local_paths import Inside
+from actlas.store.objects.local_paths import LocalPaths
 
 if TYPE_CHECKING:
     pass
@@ -157,7 +157,7 @@ def start(store_path: str, role: str) -> logging.Handler:
             handler = _Object(store_path, name)
         else:
             root = Path(store_path.removeprefix("file://")).absolute()
-            folder = Inside(root).folder(root / FOLDER)  # a stranger's may lead elsewhere
+            folder = LocalPaths(root).folder(root / FOLDER)  # a stranger's may lead elsewhere
             folder.mkdir(parents=True, exist_ok=True)
             handler = _File(folder / f"{name}.jsonl", encoding="utf-8", delay=False)
     except OSError as error:

@@ -17,7 +17,7 @@ from actlas.store.errors import FormatError
 from actlas.store.format.schema import Plan, Receipt
 from actlas.store.format.sealing import seal, unseal
 from actlas.store.objects.base import Objects
-from actlas.store.objects.threads import in_order
+from actlas.store.objects.threads import map_in_order
 
 _NAME = re.compile(r"[0-9]{8}\.json", re.ASCII)
 
@@ -123,7 +123,7 @@ class Receipts:
         FileNotFoundError, CorruptDataError, FormatError
             As :meth:`read`.
         """
-        yield from in_order(self.read, shards, self.objects.n_readers)
+        yield from map_in_order(self.read, shards, self.objects.n_readers)
 
     def write(self, receipt: Receipt) -> Receipt:
         """Write a receipt and return the one that stands: the first writer's."""

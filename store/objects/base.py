@@ -1,9 +1,9 @@
-"""Where a store's bytes lie: create-only objects under keys, in a folder or in a bucket.
+"""``Objects``: how a store's bytes are kept, as create-only objects in a folder or a bucket.
 
-An object appears under its final name whole, durable, and once: the first writer wins. Locally a
-file is staged, synced, linked to its name and the folder is synced; the final name is never opened
-for writing. An object store does the same with a conditional PUT, see
-:mod:`actlas.store.objects.remote_create`.
+An object appears under its key complete, durable, and once: the first writer wins. On a file
+system a file is staged, synced, linked to its final name, and its folder is synced; the final name
+is never opened for writing. In a bucket a conditional PUT does the same
+(:func:`actlas.store.objects.remote_requests.create_object`).
 """
 
 from __future__ import annotations
@@ -20,73 +20,104 @@ from actlas.store.objects.local import LocalObjects
 
 
 class Objects(Protocol):
-    """Keys to immutable objects, plus the few small ones that may be replaced (leases, logs)."""
+    """A mapping of keys to immutable objects.
+
+    A few small objects may be replaced: heartbeats of leases, and logs. A key is a path relative to
+    the store, such as ``ledger/plan.json``.
+    """
 
     @property
     def url(self) -> str:
-        """Where it is: a folder or a URL, without credentials."""
+        """The folder or URL that the keys are relative to, without credentials."""
 
     @property
     def n_readers(self) -> int:
-        """How many reads at once keep it busy."""
+        """The number of concurrent reads that keeps the file system or object store busy."""
 
     def within(self, limit_s: float) -> Objects:
-        """Return the same objects for who would rather ask again later than wait for an answer.
+        """Return the same objects with a time limit on each request.
 
-        A request that is tried again while it fails is given up after ``limit_s`` seconds at the
-        latest, and raises ``RunFaultError``.
+        A request that has failed for ``limit_s`` seconds is not retried again: it raises
+        ``RunFaultError``.
+
+        Parameters
+        ----------
+        limit_s : float
+            Seconds.
         """
 
     def create(self, key: str, parts: Iterable[Buffer]) -> bool:
-        """Write an object whole and durable; False if there was one already, left as it is."""
+        """Write an object durably and return True, or return False if the key exists.
 
-    def replace(self, key: str, data: bytes) -> None:
-        """Write a small object over what was there, at once."""
+        An existing object is left unchanged.
 
-    def delete(self, key: str) -> None:
-        """Remove an object; nothing happens where there is none."""
-
-    def read(self, key: str, offset: int = 0, n_bytes: int | None = None) -> bytes:
-        """Return bytes [offset, offset + n_bytes) or to the end.
-
-        Raises
-        ------
-        FileNotFoundError
-            There is no such object.
+        Parameters
+        ----------
+        key : str
+            The object's key.
+        parts : iterable of bytes-like
+            The object's bytes, in order.
         """
 
-    def pieces(self, key: str, n_bytes: int) -> Iterator[bytes]:
-        """Yield a whole object in order, some ``n_bytes`` at a time.
+    def replace(self, key: str, data: bytes) -> None:
+        """Write a small object atomically, replacing any object under this key."""
+
+    def delete(self, key: str) -> None:
+        """Delete an object; a key that does not exist is no error."""
+
+    def read(self, key: str, offset: int = 0, n_bytes: int | None = None) -> bytes:
+        """Return bytes [offset, offset + n_bytes) of an object, or fewer at its end.
+
+        Parameters
+        ----------
+        key : str
+            The object's key.
+        offset : int
+            The first byte.
+        n_bytes : int, optional
+            The number of bytes; without it, everything from ``offset`` to the end.
 
         Raises
         ------
         FileNotFoundError
-            There is no such object.
+            The object does not exist.
+        """
+
+    def stream(self, key: str, n_bytes: int) -> Iterator[bytes]:
+        """Yield an object's bytes in order, about ``n_bytes`` at a time.
+
+        Raises
+        ------
+        FileNotFoundError
+            The object does not exist.
         """
 
     def size(self, key: str) -> int | None:
-        """Return the size in bytes, or None where there is no such object."""
+        """Return an object's size in bytes, or None if it does not exist."""
 
     def names(self, folder: str) -> Iterator[str]:
-        """Yield the names directly under a folder, in no order; none where there is no folder."""
+        """Yield the names directly under a folder, in no order; nothing if there is no folder."""
 
     def walk(self) -> Iterator[str]:
-        """Yield every key there is, in no order."""
+        """Yield every key, in no order."""
 
     def prune(self, folder: str) -> None:
-        """Remove a folder's empty folders and itself, where folders are a thing of their own."""
+        """Remove a folder's empty subfolders and the folder itself; a bucket has no folders."""
 
     def sweep(self) -> int:
-        """Remove what killed writers left unfinished; return how many. Only under the lease."""
+        """Remove the unfinished files of killed writers and return their number.
+
+        Only the holder of the store's lease may call this.
+        """
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is the URL of a bucket, and not of a folder.
+    """Return whether a path is the URL of a bucket, rather than a folder.
 
     Raises
     ------
     ConfigError
-        It was a URL, until pathlib took one of its slashes.
+        The path is a URL that pathlib shortened by one slash (``s3:/bucket``).
 
     Examples
     --------
@@ -96,7 +127,7 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     text = os.fspath(path)
     if re.match(r"(s3a?|gs|az(ure)?|abfss?|adl):/(?!/)", text):
         raise ConfigError(
-            f"{text}: this was a URL until pathlib took one of its slashes. Give it as a string.",
+            f"{text}: pathlib removed a slash from this URL. Give the URL as a string.",
             field="store",
         )
     scheme, separator, _ = text.partition("://")
@@ -109,9 +140,9 @@ def open_objects(url: str | os.PathLike[str]) -> Objects:
     Raises
     ------
     StoreNotFoundError
-        It is a URL of a kind that this version does not open.
+        The URL's scheme is not supported.
     ConfigError
-        It is a URL with credentials in it, or of no bucket.
+        The URL contains credentials, or names no bucket.
     """
     text = os.fspath(url)
     if is_url(text):

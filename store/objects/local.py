@@ -12,9 +12,10 @@ from pathlib import Path
 from typing_extensions import Buffer
 
 from actlas.store.errors import FormatError, RunFaultError, run_fault
-from actlas.store.objects.local_paths import MAX_RECORD_BYTES, Inside
+from actlas.store.objects.local_paths import MAX_RECORD_BYTES, LocalPaths
 
 STAGING = "ledger/staging"
+"""The folder in which a file is written before it gets its final name."""
 
 
 class LocalObjects:
@@ -28,7 +29,7 @@ class LocalObjects:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).absolute()
-        self._inside = Inside(self.root)
+        self._paths = LocalPaths(self.root)
 
     @property
     def url(self) -> str:
@@ -37,19 +38,19 @@ class LocalObjects:
 
     @property
     def n_readers(self) -> int:
-        """As many as processors: the disk answers faster than a chunk is decoded."""
+        """The number of CPUs, at most 8: a disk reads faster than a CPU decodes."""
         return min(8, os.cpu_count() or 1)
 
     def within(self, limit_s: float) -> LocalObjects:
-        """Return itself: a file system is asked once, and nothing is tried again."""
+        """Return itself: requests to a file system are never retried."""
         return self
 
     def path(self, key: str) -> Path:
-        """Return the file of a key, which never leaves the root."""
-        return self._inside.path(key)
+        """Return the path of a key's file, which always lies inside the root."""
+        return self._paths.path(key)
 
     def create(self, key: str, parts: Iterable[Buffer]) -> bool:
-        """Stage, sync, link and sync the folder; False if the name was taken."""
+        """Stage and sync the file, link it to its name, sync its folder; False if the key exists."""
         final = self.path(key)
         staging = self.path(STAGING)
         staged = staging / f"{uuid.uuid4().hex}.part"
@@ -65,7 +66,7 @@ class LocalObjects:
         return created
 
     def replace(self, key: str, data: bytes) -> None:
-        """Stage, sync, rename over and sync the folder."""
+        """Stage the file, sync it, rename it over any existing one, and sync the folder."""
         final = self.path(key)
         staging = self.path(STAGING)
         temporary = staging / f"{uuid.uuid4().hex}.part"
@@ -80,8 +81,8 @@ class LocalObjects:
             sync_folder(final.parent)
 
     def delete(self, key: str) -> None:
-        """Unlink the file. A folder of that name is no object."""
-        self._inside.folder(self.path(key).parent)
+        """Unlink the file. A folder of that name is left alone."""
+        self._paths.folder(self.path(key).parent)
         nothing = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
         with _faults(self.path(key)), nothing:
             self.path(key).unlink()
@@ -89,37 +90,40 @@ class LocalObjects:
     def read(self, key: str, offset: int = 0, n_bytes: int | None = None) -> bytes:
         """Read with ``pread``; fewer bytes come back only at the end of the file."""
         with _faults(self.path(key)):
-            fd = self._inside.open(self.path(key))
+            fd = self._paths.open(self.path(key))
             try:
                 wanted = os.fstat(fd).st_size - offset if n_bytes is None else n_bytes
                 if n_bytes is None and wanted > MAX_RECORD_BYTES:
-                    raise FormatError(f"{self.url}/{key}: {wanted:,} bytes are no record.")
+                    raise FormatError(
+                        f"{self.url}/{key}: got {wanted:,} bytes, which is no record of a store; "
+                        f"expected at most {MAX_RECORD_BYTES:,} bytes."
+                    )
                 return _pread(fd, wanted, offset)
             finally:
                 os.close(fd)
 
-    def pieces(self, key: str, n_bytes: int) -> Iterator[bytes]:
-        """Read from front to end."""
+    def stream(self, key: str, n_bytes: int) -> Iterator[bytes]:
+        """Yield the file's bytes in order."""
         offset = 0
         while piece := self.read(key, offset, n_bytes):
             offset += len(piece)
             yield piece
 
     def size(self, key: str) -> int | None:
-        """Return the file's size."""
-        return self._inside.size(self.path(key))
+        """Return the file's size in bytes, or None if it does not exist."""
+        return self._paths.size(self.path(key))
 
     def names(self, folder: str) -> Iterator[str]:
-        """List a folder."""
+        """Yield the names in a folder."""
         try:
-            with os.scandir(self._inside.folder(self.path(folder))) as entries:
+            with os.scandir(self._paths.folder(self.path(folder))) as entries:
                 for entry in entries:
                     yield entry.name
         except (FileNotFoundError, NotADirectoryError):
             return
 
     def walk(self) -> Iterator[str]:
-        """Walk the root folder. A link to a folder is told of as if it were a file."""
+        """Yield every key below the root. A symbolic link to a folder is yielded like a file."""
         for folder, below, names in os.walk(self.root):
             prefix = Path(folder).relative_to(self.root).as_posix()
             links = [name for name in below if Path(folder, name).is_symlink()]
@@ -127,21 +131,21 @@ class LocalObjects:
                 yield name if prefix == "." else f"{prefix}/{name}"
 
     def prune(self, folder: str) -> None:
-        """Remove empty folders, the deepest first; what holds a file stays."""
-        for where, _, _ in sorted(os.walk(self._inside.folder(self.path(folder))), reverse=True):
+        """Remove empty folders, deepest first; a folder that holds a file stays."""
+        for where, _, _ in sorted(os.walk(self._paths.folder(self.path(folder))), reverse=True):
             with contextlib.suppress(OSError):
                 Path(where).rmdir()
 
     def sweep(self) -> int:
-        """Empty the staging folder."""
+        """Empty the staging folder and return the number of files removed."""
         left = [f"{STAGING}/{name}" for name in self.names(STAGING)]
         for key in left:
             self.delete(key)
         return len(left)
 
     def _make_folder(self, folder: Path) -> None:
-        """Create a folder and its parents, each synced into the one above it."""
-        if self._inside.folder(folder).is_dir():
+        """Create a folder and its parents, and sync each folder's parent."""
+        if self._paths.folder(folder).is_dir():
             return
         if folder != self.root:
             self._make_folder(folder.parent)
@@ -151,7 +155,7 @@ class LocalObjects:
 
 @contextlib.contextmanager
 def _faults(path: Path) -> Iterator[None]:
-    """Turn what the surroundings are to blame for into a run fault; leave the rest as it is."""
+    """Turn errors of the environment (disk full, read-only) into ``RunFaultError``."""
     try:
         yield
     except OSError as error:
@@ -174,7 +178,10 @@ def _write_durably(path: Path, parts: Iterable[Buffer]) -> None:
 
 
 def _link(staged: Path, final: Path) -> bool:
-    """Link to the final name. An error with two links is success: only the answer was lost."""
+    """Link a staged file to its final name; return False if the name exists.
+
+    If ``link`` fails but the file has two links, the call succeeded and only its answer was lost.
+    """
     try:
         os.link(staged, final)
     except FileExistsError:
@@ -185,16 +192,16 @@ def _link(staged: Path, final: Path) -> bool:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         raise RunFaultError(
-            f"{final}: this file system makes no hard links ({error.strerror}), and without them "
-            "two writers could harm each other. Put the store on one that does (ext4, xfs, NFS, "
-            "Lustre).",
+            f"{final}: this file system has no hard links ({error.strerror}); without them two "
+            "writers could overwrite each other. Put the store on a file system that has them "
+            "(ext4, xfs, NFS, Lustre).",
             path=str(final),
         ) from error
     return True
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Sync a folder, so that the names in it survive a crash."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -1,9 +1,10 @@
-"""What lies in a store's folder is a plain file of its own: nothing there leads out of it.
+"""Safe paths below a store's folder: only regular files inside it are opened.
 
-A store may come from a stranger, and an archive can hold links, pipes and devices. A link to a
-folder would let a run write, or empty, a folder elsewhere; a link to a file would have it read; a
-pipe would hang whoever opens it. So no file is reached through a link that leaves the store, no
-link is opened, and nothing but a regular file is read. The store's own folder may be a link.
+A store may come from an untrusted source, and an archive can hold symbolic links, pipes and
+devices. A link to a folder could make a run write or delete files elsewhere; a link to a file could
+disclose it; opening a pipe could block forever. Therefore no file is reached through a link that
+leaves the store, no link is opened, and only regular files are read. The store's own folder may be
+a link.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os,
 _NOT_PLAIN = frozenset({errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EMLINK})
 
 KEY_CHARACTERS = 1024
+"""The maximum length of a key."""
 
 MAX_RECORD_BYTES = 256 << 20
-"""What is read whole without its size being known: plans, receipts, metadata. More is none."""
+"""The maximum size of an object that is read at once: a plan, a receipt, metadata."""
 
 
-class Inside:
-    """Holds paths against the folder that they must stay in.
+class LocalPaths:
+    """Checks paths against the folder that they must lie in.
 
     Parameters
     ----------
     root : Path
-        Absolute. Links in it are followed.
+        The store's folder, absolute. Symbolic links in this path itself are followed.
     """
 
     def __init__(self, root: Path) -> None:
@@ -39,27 +41,28 @@ class Inside:
         self._known: set[Path] = set()
 
     def path(self, key: str) -> Path:
-        """Return the file of a key.
+        """Return the path of a key's file.
 
         Raises
         ------
         FormatError
-            The key leads out of the store, or is none.
+            The key is malformed, or leads out of the store.
         """
         parts = key.split("/")
         if key.startswith("/") or ".." in parts or "\0" in key or len(key) > KEY_CHARACTERS:
             raise FormatError(
-                f"{self.root}: a key stays inside its store, got {key[:200]!r}.", key=key[:200]
+                f"{self.root}: got key {key[:200]!r}, expected one that stays inside the store.",
+                key=key[:200],
             )
         return self.root / key
 
     def folder(self, folder: Path) -> Path:
-        """Return a folder of the store, looked at once.
+        """Return a folder of the store once it is known to lie inside; the check is cached.
 
         Raises
         ------
         CorruptDataError
-            A link on the way to it leads out of the store.
+            A symbolic link on the path leads out of the store.
         """
         if folder not in self._known:
             real, root = os.path.realpath(folder), os.path.realpath(self.root)
@@ -69,14 +72,15 @@ class Inside:
         return folder
 
     def open(self, path: Path) -> int:
-        """Open a file to read it and return its descriptor.
+        """Open a regular file for reading and return its descriptor.
 
         Raises
         ------
         CorruptDataError
-            It is a link, a pipe, a device or a folder, or lies behind a link that leads out.
+            The path is a link, a pipe, a device or a folder, or a link on it leads out of the
+            store.
         FileNotFoundError
-            It is not there.
+            The file does not exist.
         """
         self.folder(path.parent)
         try:
@@ -85,7 +89,9 @@ class Inside:
             if error.errno in _NOT_PLAIN:
                 raise CorruptDataError(_not_plain(path), path=str(path)) from error
             if error.errno == errno.ENAMETOOLONG:
-                raise FormatError(f"{str(path)[:200]}…: no name of a file.") from error
+                raise FormatError(
+                    f"{str(path)[:200]}…: this name is too long for a file."
+                ) from error
             raise
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
@@ -93,7 +99,7 @@ class Inside:
         return fd
 
     def size(self, path: Path) -> int | None:
-        """Return the size of a regular file, None where there is none of that name."""
+        """Return the size of a regular file in bytes, or None if there is none of that name."""
         self.folder(path.parent)
         try:
             found = path.lstat()
@@ -108,15 +114,15 @@ class Inside:
 
 def _leads_out(path: Path, real: str) -> str:
     return (
-        f"{path}: leads out of the store by a link, to {real}. What belongs to a store lies in its "
-        "folder: put the files there. (The store's own folder may be a link; another disk can be "
-        "mounted inside it.)"
+        f"{path}: leads out of the store through a symbolic link, to {real}. All files of a store "
+        "must lie in its folder: put them there. (The store's own folder may be a link, and "
+        "another disk can be mounted inside it.)"
     )
 
 
 def _not_plain(path: Path) -> str:
     return (
-        f"{path}: is a link, a pipe, a device or a folder; expected a plain file. Where a store "
-        "was unpacked or downloaded as links, copy it with `cp -rL`, or download it again into a "
-        "folder of its own."
+        f"{path}: got a symbolic link, a pipe, a device or a folder, expected a regular file. If "
+        "the store was unpacked or downloaded as links, copy it with `cp -rL`, or download it "
+        "again into a folder of its own."
     )

@@ -11,31 +11,37 @@ from typing_extensions import Buffer
 from actlas.store.errors import FormatError
 from actlas.store.objects.local_paths import MAX_RECORD_BYTES
 from actlas.store.objects.remote_client import parse_url
-from actlas.store.objects.remote_create import create
-from actlas.store.objects.remote_errors import Trouble, outage, trouble
-from actlas.store.objects.remote_requests import CutError, Requests, errors, missing
+from actlas.store.objects.remote_errors import RequestFailure, classify, outage
+from actlas.store.objects.remote_requests import (
+    Requests,
+    TruncatedError,
+    create_object,
+    errors,
+    missing,
+)
 
 if TYPE_CHECKING:
     from obstore import GetOptions
     from obstore.store import ObjectStore
 
 PAGE = 1000
+"""The number of keys in one page of a listing."""
 
 
 class RemoteObjects:
-    """Objects in a bucket.
+    """Objects in a bucket under one prefix. Pickling keeps only the two parameters.
 
     Parameters
     ----------
     url : str
         ``s3://bucket/prefix``.
     limit_s : float, optional
-        See :meth:`within`. Pickled, they are these two and no more.
+        A time limit for each request in seconds; see :meth:`within`.
 
     Raises
     ------
     ConfigError
-        The URL is none, or holds credentials.
+        The URL is malformed, or contains credentials.
     """
 
     def __init__(self, url: str, limit_s: float | None = None) -> None:
@@ -56,27 +62,27 @@ class RemoteObjects:
 
     @property
     def n_readers(self) -> int:
-        """How many range requests keep the store busy."""
+        """The number of concurrent range requests that keeps the store busy."""
         return self._requests.settings.n_readers
 
     def within(self, limit_s: float) -> RemoteObjects:
-        """Return the same objects, whose requests are given up after so many seconds."""
+        """Return the same objects, with a time limit in seconds on each request."""
         return RemoteObjects(self._url, limit_s)
 
     def create(self, key: str, parts: Iterable[Buffer]) -> bool:
-        """Put an object if there is none; False if there was one.
+        """Create an object by a conditional PUT; return False if the key exists.
 
-        The object is in memory whole while it is sent.
+        The complete object is in memory while it is sent.
 
         Raises
         ------
         RunFaultError
-            The store does not answer, refuses, or takes no object of this size.
+            The store does not answer, refuses the request, or accepts no object of this size.
         """
-        return create(self._requests, key, parts)
+        return create_object(self._requests, key, parts)
 
     def replace(self, key: str, data: bytes) -> None:
-        """Put an object over what was there."""
+        """Write an object, replacing any object under this key."""
         import obstore
 
         def put(store: ObjectStore) -> None:
@@ -85,7 +91,7 @@ class RemoteObjects:
         self._ask(key, put, n_sent=len(data))
 
     def delete(self, key: str) -> None:
-        """Delete an object; nothing happens where there is none."""
+        """Delete an object; a key that does not exist is no error."""
         import obstore
 
         try:
@@ -94,14 +100,14 @@ class RemoteObjects:
             return
 
     def read(self, key: str, offset: int = 0, n_bytes: int | None = None) -> bytes:
-        """Get a range of an object; fewer bytes come back only at its end.
+        """Return a range of an object's bytes, or fewer at its end.
 
         Raises
         ------
         FileNotFoundError
-            There is no such object.
+            The object does not exist.
         RunFaultError
-            The store does not answer, or refuses.
+            The store does not answer, or refuses the request.
         """
         import obstore
 
@@ -109,7 +115,7 @@ class RemoteObjects:
             self._require(key)
             return b""
         options: GetOptions = {}
-        # Always a range: its answer says how long the whole object is, apart from its own length.
+        # A range request's answer also gives the length of the whole object.
         if n_bytes is None:
             options["range"] = {"offset": offset}
         else:
@@ -120,32 +126,34 @@ class RemoteObjects:
             size = got.meta["size"]
             if n_bytes is None and size - offset > MAX_RECORD_BYTES:
                 raise FormatError(
-                    f"{self._url}/{key}: {size} bytes, and it is read whole; expected at most "
-                    f"{MAX_RECORD_BYTES}. It is none of actlas's.",
+                    f"{self._url}/{key}: got {size} bytes, which is no record of a store; "
+                    f"expected at most {MAX_RECORD_BYTES} bytes.",
                     path=key,
                 )
             data = got.bytes().to_bytes()
             stop = size if n_bytes is None else min(size, offset + n_bytes)
             if len(data) != stop - offset:
-                raise CutError(f"{len(data)} bytes of body, expected {stop - offset}")
+                raise TruncatedError(f"got a body of {len(data)} bytes, expected {stop - offset}")
             return data
 
-        def settle(found: Trouble) -> bytes | None:
-            return b"" if found.kind == "range" else None  # nothing lies there
+        def settle(found: RequestFailure) -> bytes | None:
+            return b"" if found.kind == "range" else None  # beyond the object's end
 
         return self._ask(key, get, settle=settle)
 
-    def pieces(self, key: str, n_bytes: int) -> Iterator[bytes]:
-        """Yield a whole object in order, by one request unless it breaks, in some ``n_bytes``.
+    def stream(self, key: str, n_bytes: int) -> Iterator[bytes]:
+        """Yield an object's bytes in order, about ``n_bytes`` at a time.
+
+        One request serves the whole object; if it breaks off, another one continues.
 
         Raises
         ------
         FileNotFoundError
-            There is no such object.
+            The object does not exist.
         """
         import obstore
 
-        def ended(found: Trouble) -> tuple[int, bytes, Iterator[Any]] | None:
+        def ended(found: RequestFailure) -> tuple[int, bytes, Iterator[Any]] | None:
             return (0, b"", iter(())) if found.kind == "range" else None
 
         offset, size = 0, 1
@@ -159,22 +167,22 @@ class RemoteObjects:
                 stream = iter(got.stream(n_bytes))
                 first = bytes(next(stream, b""))
                 if not first and offset < got.meta["size"]:
-                    raise CutError("no body")
+                    raise TruncatedError("no body")
                 return got.meta["size"], first, stream
 
-            size, piece, stream = self._ask(key, begin, settle=ended)
+            size, part, stream = self._ask(key, begin, settle=ended)
             try:
-                while piece:
-                    offset += len(piece)
-                    yield piece
-                    piece = bytes(next(stream, b""))
+                while part:
+                    offset += len(part)
+                    yield part
+                    part = bytes(next(stream, b""))
             except errors() as error:
-                if trouble(error).kind != "passing":
-                    raise outage(f"{self._url}/{key}", trouble(error)) from None
-            # What is still missing is asked for again; each answer brings at least one piece.
+                if classify(error).kind != "transient":
+                    raise outage(f"{self._url}/{key}", classify(error)) from None
+            # The rest is requested again; each answer yields at least one part.
 
     def size(self, key: str) -> int | None:
-        """Return an object's size, or None where there is none."""
+        """Return an object's size in bytes, or None if it does not exist."""
         import obstore
 
         try:
@@ -183,9 +191,9 @@ class RemoteObjects:
             return None
 
     def names(self, folder: str) -> Iterator[str]:
-        """List what lies directly under a folder.
+        """Yield the names directly under a folder.
 
-        A folder of objects alone is read page by page, whatever its size.
+        A folder that holds only objects is listed page by page, whatever its size.
         """
         import obstore
 
@@ -193,7 +201,7 @@ class RemoteObjects:
         listed = self._list(prefix)
         first = next(listed, [])
         if any("/" in path for path in first):
-            # It has folders of its own, which a delimiter spares us to walk through.
+            # The folder has subfolders: a delimiter avoids listing their contents.
             found = self._ask(
                 prefix, lambda store: obstore.list_with_delimiter(store, prefix or None)
             )
@@ -211,7 +219,7 @@ class RemoteObjects:
                 yield name
 
     def walk(self) -> Iterator[str]:
-        """List every object, page by page."""
+        """Yield every key, page by page."""
         for page in self._list(""):
             yield from page
 
@@ -219,11 +227,11 @@ class RemoteObjects:
         """Do nothing: a bucket has no folders."""
 
     def sweep(self) -> int:
-        """Do nothing: an object is there whole or not at all, and parts are never uploaded."""
+        """Do nothing: an object is complete or absent, and multipart uploads are never used."""
         return 0
 
     def _list(self, prefix: str) -> Iterator[list[str]]:
-        """Yield pages of paths below a prefix; after a fault, go on behind the last."""
+        """Yield pages of paths below a prefix; after a failure, continue behind the last one."""
         import obstore
 
         last: str | None = None
@@ -242,8 +250,8 @@ class RemoteObjects:
                     page = next(pages, [])
                 return
             except errors() as error:
-                if trouble(error).kind != "passing":
-                    raise outage(f"{self._url}/{prefix}", trouble(error)) from None
+                if classify(error).kind != "transient":
+                    raise outage(f"{self._url}/{prefix}", classify(error)) from None
 
     def _require(self, key: str) -> int:
         size = self.size(key)

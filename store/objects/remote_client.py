@@ -1,7 +1,7 @@
-"""Opening a bucket: what a URL may say, which clients are made of it, how patient they are.
+"""Clients of object stores: which URLs are accepted, and their timeouts and retries.
 
-Credentials come from where obstore looks for them (the environment, a role of the machine or the
-pod). They are never part of a URL, so they never reach a store, a receipt, a message or a log.
+obstore finds the credentials (in the environment, or in a role of the machine or pod). They are
+never part of a URL, so they never reach a store, a receipt, a message or a log.
 """
 
 from __future__ import annotations
@@ -18,34 +18,36 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
-"""What has a conditional PUT. Only S3 is tested."""
+"""URL schemes of object stores with a conditional PUT. Only S3 is tested."""
 
 SLOWEST_BYTES_PER_S = 1 << 20
-"""A request may take so long as its bytes take at this rate, on top of the request timeout."""
+"""The slowest rate at which a request's body is expected to be sent: 1 MiB/s."""
 
 SMALL_BYTES = 16 << 20
+"""A request body of at most this size gets no extra time."""
 
 LONGEST_READ_S = 3600.0
+"""The maximum duration of one answer, in seconds."""
 
 _VENDORS = ("AWS_", "GOOGLE_", "AZURE_", "ACTLAS_")
 
 _process: int | None = None
-"""The process in which obstore's threads run."""
+"""The id of the process in which obstore's threads run."""
 
 
 class Settings(NamedTuple):
-    """How patient the clients are: from the environment, so that workers inherit it.
+    """Timeouts and concurrency of the clients, taken from the environment that workers inherit.
 
     Attributes
     ----------
     request_s : float
-        ``ACTLAS_REQUEST_TIMEOUT_S``: one request that is not answered is given up after this.
+        ``ACTLAS_REQUEST_TIMEOUT_S``: seconds without an answer after which a request fails.
     retry_s : float
-        ``ACTLAS_RETRY_S``: how long a request is tried again before the store counts as out.
+        ``ACTLAS_RETRY_S``: seconds for which a failing request is retried.
     n_readers : int
-        ``ACTLAS_READERS``: range requests in flight at once.
+        ``ACTLAS_READERS``: the number of concurrent range requests.
     read_s : float
-        An answer that keeps coming is given up after this.
+        The maximum duration of one answer, in seconds.
     """
 
     request_s: float = 30.0
@@ -55,12 +57,12 @@ class Settings(NamedTuple):
 
     @staticmethod
     def now() -> Settings:
-        """Return what the environment says now.
+        """Return the settings that the environment gives now.
 
         Raises
         ------
         ConfigError
-            One of them is no number above 0.
+            A variable is not a number above 0.
         """
         default = Settings()
         return Settings(
@@ -70,7 +72,7 @@ class Settings(NamedTuple):
         )
 
     def within(self, limit_s: float) -> Settings:
-        """Return settings no more patient than so many seconds, for one try and for all."""
+        """Return settings with every time limited to ``limit_s`` seconds."""
         request_s, retry_s, read_s = (
             min(seconds, limit_s) for seconds in (self.request_s, self.retry_s, self.read_s)
         )
@@ -91,30 +93,30 @@ def _number(name: str, default: float) -> float:
 
 
 def parse_url(text: str) -> str:
-    """Return a bucket's URL without a slash at its end.
+    """Return a bucket's URL without a trailing slash.
 
     Raises
     ------
     ConfigError
-        It names no bucket, holds credentials, or leaves its prefix. The message repeats nothing of
-        what may be secret.
+        The URL names no bucket, contains credentials, or leaves its prefix. The message does not
+        repeat anything that may be secret.
     StoreNotFoundError
-        Nothing here opens its scheme.
+        The scheme is not supported.
     """
     scheme = text.partition("://")[0].lower()
     if scheme not in SCHEMES:
         raise StoreNotFoundError(
             f"got a {scheme}:// URL; this version opens folders and "
-            f"{', '.join(f'{s}://' for s in SCHEMES)}. An endpoint of your own is given as "
-            "AWS_ENDPOINT_URL, the store as s3://bucket/prefix."
+            f"{', '.join(f'{s}://' for s in SCHEMES)}. For an endpoint of your own set "
+            "AWS_ENDPOINT_URL, and give the store as s3://bucket/prefix."
         )
     parts = urlsplit(text)
-    # abfs://container@account.dfs.core.windows.net/prefix is how Azure writes it.
+    # Azure writes abfs://container@account.dfs.core.windows.net/prefix.
     user = parts.netloc.rpartition("@")[0]
     if parts.query or parts.fragment or (user and (scheme not in ("abfs", "abfss") or ":" in user)):
         raise ConfigError(
-            f"a {scheme}:// URL with a user, a password, a query or a signature in it was given "
-            "(it is not repeated here). Expected the bucket and the prefix alone, such as "
+            f"got a {scheme}:// URL that contains a user, a password, a query or a signature (not "
+            "repeated here). Expected the bucket and the prefix alone, such as "
             f"{scheme}://bucket/run.zarr; credentials come from the environment.",
             field="store",
         )
@@ -125,20 +127,30 @@ def parse_url(text: str) -> str:
 
 
 def client(url: str, settings: Settings, n_sent: int | None = None) -> ObjectStore:
-    """Return the client of a URL, to send so many bytes with a request, or to read any number.
+    """Return a client for a URL, with timeouts that suit the size of the request's body.
 
-    A stall ends after ``request_s``. While bytes are sent nothing tells it from a slow line: then a
-    request may last as long again as its bytes take at ``SLOWEST_BYTES_PER_S``.
+    A request that stalls fails after ``request_s``. While a body is sent, a stall cannot be told
+    from a slow connection: such a request may take the additional time that its bytes need at
+    ``SLOWEST_BYTES_PER_S``.
+
+    Parameters
+    ----------
+    url : str
+        The bucket and the prefix.
+    settings : Settings
+        Timeouts and retries.
+    n_sent : int, optional
+        The number of bytes in the request's body; None for a read.
 
     Raises
     ------
     ConfigError
-        obstore is not installed, or cannot make a client of this URL and this environment.
+        obstore is not installed, or cannot create a client for this URL and this environment.
     RuntimeError
-        This process was forked from one that uses object stores: obstore's threads stayed there,
-        and a request would wait for ever.
+        This process was forked from one that uses object stores. obstore's threads exist only in
+        the parent, so a request would never be answered.
     """
-    _stay_in_process()
+    _refuse_fork()
     slow_s: float | None = None
     if n_sent is not None:
         size = max(SMALL_BYTES, 1 << max(0, n_sent - 1).bit_length())
@@ -164,8 +176,8 @@ def _client(url: str, settings: Settings, slow_s: float | None, _environment: in
         "allow_http": _allowed_http(),
     }
     if slow_s is None:
-        options["read_timeout"] = timedelta(seconds=request_s)  # between two pieces of an answer
-    # The first few tries are obstore's own; what it gives up is tried again until `retry_s`.
+        options["read_timeout"] = timedelta(seconds=request_s)  # between two parts of an answer
+    # obstore makes the first few retries; Requests retries what it gives up, until `retry_s`.
     retry: RetryConfig = {
         "max_retries": 3 if settings.retry_s else 0,
         "retry_timeout": timedelta(seconds=settings.retry_s),
@@ -183,7 +195,9 @@ def _client(url: str, settings: Settings, slow_s: float | None, _environment: in
         return from_url(target, **more)
     except (BaseError, ValueError) as error:
         said = str(error).splitlines()[0] if not _secret(str(error)) else type(error).__name__
-        raise ConfigError(f"{url}: no client can be made of it: {said}", field="store") from None
+        raise ConfigError(
+            f"{url}: cannot create a client for this URL: {said}", field="store"
+        ) from None
 
 
 def _allowed_http() -> bool:
@@ -192,7 +206,7 @@ def _allowed_http() -> bool:
 
 
 def _secret(text: str) -> bool:
-    """Whether a text repeats a value from the environment that may be a secret."""
+    """Return whether a text repeats a value of the environment that may be a secret."""
     words = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL")
     return any(
         len(value) > 3 and value in text
@@ -201,13 +215,13 @@ def _secret(text: str) -> bool:
     )
 
 
-def _stay_in_process() -> None:
+def _refuse_fork() -> None:
     global _process
     if _process is None:
         _process = os.getpid()
     elif _process != os.getpid():
         raise RuntimeError(
-            "this process was forked from one that already used an object store, and the threads "
-            "of its client stayed behind: a request would never be answered. Start processes with "
-            "the method `spawn` or `forkserver`."
+            "this process was forked from one that had used an object store. The threads of its "
+            "client exist only in the parent, so a request would never be answered. Start "
+            "processes with the method `spawn` or `forkserver`."
         )

@@ -1,7 +1,7 @@
-"""What an object store's error means, in words that hold no secret.
+"""Classification of the errors of an object store, in messages without secrets.
 
-Answers of S3 repeat access keys, and of an expired session the session token itself: nothing of an
-answer but its status and its code is ever passed on.
+S3's error bodies repeat access keys, and for an expired session the session token itself.
+Therefore only the status and the error code of an answer appear in messages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from actlas.store.errors import RunFaultError
 
-Kind = Literal["missing", "exists", "range", "passing", "final"]
+Kind = Literal["missing", "exists", "range", "transient", "permanent"]
 
 _STATUS = re.compile(r"status code: (?P<status>\d{3})(?P<words>[A-Za-z -]*)")
 
@@ -31,68 +31,72 @@ _CREDENTIAL_CODES = (
 )
 
 
-class Trouble(NamedTuple):
-    """What went wrong with a request.
+class RequestFailure(NamedTuple):
+    """The failure of a request.
 
     Attributes
     ----------
     kind : str
-        ``missing``: no such object. ``exists``: a conditional write found one, or met another.
-        ``range``: the object ends before what was asked for. ``passing``: worth another try.
-        ``final``: the same request would fail again.
-    words : str
-        What is known, without secrets.
+        ``missing``: the object does not exist. ``exists``: a conditional write found an object, or
+        met another write. ``range``: the object ends before the requested range. ``transient``: a
+        retry may succeed. ``permanent``: a retry would fail again.
+    message : str
+        The cause, without secrets.
     hint : str
         What to do.
     everywhere : bool
-        Whether every other object meets it too, where it is ``final``: the credentials, the bucket
-        or the endpoint are at fault. A 403 alone says nothing of the kind: rules of a bucket may
-        be about single keys.
+        Whether a ``permanent`` failure concerns every object: the credentials, the bucket or the
+        endpoint are wrong. A 403 alone does not mean that, since a bucket's rules may be about
+        single keys.
     """
 
     kind: Kind
-    words: str
+    message: str
     hint: str = "wait until the store answers again"
     everywhere: bool = False
 
 
-def trouble(error: Exception) -> Trouble:
-    """Return what an error of obstore means."""
+def classify(error: Exception) -> RequestFailure:
+    """Classify an error of obstore."""
     text = str(error)
     status, code = _STATUS.search(text), _CODE.search(text)
     number = int(status["status"]) if status else 0
-    words = f"{number}{status['words'].rstrip()}" if status else _first(error)
-    words += f" ({code['code']})" if code else ""
+    message = f"{number}{status['words'].rstrip()}" if status else _first(error)
+    message += f" ({code['code']})" if code else ""
     if any(sign in text for sign in _NO_CREDENTIALS):
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
-        return Trouble("final", "no credentials were found", hint, everywhere=True)
+        return RequestFailure("permanent", "no credentials were found", hint, everywhere=True)
     if any(sign in text for sign in _NO_BUCKET):
-        hint = "make the bucket or mend the URL"
-        return Trouble("final", f"no such bucket: {words}", hint, everywhere=True)
+        hint = "create the bucket or correct the URL"
+        return RequestFailure("permanent", f"no such bucket: {message}", hint, everywhere=True)
     if isinstance(error, FileNotFoundError):
-        return Trouble("missing", words)
+        return RequestFailure("missing", message)
     name = type(error).__name__
     if name in ("AlreadyExistsError", "PreconditionError") or number == 412:
-        return Trouble("exists", words)
+        return RequestFailure("exists", message)
     said = code["code"] if code else ""
     nobody = number == 401 or name == "UnauthenticatedError" or said in _CREDENTIAL_CODES
     if nobody or number == 403 or name == "PermissionDeniedError" or said == "AccessDenied":
         hint = "renew the credentials, or give them the right to read, write, list and delete there"
-        return Trouble("final", f"refused: {words}", hint, everywhere=nobody)
+        return RequestFailure("permanent", f"refused: {message}", hint, everywhere=nobody)
     if number == 416:
-        return Trouble("range", words)
+        return RequestFailure("range", message)
     if number >= 500 or number in (408, 409, 429) or said == "RequestTimeout":
-        return Trouble("passing", words)
+        return RequestFailure("transient", message)
     if number:
-        return Trouble("final", words, "look at the bucket's rules and at the endpoint")
+        return RequestFailure(
+            "permanent", message, "look at the bucket's rules and at the endpoint"
+        )
     if "BadScheme" in text:
         hint = "set AWS_ALLOW_HTTP=true if you mean to send it unencrypted"
-        return Trouble("final", "the endpoint is http:// and not https://", hint, everywhere=True)
-    return Trouble("passing", words)
+        return RequestFailure(
+            "permanent", "the endpoint is http:// and not https://", hint, everywhere=True
+        )
+    return RequestFailure("transient", message)
 
 
 def _first(error: Exception) -> str:
-    """Say in a few words what kind of failure it was that has no status."""
+    """Describe in a few words a failure without an HTTP status."""
     text = str(error)
     for sign, words in (
         ("TimedOut", "not answered in time"),
@@ -105,11 +109,21 @@ def _first(error: Exception) -> str:
     return "the connection broke"
 
 
-def outage(url: str, found: Trouble, seconds: float = 0.0) -> RunFaultError:
-    """Return the run fault that a trouble becomes when no more tries are made."""
+def outage(url: str, found: RequestFailure, seconds: float = 0.0) -> RunFaultError:
+    """Return the ``RunFaultError`` for a request that is not retried again.
+
+    Parameters
+    ----------
+    url : str
+        The object's URL.
+    found : RequestFailure
+        The last failure.
+    seconds : float
+        The time for which the request was retried.
+    """
     tried = f", tried for {seconds:.0f} s" if seconds >= 1 else ""
     return RunFaultError(
-        f"{url}: {found.words}{tried}. Nothing already written is harmed: {found.hint}, then run "
+        f"{url}: {found.message}{tried}. Nothing already written is harmed: {found.hint}, then run "
         "the same command again.",
         path=url,
     )

@@ -1,4 +1,4 @@
-"""Doing many small things in threads and getting them back in order: requests, mostly."""
+"""An ordered map over a bounded thread pool, for many small requests."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 16
-"""Items begun ahead of the one that is waited for, for each thread."""
+"""Calls that are submitted ahead of the one waited for, per thread."""
 
 
-def in_order(
+def map_in_order(
     do: Callable[[Item], Result], items: Iterable[Item], n_threads: int
 ) -> Iterator[Result]:
-    """Yield ``do(item)`` of every item, in their order; a bounded number is begun ahead.
+    """Yield ``do(item)`` for every item in order, with a bounded number of calls in flight.
 
     Parameters
     ----------
     do : callable
-        Called in threads of its own.
+        The function; it runs in a thread pool of its own.
     items : iterable
-        Taken from in this thread.
+        The arguments; they are drawn in the calling thread.
     n_threads : int
+        The number of threads.
     """
     running: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(n_threads, thread_name_prefix="actlas-in-order") as pool:

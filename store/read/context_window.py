@@ -10,7 +10,7 @@ WORD_CHARACTERS = 64
 """A context has at most so many characters for each word asked for, and for one more."""
 
 
-def words_around(text: str, lo: int, hi: int, words: int) -> tuple[int, int]:
+def context_window(text: str, lo: int, hi: int, words: int) -> tuple[int, int]:
     """Return where ``words`` whole words before ``text[lo:hi]`` begin and as many after it end.
 
     A word that ``text[lo:hi]`` lies in is taken in whole and counts for neither side. Only the

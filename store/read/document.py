@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from actlas.store.display.html import marked_html, tokens_html
 from actlas.store.display.text import printable
-from actlas.store.read.context_window import words_around
+from actlas.store.read.context_window import context_window
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ class Document:
         starts = self.char_start
         lo = int(starts[pos_idx])
         hi = int(starts[pos_idx + 1]) if pos_idx + 1 < len(self) else self.char_stop
-        start, stop = words_around(self.text, lo, hi, words)
+        start, stop = context_window(self.text, lo, hi, words)
         first = int(np.searchsorted(starts, start, side="right")) - 1  # a token may begin before
         return Context(
             doc_idx=self.doc_idx,

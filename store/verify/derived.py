@@ -16,7 +16,7 @@ from actlas.store.ledger.feature_sets import FOLDER, copies, copy_key, names, sp
 from actlas.store.ledger.job_kinds import ENCODE, MARK_DIGITS, is_root, job_receipts, kind_of, kinds
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.objects.digests import object_digest
-from actlas.store.objects.threads import in_order
+from actlas.store.objects.threads import map_in_order
 from actlas.store.verify.damage import Check, Checked, Damage, raise_if_outside, size_words
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def claimed(store: StoreReader) -> frozenset[str]:
     for job, units in derived_jobs(store).items():
         keys.update(receipt_key(job, unit) for unit in units)
         receipts = job_receipts(store, job)
-        for receipt in in_order(partial(_readable, receipts), units, store.objects.n_readers):
+        for receipt in map_in_order(partial(_readable, receipts), units, store.objects.n_readers):
             if receipt is not None:
                 keys.update(record.key for record in receipt.objects)
     return frozenset(keys)

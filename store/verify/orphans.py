@@ -11,7 +11,7 @@ from actlas.store.errors import ActlasError
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.ledger.receipts import receipt_key
-from actlas.store.objects.threads import in_order
+from actlas.store.objects.threads import map_in_order
 from actlas.store.read.reader import StoreReader
 from actlas.store.shards.reader import ShardReader
 from actlas.store.verify.damage import Damage, raise_if_outside
@@ -104,7 +104,7 @@ def _begun(store: StoreReader, key: str) -> _Begun | None:
 def _harmed(store: StoreReader, keys: Iterable[str]) -> dict[str, str]:
     """Return which objects of shards without a receipt nothing can adopt, and why."""
     found = [begun for key in keys if (begun := _begun(store, key)) is not None]
-    whys = in_order(partial(_why_unreadable, store), found, store.objects.n_readers)
+    whys = map_in_order(partial(_why_unreadable, store), found, store.objects.n_readers)
     harmed = {begun.key: why for begun, why in zip(found, whys, strict=True) if why is not None}
     for begun in found:  # statistics are of the very bits that lie there
         rows = store.arrays.activations.get(begun.spec.path.partition("statistics/")[2])

@@ -15,7 +15,7 @@ from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY, read_sealed_p
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.objects.base import open_objects
 from actlas.store.objects.digests import object_sha256
-from actlas.store.objects.threads import in_order
+from actlas.store.objects.threads import map_in_order
 from actlas.store.read.reader import StoreReader
 from actlas.store.verify.damage import Check, Checked, Damage, raise_if_outside, size_words
 from actlas.store.verify.derived import derived_checks
@@ -150,7 +150,7 @@ def _run(
 ) -> Checked:
     n_objects, n_bytes = 0, 0
     damages: list[Damage] = []
-    for checked in in_order(Check.__call__, checks, store.objects.n_readers):
+    for checked in map_in_order(Check.__call__, checks, store.objects.n_readers):
         damages += checked.damages
         n_objects += checked.n_objects
         n_bytes += checked.n_bytes
@@ -175,7 +175,7 @@ def _checks(store: StoreReader, shards: list[Shard], full: bool) -> Iterator[Che
     def of_shard(shard: Shard) -> list[Check]:  # it reads the receipt
         return list(shard_checks(store, shard, full))
 
-    for checks in in_order(of_shard, shards, store.objects.n_readers):
+    for checks in map_in_order(of_shard, shards, store.objects.n_readers):
         yield from checks
     yield from derived_checks(store, full)
 

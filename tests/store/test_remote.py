@@ -36,8 +36,8 @@ from actlas.store.objects import remote as remote_objects
 from actlas.store.objects.base import is_url, open_objects
 from actlas.store.objects.local import LocalObjects
 from actlas.store.objects.remote import RemoteObjects
-from actlas.store.objects.remote_create import MAX_PUT_BYTES
-from actlas.store.objects.remote_errors import trouble
+from actlas.store.objects.remote_errors import classify
+from actlas.store.objects.remote_requests import MAX_PUT_BYTES
 from actlas.store.store import Store, open_store
 from actlas.store.verify.verify import verify
 
@@ -79,7 +79,7 @@ def test_objects_are_created_once_and_read_back(objects: RemoteObjects, s3: S3) 
     assert objects.read("a/b", 10, 100) == whole[10:]
     assert objects.read("a/b", 12, 5) == objects.read("a/b", 400) == b""
     assert objects.read("a/b", 2, 0) == b""
-    assert b"".join(objects.pieces("a/b", 5)) == whole
+    assert b"".join(objects.stream("a/b", 5)) == whole
     assert objects.size("a/b") == 12
     objects.replace("a/b", b"new")
     assert s3.body(name_of(objects), "a/b") == b"new"
@@ -90,7 +90,7 @@ def test_objects_are_created_once_and_read_back(objects: RemoteObjects, s3: S3) 
         lambda: objects.read("a/b"),
         lambda: objects.read("a/b", 2, 3),
         lambda: objects.read("a/b", 2, 0),
-        lambda: list(objects.pieces("a/b", 9)),
+        lambda: list(objects.stream("a/b", 9)),
     ):
         with pytest.raises(FileNotFoundError) as caught:
             absent()
@@ -98,7 +98,7 @@ def test_objects_are_created_once_and_read_back(objects: RemoteObjects, s3: S3) 
         assert caught.value.filename == f"{objects.url}/a/b"
     assert objects.create("empty", [])
     assert objects.read("empty") == objects.read("empty", 0, 9) == b""
-    assert list(objects.pieces("empty", 9)) == []
+    assert list(objects.stream("empty", 9)) == []
     assert objects.size("empty") == 0
 
 
@@ -139,7 +139,7 @@ def test_reads_and_listings_survive_each_fault(objects: RemoteObjects, s3: S3, k
     objects.create("f/g/1", [b"x"])
     for read in (
         lambda: objects.read("f/0"),
-        lambda: b"".join(objects.pieces("f/0", 10_000)),
+        lambda: b"".join(objects.stream("f/0", 10_000)),
         lambda: objects.read("f/0", 5, 200_000),
         lambda: sorted(objects.names("f")),
         lambda: sorted(objects.walk()),
@@ -167,7 +167,7 @@ def test_an_answer_that_is_always_cut_off_is_an_error(
     with pytest.raises(RunFaultError):
         patient.read("x")
     with pytest.raises(RunFaultError):
-        b"".join(patient.pieces("x", 100))
+        b"".join(patient.stream("x", 100))
 
 
 @pytest.mark.timeout(30)
@@ -179,7 +179,7 @@ def test_an_answer_without_a_body_is_not_asked_for_for_ever(
     objects.create("x", [b"x" * 100])
     s3.plan = faulty.always("short")
     with pytest.raises(RunFaultError):
-        b"".join(RemoteObjects(objects.url).pieces("x", 100))
+        b"".join(RemoteObjects(objects.url).stream("x", 100))
 
 
 def test_threads_race_and_one_creates(objects: RemoteObjects, s3: S3) -> None:
@@ -390,17 +390,17 @@ def test_what_vendors_say_is_understood() -> None:
         "Object at location x not found: status code: 404 Not Found: The specified bucket does "
         "not exist."
     )
-    assert trouble(gone).kind == "final"
+    assert classify(gone).kind == "permanent"
     azure = FileNotFoundError("status code: 404 The specified container ContainerNotFound")
-    assert trouble(azure).kind == "final"
-    assert trouble(FileNotFoundError("status code: 404 Not Found")).kind == "missing"
-    assert trouble(Exception("status code: 429 Too Many Requests")).kind == "passing"
-    assert trouble(Exception("status code: 401 Unauthorized")).everywhere
-    own = trouble(Exception("status code: 403 Forbidden"))
-    assert own.kind == "final" and not own.everywhere
-    assert trouble(Exception("error sending request")).kind == "passing"
-    imds = trouble(Exception("GET http://169.254.169.254/latest status code: 403 Forbidden"))
-    assert imds.kind == "final" and "no credentials" in imds.words
+    assert classify(azure).kind == "permanent"
+    assert classify(FileNotFoundError("status code: 404 Not Found")).kind == "missing"
+    assert classify(Exception("status code: 429 Too Many Requests")).kind == "transient"
+    assert classify(Exception("status code: 401 Unauthorized")).everywhere
+    own = classify(Exception("status code: 403 Forbidden"))
+    assert own.kind == "permanent" and not own.everywhere
+    assert classify(Exception("error sending request")).kind == "transient"
+    imds = classify(Exception("GET http://169.254.169.254/latest status code: 403 Forbidden"))
+    assert imds.kind == "permanent" and "no credentials" in imds.message
 
 
 @pytest.mark.parametrize(("method", "answer"), [("spawn", "3"), ("fork", "RuntimeError")])
