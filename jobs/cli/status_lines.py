@@ -9,7 +9,7 @@ from typing import Any
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, counted, duration, n_bytes, printable, ranges
 from actlas.jobs.monitor.heartbeat import Snapshot
-from actlas.store.ledger import lease
+from actlas.store.ledger import lease_holder
 
 N_SURE = 32
 """A speed from fewer receipts than these is a rough one."""
@@ -67,7 +67,7 @@ def _driver_lines(status: dict[str, Any], snapshot: Snapshot) -> Iterable[str]:
         yield f"driver      {who}: perhaps dead: {last}; a new run takes over after 60 s"
         return
     at = ", stopping: it finishes the shards in flight" if snapshot.stopping else ""
-    heard = "" if lease.beside_us(holder) else f"; {_last_heard(status)}"
+    heard = "" if lease_holder.is_local(holder) else f"; {_last_heard(status)}"
     yield f"driver      {who} holds the lease{at}{heard}"
     if snapshot.n_rows:
         yield from snapshot.lines()

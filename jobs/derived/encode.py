@@ -134,7 +134,7 @@ def encode(
             f"{shell('extract', store.path)}, then the same command again"
         )
         return Outcome(EXIT_RESUME, line, outcome.quarantined), features.name
-    with lease.hold(store.objects, say=lambda text: click.echo(text, err=True)):
+    with lease.hold(store.objects, log=lambda text: click.echo(text, err=True)):
         finish(store, features, socket.gethostname())
     return outcome, features.name
 

@@ -27,7 +27,7 @@ def units_of(store: Store, hookpoint: str) -> Units:
             err=True,
         )
         say = NowAndThen()
-        with lease.hold(store.objects, say=lambda text: click.echo(text, err=True)):
+        with lease.hold(store.objects, log=lambda text: click.echo(text, err=True)):
             return gather_extremes(
                 store,
                 hookpoint,

@@ -47,7 +47,7 @@ def index(store: Store, name: str, memory_bytes: int | None = None) -> dict[str,
     features = store.features(name)
     began = time.perf_counter()
     say = NowAndThen()
-    with lease.hold(store.objects, say=lambda text: click.echo(text, err=True)):
+    with lease.hold(store.objects, log=lambda text: click.echo(text, err=True)):
         made = index_features(
             store,
             features,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from actlas.jobs.formatting import count, counted, duration, printable
-from actlas.store.ledger import lease
+from actlas.store.ledger import lease, lease_holder
 from actlas.store.objects.base import Objects
 
 N_LINES, N_CHARACTERS = 12, 200
@@ -127,10 +127,10 @@ def _listed(counts: Mapping[str, int]) -> str:
 FRESH_S = 20.0
 """A beat so young by its writer's clock needs no second look."""
 
-STILL_S = 4 * lease.BEAT_S
+STILL_S = 4 * lease.HEARTBEAT_S
 """A watched counter that stands still for so long, by our own clock, is perhaps a dead driver's."""
 
-SECOND_LOOK_S = lease.BEAT_S + 2.0
+SECOND_LOOK_S = lease.HEARTBEAT_S + 2.0
 
 
 class Holding(NamedTuple):
@@ -170,7 +170,7 @@ def look(objects: Objects, before: Holding | None = None) -> Holding:
     watched, for ``SECOND_LOOK_S``, or since the look ``before``.
     """
     now = _once(objects)
-    if now.holder is None or lease.beside_us(now.holder):
+    if now.holder is None or lease_holder.is_local(now.holder):
         return now  # a holder on this machine is known to live
     if before is not None and before.holder == now.holder:
         if now.n_beats != before.n_beats:
@@ -194,7 +194,7 @@ def look(objects: Objects, before: Holding | None = None) -> Holding:
 
 def _once(objects: Objects) -> Holding:
     holder = lease.holder(objects)
-    beat = lease.last_beat(objects) if holder is not None else None
+    beat = lease.last_heartbeat(objects) if holder is not None else None
     snapshot = Snapshot({} if beat is None else beat.run)
     count = 0 if beat is None else beat.n_beats
     return Holding(holder, holder is not None, count, time.monotonic(), snapshot)

@@ -188,7 +188,7 @@ def repair_at(
         )
     mender_of = {EXTRACT: make_mender}
     mender_of[POOLED] = make_pool_mender or functools.partial(open_mender, job=POOLED)
-    with lease.hold(objects, say=say, around=True) as held:
+    with lease.hold(objects, log=say, reentrant=True) as held:
         objects.sweep()
         put_back = repair_plan(objects)
         store = open_store(path)

@@ -166,7 +166,7 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
     if not set(missing) - kept_out:
         return _outcome(store, work, ledger, _tally(store, work, missing), stopped=False)
     told: list[Tally] = []  # none before the lease is held
-    with lease.hold(store.objects, say=_say, tell=lambda: _told(work, told)) as held:
+    with lease.hold(store.objects, log=_say, run_state=lambda: _told(work, told)) as held:
         log = logs.start(store.path, "driver")
         try:
             n_swept = store.objects.sweep()

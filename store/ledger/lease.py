@@ -1,12 +1,12 @@
-"""One driver per store: a lease with a heartbeat, taken over when its holder is dead.
+"""One driver per store: a lease with a heartbeat, taken over once its holder is dead.
 
-Leases are numbered, and each is created once: ``ledger/lease/00000003.json``. The highest number
-holds, until ``…3.released`` says that it ended or its holder is found dead: at once where the
-holder's process is gone from this very boot of this host, otherwise when its counter
-(``…3.beat``) has stood still for 60 s by the newcomer's own clock. A lease is fencing for drivers
-only; what protects the rows is that shards are created once.
+Leases are numbered, and each lease file is created once: ``ledger/lease/00000003.json``. The lease
+of the highest number is valid until ``…3.released`` exists or its holder is found dead: at once if
+the holder was a process of this boot of this host and is gone; otherwise if its counter
+(``…3.beat``) has not changed for 60 s by the newcomer's own clock. A lease only keeps two drivers
+from working on one store; the rows are safe without it, because shards are created once.
 
-A beat also says how the run stands, for those who look on from elsewhere::
+A heartbeat also reports the state of the run, to be read from other machines::
 
     {"count": 17, "run": {"n_rows_done": 65536, ...}}
 """
@@ -15,45 +15,53 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from actlas.store.errors import CorruptDataError, LeaseHeldError
+from actlas.store.ledger import lease_holder
 from actlas.store.objects.base import Objects
 
 FOLDER = "ledger/lease"
 
-STANDSTILL_S = 60.0
+TIMEOUT_S = 60.0
+"""Seconds without a heartbeat after which the holder on another machine counts as dead."""
 
-BEAT_S = 5.0
+HEARTBEAT_S = 5.0
+"""Seconds between two heartbeats."""
 
-BEAT_LIMIT_S = 10.0
-"""A request of a beat is given up after this: there are two, and several beats in a standstill."""
+REQUEST_LIMIT_S = 10.0
+"""Time limit of a heartbeat's requests. Each heartbeat makes two, so that several heartbeats fit
+into ``TIMEOUT_S`` even while the object store is slow."""
 
-MAX_BEAT_BYTES = 64 << 10
-"""A beat that would be larger says nothing of the run, and of one that is, nothing is read."""
+MAX_HEARTBEAT_BYTES = 64 << 10
+"""The maximum size of a heartbeat. A larger one is not written, and not read."""
 
 _HELD_HERE: set[tuple[str, int]] = set()
-"""Leases of this process (url, number): one whose release failed is not held by us for ever."""
+"""The (url, number) of the leases that this process holds. A lease whose release failed is removed,
+so that it does not count as held by a living process."""
 
-_AROUND: ContextVar[Lease | None] = ContextVar("lease around", default=None)
-"""The lease that holds of this thread join."""
+_OUTER: ContextVar[Lease | None] = ContextVar("outer lease", default=None)
+"""The reentrant lease that further holds of this thread join."""
 
-Tell = Callable[[], dict[str, Any]]
-"""Returns how the run stands, as plain values for JSON; called from the thread that beats."""
+RunState = Callable[[], dict[str, Any]]
+"""Returns the state of a run as JSON values; called from the heartbeat's thread."""
 
 
-class Beat(NamedTuple):
-    """What a holder said last: how often it has beaten, and how its run stands.
+class Heartbeat(NamedTuple):
+    """The last heartbeat of a lease.
 
-    Whoever wrote the store may have written anything in ``run``.
+    Attributes
+    ----------
+    n_beats : int
+        The number of heartbeats so far.
+    run : dict
+        The state of the run. It comes from the store's files and is not validated.
     """
 
     n_beats: int
@@ -61,70 +69,85 @@ class Beat(NamedTuple):
 
 
 class Lease:
-    """A held lease. Its thread beats until :meth:`release`."""
+    """A held lease. A thread writes its heartbeats until :meth:`release`.
 
-    def __init__(self, objects: Objects, number: int, beat_s: float, tell: Tell = dict) -> None:
+    Parameters
+    ----------
+    objects : Objects
+        The store's objects.
+    number : int
+        The lease's number.
+    heartbeat_s : float
+        Seconds between two heartbeats.
+    run_state : callable
+        Returns the state of the run, which each heartbeat reports.
+    """
+
+    def __init__(
+        self, objects: Objects, number: int, heartbeat_s: float, run_state: RunState = dict
+    ) -> None:
         self.objects = objects
         self.number = number
         self.pid = os.getpid()
-        self._tell = tell
+        self._run_state = run_state
         self.lost = threading.Event()
         self._stop = threading.Event()
-        self._beat_s = beat_s
+        self._heartbeat_s = heartbeat_s
         _HELD_HERE.add((objects.url, number))
         self._thread = threading.Thread(target=self._beat, name="actlas-lease", daemon=True)
         self._thread.start()
 
     def _beat(self) -> None:
-        # An outage may be tried out for longer than a standstill: whoever does looks dead.
-        objects, count = self.objects.within(BEAT_LIMIT_S), 0
-        while not self._stop.wait(self._beat_s):
+        # Retrying through an outage could take longer than the timeout: the holder would look dead.
+        objects, count = self.objects.within(REQUEST_LIMIT_S), 0
+        while not self._stop.wait(self._heartbeat_s):
             count += 1
             try:
                 if highest(objects) != self.number:
                     self.lost.set()
                     return
-                objects.replace(_key(self.number, "beat"), self._words(count))
-            except Exception:  # noqa: BLE001 - whatever it is, the thread must go on beating
-                # A beat that cannot be written is a beat missed: the run itself will meet the
-                # same fault and say so.
+                objects.replace(_key(self.number, "beat"), self._heartbeat(count))
+            except Exception:  # noqa: BLE001 - the thread must go on whatever happens
+                # A heartbeat that cannot be written is a missed one. The run itself will meet
+                # the same fault and report it.
                 continue
 
-    def _words(self, count: int) -> bytes:
-        """Return a beat. What cannot be told of the run does not keep the lease from beating."""
+    def _heartbeat(self, count: int) -> bytes:
+        """Return a heartbeat as JSON. If the run's state fails, its error takes its place."""
         try:
-            run = self._tell()
-            words = json.dumps({"count": count, "run": run}, allow_nan=False).encode()
-        except Exception as error:  # noqa: BLE001 - it is told to who looks on; the lease goes on
-            words = json.dumps({"count": count, "run": {"error": type(error).__name__}}).encode()
-        if len(words) > MAX_BEAT_BYTES:
+            run = self._run_state()
+            encoded = json.dumps({"count": count, "run": run}, allow_nan=False).encode()
+        except Exception as error:  # noqa: BLE001 - the heartbeat reports it; the lease goes on
+            encoded = json.dumps({"count": count, "run": {"error": type(error).__name__}}).encode()
+        if len(encoded) > MAX_HEARTBEAT_BYTES:
             return json.dumps({"count": count, "run": {"error": "too large"}}).encode()
-        return words
+        return encoded
 
     def require(self) -> None:
-        """Raise where another driver took over while this one stood still.
+        """Raise if another driver has taken over this lease.
 
         Raises
         ------
         LeaseHeldError
+            This process was suspended for longer than the timeout.
         """
         if self.lost.is_set():
             raise LeaseHeldError(
-                f"{self.objects.url}: another driver took over the lease while this one stood "
-                "still. Nothing is lost: it goes on."
+                f"{self.objects.url}: another driver took over the lease while this one was "
+                "suspended. Nothing is lost: the other driver continues the run."
             )
 
     @contextmanager
-    def telling(self, tell: Tell) -> Iterator[Lease]:
-        """Let the beats tell of a part of this drive."""
-        before, self._tell = self._tell, tell
+    def reporting(self, run_state: RunState) -> Iterator[Lease]:
+        """Let the heartbeats report another state while the context is open."""
+        before, self._run_state = self._run_state, run_state
         try:
             yield self
         finally:
-            self._tell = before
+            self._run_state = before
 
     def release(self) -> None:
-        """Stop beating and let the next driver in at once."""
+        """Stop the heartbeats and let the next driver take the lease at once."""
         self._stop.set()
         self._thread.join()
         _HELD_HERE.discard((self.objects.url, self.number))
@@ -135,132 +158,134 @@ class Lease:
 def hold(
     objects: Objects,
     *,
-    say: Callable[[str], None] = lambda _: None,
-    standstill_s: float = STANDSTILL_S,
-    beat_s: float = BEAT_S,
-    tell: Tell = dict,
-    around: bool = False,
+    log: Callable[[str], None] = lambda _: None,
+    timeout_s: float = TIMEOUT_S,
+    heartbeat_s: float = HEARTBEAT_S,
+    run_state: RunState = dict,
+    reentrant: bool = False,
 ) -> Iterator[Lease]:
-    """Hold a store's lease, or say who does.
+    """Hold a store's lease while the context is open.
 
     Parameters
     ----------
     objects : Objects
         The store's objects.
-    say : callable
-        Is told when another holder's heartbeat is waited for.
-    standstill_s : float
-        How long a holder's counter must stand still before it counts as dead.
-    beat_s : float
-        Between two beats of our own.
-    tell : callable
-        Returns how the run stands, to go with each beat.
-    around : bool
-        Whether holds of this store inside this one, by this thread, are this one: a drive that
-        goes through several jobs lets nobody in between them.
+    log : callable
+        Called with a message when the heartbeat of another holder is waited for.
+    timeout_s : float
+        Seconds without a heartbeat after which another holder counts as dead.
+    heartbeat_s : float
+        Seconds between two heartbeats of this lease.
+    run_state : callable
+        Returns the state of the run, which each heartbeat reports.
+    reentrant : bool
+        Whether holds of the same store by the same thread inside this context join this lease, so
+        that no other driver can take it between the jobs of one drive.
 
     Raises
     ------
     LeaseHeldError
-        Another driver is alive, or took over the lease around this hold.
+        Another driver is alive, or has taken over the lease that this hold would join.
     """
-    outer = _AROUND.get()
+    outer = _OUTER.get()
     if outer is not None and outer.pid != os.getpid():
-        outer = None  # of the process that this one was forked from
+        outer = None  # held by the process that this one was forked from
     if outer is not None and outer.objects.url == objects.url:
         outer.require()
-        with outer.telling(tell):
+        with outer.reporting(run_state):
             yield outer
         return
-    lease = _acquire(objects, say, standstill_s, beat_s, tell)
-    token = _AROUND.set(lease if around else outer)
+    lease = _acquire(objects, log, timeout_s, heartbeat_s, run_state)
+    token = _OUTER.set(lease if reentrant else outer)
     try:
         yield lease
     except BaseException:
-        # What went wrong is on its way; that the disk is too full to say goodbye adds nothing.
+        # The exception is what matters; a release that fails, as on a full disk, adds nothing.
         with suppress(OSError):
             lease.release()
         raise
     finally:
-        _AROUND.reset(token)
+        _OUTER.reset(token)
     lease.release()
 
 
 def highest(objects: Objects) -> int:
-    """Return the number of the newest lease, 0 where there is none."""
+    """Return the number of the newest lease, or 0 if there is none."""
     numbers = (name.partition(".") for name in objects.names(FOLDER))
     return max((int(n) for n, _, end in numbers if n.isdigit() and end == "json"), default=0)
 
 
 def holder(objects: Objects) -> dict[str, Any] | None:
-    """Return who holds the lease (host, pid, since), or None where nobody does."""
+    """Return the holder of the lease (host, pid, since), or None if nobody holds it."""
     number = highest(objects)
     if number == 0 or objects.size(_key(number, "released")) is not None:
         return None
-    who = _read(objects, number)
-    return None if _dead_here(objects, number, who) else who
+    found = _read(objects, number)
+    return None if _dead_here(objects, number, found) else found
 
 
-def last_beat(objects: Objects) -> Beat | None:
-    """Return the newest lease's last beat, or None where there is none that can be read.
+def last_heartbeat(objects: Objects) -> Heartbeat | None:
+    """Return the newest lease's last heartbeat, or None if there is none that can be read.
 
     Earlier versions wrote the count alone.
     """
     try:
-        raw = objects.read(_key(highest(objects), "beat"), 0, MAX_BEAT_BYTES + 1)
-        body = json.loads(raw) if len(raw) <= MAX_BEAT_BYTES else None
+        raw = objects.read(_key(highest(objects), "beat"), 0, MAX_HEARTBEAT_BYTES + 1)
+        body = json.loads(raw) if len(raw) <= MAX_HEARTBEAT_BYTES else None
     except (FileNotFoundError, ValueError, RecursionError):
         return None
     if isinstance(body, int):
-        return Beat(body, {})
+        return Heartbeat(body, {})
     if not isinstance(body, dict) or not isinstance(body.get("count"), int):
         return None
     run = body.get("run")
-    return Beat(body["count"], run if isinstance(run, dict) else {})
-
-
-def beside_us(who: dict[str, Any]) -> bool:
-    """Whether a holder's process numbers are ours: whether it lives is then seen at once."""
-    same = {"host": socket.gethostname(), "boot": _boot(), "pid_namespace": _pid_namespace()}
-    return all(who.get(key) == value for key, value in same.items()) and _boot() is not None
+    return Heartbeat(body["count"], run if isinstance(run, dict) else {})
 
 
 def _acquire(
     objects: Objects,
-    say: Callable[[str], None],
-    standstill_s: float,
-    beat_s: float,
-    tell: Tell = dict,
+    log: Callable[[str], None],
+    timeout_s: float,
+    heartbeat_s: float,
+    run_state: RunState = dict,
 ) -> Lease:
     number = highest(objects)
     if number and objects.size(_key(number, "released")) is None:
-        who = _read(objects, number)
-        if not _dead_here(objects, number, who):
-            if beside_us(who):
-                raise _held(objects, who)
-            _wait_for_standstill(objects, number, who, say, standstill_s)
-    me = {**_me(), "nonce": uuid.uuid4().hex}
-    if not objects.create(_key(number + 1, "json"), [json.dumps(me).encode()]):
+        other = _read(objects, number)
+        if not _dead_here(objects, number, other):
+            if lease_holder.is_local(other):
+                raise _held(objects, other)
+            _wait_for_timeout(objects, number, other, log, timeout_s)
+    ours = {**lease_holder.this_process(), "nonce": uuid.uuid4().hex}
+    if not objects.create(_key(number + 1, "json"), [json.dumps(ours).encode()]):
         raise _held(objects, _read(objects, number + 1))
-    return Lease(objects, number + 1, beat_s, tell)
+    return Lease(objects, number + 1, heartbeat_s, run_state)
 
 
-def _wait_for_standstill(
+def _wait_for_timeout(
     objects: Objects,
     number: int,
-    who: dict[str, Any],
-    say: Callable[[str], None],
-    standstill_s: float,
+    other: dict[str, Any],
+    log: Callable[[str], None],
+    timeout_s: float,
 ) -> None:
-    say(f"{_words(who)} holds this store; waiting {standstill_s:.0f} s to see whether it is alive")
+    """Wait until the heartbeat of another machine's holder has not changed for ``timeout_s``.
+
+    Raises
+    ------
+    LeaseHeldError
+        The heartbeat changed: the holder is alive.
+    """
+    who = lease_holder.description(other)
+    log(f"{who} holds this store; waiting {timeout_s:.0f} s to see whether it is alive")
     first = _counter(objects, number)
-    deadline = time.monotonic() + standstill_s
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        time.sleep(min(1.0, standstill_s / 10))
+        time.sleep(min(1.0, timeout_s / 10))
         if highest(objects) != number or objects.size(_key(number, "released")) is not None:
             return
         if _counter(objects, number) != first:
-            raise _held(objects, who)
+            raise _held(objects, other)
 
 
 def _counter(objects: Objects, number: int) -> bytes:
@@ -270,16 +295,13 @@ def _counter(objects: Objects, number: int) -> bytes:
         return b""
 
 
-def _held(objects: Objects, who: dict[str, Any]) -> LeaseHeldError:
+def _held(objects: Objects, other: dict[str, Any]) -> LeaseHeldError:
+    who = lease_holder.description(other)
     return LeaseHeldError(
-        f"{objects.url}: {_words(who)} is working on this store, and one driver at a time may. "
-        f"Wait for it, or stop it; `actlas status {objects.url}` shows how far it is.",
-        holder=who,
+        f"{objects.url}: {who} is working on this store, and one driver at a time may. Wait for "
+        f"it, or stop it; `actlas status {objects.url}` shows its progress.",
+        holder=other,
     )
-
-
-def _words(who: dict[str, Any]) -> str:
-    return f"process {who.get('pid')} on {who.get('host')}"
 
 
 def _key(number: int, end: str) -> str:
@@ -289,65 +311,18 @@ def _key(number: int, end: str) -> str:
 def _read(objects: Objects, number: int) -> dict[str, Any]:
     key = _key(number, "json")
     try:
-        who = json.loads(objects.read(key))
+        found = json.loads(objects.read(key))
     except ValueError as error:
-        raise CorruptDataError(f"{objects.url}/{key}: not a lease. Remove it.") from error
-    if not isinstance(who, dict):
-        raise CorruptDataError(f"{objects.url}/{key}: not a lease. Remove it.")
-    return who
+        raise CorruptDataError(f"{objects.url}/{key}: this is no lease. Remove it.") from error
+    if not isinstance(found, dict):
+        raise CorruptDataError(f"{objects.url}/{key}: this is no lease. Remove it.")
+    return found
 
 
-def _me() -> dict[str, Any]:
-    pid = os.getpid()
-    return {
-        "host": socket.gethostname(),
-        "boot": _boot(),
-        "pid": pid,
-        "pid_namespace": _pid_namespace(),
-        "process_start": _process_start(pid),
-        "since_unix_s": time.time(),
-    }
-
-
-def _boot() -> str | None:
-    """Return the kernel's id of this boot, where it has one."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else None
-
-
-def _pid_namespace() -> str | None:
-    """Return which numbering of processes this one is in: containers have their own."""
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return None
-
-
-def _process_start(pid: int) -> str | None:
-    """Return when a process began, in the kernel's ticks: pids are used again."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return stat.rpartition(")")[2].split()[19]
-
-
-def _dead_here(objects: Objects, number: int, who: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this boot of this host and is gone, or done with it."""
-    if not beside_us(who):
+def _dead_here(objects: Objects, number: int, found: dict[str, Any]) -> bool:
+    """Return whether the holder was a process of this host that has ended or given up the lease."""
+    if not lease_holder.is_local(found):
         return False
-    pid = who.get("pid")
-    if not isinstance(pid, int):
+    if not lease_holder.is_running(found):
         return True
-    started = _process_start(pid)
-    if started is None or started != who.get("process_start") or _zombie(pid):
-        return True
-    return pid == os.getpid() and (objects.url, number) not in _HELD_HERE
-
-
-def _zombie(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return True
-    return stat.rpartition(")")[2].split()[0] in "ZX"
+    return found["pid"] == os.getpid() and (objects.url, number) not in _HELD_HERE

@@ -50,7 +50,7 @@ class LocalObjects:
         return self._paths.path(key)
 
     def create(self, key: str, parts: Iterable[Buffer]) -> bool:
-        """Stage and sync the file, link it to its name, sync its folder; False if the key exists."""
+        """Stage, sync and link the file, then sync its folder; False if the key exists."""
         final = self.path(key)
         staging = self.path(STAGING)
         staged = staging / f"{uuid.uuid4().hex}.part"

@@ -174,7 +174,7 @@ class StoreLife(RuleBasedStateMachine):
     def resume(self, noise: int) -> None:
         self.noises.add(noise)
         store = open_store(self.path)
-        with lease.hold(store.objects, beat_s=60):
+        with lease.hold(store.objects, heartbeat_s=60):
             for shard in store.missing():
                 life.commit_one(str(self.path), self.attempt(), shard, noise)
         assert not open_store(self.path).missing()

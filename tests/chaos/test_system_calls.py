@@ -120,7 +120,7 @@ def test_the_lease_of_the_dead_is_free(chaos: Any, ram: Path) -> None:
         objects = open_store(path).objects
         assert lease.holder(objects) is None, case.where(at)
         objects.sweep()
-        with lease.hold(objects, standstill_s=0.01):
+        with lease.hold(objects, timeout_s=0.01):
             assert lease.holder(objects) is not None
         assert lease.holder(objects) is None
     chaos.record(FAULT, len(case.calls))

@@ -16,7 +16,7 @@ from actlas.jobs.monitor.run_stats import Tally
 from actlas.jobs.run import status
 from actlas.jobs.scheduler.protocols import Done
 from actlas.store.format.schema import Receipt
-from actlas.store.ledger import lease
+from actlas.store.ledger import lease, lease_holder
 from actlas.store.store import Store
 
 STRANGE: list[bytes] = [
@@ -24,7 +24,7 @@ STRANGE: list[bytes] = [
     b'{"count": 3, "run": {"n_rows": "x", "workers": [1, {"worker": 3, "shards": "ab"}], '
     b'"states": [], "faults": {"a\\u001b[31m": 1e999}, "seconds_left": NaN}}',
     b'{"count": 3, "run": {"n_rows": 5, "workers": [{"worker": "\\u001b[2J", "seconds": -1}]}}',
-    b" " * (lease.MAX_BEAT_BYTES + 5),
+    b" " * (lease.MAX_HEARTBEAT_BYTES + 5),
 ]  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_when_a_driver_elsewhere_was_heard(store: Store, monkeypatch: pytest.Mon
     now[0] += holding.STILL_S
     still = holding.look(store.objects, later)
     assert "perhaps dead: last heard 23 s ago; a new run" in line(still)
-    monkeypatch.setattr(lease, "beside_us", lambda _: True)
+    monkeypatch.setattr(lease_holder, "is_local", lambda _: True)
     assert line(later).endswith("holds the lease"), "on this machine it is known to live"
 
 
@@ -119,7 +119,7 @@ def test_what_a_driver_tells_is_read_back(store: Store) -> None:
         tally.on_state(f"worker {i}", "busy", 1000 + i)
     tally.on_done(Done(3, 64, 9, 0, 1.0, "worker 3", {"n_tokens_fed": 70.0}))
     words: dict[str, Any] = tally.snapshot()
-    assert len(json.dumps(words)) < lease.MAX_BEAT_BYTES
+    assert len(json.dumps(words)) < lease.MAX_HEARTBEAT_BYTES
     read = Snapshot(json.loads(json.dumps(words)))
     assert read.plain()["n_in_flight"] == 1999
     assert len(read.workers()) == 64
@@ -130,10 +130,10 @@ def test_what_a_driver_tells_is_read_back(store: Store) -> None:
 
 def test_a_beat_carries_the_run_and_a_broken_teller_stops_nothing(store: Store) -> None:
     told = iter([{"n_rows": 5.0}])
-    with lease.hold(store.objects, beat_s=0.02, tell=lambda: next(told)) as held:
+    with lease.hold(store.objects, heartbeat_s=0.02, run_state=lambda: next(told)) as held:
         seen = []
         while not seen or seen[-1] != {"error": "StopIteration"}:
-            beat = lease.last_beat(store.objects)
+            beat = lease.last_heartbeat(store.objects)
             if beat is not None and (not seen or beat.run != seen[-1]):
                 seen.append(beat.run)
         assert not held.lost.is_set()

@@ -30,7 +30,7 @@ from actlas.store.errors import (
     StoreExistsError,
 )
 from actlas.store.format import layout
-from actlas.store.ledger import lease
+from actlas.store.ledger import lease, lease_holder
 from actlas.store.objects import local
 from actlas.store.objects.local import LocalObjects
 from actlas.store.shards.writer import ShardWriter
@@ -285,14 +285,14 @@ def test_one_driver_at_a_time(tmp_path: Path) -> None:
 
 def test_holds_inside_a_hold_around_them_are_that_one(tmp_path: Path) -> None:
     here, other = LocalObjects(str(tmp_path / "a")), LocalObjects(str(tmp_path / "b"))
-    with lease.hold(here, around=True, beat_s=0.02) as outer:
+    with lease.hold(here, reentrant=True, heartbeat_s=0.02) as outer:
         with (
             lease.hold(other),  # another store's is its own
-            lease.hold(here, tell=lambda: {"part": 1}) as inner,
+            lease.hold(here, run_state=lambda: {"part": 1}) as inner,
         ):
             assert inner is outer
             deadline = time.monotonic() + 30
-            while (beat := lease.last_beat(here)) is None or beat.run != {"part": 1}:
+            while (beat := lease.last_heartbeat(here)) is None or beat.run != {"part": 1}:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
         assert lease.holder(here) is not None  # the inner's end is not the outer's
@@ -343,17 +343,17 @@ def test_a_holder_elsewhere_is_waited_for_until_it_stands_still(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     here = LocalObjects(tmp_path)
-    monkeypatch.setattr(lease.socket, "gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(lease_holder.socket, "gethostname", lambda: "elsewhere")
     said: list[str] = []
-    with lease.hold(here, beat_s=0.05):
+    with lease.hold(here, heartbeat_s=0.05):
         monkeypatch.undo()
-        with pytest.raises(LeaseHeldError), lease.hold(here, say=said.append, standstill_s=3):
+        with pytest.raises(LeaseHeldError), lease.hold(here, log=said.append, timeout_s=3):
             pass
     assert "elsewhere" in said[0]
-    monkeypatch.setattr(lease.socket, "gethostname", lambda: "elsewhere")
-    stuck = lease._acquire(here, said.append, 1, beat_s=1000)
+    monkeypatch.setattr(lease_holder.socket, "gethostname", lambda: "elsewhere")
+    stuck = lease._acquire(here, said.append, 1, heartbeat_s=1000)
     monkeypatch.undo()
-    with lease.hold(here, standstill_s=0.5) as taken:
+    with lease.hold(here, timeout_s=0.5) as taken:
         assert taken.number == stuck.number + 1
     stuck._stop.set()
 

@@ -569,7 +569,7 @@ def test_two_planners_leave_one_store(s3: S3) -> None:
 def test_one_driver_at_a_time_and_a_dead_one_is_followed_at_once(
     objects: RemoteObjects, s3: S3
 ) -> None:
-    with lease.hold(objects, beat_s=0.05):
+    with lease.hold(objects, heartbeat_s=0.05):
         with pytest.raises(LeaseHeldError), lease.hold(objects):
             raise AssertionError
         time.sleep(0.2)
@@ -596,7 +596,7 @@ def test_a_beat_that_is_not_answered_is_given_up_for_the_next(
 ) -> None:
     """Whoever waits in it for minutes looks dead, and does not see who has taken over."""
     monkeypatch.setenv("ACTLAS_REQUEST_TIMEOUT_S", "30")
-    monkeypatch.setattr(lease, "BEAT_LIMIT_S", 0.6)
+    monkeypatch.setattr(lease, "REQUEST_LIMIT_S", 0.6)
     s3.stall_s = 10
     failing = {("GET", "lease") if kind == "drip" else ("PUT", ".beat")}
     patient = faulty.once("503", "HEAD")
@@ -605,7 +605,7 @@ def test_a_beat_that_is_not_answered_is_given_up_for_the_next(
         met = any(request.method == method and part in request.path for method, part in failing)
         return kind if met else patient(request)
 
-    with lease.hold(objects, beat_s=0.05) as held:
+    with lease.hold(objects, heartbeat_s=0.05) as held:
         s3.counts.clear()
         s3.plan = plan
         began = time.monotonic()

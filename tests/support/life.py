@@ -184,7 +184,7 @@ def gather(path: str, attempt: str) -> None:
 def hold_lease(path: str, attempt: str) -> None:
     """Take the lease, beat and give it back."""
     objects = open_store(path).objects
-    with lease.hold(objects, beat_s=60) as held:
+    with lease.hold(objects, heartbeat_s=60) as held:
         objects.replace(f"ledger/lease/{held.number:08d}.beat", b"1")
 
 
