@@ -67,7 +67,7 @@ def create_features(
         plan_sha256=store.plan_sha256,
         hookpoint=hookpoint,
         n_features=sae.d_sae,
-        sae_kind=sae.kind,
+        sae_kind=sae.architecture,
         sae_sha256=sae.sha256,
         sae_path=os.fspath(path),
         created_unix_s=time.time(),

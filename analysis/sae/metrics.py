@@ -1,4 +1,4 @@
-"""How well a sparse autoencoder rebuilds rows: sums in float64 over a whole set."""
+"""Metrics of a sparse autoencoder over a set of rows: reconstruction and sparsity, in float64."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from actlas.store.errors import NonFiniteError
 from actlas.store.statistics.moments import Moments
 
 DENSITY_EDGES = np.linspace(-8.0, 0.0, 33)
-"""Edges of the histogram, in log10 of the share of tokens on which a feature fires."""
+"""Edges of the histogram of feature densities, in log10 of the share of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Metrics over one set of rows.
+    """Metrics of a sparse autoencoder over one set of rows.
 
     Attributes
     ----------
@@ -32,17 +32,17 @@ class Metrics:
     mse_per_token : float
         ``sum |x - x'|^2 / n_tokens``, summed over units.
     mse_per_value : float
-        That, divided by the number of units.
+        ``mse_per_token`` divided by the number of units.
     l0 : float
         Mean number of features above zero on a token.
     l1 : float
-        Mean sum of a token's codes.
+        Mean sum of a token's feature activations.
     cosine_similarity : float
-        Mean over tokens of the cosine of ``x`` and ``x'``; 0 where one of them is 0.
+        Mean over tokens of the cosine between ``x`` and ``x'``; 0 where one of them is 0.
     dead_share : float
-        The share of features that are above zero on none of these tokens.
+        Share of features that are above zero on no token of the set.
     density : ndarray of float64, shape [d_sae]
-        The share of tokens on which each feature is above zero.
+        Share of tokens on which each feature is above zero.
     """
 
     n_tokens: int
@@ -56,7 +56,7 @@ class Metrics:
     density: NDArray[np.float64]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; the density as a histogram of its log10."""
+        """Return the metrics as plain values for JSON, the density as a histogram of its log10."""
         alive = self.density[self.density > 0]
         counts, _ = np.histogram(np.log10(alive), np.append(-np.inf, DENSITY_EDGES[1:]))
         names = [name for name in self.__dataclass_fields__ if name != "density"]
@@ -76,7 +76,15 @@ class Metrics:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], density: NDArray[np.float64]) -> Metrics:
-        """Return what :meth:`as_dict` made plain, with the density that it leaves out."""
+        """Return metrics from the plain values of :meth:`as_dict`.
+
+        Parameters
+        ----------
+        plain : mapping
+            The result of :meth:`as_dict`, possibly through JSON.
+        density : ndarray of float64, shape [d_sae]
+            The density, of which ``plain`` has only a histogram.
+        """
         names = [name for name in cls.__dataclass_fields__ if name != "density"]
         values = {name: plain[name] for name in names}
         if values["explained_variance"] is None:
@@ -86,28 +94,30 @@ class Metrics:
 
 @torch.inference_mode()
 def evaluate(sae: SparseAutoencoder, batches: Iterable[torch.Tensor]) -> Metrics:
-    """Return the metrics of raw rows, batch by batch; each row should come once.
+    """Return the metrics of a sparse autoencoder over raw rows, batch by batch.
 
-    The variance is about the mean of the set itself, by moments that combine (no sum of squares
-    of raw values, which a large mean would spoil).
+    The variance is about the mean of the set itself, by moments that combine (no sum of squares of
+    raw values, which a large mean would make inaccurate).
 
     Parameters
     ----------
     sae : SparseAutoencoder
-    batches : iterable of Tensor, shape [n, d_in]
+        On any device.
+    batches : iterable of Tensor, shape [rows, d_in]
+        Raw rows; each row of the set once.
 
     Raises
     ------
     ValueError
-        There are no rows.
+        The set has no rows.
     NonFiniteError
         Rows hold NaN or infinity.
 
     Examples
     --------
-    >>> sae = SparseAutoencoder(4, 8, kind="relu")
+    >>> sae = SparseAutoencoder(4, 8, architecture="relu")
     >>> rows = torch.eye(4)
-    >>> round(evaluate(sae, [rows]).mse_per_token, 6)  # all codes and b_dec are zero
+    >>> round(evaluate(sae, [rows]).mse_per_token, 6)  # all weights are zero
     1.0
     """
     device = sae.W_dec.device
@@ -118,12 +128,12 @@ def evaluate(sae: SparseAutoencoder, batches: Iterable[torch.Tensor]) -> Metrics
     for batch in batches:
         x = batch.to(device).float()
         codes = sae.encode(x)
-        rebuilt = (sae.decode(codes) if sae.normalize == "none" else sae(x)).double()
+        reconstruction = (sae.decode(codes) if sae.normalize == "none" else sae(x)).double()
         wide = x.double()
-        squared += float((wide - rebuilt).square().sum())
+        squared += float((wide - reconstruction).square().sum())
         l1 += float(codes.double().sum())
-        norms = wide.norm(dim=-1) * rebuilt.norm(dim=-1)
-        dots = (wide * rebuilt).sum(dim=-1)
+        norms = wide.norm(dim=-1) * reconstruction.norm(dim=-1)
+        dots = (wide * reconstruction).sum(dim=-1)
         cosine += float(torch.where(norms > 0, dots / norms.clamp(min=1e-300), 0.0).sum())
         fired += (codes > 0).sum(dim=0)
         moments = Moments.of(batch.float().cpu().numpy())

@@ -1,4 +1,4 @@
-"""Sparse autoencoders on disk, as SAELens has them: ``cfg.json``, ``sae_weights.safetensors``."""
+"""SAELens's file format: ``cfg.json`` and ``sae_weights.safetensors``, read and written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from actlas.analysis.sae.model import Kind, Normalization, SparseAutoencoder, shapes
+from actlas.analysis.sae.model import Architecture, Normalization, SparseAutoencoder, shapes
 from actlas.store.errors import SaeError, run_fault
 from actlas.store.format.sealing import too_deep
 from actlas.store.version import VERSION
@@ -31,14 +31,14 @@ MAX_CONFIG_BYTES = 1 << 24
 
 _DTYPES = ("F32", "F16", "BF16", "F64")
 
-_KINDS: dict[str, Kind] = {
+_FROM_SAELENS: dict[str, Architecture] = {
     "standard": "relu",
     "topk": "topk",
     "jumprelu": "jumprelu",
     "gated": "gated",
 }
 
-_ARCHITECTURES = {kind: name for name, kind in _KINDS.items()}
+_TO_SAELENS = {ours: name for name, ours in _FROM_SAELENS.items()}
 
 _NORMALIZATIONS: dict[str, Normalization] = {
     "none": "none",
@@ -57,35 +57,36 @@ _HOOKS = {
     "attn.hook_z": "attn_z",
     "mlp.hook_post": "mlp_hidden",
 }
-"""TransformerLens's names inside a block, and ours."""
+"""TransformerLens's names of hooks inside a block, and our names of the same tensors."""
 
 _HOOK = re.compile(rf"blocks\.(\d+)\.({'|'.join(map(re.escape, _HOOKS))})")
 
 
 def load_sae(path: str | os.PathLike[str], device: str = "cpu") -> SparseAutoencoder:
-    """Load a sparse autoencoder that actlas or SAELens saved. No code of it is run.
+    """Load a sparse autoencoder that actlas or SAELens saved. No code of the files is run.
 
     Parameters
     ----------
     path : path
         A folder with ``cfg.json`` and ``sae_weights.safetensors``.
     device : str
-        Of torch.
+        The torch device to load it to.
 
     Returns
     -------
     SparseAutoencoder
-        In float32, whatever it was saved in.
+        In float32, whatever dtype it was saved in.
 
     Raises
     ------
     SaeError
-        There is none, its kind is not known here, or its files are damaged.
+        The folder has no sparse autoencoder, its architecture is not supported, or its files are
+        damaged.
     """
     folder = Path(path).expanduser().absolute()
     config, config_bytes = _read_config(folder)
     sae = _build(config, folder)
-    weights = _read_weights(folder, shapes(sae.kind, sae.d_in, sae.d_sae))
+    weights = _read_weights(folder, shapes(sae.architecture, sae.d_in, sae.d_sae))
     sae.load_state_dict(weights)
     sae.sha256 = _sha256(config_bytes, folder / WEIGHTS_FILE)
     return sae.to(device).eval()
@@ -99,10 +100,11 @@ def save_sae(
     Parameters
     ----------
     sae : SparseAutoencoder
+        The sparse autoencoder; its ``sha256`` is set.
     folder : path
-        Made where it is not there.
+        Created where it does not exist.
     metadata : mapping
-        What made it, as plain values: kept in ``actlas.json``.
+        Plain values about the training, kept in ``actlas.json``.
 
     Raises
     ------
@@ -139,7 +141,7 @@ def _config_of(sae: SparseAutoencoder) -> dict[str, Any]:
         "apply_b_dec_to_input": sae.apply_b_dec_to_input,
         "normalize_activations": sae.normalize,
         "reshape_activations": "none",
-        "architecture": _ARCHITECTURES[sae.kind],
+        "architecture": _TO_SAELENS[sae.architecture],
         "metadata": {
             "sae_lens_version": SAELENS_VERSION,
             "sae_lens_training_version": None,
@@ -147,14 +149,14 @@ def _config_of(sae: SparseAutoencoder) -> dict[str, Any]:
             "hook_name": _hook_name(sae.hookpoint),
         },
     }
-    if sae.kind == "topk":
+    if sae.architecture == "topk":
         config["k"] = sae.k
         config["rescale_acts_by_decoder_norm"] = sae.rescale_by_decoder_norm
     return config
 
 
 def _hook_name(hookpoint: str | None) -> str | None:
-    """Return TransformerLens's name of a hookpoint, where it has one, else our own.
+    """Return TransformerLens's name of a hookpoint where it has one, else our own name.
 
     >>> _hook_name("resid_post.3"), _hook_name("model.layers.3.mlp")
     ('blocks.3.hook_resid_post', 'model.layers.3.mlp')
@@ -167,7 +169,7 @@ def _hook_name(hookpoint: str | None) -> str | None:
 
 
 def _hookpoint(hook_name: object) -> str | None:
-    """Return our name of a hook, None where it is TransformerLens's and stores have no such one.
+    """Return our name of a hook; None for TransformerLens's hooks that stores do not have.
 
     >>> _hookpoint("blocks.3.hook_resid_post"), _hookpoint("model.layers.3")
     ('resid_post.3', 'model.layers.3')
@@ -185,9 +187,9 @@ def _hookpoint(hook_name: object) -> str | None:
 def _read_config(folder: Path) -> tuple[dict[str, Any], bytes]:
     if not folder.is_dir():
         raise SaeError(
-            f"{folder}: there is no folder here. Expected one with {CONFIG_FILE} and "
-            f"{WEIGHTS_FILE}, as `actlas sae train` and SAELens save it, or the name of a set of "
-            "features that was begun.",
+            f"{folder}: no such folder. Expected one with {CONFIG_FILE} and {WEIGHTS_FILE}, as "
+            "`actlas sae train` and SAELens save it, or the name of a feature set whose encoding "
+            "was started.",
             path=str(folder),
         )
     path = folder / CONFIG_FILE
@@ -195,7 +197,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], bytes]:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_CONFIG_BYTES:
             raise SaeError(
-                f"{path}: no configuration: expected a file of at most "
+                f"{path}: expected a configuration, a plain file of at most "
                 f"{MAX_CONFIG_BYTES >> 20} MiB.",
                 path=str(path),
             )
@@ -211,14 +213,14 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], bytes]:
     except OSError as error:
         raise SaeError(f"{path}: cannot be read ({error.strerror}).", path=str(path)) from error
     if not isinstance(config, dict) or too_deep(config):
-        raise SaeError(f"{path}: expected a JSON object, not nested deep.", path=str(path))
+        raise SaeError(f"{path}: expected a JSON object that is not deeply nested.", path=str(path))
     return config, data
 
 
 def _build(config: dict[str, Any], folder: Path) -> SparseAutoencoder:
-    """Make the module that a configuration describes; older forms of it are read too."""
+    """Return the module that a configuration describes, in its present or an older form."""
     _check_types(config, folder)
-    kind = _kind(config, folder)
+    architecture = _architecture(config, folder)
     metadata = config.get("metadata")
     known = metadata if isinstance(metadata, dict) else config
     sizes = {name: config.get(name) for name in ("d_in", "d_sae")}
@@ -229,14 +231,14 @@ def _build(config: dict[str, Any], folder: Path) -> SparseAutoencoder:
                 field=name,
             )
     k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
-    if kind == "topk" and (not isinstance(k, int) or isinstance(k, bool)):
+    if architecture == "topk" and (not isinstance(k, int) or isinstance(k, bool)):
         raise SaeError(f"{folder / CONFIG_FILE}: k is {k!r}, expected a whole number.", field="k")
-    _check_file_size(folder, kind, int(config["d_in"]), int(config["d_sae"]))
+    _check_file_size(folder, architecture, int(config["d_in"]), int(config["d_sae"]))
     return SparseAutoencoder(
         int(config["d_in"]),
         int(config["d_sae"]),
-        kind=kind,
-        k=k if kind == "topk" else None,
+        architecture=architecture,
+        k=k if architecture == "topk" else None,
         apply_b_dec_to_input=bool(config.get("apply_b_dec_to_input", True)),
         normalize=_normalization(config, folder),
         rescale_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
@@ -246,7 +248,7 @@ def _build(config: dict[str, Any], folder: Path) -> SparseAutoencoder:
 
 
 def _check_types(config: dict[str, Any], folder: Path) -> None:
-    """Refuse a word where a choice is expected: ``"false"`` would count as true."""
+    """Check the types of known fields: a string ``"false"`` would count as true."""
     kinds: dict[str, tuple[type, ...]] = {
         "architecture": (str,),
         "activation_fn": (str, type(None)),
@@ -261,32 +263,32 @@ def _check_types(config: dict[str, Any], folder: Path) -> None:
     metadata = config.get("metadata")
     if isinstance(metadata, dict) and not isinstance(metadata.get("model_name"), str | None):
         raise SaeError(
-            f"{folder / CONFIG_FILE}: metadata.model_name is no string.", field="model_name"
+            f"{folder / CONFIG_FILE}: metadata.model_name is not a string.", field="model_name"
         )
     for name, expected in kinds.items():
         if name in config and not isinstance(config[name], expected):
-            words = " or ".join(kind.__name__ for kind in expected)
+            words = " or ".join(each.__name__ for each in expected)
             raise SaeError(
                 f"{folder / CONFIG_FILE}: {name} is {config[name]!r}, expected {words}.", field=name
             )
 
 
-def _kind(config: dict[str, Any], folder: Path) -> Kind:
+def _architecture(config: dict[str, Any], folder: Path) -> Architecture:
     named = config.get("architecture", "standard")
     activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))
     if named == "standard" and activation == "topk":  # before SAELens 6
         named = "topk"
-    if named not in _KINDS or (named == "standard" and activation not in ("relu", None)):
-        what = named if named not in _KINDS else f"standard with {activation}"
+    if named not in _FROM_SAELENS or (named == "standard" and activation not in ("relu", None)):
+        what = named if named not in _FROM_SAELENS else f"standard with {activation}"
         raise SaeError(
             f"{folder / CONFIG_FILE}: architecture {what!r}; this version encodes with "
-            f"{', '.join(_KINDS)} (SAELens saves batchtopk as jumprelu).",
+            f"{', '.join(_FROM_SAELENS)} (SAELens saves batchtopk as jumprelu).",
             field="architecture",
         )
     if config.get("reshape_activations", "none") not in ("none", "hook_z"):
         raise SaeError(
             f"{folder / CONFIG_FILE}: reshape_activations is "
-            f"{config['reshape_activations']!r}, expected none or hook_z (rows are flat here).",
+            f"{config['reshape_activations']!r}, expected none or hook_z (rows are flat).",
             field="reshape_activations",
         )
     if config.get("finetuning_scaling_factor"):
@@ -295,15 +297,15 @@ def _kind(config: dict[str, Any], folder: Path) -> Kind:
             "the decoder first.",
             field="finetuning_scaling_factor",
         )
-    return _KINDS[str(named)]
+    return _FROM_SAELENS[str(named)]
 
 
 def _normalization(config: dict[str, Any], folder: Path) -> Normalization:
     named = config.get("normalize_activations") or "none"
     if named in _UNFOLDED or named is True:
         raise SaeError(
-            f"{folder / CONFIG_FILE}: normalize_activations is {named!r}, and what was measured "
-            "for it is not in these files: codes of raw rows would be wrong. In SAELens, fold it "
+            f"{folder / CONFIG_FILE}: normalize_activations is {named!r}, whose measured factors "
+            "are not in these files, so feature activations would be wrong. In SAELens, fold it "
             "first (fold_activation_norm_scaling_factor), then save.",
             field="normalize_activations",
         )
@@ -316,16 +318,17 @@ def _normalization(config: dict[str, Any], folder: Path) -> Normalization:
     return _NORMALIZATIONS[str(named)]
 
 
-def _check_file_size(folder: Path, kind: Kind, d_in: int, d_sae: int) -> None:
-    """Refuse sizes that the weights' file cannot hold, before memory is taken for them."""
+def _check_file_size(folder: Path, architecture: Architecture, d_in: int, d_sae: int) -> None:
+    """Check that the weights' file can hold the sizes, before memory is allocated for them."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise SaeError(f"{folder}: no {WEIGHTS_FILE} here.", path=str(folder))
-    least = sum(torch.Size(shape).numel() for shape in shapes(kind, d_in, d_sae).values())
-    if least > path.stat().st_size:  # not even a byte for each number
+    least = sum(torch.Size(shape).numel() for shape in shapes(architecture, d_in, d_sae).values())
+    if least > path.stat().st_size:  # less than a byte for each number
         raise SaeError(
-            f"{path}: {path.stat().st_size:,} bytes cannot hold {kind} with d_in {d_in} and d_sae "
-            f"{d_sae}: {CONFIG_FILE} or this file is of another one, or cut.",
+            f"{path}: {path.stat().st_size:,} bytes cannot hold {architecture} with d_in {d_in} "
+            f"and d_sae {d_sae}: {CONFIG_FILE} belongs to other weights, or this file is "
+            "truncated.",
             path=str(path),
         )
 
@@ -367,6 +370,6 @@ def _sha256(config: bytes, weights: Path) -> str:
     digest = hashlib.sha256(len(config).to_bytes(8, "little") + config)
     digest.update(weights.stat().st_size.to_bytes(8, "little"))
     with weights.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()

@@ -18,8 +18,8 @@ from actlas.jobs.scheduler.stop import Stop
 from actlas.store.store import open_store
 
 if TYPE_CHECKING:
+    from actlas.analysis.sae.train.api import TrainedSae
     from actlas.analysis.sae.train.curves import Point
-    from actlas.analysis.sae.train.trainer import TrainedSae
 
 
 @click.command("train", short_help="Train one on shuffled batches of a store's rows.")
@@ -31,9 +31,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Folder of the results: new or empty, or with an unfinished training, which goes on.",
 )
-@click.option("--width", default=2048, help="Features.  [default: 2,048]")
 @click.option(
+    "--d-sae", "--width", "d_sae", default=2048, help="Number of features.  [default: 2,048]"
+)
+@click.option(
+    "--architecture",
     "--kind",
+    "architecture",
     type=click.Choice(["topk", "relu"]),
     default="topk",
     help="topk, or relu with an L1 loss.  [default: topk]",
@@ -55,7 +59,7 @@ if TYPE_CHECKING:
 @click.option(
     "--lr",
     type=float,
-    help="Largest learning rate.  [default: topk 4e-3, relu 1e-3; times sqrt(2048 / width) above "
+    help="Largest learning rate.  [default: topk 4e-3, relu 1e-3; times sqrt(2048 / d_sae) above "
     "2,048 features]",
 )
 @click.option("--seed", default=0, help="Of weights, rows and their order.  [default: 0]")
@@ -80,7 +84,7 @@ def command(
     """
     refuse_url(out)
     opened = open_store(store)
-    from actlas.analysis.sae.train.trainer import train_sae
+    from actlas.analysis.sae.train.api import train_sae
     from actlas.pipeline.model.device import resolve_device
 
     with Stop(lambda _: click.echo("saving a checkpoint after this step", err=True)) as stop:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from actlas.analysis.localizer.localize import localize as localize
     from actlas.analysis.localizer.masks import Mask as Mask
     from actlas.analysis.sae.saelens_format import load_sae as load_sae
-    from actlas.analysis.sae.train.trainer import train_sae as train_sae
+    from actlas.analysis.sae.train.api import train_sae as train_sae
     from actlas.jobs.derived.encode import encode_sae as encode_sae
     from actlas.jobs.derived.index import index_sae as index_sae
     from actlas.jobs.run.ablate import ablate as ablate
@@ -46,7 +46,7 @@ _LAZY = {
     "localize": ("actlas.analysis.localizer.localize", "localize"),
     "open": ("actlas.store.store", "open_store"),
     "repair": ("actlas.jobs.run.repair", "repair"),
-    "train_sae": ("actlas.analysis.sae.train.trainer", "train_sae"),
+    "train_sae": ("actlas.analysis.sae.train.api", "train_sae"),
     "verify": ("actlas.store.verify.verify", "verify"),
 }
 

@@ -211,7 +211,7 @@ def test_a_configuration_that_does_not_fit(
 
 
 def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
-    with pytest.raises(SaeError, match="there is no folder here"):
+    with pytest.raises(SaeError, match="no such folder"):
         load_sae(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(SaeError, match=r"no cfg\.json here"):

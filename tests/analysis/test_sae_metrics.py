@@ -12,7 +12,7 @@ from support.sae import oracle
 
 from actlas.analysis.sae.metrics import Metrics, evaluate
 from actlas.analysis.sae.model import SparseAutoencoder
-from actlas.analysis.sae.train.step import initialize
+from actlas.analysis.sae.train.trainer import initialize
 from actlas.store.errors import NonFiniteError
 
 

@@ -13,7 +13,7 @@ from support.features import made_store
 
 import actlas
 from actlas.analysis.sae.saelens_format import load_sae
-from actlas.analysis.sae.train.trainer import train_sae
+from actlas.analysis.sae.train.api import train_sae
 from actlas.store.store import Store
 
 HOOK = "resid_post.0"

@@ -10,7 +10,7 @@ import torch
 
 from actlas.analysis.sae.metrics import evaluate
 from actlas.analysis.sae.model import SparseAutoencoder
-from actlas.analysis.sae.train.step import Recipe, Trainer, fold, initialize
+from actlas.analysis.sae.train.trainer import Recipe, Trainer, fold, initialize
 
 
 def dictionary(n: int, d_in: int = 16, n_true: int = 40, seed: int = 0) -> torch.Tensor:
@@ -71,12 +71,16 @@ def gradients(rows: torch.Tensor, sparse: bool) -> dict[str, torch.Tensor]:
     assert trainer.sparse  # by default, on a CPU, with k far below the width
     trainer.sparse = sparse
     trainer.silent_rows[::2] = 10**6  # half are dead: their loss counts too
-    codes, rebuilt, fired = trainer._rebuild(rows)
+    codes, reconstruction, fired = trainer._reconstruct(rows)
     assert codes.shape == ((len(rows), 3) if sparse else (len(rows), 64))
-    dead = trainer._of_the_dead(rows, rows - rebuilt)
-    ((rows - rebuilt).square().sum() + dead).backward()
+    dead = trainer._aux_loss(rows, rows - reconstruction)
+    ((rows - reconstruction).square().sum() + dead).backward()
     found = {name: p.grad for name, p in sae.named_parameters() if p.grad is not None}
-    return found | {"rebuilt": rebuilt.detach(), "fired": fired, "sum": codes.sum().detach()}
+    return found | {
+        "reconstruction": reconstruction.detach(),
+        "fired": fired,
+        "sum": codes.sum().detach(),
+    }
 
 
 def test_gradients_without_the_zeros_are_those_of_dense_products() -> None:
@@ -100,8 +104,8 @@ def dead_at_the_end() -> float:
     return float(trainer.dead.float().mean())
 
 
-def test_the_loss_of_the_dead_brings_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_aux_loss_brings_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with_it = dead_at_the_end()
-    monkeypatch.setattr("actlas.analysis.sae.train.step.AUX_COEFFICIENT", 0.0)
+    monkeypatch.setattr("actlas.analysis.sae.train.trainer.AUX_COEFFICIENT", 0.0)
     without = dead_at_the_end()
     assert without >= 0.45 and with_it < without - 0.1

@@ -16,9 +16,9 @@ from support.sae import oracle
 import actlas
 from actlas.analysis.sae.saelens_format import load_sae
 from actlas.analysis.sae.train import data as train_data
+from actlas.analysis.sae.train.api import train_sae
 from actlas.analysis.sae.train.checkpoint import STATE_FILE
 from actlas.analysis.sae.train.options import TrainOptions
-from actlas.analysis.sae.train.trainer import train_sae
 from actlas.store.errors import (
     ConfigError,
     CorruptDataError,
@@ -84,7 +84,7 @@ def test_the_metrics_are_of_rows_that_were_never_seen(store: Store, tmp_path: Pa
 def test_the_scale_is_exact_and_folded(store: Store, tmp_path: Path) -> None:
     x = store.activations[HOOK][:].astype(np.float32).astype(np.float64)
     asked = TrainOptions.parse(hookpoint=HOOK, **SMALL)
-    data = train_data.prepare(store, asked, train_data.train_stream(store, asked))
+    data = train_data.training_rows(store, asked, train_data.train_stream(store, asked))
     scaled = x * data.scale
     assert (scaled**2).sum(axis=1).mean() == pytest.approx(x.shape[1], rel=1e-9)
     assert data.variance == pytest.approx(scaled.var(axis=0).sum(), rel=1e-9)
@@ -122,7 +122,7 @@ def test_killed_while_it_wrote_its_results(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("actlas.analysis.sae.train.loop._add_weights_hash", killed)
+        patch.setattr("actlas.analysis.sae.train.run._add_weights_hash", killed)
         with pytest.raises(KeyboardInterrupt):
             train_sae(store, HOOK, tmp_path / "cut", **SMALL)
     assert (tmp_path / "cut" / STATE_FILE).exists()
@@ -137,16 +137,16 @@ def test_rows_that_are_not_finite(tmp_path: Path) -> None:
     store.statistics = lambda _: replace(moments, n=moments.n - 1)  # type: ignore[method-assign]
     with pytest.raises(NonFiniteError, match="holds NaN or infinity"):
         train_sae(store, HOOK, tmp_path / "x", **SMALL)
-    with pytest.raises(NonFiniteError, match="give a smaller --lr"):
+    with pytest.raises(NonFiniteError, match="give an --lr smaller than"):
         train_sae(made_store(tmp_path / "t.zarr"), HOOK, tmp_path / "y", **{**SMALL, "lr": 1e38})
 
 
 def test_bad_input(store: Store, tmp_path: Path) -> None:
     for changes, field in (
         ({"k": 49}, "k"),
-        ({"width": 0}, "width"),
+        ({"width": 0}, "d_sae"),
         ({"lr": float("nan")}, "lr"),
-        ({"kind": "gated"}, "kind"),
+        ({"kind": "gated"}, "architecture"),
         ({"fraction": 0.0}, "fraction"),
         ({"steps": 0}, "steps"),
         ({"device": "toaster"}, "device"),
@@ -180,5 +180,19 @@ def test_going_on_with_other_options_or_a_damaged_checkpoint(store: Store, tmp_p
             train_sae(store, HOOK, tmp_path / "a", **SMALL)
     path.write_bytes(whole)
     train_sae(store, HOOK, tmp_path / "a", **SMALL)
-    with pytest.raises(SaeError, match="no folder"):
+    with pytest.raises(SaeError, match="no such folder"):
         load_sae(tmp_path / "none")
+
+
+def test_old_names_are_aliases_and_stay_on_disk(store: Store, tmp_path: Path) -> None:
+    options = {name: value for name, value in SMALL.items() if name != "width"}
+    new = train_sae(store, HOOK, tmp_path / "a", **options, d_sae=48, architecture="relu")
+    old = train_sae(store, HOOK, tmp_path / "a", **options, width=48, kind="relu")
+    assert old.was_done and old.sae.sha256 == new.sae.sha256
+    assert new.sae.kind == new.sae.architecture == "relu"
+    saved = json.loads((tmp_path / "a/metrics.json").read_text())["options"]
+    assert saved["width"] == 48 and saved["kind"] == "relu"
+    assert not {"d_sae", "architecture"} & saved.keys()
+    with pytest.raises(ConfigError, match="finished training with d_sae 48, got 47") as caught:
+        train_sae(store, HOOK, tmp_path / "a", **options, d_sae=47, architecture="relu")
+    assert caught.value.details["field"] == "d_sae"

@@ -52,7 +52,7 @@ def test_it_says_what_was_made_and_what_is_next(store: Store, tmp_path: Path) ->
     said = again.stdout.splitlines()[-1]
     assert said == last.replace("trained", "trained before, nothing to do:", 1)
     other = CliRunner().invoke(cli, arguments(store, out, "--steps", 31))
-    assert other.exit_code == EXIT_USAGE and "with steps 30, asked for is 31" in other.stderr
+    assert other.exit_code == EXIT_USAGE and "with steps 30, got 31" in other.stderr
     as_json = CliRunner().invoke(cli, arguments(store, out, "--steps", 30, "--json"))
     assert json.loads(as_json.stdout)["explained_variance"] == metrics["explained_variance"]
 
@@ -61,8 +61,8 @@ def test_it_says_what_was_made_and_what_is_next(store: Store, tmp_path: Path) ->
     ("more", "message"),
     [
         (("--hookpoint", "resid_post.7"), "resid_post.0"),
-        (("--k", "49"), "at most width, 48"),
-        (("--width", "0"), "width: got 0"),
+        (("--k", "49"), "at most d_sae, 48"),
+        (("--width", "0"), "d_sae: got 0"),
         (("--fraction", "1.5"), "fraction"),
     ],
 )

@@ -1,4 +1,4 @@
-"""An unfinished training on disk: one safetensors file, written whole or not at all."""
+"""Checkpoints of a training: one safetensors file, replaced atomically."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from actlas.analysis.sae.train.options import name_of
 from actlas.store.errors import ConfigError, CorruptDataError, run_fault
 
 STATE_FILE = "checkpoint.safetensors"
@@ -16,18 +17,19 @@ STATE_FILE = "checkpoint.safetensors"
 FORMAT = "actlas.sae.training.1"
 
 FREE = frozenset({"checkpoint_every", "device", "threads"})
-"""Options that may differ when a training goes on."""
+"""Options that may change when a training is resumed."""
 
 
 class Saved(NamedTuple):
-    """A training that was stopped.
+    """A saved checkpoint.
 
     Attributes
     ----------
     tensors : dict of str to Tensor
-        As :meth:`~actlas.analysis.sae.train.step.Trainer.state` gives them.
+        The result of :meth:`~actlas.analysis.sae.train.trainer.Trainer.state`.
     state : dict
-        ``options``, ``step``, ``tokens``, ``batches``, ``points``, ``seconds``.
+        The rest as plain values: ``options``, ``step``, ``tokens``, ``batches``, ``points``,
+        ``seconds``.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -35,7 +37,16 @@ class Saved(NamedTuple):
 
 
 def save_state(folder: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-    """Write a checkpoint over the one before; a crash leaves the one or the other.
+    """Replace the checkpoint in a folder; after a crash the old or the new one is there, whole.
+
+    Parameters
+    ----------
+    folder : Path
+        Created where it does not exist.
+    tensors : dict of str to Tensor
+        Tensors of the training.
+    state : dict
+        Plain values for JSON.
 
     Raises
     ------
@@ -62,12 +73,17 @@ def save_state(folder: Path, tensors: dict[str, torch.Tensor], state: dict[str, 
 
 
 def read_state(folder: Path) -> Saved | None:
-    """Return the checkpoint in a folder, None where there is none.
+    """Return the checkpoint in a folder, or None where none exists.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder of a training.
 
     Raises
     ------
     CorruptDataError
-        It is damaged.
+        The checkpoint is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -86,8 +102,8 @@ def read_state(folder: Path) -> Saved | None:
             raise ValueError(f"{', '.join(sorted(missing))} missing")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CorruptDataError(
-            f"{path}: this checkpoint is damaged ({error}). Remove it, or give another --out, and "
-            "train anew.",
+            f"{path}: this checkpoint is damaged ({error}). Remove it and train "
+            "again, or give another --out.",
             path=str(path),
         ) from error
     return Saved(tensors, state)
@@ -96,13 +112,28 @@ def read_state(folder: Path) -> Saved | None:
 def require_same(
     folder: Path, got: dict[str, Any], saved: dict[str, Any], what: str = "an unfinished"
 ) -> None:
-    """Raise ``ConfigError`` where a folder's training has other options than those asked for."""
+    """Check that the training in a folder has the options that are given now.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder of the training.
+    got, saved : dict
+        The options given now, and those of the training, by their saved names.
+    what : str
+        "an unfinished" or "a finished", for the message.
+
+    Raises
+    ------
+    ConfigError
+        An option differs; ``details["field"]`` names it.
+    """
     for field in sorted((got.keys() | saved.keys()) - FREE):
         if got.get(field) != saved.get(field):
             raise ConfigError(
-                f"{folder} holds {what} training with {field} {saved.get(field)!r}, asked for is "
+                f"{folder} holds {what} training with {name_of(field)} {saved.get(field)!r}, got "
                 f"{got.get(field)!r}. Give the same options, or another --out.",
-                field=field,
+                field=name_of(field),
                 got=got.get(field),
                 expected=saved.get(field),
             )

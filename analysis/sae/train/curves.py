@@ -1,4 +1,4 @@
-"""The course of a training: ``curve.csv`` and ``curves.png``."""
+"""The learning curves of a training: ``curve.csv`` and ``curves.png``."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 BLUE = "#0072B2"
-"""Of the palette of Okabe and Ito, which colour-blind readers can tell apart."""
+"""From the palette of Okabe and Ito, which colour-blind readers can tell apart."""
 
 
 class Point(NamedTuple):
-    """One point of the course, measured on the batch of that step.
+    """A point of the learning curves, measured on the batch of its step.
 
     Attributes
     ----------
     step, tokens : int
-        Steps done and rows seen.
+        Steps taken and rows seen.
     loss, explained_variance, l0, dead_share : float
-        See :class:`~actlas.analysis.sae.train.step.Progress`.
+        Measurements; see :class:`~actlas.analysis.sae.train.trainer.Progress`.
     lr : float
-        The learning rate.
+        The learning rate of the step.
     """
 
     step: int
@@ -34,7 +34,7 @@ class Point(NamedTuple):
 
 
 def write_csv(path: Path, points: Sequence[Point]) -> None:
-    """Write the points, one a line."""
+    """Write the points as CSV, with a header."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Point._fields)
@@ -49,11 +49,14 @@ def draw(
     Parameters
     ----------
     path : Path
-        Of a PNG.
+        The PNG file to write.
     points : sequence of Point
+        The points, in order.
     title : str
+        The title of the figure.
     final : tuple of float and str, optional
-        Explained variance at the end, as a line, and of which rows it is.
+        Explained variance after the training, drawn as a line, and the rows that it is of
+        ("held-out", "training").
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import (
@@ -70,8 +73,8 @@ def draw(
     panels = {
         "loss": "loss of the batch",
         "explained_variance": "explained variance of the batch",
-        "l0": "L0: features above zero, a token",
-        "dead_share": "share of features that are dead",
+        "l0": "L0: features above zero per token",
+        "dead_share": "share of dead features",
     }
     for axis, (field, label) in zip(axes, panels.items(), strict=True):
         values = [getattr(point, field) for point in points]

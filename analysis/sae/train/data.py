@@ -1,4 +1,4 @@
-"""The rows that a training takes and the rows that it is measured on, and their scale."""
+"""The rows of a training, with their scale and moments, and the rows of its evaluation."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from actlas.store.statistics.moments import Moments
 EVALUATED_SHARE = 0.1
 
 EVALUATED_ROWS = 1_000_000
-"""Metrics are taken over this share of the rows, and over at most as many."""
+"""The evaluation takes EVALUATED_SHARE of all rows, and at most EVALUATED_ROWS."""
 
 MEASURED_ROWS = 1_000_000
-"""The most rows that mean and variance are taken over where special tokens must be left out."""
+"""Largest number of rows for mean and variance, where special tokens must be left out."""
 
 
-class Data(NamedTuple):
+class TrainingRows(NamedTuple):
     """The rows of a training.
 
     Attributes
     ----------
     stream : Batches
-        Endless.
+        An endless stream of batches of raw rows.
     scale : float
-        Rows times it have a mean squared norm of ``d_in``.
+        The factor that gives rows a mean squared norm of ``d_in``.
     mean : Tensor of float32, shape [d_in]
-        Of the scaled rows.
+        Mean of the scaled rows.
     variance : float
-        Of the scaled rows, summed over units.
+        Variance of the scaled rows, summed over units.
     """
 
     stream: Batches
@@ -43,59 +43,90 @@ class Data(NamedTuple):
     variance: float
 
 
-class Evaluated(NamedTuple):
-    """The rows that metrics are of: each once.
+class EvaluationRows(NamedTuple):
+    """The rows of an evaluation.
 
     Attributes
     ----------
     rows : Batches
+        One epoch: each row once.
     held_out : bool
-        Whether they are kept from training.
+        Whether the rows are kept from training.
     """
 
     rows: Batches
     held_out: bool
 
 
-def train_stream(store: StoreReader, asked: TrainOptions, epochs: int | None = None) -> Batches:
-    """Return the batches to train on."""
+def train_stream(store: StoreReader, options: TrainOptions, epochs: int | None = None) -> Batches:
+    """Return the batches to train on.
+
+    Parameters
+    ----------
+    store : Store
+        The store to read.
+    options : TrainOptions
+        Hookpoint, batch size, fraction and seed.
+    epochs : int, optional
+        Epochs of one loop. Default: endless.
+    """
     return batches(
         store,
-        asked.hookpoint,
-        batch_size=asked.batch_size,
-        seed=asked.seed,
-        fraction=asked.fraction,
+        options.hookpoint,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        fraction=options.fraction,
         epochs=epochs,
-        threads=asked.threads,
+        threads=options.threads,
     )
 
 
-def evaluated(store: StoreReader, asked: TrainOptions, stream: Batches) -> Evaluated:
-    """Return the rows to evaluate on: those left by training, else those trained on."""
-    n_rows = batches(store, asked.hookpoint, batch_size=1, seed=asked.seed).n_rows
+def evaluation_rows(store: StoreReader, options: TrainOptions, stream: Batches) -> EvaluationRows:
+    """Return the rows to evaluate on: held-out rows, or training rows where none are left.
+
+    Parameters
+    ----------
+    store : Store
+        The store to read.
+    options : TrainOptions
+        Hookpoint, batch size, fraction and seed.
+    stream : Batches
+        The batches to train on.
+    """
+    n_rows = batches(store, options.hookpoint, batch_size=1, seed=options.seed).n_rows
     held_out = stream.n_rows < n_rows
-    n_there = n_rows - stream.n_rows if held_out else n_rows
+    n_available = n_rows - stream.n_rows if held_out else n_rows
     share = min(1.0, EVALUATED_ROWS / n_rows)
     if held_out:
-        share = min(share, max(EVALUATED_SHARE, 1 / n_rows), 1 - asked.fraction)
-    n_wanted = max(1, min(n_there, int(share * n_rows) - 1))  # what rounding leaves at least
+        share = min(share, max(EVALUATED_SHARE, 1 / n_rows), 1 - options.fraction)
+    n_wanted = max(1, min(n_available, int(share * n_rows) - 1))  # rounding leaves at least as many
     chosen = batches(
         store,
-        asked.hookpoint,
-        batch_size=min(asked.batch_size, n_wanted),
-        seed=asked.seed,
+        options.hookpoint,
+        batch_size=min(options.batch_size, n_wanted),
+        seed=options.seed,
         fraction=share,
-        skip=asked.fraction if held_out else 0.0,
-        threads=asked.threads,
+        skip=options.fraction if held_out else 0.0,
+        threads=options.threads,
     )
-    return Evaluated(chosen, held_out)
+    return EvaluationRows(chosen, held_out)
 
 
-def prepare(store: StoreReader, asked: TrainOptions, stream: Batches) -> Data:
-    """Return scale, mean and variance: exact, of the statistics that the extraction left.
+def training_rows(store: StoreReader, options: TrainOptions, stream: Batches) -> TrainingRows:
+    """Return the rows to train on, with their scale, mean and variance.
 
-    Those count special tokens too, which are left out of batches and can be of huge norm: in a
-    store that keeps them the first rows of the stream are measured instead.
+    Mean and variance are exact, from the statistics that the extraction wrote. Those include
+    special tokens, which batches leave out and whose norm can be very large: in a store that keeps
+    special tokens, the first rows of the stream are measured instead.
+
+    Parameters
+    ----------
+    store : Store
+        The store to read.
+    options : TrainOptions
+        Hookpoint, batch size, fraction and seed.
+    stream : Batches
+        The batches to train on.
 
     Raises
     ------
@@ -105,32 +136,33 @@ def prepare(store: StoreReader, asked: TrainOptions, stream: Batches) -> Data:
         All rows are the same.
     """
     if store.rows.special is None:
-        moments: Moments = store.statistics(asked.hookpoint)
+        moments: Moments = store.statistics(options.hookpoint)
         ranges = [store.shard_range(shard) for shard in store.done()]
         n_rows = sum(stop - start for start, stop in ranges)
     else:
-        moments, n_rows = _measured(store, asked, stream)
+        moments, n_rows = _measured(store, options, stream)
     if (moments.n < n_rows).any():
         raise NonFiniteError(
-            f"{store.path}: {asked.hookpoint} holds NaN or infinity in "
-            f"{int((moments.n < n_rows).sum()):,} of its {len(moments.n):,} units: nothing can be "
-            "trained on it. `actlas info` says more."
+            f"{store.path}: {options.hookpoint} holds NaN or infinity in "
+            f"{int((moments.n < n_rows).sum()):,} of its {len(moments.n):,} units, so nothing "
+            "can be trained on it. See `actlas info`."
         )
     variance = float((moments.m2 / moments.n).sum())
     if not variance > 0:
         raise ConfigError(
-            f"{store.path}: all rows of {asked.hookpoint} are the same: nothing to learn.",
+            f"{store.path}: all rows of {options.hookpoint} are equal, so nothing can be learnt "
+            "from them.",
             field="hookpoint",
         )
     scale = (len(moments.mean) / (variance + float((moments.mean**2).sum()))) ** 0.5
     mean = torch.from_numpy(moments.mean * scale).float()
-    return Data(stream, scale, mean, variance * scale**2)
+    return TrainingRows(stream, scale, mean, variance * scale**2)
 
 
-def _measured(store: StoreReader, asked: TrainOptions, stream: Batches) -> tuple[Moments, int]:
+def _measured(store: StoreReader, options: TrainOptions, stream: Batches) -> tuple[Moments, int]:
     wanted = min(MEASURED_ROWS, stream.n_rows)
     parts, n_rows = [], 0
-    with closing(iter(train_stream(store, asked, epochs=1))) as first:
+    with closing(iter(train_stream(store, options, epochs=1))) as first:
         for batch in first:
             parts.append(Moments.of(batch.activations.numpy()))
             n_rows += len(batch.rows)

@@ -1,240 +1,284 @@
-"""Train a sparse autoencoder on a store's shuffled batches; stop and go on exactly."""
+"""The training step of a sparse autoencoder, with the state that the next step depends on."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
 import torch
 
-from actlas.analysis.sae.metrics import Metrics
 from actlas.analysis.sae.model import SparseAutoencoder
-from actlas.analysis.sae.saelens_format import load_sae
-from actlas.analysis.sae.train import checkpoint as run_state
-from actlas.analysis.sae.train import data as train_data
-from actlas.analysis.sae.train.loop import DENSITY_FILE, METRICS_FILE, Run, Tell
-from actlas.analysis.sae.train.options import TrainOptions
-from actlas.analysis.sae.train.step import Recipe, Trainer, initialize
-from actlas.pipeline.model.device import torch_threads
-from actlas.store.errors import ConfigError, CorruptDataError, StoreExistsError
-from actlas.store.read.reader import StoreReader
+from actlas.analysis.sae.train import sparse_topk
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+AUX_COEFFICIENT = 1 / 32
+"""Weight of the auxiliary loss of dead features (Gao et al. 2024, appendix A.2)."""
+
+DEAD_AFTER_ROWS = 10_000_000
+"""Rows without firing after which a feature is dead (Gao et al. 2024), in a long run."""
+
+RELU_DECODER_NORM = 0.1
+
+MAX_GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class TrainedSae:
-    """A finished training.
+class Recipe:
+    """The hyperparameters of a training.
 
     Attributes
     ----------
-    sae : SparseAutoencoder
-        It takes raw rows.
-    metrics : Metrics
-    held_out : bool
-        Whether the metrics are of rows that it was not trained on.
-    folder : Path
-    n_steps, n_tokens : int
-        Steps, and rows seen: a row counts once for each time.
-    seconds : float
-        Of training alone, over all of its parts.
-    was_done : bool
-        Whether it was finished before, and nothing was done now.
+    architecture : {"relu", "topk"}
+        The architecture of the sparse autoencoder.
+    k : int
+        For topk: features that a row keeps.
+    l1 : float
+        For relu: the weight of the sparsity loss.
+    lr : float
+        The largest learning rate.
+    n_steps, n_rows : int
+        Steps and rows of the whole run; a row counts once for each time that it is seen.
     """
 
-    sae: SparseAutoencoder
-    metrics: Metrics
-    held_out: bool
-    folder: Path
+    architecture: Literal["relu", "topk"]
+    k: int
+    l1: float
+    lr: float
     n_steps: int
-    n_tokens: int
-    seconds: float
-    was_done: bool = False
+    n_rows: int
+
+    @property
+    def dead_after(self) -> int:
+        """Rows without firing after which a feature is dead and gets the auxiliary loss."""
+        return min(DEAD_AFTER_ROWS, max(1, self.n_rows // 20))
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate: up over 5 % of the steps, down to 0 over the last 20 %."""
+        up = (step + 1) / max(1, math.ceil(0.05 * self.n_steps))
+        down = (self.n_steps - step) / max(1, math.ceil(0.2 * self.n_steps))
+        return self.lr * min(1.0, up, down)
+
+    def l1_at(self, step: int) -> float:
+        """Return the weight of the sparsity loss: up from 0 over the first 5 % of the steps."""
+        return self.l1 * min(1.0, step / max(1, math.ceil(0.05 * self.n_steps)))
 
 
-def train_sae(
-    store: StoreReader,
-    hookpoint: str,
-    out: str | os.PathLike[str],
-    *,
-    width: int = 2048,
-    kind: str = "topk",
-    k: int = 32,
-    l1: float = 5.0,
-    fraction: float = 0.9,
-    steps: int | None = None,
-    batch_size: int = 4096,
-    lr: float | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    threads: int | None = None,
-    checkpoint_every: int = 1000,
-    tell: Tell | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> TrainedSae:
-    """Train a sparse autoencoder on one hookpoint's rows, or go on with an unfinished training.
+class Progress(NamedTuple):
+    """Measurements of a step, on its batch before the update.
 
-    The folder gets ``cfg.json`` and ``sae_weights.safetensors`` (SAELens loads them),
-    ``actlas.json``, ``metrics.json``, ``curve.csv`` and ``curves.png``. The result depends on the
-    store and the options alone; on a CPU with one thread it is the same to the bit, however often
-    the training was stopped or killed and begun again.
+    Attributes
+    ----------
+    loss : float
+        The training loss.
+    explained_variance : float
+        Explained variance of the batch, relative to the variance of the whole store.
+    l0 : float
+        Mean number of features above zero on a row.
+    dead_share : float
+        Share of features that have not fired for ``dead_after`` rows.
+    """
+
+    loss: float
+    explained_variance: float
+    l0: float
+    dead_share: float
+
+
+class Trainer:
+    """The trainer of a sparse autoencoder, on rows scaled to a mean squared norm of ``d_in``.
+
+    ReLU minimizes ``|x - x'|^2 + l1 * sum(activations * |decoder row|)``, with free decoder norms
+    (Anthropic, "Circuits updates, April 2024": training sparse autoencoders). TopK minimizes
+    ``|x - x'|^2`` with decoder rows of norm 1, plus the auxiliary loss AuxK: the dead features that
+    would fire most reconstruct the residual (Gao et al. 2024, arXiv 2406.04093, appendix A). Both
+    terms of TopK are divided by the variance. The optimizer is Adam, with gradients clipped to
+    norm 1.
 
     Parameters
     ----------
-    store : StoreReader
-    hookpoint : str
-        Such as ``resid_post.3``.
-    out : path
-        A new or empty folder, or one with a training of the same options: an unfinished one goes
-        on, of a finished one what is there is returned.
-    width : int
-        Features.
-    kind : {"topk", "relu"}
-    k : int
-        Of topk: features kept on each token.
-    l1 : float
-        Of relu: weight of the sparsity loss.
-    fraction : float
-        The share of rows to train on. Metrics are of others, which are never seen: a tenth of all
-        rows or what is left, at most 1,000,000. With 1 they are of training rows.
-    steps : int, optional
-        By default one epoch, or as many whole ones as make 1,000 steps.
-    batch_size : int
-        Rows of a step.
-    lr : float, optional
-        The largest; by default 4e-3 (topk) or 1e-3 (relu), times ``sqrt(2048 / width)`` where the
-        width is larger.
-    seed : int
-        Of the first weights, of the rows chosen and of their order.
-    device : str
-        Of torch.
-    threads : int, optional
-        Of torch, on a CPU, while it trains.
-    checkpoint_every : int
-        Steps from one checkpoint to the next.
-    tell : callable, optional
-        Called about 200 times with a :class:`~actlas.analysis.sae.train.curves.Point`, the number
-        of steps, and rows a second.
-    stop : callable, optional
-        Asked after each step: where it says yes, a checkpoint is saved.
-
-    Raises
-    ------
-    HookpointError
-        The store has no such hookpoint.
-    ConfigError
-        An option makes no sense, or differs from those of the training in ``out``.
-    StoreExistsError
-        There is something else in ``out``.
-    InterruptedRunError
-        ``stop`` said yes; the same call goes on.
-    NonFiniteError
-        Rows hold NaN or infinity, or the loss became NaN.
-
-    Examples
-    --------
-    >>> store = actlas.open("run.zarr")                                      # doctest: +SKIP
-    >>> trained = actlas.train_sae(store, "resid_post.3", "sae", k=16)       # doctest: +SKIP
-    >>> trained.metrics.explained_variance                                   # doctest: +SKIP
+    sae : SparseAutoencoder
+        Trained in place, after :func:`initialize`.
+    recipe : Recipe
+        The hyperparameters.
+    variance : float
+        Variance of the scaled rows, summed over units.
     """
-    asked = TrainOptions.parse(
-        hookpoint=hookpoint,
-        width=width,
-        kind=kind,
-        k=k,
-        l1=l1,
-        fraction=fraction,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        device=device,
-        threads=threads,
-        checkpoint_every=checkpoint_every,
-    )
-    with torch_threads(asked.threads):
-        return _train(store, asked, Path(out).expanduser().absolute(), tell, stop)
 
+    def __init__(self, sae: SparseAutoencoder, recipe: Recipe, variance: float) -> None:
+        self.sae, self.recipe, self.variance = sae, recipe, variance
+        self.step_number = 0
+        fused = sae.W_dec.device.type in ("cpu", "cuda", "mps")
+        self.optimizer = torch.optim.Adam(sae.parameters(), lr=recipe.lr, fused=fused)
+        self.silent_rows = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        self.sparse = recipe.architecture == "topk" and sparse_topk.is_worth_it(sae)
 
-def _train(
-    store: StoreReader,
-    asked: TrainOptions,
-    folder: Path,
-    tell: Tell | None,
-    stop: Callable[[], bool] | None,
-) -> TrainedSae:
-    array = store.activations[asked.hookpoint]
-    saved, metrics_before = run_state.read_state(folder), folder / METRICS_FILE
-    if saved is None and not metrics_before.exists():
-        _require_free(folder)
-    stream = train_data.train_stream(store, asked)
-    n_steps = asked.n_steps(stream.batches_per_epoch)
-    key = asked.model_dump() | {"lr": asked.peak_lr, "steps": n_steps, "plan": store.plan_sha256}
-    if saved is not None:
-        run_state.require_same(folder, key, saved.state["options"])
-    elif metrics_before.exists():
-        return _finished(folder, key)
-    on = train_data.evaluated(store, asked, stream)
-    data = train_data.prepare(store, asked, stream)
-    sae = SparseAutoencoder(
-        array.shape[1],
-        asked.width,
-        kind=asked.kind,
-        k=asked.k if asked.kind == "topk" else None,
-        hookpoint=asked.hookpoint,
-        model_id=store.plan.model.id,
-    )
-    initialize(sae, data.mean, asked.seed)
-    n_rows = n_steps * asked.batch_size
-    recipe = Recipe(asked.kind, asked.k, asked.l1, asked.peak_lr, n_steps, n_rows)
-    trainer = Trainer(sae.to(_device(asked.device)), recipe, data.variance)
-    run = Run(folder, asked, key, trainer, data, tell)
-    if saved is not None:
-        run.resume(saved)
-    run.go(stop or (lambda: False))
-    metrics = run.finish(store, on)
-    return TrainedSae(sae, metrics, on.held_out, folder, n_steps, run.tokens, run.seconds)
+    @property
+    def dead(self) -> torch.Tensor:
+        """Whether each feature is dead; bool, shape [d_sae]."""
+        return self.silent_rows >= self.recipe.dead_after
 
+    def step(self, x: Float[Tensor, "rows d_in"], *, measure: bool = True) -> Progress | None:
+        """Take one step.
 
-def _require_free(folder: Path) -> None:
-    left = f".{run_state.STATE_FILE}.part"  # of a run that was killed while it wrote its first
-    if folder.exists() and (
-        not folder.is_dir() or any(path.name != left for path in folder.iterdir())
-    ):
-        raise StoreExistsError(
-            f"{folder}: there is something here already that is no training, and it is left as it "
-            "is. Give another --out.",
-            path=str(folder),
+        Parameters
+        ----------
+        x : Tensor of float32, shape [rows, d_in]
+            A batch of scaled rows.
+        measure : bool
+            Whether to return measurements, which makes a GPU wait for the step.
+        """
+        sae, recipe = self.sae, self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.lr_at(self.step_number)
+        self.optimizer.zero_grad(set_to_none=True)
+        codes, reconstruction, fired = self._reconstruct(x)
+        residual = x - reconstruction
+        squared = residual.square().sum() / len(x)
+        if recipe.architecture == "relu":
+            norms = sae.W_dec.norm(dim=-1)
+            l1 = recipe.l1_at(self.step_number)
+            loss = squared + l1 * (codes.sum(dim=0) / len(x)) @ norms
+        else:
+            loss = (squared + AUX_COEFFICIENT * self._aux_loss(x, residual)) / self.variance
+        loss.backward()
+        self._update()
+        with torch.no_grad():
+            self.silent_rows += len(x)
+            self.silent_rows[fired > 0] = 0
+        self.step_number += 1
+        if not measure:
+            return None
+        return Progress(
+            loss=loss.item(),
+            explained_variance=1 - squared.item() / self.variance,
+            l0=fired.sum().item() / len(x),
+            dead_share=self.dead.float().mean().item(),
         )
 
+    def _reconstruct(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return activations, the reconstruction, and the rows on which each feature fired."""
+        sae, k = self.sae, self.recipe.k
+        if self.sparse:
+            values, features = sparse_topk.top_codes(sae, x)
+            fired = torch.bincount(features[values > 0], minlength=sae.d_sae)
+            return values, sparse_topk.reconstruct(sae, values, features), fired
+        a = sae.pre_activations(x)
+        if self.recipe.architecture == "relu":
+            codes = a.relu()
+        else:
+            top = torch.topk(a, k, dim=-1, sorted=False)
+            codes = torch.zeros_like(a).scatter(-1, top.indices, top.values.relu())
+        return codes, sae.decode(codes), (codes > 0).sum(dim=0)
 
-def _finished(folder: Path, key: dict[str, Any]) -> TrainedSae:
-    """Return the finished training of a folder, if it is the one that is asked for."""
-    path = folder / METRICS_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        options = dict(values["options"])
-        metrics = Metrics.from_dict(values, np.load(folder / DENSITY_FILE, allow_pickle=False))
-        facts = {name: values[name] for name in ("n_steps", "seconds")}
-        held_out, n_tokens = values["evaluated_on"] == "held-out rows", values["n_tokens_seen"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise CorruptDataError(
-            f"{path}: expected what a finished training leaves, with {DENSITY_FILE} ({error}). "
-            "Give another --out.",
-            path=str(path),
-        ) from error
-    run_state.require_same(folder, key, options, what="a finished")
-    return TrainedSae(
-        load_sae(folder), metrics, held_out, folder, n_tokens=n_tokens, was_done=True, **facts
-    )
+    def _aux_loss(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return the squared error with which the top dead features reconstruct the residual."""
+        sae = self.sae
+        dead = self.dead.nonzero().squeeze(1)
+        if len(dead) == 0:
+            return x.new_zeros(())
+        a = torch.addmm(sae.b_enc[dead], x - sae.b_dec, sae.W_enc[:, dead])
+        wanted = max(1, sae.d_in // 2)
+        k = min(wanted, len(dead))
+        top = torch.topk(a, k, dim=-1, sorted=False)
+        # No ReLU here, as in SAELens and sparsify: it passes no gradient below zero, so a feature
+        # that is below zero on every row would stay dead for ever.
+        codes = a.new_zeros(len(a), len(dead)).scatter(-1, top.indices, top.values)
+        missed = residual.detach() - codes @ sae.W_dec[dead]
+        # A few dead features cannot reconstruct much: they weigh less, as in SAELens and sparsify.
+        return (k / wanted) * missed.square().sum() / len(a)
+
+    def _update(self) -> None:
+        w_dec = self.sae.W_dec
+        unit = self.recipe.architecture == "topk"
+        with torch.no_grad():
+            if unit and w_dec.grad is not None:  # the part that would only change the norm
+                w_dec.grad -= (w_dec.grad * w_dec).sum(dim=-1, keepdim=True) * w_dec
+        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        with torch.no_grad():
+            if unit:
+                w_dec.div_(w_dec.norm(dim=-1, keepdim=True).clamp(min=1e-8))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return all tensors that the next step depends on."""
+        found = {"silent_rows": self.silent_rows}
+        for name, parameter in self.sae.named_parameters():
+            found[f"weights.{name}"] = parameter.detach()
+            moments = self.optimizer.state.get(parameter, {})
+            for key in ("exp_avg", "exp_avg_sq"):
+                found[f"{key}.{name}"] = moments.get(key, torch.zeros_like(parameter.detach()))
+        return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
+
+    def load_state(self, step_number: int, state: dict[str, torch.Tensor]) -> None:
+        """Restore the state of :meth:`state`.
+
+        Parameters
+        ----------
+        step_number : int
+            Steps that had been taken.
+        state : dict of str to Tensor
+            The result of :meth:`state`.
+        """
+        self.step_number = step_number
+        device = self.sae.W_dec.device
+        self.silent_rows = state["silent_rows"].to(device)
+        with torch.no_grad():
+            for name, parameter in self.sae.named_parameters():
+                parameter.copy_(state[f"weights.{name}"])
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(step_number), device=device),
+                    "exp_avg": state[f"exp_avg.{name}"].to(device),
+                    "exp_avg_sq": state[f"exp_avg_sq.{name}"].to(device),
+                }
 
 
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"device: got {name!r}: {first}", field="device") from error
+@torch.no_grad()
+def initialize(sae: SparseAutoencoder, mean: torch.Tensor, seed: int) -> None:
+    """Set the initial weights.
+
+    Decoder rows have random directions, the encoder is the decoder's transpose, and the only bias
+    is ``b_dec``, the mean of the rows.
+
+    Parameters
+    ----------
+    sae : SparseAutoencoder
+        Changed in place.
+    mean : Tensor of float32, shape [d_in]
+        Mean of the scaled rows.
+    seed : int
+        Seed of the directions, which have a generator of their own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(sae.d_sae, sae.d_in, generator=generator)
+    rows /= rows.norm(dim=-1, keepdim=True)
+    norm = RELU_DECODER_NORM if sae.architecture == "relu" else 1.0
+    sae.W_dec.copy_(rows * norm)
+    sae.W_enc.copy_(rows.T * norm)
+    sae.b_enc.zero_()
+    sae.b_dec.copy_(mean)
+
+
+@torch.no_grad()
+def fold(sae: SparseAutoencoder, scale: float) -> None:
+    """Fold a scale into the weights, so that weights trained on scaled rows take raw rows.
+
+    Decoder rows get norm 1, so that a feature activation is the length of the vector that its
+    feature adds to a row, in the units of the row. Reconstructions stay the same, since ReLU and
+    TopK are homogeneous.
+
+    Parameters
+    ----------
+    sae : SparseAutoencoder
+        Changed in place.
+    scale : float
+        The factor that rows were multiplied by in training.
+    """
+    norms = sae.W_dec.norm(dim=-1).clamp(min=1e-8)
+    sae.W_dec.div_(norms[:, None])
+    sae.W_enc.mul_(norms)
+    sae.b_enc.mul_(norms / scale)
+    sae.b_dec.div_(scale)

@@ -1,4 +1,4 @@
-"""TopK without the zeros: gradients of the k features that each row keeps, and of no others.
+"""Sparse products for TopK on a CPU: gradients of the k features that each row keeps, no others.
 
 Of 2,048 features a row keeps 32. Dense matrix products multiply the 2,016 zeros too; here only the
 encoder's forward product is dense. On two cores, 4,096 rows of 256 units take a third of the time.
@@ -6,36 +6,44 @@ encoder's forward product is dense. On two cores, 4,096 rows of 256 units take a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
 from actlas.analysis.sae.model import SparseAutoencoder
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
+    from torch import Tensor
+
 WORTH_IT = 8
-"""Sparse products cost about as much as this many dense ones, feature by feature."""
+"""The cost of a sparse product per feature, in dense products."""
 
 
 def is_worth_it(sae: SparseAutoencoder) -> bool:
-    """Return whether :func:`top_codes` and :func:`rebuild` beat dense products (on a CPU)."""
+    """Return whether sparse products are faster than dense ones for a sparse autoencoder."""
     return sae.k is not None and sae.k * WORTH_IT <= sae.d_sae and sae.W_dec.device.type == "cpu"
 
 
-def top_codes(sae: SparseAutoencoder, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the values and the features of each row's k largest codes, in no order.
+def top_codes(
+    sae: SparseAutoencoder, x: Float[Tensor, "n d_in"]
+) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
+    """Return the k largest feature activations of each row, in no order.
 
     Parameters
     ----------
     sae : SparseAutoencoder
-        Of kind topk, on a CPU.
-    x : Tensor, shape [n, d_in]
+        A topk autoencoder, on a CPU.
+    x : Tensor of float32, shape [n, d_in]
+        Rows that need no normalization.
 
     Returns
     -------
     values : Tensor of float32, shape [n, k]
-        None below zero; gradients flow to ``W_enc``, ``b_enc`` and ``b_dec``.
+        Activations, none below zero; gradients flow to ``W_enc``, ``b_enc`` and ``b_dec``.
     features : Tensor of int64, shape [n, k]
+        The features that the values belong to.
     """
     found: tuple[torch.Tensor, torch.Tensor] = _TopCodes.apply(  # type: ignore[no-untyped-call]
         x, sae.W_enc, sae.b_enc, sae.b_dec, sae.k
@@ -43,14 +51,30 @@ def top_codes(sae: SparseAutoencoder, x: torch.Tensor) -> tuple[torch.Tensor, to
     return found
 
 
-def rebuild(sae: SparseAutoencoder, values: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Return the rows [n, d_in] that :func:`top_codes` stand for."""
+def reconstruct(
+    sae: SparseAutoencoder, values: Float[Tensor, "n k"], features: Int64[Tensor, "n k"]
+) -> Float[Tensor, "n d_in"]:
+    """Return the reconstruction from the k feature activations of each row.
+
+    Parameters
+    ----------
+    sae : SparseAutoencoder
+        A topk autoencoder, on a CPU.
+    values : Tensor of float32, shape [n, k]
+        Activations, as :func:`top_codes` returns them.
+    features : Tensor of int64, shape [n, k]
+        The features that the values belong to.
+
+    Returns
+    -------
+    Tensor of float32, shape [n, d_in]
+    """
     bags = functional.embedding_bag(features, sae.W_dec, per_sample_weights=values, mode="sum")
     return bags + sae.b_dec
 
 
 class _TopCodes(torch.autograd.Function):
-    """``top_k(relu((x - b_dec) W_enc + b_enc))``; ``x`` itself gets no gradient."""
+    """``top_k(relu((x - b_dec) W_enc + b_enc))``, without a gradient for ``x``."""
 
     @staticmethod
     def forward(
@@ -74,7 +98,7 @@ class _TopCodes(torch.autograd.Function):
         n_features, k = w_enc.shape[1], values.shape[1]
         grad = (grads[0] * (values > 0)).reshape(-1)
         features = indices.reshape(-1)
-        order = torch.argsort(features.int(), stable=True)  # the codes, feature by feature
+        order = torch.argsort(features.int(), stable=True)  # the activations, feature by feature
         counts = torch.bincount(features, minlength=n_features)
         by_feature = functional.embedding_bag(
             order // k,

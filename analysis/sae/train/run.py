@@ -1,4 +1,4 @@
-"""A training under way: its steps, its checkpoints, and what it leaves at the end."""
+"""The run of a training: its steps, its checkpoints, and its results."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ import torch
 
 from actlas.analysis.sae.metrics import Metrics, evaluate
 from actlas.analysis.sae.saelens_format import OWN_FILE, WEIGHTS_FILE, save_sae
-from actlas.analysis.sae.train import checkpoint as run_state
-from actlas.analysis.sae.train import curves
+from actlas.analysis.sae.train import checkpoint, curves
 from actlas.analysis.sae.train.curves import Point
-from actlas.analysis.sae.train.data import Data, Evaluated
+from actlas.analysis.sae.train.data import EvaluationRows, TrainingRows
 from actlas.analysis.sae.train.options import TrainOptions
-from actlas.analysis.sae.train.step import Trainer, fold
+from actlas.analysis.sae.train.trainer import Trainer, fold
 from actlas.store.errors import InterruptedRunError, NonFiniteError
 from actlas.store.read.reader import StoreReader
 
@@ -30,41 +29,45 @@ N_POINTS = 200
 METRICS_FILE, DENSITY_FILE = "metrics.json", "density.npy"
 
 Tell = Callable[[Point, int, float], None]
-"""Called with a point of the course, the steps of the whole run, rows a second."""
+"""Called with a point of the learning curves, the steps of the whole run, and rows per second."""
 
 
-class Run:
-    """A training under way.
+class TrainingRun:
+    """The run of a training, from its first step or a checkpoint to its results.
 
     Parameters
     ----------
     folder : Path
-        Of checkpoints and results.
-    asked : TrainOptions
+        The folder of checkpoints and results.
+    options : TrainOptions
+        The options as given.
     key : dict
-        The options, with every default filled in, and the store's plan.
+        The options with all defaults filled in, by their saved names, and the store's plan.
     trainer : Trainer
-    data : Data
+        The trainer, initialized.
+    data : TrainingRows
+        The rows to train on.
     tell : callable, optional
+        Called about N_POINTS times; see ``Tell``.
     """
 
     def __init__(
         self,
         folder: Path,
-        asked: TrainOptions,
+        options: TrainOptions,
         key: dict[str, Any],
         trainer: Trainer,
-        data: Data,
+        data: TrainingRows,
         tell: Tell | None,
     ) -> None:
-        self.folder, self.asked, self.key = folder, asked, key
+        self.folder, self.options, self.key = folder, options, key
         self.trainer, self.data, self.tell = trainer, data, tell
         self.points: list[Point] = []
         self.tokens, self.seconds = 0, 0.0
         self._begun_with = 0, 0.0
 
-    def resume(self, saved: run_state.Saved) -> None:
-        """Go on where a checkpoint was saved."""
+    def resume(self, saved: checkpoint.Saved) -> None:
+        """Restore the state of a checkpoint."""
         state = saved.state
         self.data.stream.load_state_dict(state["batches"])
         self.trainer.load_state(state["step"], saved.tensors)
@@ -73,7 +76,7 @@ class Run:
         self._begun_with = self.tokens, self.seconds
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Save a checkpoint."""
         state = {
             "options": self.key,
             "step": self.trainer.step_number,
@@ -82,10 +85,23 @@ class Run:
             "points": [list(point) for point in self.points],
             "seconds": self.seconds,
         }
-        run_state.save_state(self.folder, self.trainer.state(), state)
+        checkpoint.save_state(self.folder, self.trainer.state(), state)
 
-    def go(self, stop: Callable[[], bool]) -> None:
-        """Take the steps that are left."""
+    def train(self, stop: Callable[[], bool]) -> None:
+        """Take the remaining steps.
+
+        Parameters
+        ----------
+        stop : callable
+            Called after each step; True saves a checkpoint and ends the run.
+
+        Raises
+        ------
+        InterruptedRunError
+            ``stop`` returned True before the last step.
+        NonFiniteError
+            The loss became NaN or infinite.
+        """
         n_steps = self.trainer.recipe.n_steps
         device = self.trainer.silent_rows.device
         with closing(iter(self.data.stream)) as stream:
@@ -97,17 +113,17 @@ class Run:
                 if stop() and done < n_steps:
                     self.save()
                     raise InterruptedRunError(
-                        f"stopped after step {done:,} of {n_steps:,}, which {self.folder} keeps. "
-                        "Run the same command again to go on."
+                        f"stopped after step {done:,} of {n_steps:,}, saved in {self.folder}. "
+                        "Run the same command again to continue."
                     )
-                if done % self.asked.checkpoint_every == 0 or done == n_steps:
+                if done % self.options.checkpoint_every == 0 or done == n_steps:
                     self.save()
 
     def _step(self, x: torch.Tensor) -> None:
         n_steps, number = self.trainer.recipe.n_steps, self.trainer.step_number
         every = math.ceil(n_steps / N_POINTS)
         last = number == n_steps - 1
-        saved_next = (number + 1) % self.asked.checkpoint_every == 0
+        saved_next = (number + 1) % self.options.checkpoint_every == 0
         shown = number % every == 0 or last
         seen = self.trainer.step(x, measure=shown or saved_next)
         self.tokens += len(x)
@@ -115,7 +131,7 @@ class Run:
             return
         if not math.isfinite(seen.loss):
             raise NonFiniteError(
-                f"the loss is {seen.loss} at step {number + 1:,}: give a smaller --lr than "
+                f"the loss is {seen.loss} at step {number + 1:,}: give an --lr smaller than "
                 f"{self.key['lr']:g}, and another --out."
             )
         if not shown:
@@ -123,20 +139,29 @@ class Run:
         self.points.append(Point(number + 1, self.tokens, *seen, self.trainer.recipe.lr_at(number)))
         if self.tell is not None:
             tokens, seconds = self._begun_with
-            timed = self.seconds - seconds  # this step is not in it yet
+            timed = self.seconds - seconds  # without this step
             rate = (self.tokens - len(x) - tokens) / timed if timed > 0 else math.nan
             self.tell(self.points[-1], n_steps, rate)
 
-    def finish(self, store: StoreReader, on: Evaluated) -> Metrics:
-        """Fold the scale in, evaluate, and write all results; the checkpoint goes last.
+    def finish(self, store: StoreReader, on: EvaluationRows) -> Metrics:
+        """Fold the scale into the weights, evaluate, write all results, remove the checkpoint.
 
-        Killed in between, the run has its last checkpoint still, and does this again.
+        The checkpoint is removed last: a run that is killed before does all this again.
+
+        Parameters
+        ----------
+        store : StoreReader
+            The store of the rows, for the record.
+        on : EvaluationRows
+            The rows to evaluate on.
         """
         sae = self.trainer.sae
         fold(sae, self.data.scale)
         sae.eval()
         metrics = evaluate(sae, on.rows.tensors())
-        title = f"{sae.kind} {sae.d_in} → {sae.d_sae}, {sae.hookpoint} of {store.plan.model.id}"
+        title = (
+            f"{sae.architecture} {sae.d_in} → {sae.d_sae}, {sae.hookpoint} of {store.plan.model.id}"
+        )
         curves.write_csv(self.folder / "curve.csv", self.points)
         final = metrics.explained_variance, "held-out" if on.held_out else "training"
         curves.draw(self.folder / "curves.png", self.points, title, final)
@@ -144,10 +169,10 @@ class Run:
         _write_json(self.folder / METRICS_FILE, {**metrics.as_dict(), **self._about(on)})
         save_sae(sae, self.folder, self._metadata(store))
         _add_weights_hash(self.folder)
-        (self.folder / run_state.STATE_FILE).unlink()
+        (self.folder / checkpoint.STATE_FILE).unlink()
         return metrics
 
-    def _about(self, on: Evaluated) -> dict[str, Any]:
+    def _about(self, on: EvaluationRows) -> dict[str, Any]:
         return {
             "explained_variance_is": "1 - sum |x - x'|^2 / sum |x - mean|^2 over the whole set",
             "evaluated_on": "held-out rows" if on.held_out else "training rows",
