@@ -11,7 +11,7 @@ import numpy as np
 
 from actlas.pipeline.forward.memory import SHARDS_IN_MEMORY, shard_bytes
 from actlas.pipeline.plan.estimate import PUTS_PER_S, duration
-from actlas.pipeline.plan.store_size import Footprint, footprint
+from actlas.pipeline.plan.store_size import StoreSize, store_size
 from actlas.store.display.text import n_bytes
 from actlas.store.format import layout
 from actlas.store.format.catalog import StoreArrays
@@ -86,12 +86,12 @@ class Case:
             }
         )
 
-    def stored(self) -> Footprint:
+    def stored(self) -> StoreSize:
         plan = self.plan
         statistics = dict.fromkeys(
             (spec.path for spec in StoreArrays(plan).statistics.values()), STATISTICS_BYTES
         )
-        return footprint(plan, {**RATES, **statistics}, labelled=False)
+        return store_size(plan, {**RATES, **statistics}, labelled=False)
 
 
 def tokens_per_s() -> float:

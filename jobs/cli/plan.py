@@ -33,7 +33,7 @@ def command(store: str, dry_run: bool, **values: Any) -> None:
     asked = asked_for(values)
     if dry_run:
         options = asked.plan_options()
-        from actlas.pipeline.plan.make import estimate
+        from actlas.pipeline.plan.dry_run import estimate
 
         click.echo(str(estimate(options, asked.run.planning_device)))
         click.echo("dry run: nothing was written -> next: the same command without --dry-run")

@@ -231,7 +231,7 @@ def collect(
     sample: Literal["uniform", "head"],
     max_tokens: int | None,
     seed: int,
-    say: Say,
+    say: Say = lambda _: None,
 ) -> Draft:
     """Read, cut and order the documents of a plan.
 

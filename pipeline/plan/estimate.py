@@ -1,285 +1,272 @@
-"""What a plan amounts to: tokens, bytes, shards, time; as numbers and as lines to read."""
+"""The tokens, bytes, shards and time of a plan, as values and as lines to print."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
+
 from actlas.pipeline.forward.memory import SHARDS_IN_MEMORY, Projection, project
+from actlas.pipeline.forward.speed import Speed, forward_speed
 from actlas.pipeline.hookpoints.names import collapse
 from actlas.pipeline.model.compute_dtype import ComputeDtype
 from actlas.pipeline.model.describe import ModelDescription, load_config
 from actlas.pipeline.options import RunOptions
-from actlas.pipeline.plan.store_size import Footprint, Rates, footprint
+from actlas.pipeline.plan.columns import DraftColumns
+from actlas.pipeline.plan.settings import Settings
+from actlas.pipeline.plan.store_size import Rates, StoreSize, store_size
 from actlas.store.display.text import n_bytes
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.schema import Plan
 
 PUTS_PER_S = 3_500
-"""Of one prefix in Amazon's S3, as documented."""
+"""Write requests per second that Amazon's S3 documents for one prefix."""
+
+MAX_NAMES = 20
+"""Labels, or names in a column of tokens, that a line lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a plan amounts to.
+    """The size and the cost of a plan.
 
     Attributes
     ----------
-    n_tokens, n_documents, n_windows, longest : int
-        Kept tokens (rows), documents, windows; kept tokens of the longest document.
+    plan : Plan
+        The plan; of a dry run the one that is projected from a sample.
+    stored : StoreSize
+        The store once all is extracted.
+    longest : int
+        Kept tokens of the longest document.
     labels : mapping of str to int
         Documents of each label.
     token_columns : mapping of str to mapping of str to int
-        Of each column of tokens, the tokens of each name; empty where they were not counted.
-    n_read, n_skipped : int
-        Records.
+        For each column of tokens, the tokens of each name; empty where they were not counted.
     skipped : tuple of str
-        A line for each reason.
-    hookpoint_bytes : mapping of str to int
-        Bytes of each hookpoint's rows, before compression.
-    rows_bytes, documents_bytes : int
-        Bytes of the row columns, and of text, tokens and origins.
-    pools : tuple of str
-        Pooled rows of each hookpoint, one per document.
-    pooled_bytes : int
-        Bytes of all of them.
-    n_pooled_shards : int
-        Shards of every pooled array.
-    n_shards, shard_rows, n_objects : int
-        Objects are files, or keys in an object store. No shards where only documents have rows.
-    stored : Footprint
-        What will lie on disk, compressed and with everything beside the rows.
-    memory : Projection or None
-        Of one worker at the default token budget; None where it is not known.
+        For each reason, a line that gives the number of records skipped.
+    compute : ComputeDtype
+        The dtype that the model computes in, and the reason for it.
+    speed : Speed
+        Tokens per second of a forward pass on this machine.
+    memory : Projection
+        Memory of one worker at the default token budget.
     crossing_share : float or None
         Share of the tokens that are computed again at shard borders; None where not known.
-    tokens_per_s : float or None
-        Of a forward pass here; None where not known.
-    speed : str
-        How that was found, or why not.
-    compute : ComputeDtype or None
-        The dtype that the model computes in, and the reason for it; None where not known.
     sampled_documents : int or None
-        Where the numbers are an estimate: how many documents it rests on. Labels and skipped
-        records are those of the sample.
+        Documents that were read where the numbers are projected from a sample, whose labels and
+        skipped records are then counted; None where the numbers are those of the plan.
     scaled : bool
-        Whether the numbers are for the whole corpus, and not for the sample alone.
+        Whether a sample's numbers are projected to the whole corpus.
     """
 
-    n_tokens: int
-    n_documents: int
-    n_windows: int
+    plan: Plan
+    stored: StoreSize
     longest: int
-    max_length: int
     labels: Mapping[str, int]
     token_columns: Mapping[str, Mapping[str, int]]
-    n_read: int
-    n_skipped: int
     skipped: tuple[str, ...]
-    hookpoint_bytes: Mapping[str, int]
-    hookpoint_widths: Mapping[str, int]
-    dtype: str
-    compression: str
-    rows_bytes: int
-    documents_bytes: int
-    pools: tuple[str, ...]
-    pooled_bytes: int
-    n_pooled_shards: int
-    n_shards: int
-    shard_rows: int
-    n_objects: int
-    stored: Footprint
-    crossing_share: float | None
-    memory: Projection | None = None
-    tokens_per_s: float | None = None
-    speed: str = "not measured"
-    compute: ComputeDtype | None = None
+    compute: ComputeDtype
+    speed: Speed
+    memory: Projection
+    crossing_share: float | None = None
     sampled_documents: int | None = None
     scaled: bool = True
 
     @property
     def hours(self) -> float | None:
-        """Hours of a forward pass over every token here, where its speed is known."""
-        return self.n_tokens / self.tokens_per_s / 3600 if self.tokens_per_s else None
-
-    @property
-    def shards_per_s(self) -> float | None:
-        """Shards that one process finishes in a second, where its speed is known."""
-        if not self.tokens_per_s:
-            return None
-        n_shards = self.n_shards if self.hookpoint_bytes else self.n_pooled_shards
-        return self.tokens_per_s * n_shards / self.n_tokens if n_shards else None
-
-    def lines(self) -> list[str]:
-        """Return it as lines for a person."""
-        about = "" if self.sampled_documents is None else "about "
-        found = [
-            f"corpus   {about}{self.n_tokens:,} tokens in {about}{self.n_documents:,} documents, "
-            f"{about}{self.n_windows:,} windows of at most {self.max_length:,}; the longest "
-            f"document has {self.longest:,}"
-        ]
-        if self.sampled_documents is not None:
-            found.append(f"sample   {self.sampled_documents:,} documents were read" + self._scope())
-        if self.labels:
-            found.append(f"labels   {_counts(self.labels)}")
-        found += [f"columns  {name}: {_counts(n)}" for name, n in self.token_columns.items()]
-        found += [f"skipped  {line}" for line in self.skipped]
-        if self.hookpoint_bytes:
-            found += [f"rows     {line}" for line in self._hookpoint_lines(about)]
-        if self.pools:
-            found.append(
-                f"pooled   {', '.join(self.pools)}: {about}{self.n_documents:,} documents x "
-                f"{sum(self.hookpoint_widths.values()):,} units of {len(self.hookpoint_widths)} "
-                f"hookpoints in float32, {n_bytes(self.pooled_bytes)}"
-            )
-        found += self._store_lines(about)
-        found.append(f"shards   {self._shards(about)}" + self._crossing())
-        if self.compute is not None:
-            found.append(f"compute  {self.compute.name}: {self.compute.reason}")
-        found.append(f"time     {self._time()}")
-        if self.shards_per_s is not None:
-            found.append(f"load     {self._load(self.shards_per_s)}")
-        if self.memory is not None:
-            found.append(f"memory   {self._memory(self.memory)}")
-        return found
+        """Hours of a forward pass over every token on this machine, where its speed is known."""
+        rate = self.speed.tokens_per_s
+        return self.plan.n_tokens / rate / 3600 if rate else None
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
-    def _scope(self) -> str:
-        if self.scaled:
-            return "; the rest is projected from them"
-        return ": how many there are in all is not known, so these numbers are for them alone"
+    def lines(self) -> list[str]:
+        """Return the estimate as lines to print, each with a first word for its subject."""
+        return [f"{subject:<9}{text}" for subject, text in self._lines()]
 
-    def _crossing(self) -> str:
-        if self.crossing_share is None or not self.hookpoint_bytes:
-            return ""
-        return f"; {self.crossing_share:.2%} of the tokens computed twice at their borders"
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        plan, about = self.plan, "" if self.sampled_documents is None else "about "
+        yield (
+            "corpus",
+            f"{about}{plan.n_tokens:,} tokens in {about}{plan.n_documents:,} documents, "
+            f"{about}{plan.n_windows:,} windows of at most {plan.windows.max_length:,}; the "
+            f"longest document has {self.longest:,}",
+        )
+        if self.sampled_documents is not None:
+            scope = "; the rest is projected from them"
+            if not self.scaled:
+                scope = ": the size of the corpus is not known, so the numbers are theirs alone"
+            yield "sample", f"{self.sampled_documents:,} documents were read{scope}"
+        if self.labels:
+            yield "labels", _counts(self.labels)
+        for name, n in self.token_columns.items():
+            yield "columns", f"{name}: {_counts(n)}"
+        for line in self.skipped:
+            yield "skipped", line
+        yield from self._row_lines(about)
+        yield from self._store_lines(about)
+        yield "compute", f"{self.compute.name}: {self.compute.reason}"
+        yield from self._time_lines()
+        memory = self.memory
+        yield (
+            "memory",
+            f"{n_bytes(memory.total)} a worker: {n_bytes(memory.weights)} of weights, "
+            f"{n_bytes(memory.shards)} for {SHARDS_IN_MEMORY} shards, {n_bytes(memory.batch)} "
+            "for a batch (on the device, where there is one)",
+        )
 
-    def _store_lines(self, about: str) -> list[str]:
-        """Say what will lie on disk, and how that was found."""
-        stored = self.stored
-        ledger = stored.bytes_of("receipts") + stored.bytes_of("metadata")
-        parts = {
-            "activations": stored.bytes_of("activations"),
-            "pooled": stored.bytes_of("pooled"),
-            "row columns": stored.bytes_of("rows"),
-            "statistics": stored.bytes_of("statistics"),
-            "documents": stored.bytes_of("documents"),
-            "ledger": ledger,
-        }
+    def _row_lines(self, about: str) -> Iterator[tuple[str, str]]:
+        plan = self.plan
+        widths = sorted(((h.width, h.name) for h in plan.hookpoints), key=lambda pair: pair[0])
+        for width, group in groupby(widths if plan.dense else (), key=lambda pair: pair[0]):
+            names = [name for _, name in group]
+            of = f", {len(names)} hookpoints each" if len(names) > 1 else " hookpoint"
+            raw = n_bytes(self.stored.raw_bytes_of(f"activations/{names[0]}"))
+            yield (
+                "rows",
+                f"{', '.join(collapse(names))}{of} {about}{plan.n_tokens:,} x {width:,} "
+                f"{plan.dtype}, {raw}{' each' * (len(names) > 1)}",
+            )
+        if plan.pools:
+            n_units = sum(hookpoint.width for hookpoint in plan.hookpoints)
+            yield (
+                "pooled",
+                f"{', '.join(plan.pools)}: {about}{plan.n_documents:,} documents x {n_units:,} "
+                f"units of {len(plan.hookpoints)} hookpoints in float32, "
+                f"{n_bytes(self.stored.raw_bytes_of('pooled'))}",
+            )
+
+    def _store_lines(self, about: str) -> Iterator[tuple[str, str]]:
+        plan, stored = self.plan, self.stored
+        parts = {name: stored.bytes_of(name) for name in ("activations", "pooled")}
+        parts["row columns"] = stored.bytes_of("rows")
+        parts |= {name: stored.bytes_of(name) for name in ("statistics", "documents")}
+        parts["ledger"] = stored.bytes_of("receipts") + stored.bytes_of("metadata")
         shown = ", ".join(f"{name} {n_bytes(n)}" for name, n in parts.items() if n)
         folders = ", ".join(f"{path} {about}{n:,}" for path, n in stored.folders.items())
-        return [
-            f"store    {about}{n_bytes(stored.n_bytes)} on disk: {shown}",
-            f"ratio    {self._ratio()}",
-            f"objects  {about}{stored.n_objects:,}, {stored.objects_per_shard:,} a shard; most "
-            f"entries: {folders}",
-        ]
+        yield "store", f"{about}{n_bytes(stored.n_bytes)} on disk: {shown}"
+        yield "ratio", self._ratio()
+        yield (
+            "objects",
+            f"{about}{stored.n_objects:,}, {stored.objects_per_shard:,} a shard; most entries: "
+            f"{folders}",
+        )
+        shards = f"{about}{self.n_shards:,} of {plan.shard_rows:,} rows"
+        if not plan.dense:
+            shards = f"{about}{self.n_shards:,} of documents"
+        elif self.crossing_share is not None:
+            shards += f"; {self.crossing_share:.2%} of the tokens computed twice at their borders"
+        yield "shards", shards
 
     def _ratio(self) -> str:
-        raw = sum(self.hookpoint_bytes.values()) + self.pooled_bytes
-        name = self.compression
-        if name == "none":
-            return f"1: activations are stored raw ({n_bytes(raw)})"
-        if self.stored.ratio is None or not self.hookpoint_bytes:
+        profile, dense = self.plan.compression, self.plan.dense
+        raw = n_bytes(self.stored.raw_bytes_of("activations") + self.stored.raw_bytes_of("pooled"))
+        if profile == "none":
+            return f"1: activations are stored raw ({raw})"
+        if self.stored.ratio is None or not dense:
+            dtype = self.plan.dtype if dense else "float32"
             return (
-                f"not known for {name} {self.dtype if self.hookpoint_bytes else 'float32'}: "
-                f"activations are counted raw ({n_bytes(raw)}), and will be less"
+                f"not known for {profile} {dtype}: activations are counted raw ({raw}), and will "
+                "be less"
             )
         low, usual, high = self.stored.ratio
         return (
-            f"{usual:g} ({low:g} to {high:g}): measured for {name} {self.dtype}, residual streams "
-            f"of three models, not of this one; {n_bytes(raw)} raw"
+            f"{usual:g} ({low:g} to {high:g}): measured for {profile} {self.plan.dtype}, residual "
+            f"streams of three models, not of this one; {raw} raw"
         )
 
-    def _shards(self, about: str) -> str:
-        if not self.hookpoint_bytes:
-            return f"{about}{self.n_pooled_shards:,} of documents"
-        return f"{about}{self.n_shards:,} of {self.shard_rows:,} rows"
-
-    def _load(self, shards_per_s: float) -> str:
-        """Say what each process asks of the driver and of the disk or object store."""
-        stored = self.stored
-        puts = shards_per_s * stored.objects_per_shard
-        written = shards_per_s * stored.bytes_per_shard
-        return (
+    def _time_lines(self) -> Iterator[tuple[str, str]]:
+        rate, stored = self.speed.tokens_per_s, self.stored
+        if self.hours is None or not rate:
+            yield "time", f"unknown: {self.speed.how}"
+            return
+        yield (
+            "time",
+            f"about {duration(self.hours)} for one process at {rate:,.0f} tokens/s "
+            f"({self.speed.how})",
+        )
+        if not self.n_shards:
+            return
+        shards_per_s = rate * self.n_shards / self.plan.n_tokens
+        puts, written = (
+            shards_per_s * n for n in (stored.objects_per_shard, stored.bytes_per_shard)
+        )
+        yield (
+            "load",
             f"of each process: a shard in {1 / shards_per_s:,.3g} s; a second {puts:,.3g} objects "
             f"and {n_bytes(written)} written, and read back; {PUTS_PER_S / puts:,.0f} of them "
-            f"reach the {PUTS_PER_S:,} that S3 takes below a prefix"
+            f"reach the {PUTS_PER_S:,} that S3 takes below a prefix",
         )
 
-    def _memory(self, memory: Projection) -> str:
-        return (
-            f"{n_bytes(memory.total)} a worker: {n_bytes(memory.weights)} of weights, "
-            f"{n_bytes(memory.shards)} for {SHARDS_IN_MEMORY} shards, {n_bytes(memory.batch)} "
-            "for a batch (on the device, where there is one)"
-        )
-
-    def _time(self) -> str:
-        if self.hours is None:
-            return f"unknown: {self.speed}"
-        return (
-            f"about {duration(self.hours)} for one process at {self.tokens_per_s:,.0f} tokens/s "
-            f"({self.speed})"
-        )
-
-    def _hookpoint_lines(self, about: str) -> list[str]:
-        found = []
-        by_width = sorted(self.hookpoint_widths.items(), key=lambda pair: pair[1])
-        for width, group in groupby(by_width, key=lambda pair: pair[1]):
-            names = [name for name, _ in group]
-            shown = ", ".join(collapse(names)) + (f", {len(names)}" if len(names) > 1 else "")
-            each = " each" if len(names) > 1 else ""
-            found.append(
-                f"{shown} hookpoint{'s' * (len(names) > 1)}{each} {about}{self.n_tokens:,} x "
-                f"{width:,} {self.dtype}, {n_bytes(self.hookpoint_bytes[names[0]])}{each}"
-            )
-        return found
+    @property
+    def n_shards(self) -> int:
+        """Shards of the rows; of the pooled rows in a store that has no others."""
+        return self.plan.n_shards if self.plan.dense else StoreArrays(self.plan).n_pooled_shards
 
 
-def _counts(names: Mapping[str, int]) -> str:
-    """Write how often each name occurs, the most frequent first."""
-    shown = sorted(names.items(), key=lambda pair: (-pair[1], pair[0]))
-    more = f", and {len(shown) - 20:,} more" if len(shown) > 20 else ""
-    return ", ".join(f"{name} {n:,}" for name, n in shown[:20]) + more
+def summarize(
+    settings: Settings,
+    plan: Plan,
+    columns: DraftColumns,
+    rates: Rates,
+    *,
+    token_columns: Mapping[str, Mapping[str, int]],
+    crossing_share: float | None = None,
+    sampled_documents: int | None = None,
+    scaled: bool = True,
+) -> Estimate:
+    """Return the estimate of a plan from its documents, or from a sample of them.
+
+    Parameters
+    ----------
+    settings : Settings
+        The decided options.
+    plan : Plan
+        The plan, perhaps projected from a sample.
+    columns : DraftColumns
+        The documents, or the sample.
+    rates : mapping of str to float
+        Stored bytes per row of the store's arrays.
+    token_columns, crossing_share, sampled_documents, scaled
+        See :class:`Estimate`.
+    """
+    labels: dict[str, int] = {}
+    if columns.label is not None:
+        codes, counts = np.unique(columns.label[columns.label >= 0], return_counts=True)
+        pairs = zip(codes.tolist(), counts.tolist(), strict=True)
+        labels = {columns.label_names[code]: n for code, n in pairs}
+    return Estimate(
+        plan=plan,
+        stored=store_size(plan, rates, labelled=columns.label is not None),
+        longest=int(np.diff(columns.start).max()),
+        labels=labels,
+        token_columns=token_columns,
+        skipped=tuple(settings.corpus.tally.lines()),
+        compute=settings.model.compute_dtype,
+        speed=forward_speed(settings.model, settings.max_length),
+        memory=_worker_memory(settings.model, plan),
+        crossing_share=crossing_share,
+        sampled_documents=sampled_documents,
+        scaled=scaled,
+    )
 
 
-def store_bytes(plan: Plan, rates: Rates, *, labelled: bool) -> dict[str, object]:
-    """Return the parts of an estimate that follow from a plan and what samples of it came to."""
-    stored = footprint(plan, rates, labelled=labelled)
-    arrays = StoreArrays(plan, () if labelled else None)
-    documents = sum(spec.n_rows * spec.row_bytes for spec in arrays.documents.values())
-    return {
-        "n_tokens": plan.n_tokens,
-        "n_documents": plan.n_documents,
-        "n_windows": plan.n_windows,
-        "max_length": plan.windows.max_length,
-        "hookpoint_bytes": {
-            name: spec.n_rows * spec.row_bytes for name, spec in arrays.activations.items()
-        },
-        "hookpoint_widths": {hookpoint.name: hookpoint.width for hookpoint in plan.hookpoints},
-        "dtype": plan.dtype,
-        "compression": plan.compression,
-        "rows_bytes": sum(spec.n_rows * spec.row_bytes for spec in arrays.rows.values()),
-        "documents_bytes": documents,
-        "n_shards": plan.n_shards,
-        "shard_rows": plan.shard_rows,
-        "pools": plan.pools,
-        "n_pooled_shards": arrays.n_pooled_shards,
-        "pooled_bytes": sum(spec.n_rows * spec.row_bytes for spec in arrays.pooled.values()),
-        "n_objects": stored.n_objects,
-        "stored": stored,
-    }
-
-
-def worker_memory(model: ModelDescription, plan: Plan) -> Projection:
+def _worker_memory(model: ModelDescription, plan: Plan) -> Projection:
     """Project the memory of one worker at the default token budget, as a run does."""
     spec = model.spec
     config = load_config(model.folder, trust_remote_code=spec.trust_remote_code)
-    pieces = spec.causal and spec.modality == "text"
-    return project(plan, config, model.folder, RunOptions(), by_pieces=pieces)
+    chunked = spec.causal and spec.modality == "text"
+    return project(plan, config, model.folder, RunOptions(), by_pieces=chunked)
+
+
+def _counts(names: Mapping[str, int]) -> str:
+    """Return names with their counts, the most frequent first."""
+    shown = sorted(names.items(), key=lambda pair: (-pair[1], pair[0]))
+    more = f", and {len(shown) - MAX_NAMES:,} more" if len(shown) > MAX_NAMES else ""
+    return ", ".join(f"{name} {n:,}" for name, n in shown[:MAX_NAMES]) + more
 
 
 def duration(hours: float) -> str:

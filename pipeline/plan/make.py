@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import os
-from typing import Any
-
-import numpy as np
 
 from actlas.pipeline.corpus.spans import part_columns
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.plan.borders import crossing_share, fit_borders
 from actlas.pipeline.plan.columns import DraftColumns
 from actlas.pipeline.plan.draft import Draft, Say, collect
-from actlas.pipeline.plan.dry_run import estimate
-from actlas.pipeline.plan.estimate import Estimate, store_bytes, worker_memory
+from actlas.pipeline.plan.estimate import summarize
 from actlas.pipeline.plan.settings import Settings, assemble, resolve_settings
 from actlas.pipeline.plan.spool import open_spool
 from actlas.pipeline.plan.store_size import sample_rates
-from actlas.store.errors import ModelError, run_fault
+from actlas.store.errors import ModelError
 from actlas.store.format import layout
 from actlas.store.format.schema import Plan
 from actlas.store.store import Store, open_store
 from actlas.store.write.create import create
 from actlas.store.write.staging import refuse_existing
-
-__all__ = ["Estimate", "estimate", "make_plan"]
 
 
 def make_plan(
@@ -67,36 +61,40 @@ def plan_settings(path: str | os.PathLike[str], settings: Settings, say: Say) ->
     """Do what :func:`make_plan` does, once every option is decided."""
     options = settings.options
     say(f"planning {settings.corpus.describe()}")
-    try:
-        with open_spool(path) as spool:
-            draft = collect(
-                settings.corpus,
-                settings.cutter,
-                settings.windows,
-                spool,
-                columns=part_columns(options),
-                order=settings.order,
-                sample=settings.sample,
-                max_tokens=options.max_tokens,
-                seed=options.seed,
-                say=say,
-            )
-            _check_vocabulary(settings, draft.cuts.largest_id)
-            draft = _fit(settings, draft)
-            columns = DraftColumns(
-                draft, labelled=settings.corpus.labelled, names=settings.cutter.columns
-            )
-            plan = _plan(settings, draft, columns)
-            images = columns if plan.processor is not None else None
-            for line in _summary(settings, plan, draft, columns, images).lines():
-                say(line)
-            create(path, plan, columns, images)
-            return open_store(path)
-    except OSError as error:
-        fault = run_fault(error, str(error.filename or path))
-        if fault is None:
-            raise
-        raise fault from error
+    with open_spool(path) as spool:
+        draft = collect(
+            settings.corpus,
+            settings.cutter,
+            settings.windows,
+            spool,
+            columns=part_columns(options),
+            order=settings.order,
+            sample=settings.sample,
+            max_tokens=options.max_tokens,
+            seed=options.seed,
+            say=say,
+        )
+        _check_vocabulary(settings, draft.cuts.largest_id)
+        draft = _fit(settings, draft)
+        columns = DraftColumns(
+            draft, labelled=settings.corpus.labelled, names=settings.cutter.columns
+        )
+        plan = _plan(settings, draft, columns)
+        images = columns if plan.processor is not None else None
+        found = summarize(
+            settings,
+            plan,
+            columns,
+            sample_rates(plan, columns, images),
+            token_columns={name: columns.n_tokens_of(name) for name in plan.token_columns},
+            crossing_share=crossing_share(
+                draft.lengths, plan.shard_rows, settings.windows.kept, causal=plan.model.causal
+            ),
+        )
+        for line in found.lines():
+            say(line)
+        create(path, plan, columns, images)
+    return open_store(path)
 
 
 def _fit(settings: Settings, draft: Draft) -> Draft:
@@ -132,40 +130,4 @@ def _plan(settings: Settings, draft: Draft, columns: DraftColumns) -> Plan:
         n_text_bytes=columns.n_text_bytes,
         n_image_bytes=columns.n_image_bytes,
         n_windows=layout.n_windows(draft.lengths, settings.windows.kept),
-    )
-
-
-def _summary(
-    settings: Settings,
-    plan: Plan,
-    draft: Draft,
-    columns: DraftColumns,
-    images: DraftColumns | None,
-) -> Estimate:
-    from actlas.pipeline.forward.speed import forward_speed
-
-    model = settings.model
-    tally, speed = settings.corpus.tally, forward_speed(model, settings.max_length)
-    labels: dict[str, int] = {}
-    if columns.label is not None:
-        codes, counts = np.unique(columns.label[columns.label >= 0], return_counts=True)
-        pairs = zip(codes.tolist(), counts.tolist(), strict=True)
-        labels = {columns.label_names[code]: n for code, n in pairs}
-    rates = sample_rates(plan, columns, images)
-    facts: Any = store_bytes(plan, rates, labelled=columns.label is not None)
-    return Estimate(
-        **facts,
-        memory=worker_memory(model, plan),
-        longest=int(draft.lengths.max()),
-        labels=labels,
-        token_columns={name: columns.n_tokens_of(name) for name in plan.token_columns},
-        n_read=tally.n_read,
-        n_skipped=tally.n_skipped,
-        skipped=tuple(tally.lines()),
-        crossing_share=crossing_share(
-            draft.lengths, plan.shard_rows, settings.windows.kept, causal=plan.model.causal
-        ),
-        tokens_per_s=speed.tokens_per_s,
-        speed=speed.how,
-        compute=settings.model.compute_dtype,
     )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.store.errors import run_fault
 from actlas.store.write.staging import staging_of, workplace
 
 _BUFFER_BYTES = 1 << 20
@@ -123,19 +124,33 @@ class Spool:
 
 @contextmanager
 def open_spool(store_path: str | os.PathLike[str]) -> Iterator[Spool]:
-    """Make a spool beside a store's future place, and remove it whatever happens.
+    """Make a spool beside a store's future place, and remove it at the end, whatever happens.
 
-    Of a store that will lie in a bucket it is in the folder for temporary files (``TMPDIR``).
+    For a store in a bucket the spool is in the folder for temporary files (``TMPDIR``). Its name is
+    that of a planner at work: :func:`actlas.store.write.create.create` removes it where the process
+    was killed.
 
-    Its name is that of a planner at work, which :func:`actlas.store.write.create.create` removes
-    where the process was killed.
+    Parameters
+    ----------
+    store_path : path
+        The store that is being planned.
+
+    Raises
+    ------
+    RunFaultError
+        The disk is full or fails while the spool is in use.
     """
     spool = Spool(staging_of(workplace(store_path)))
-    spool.folder.mkdir(parents=True)
     try:
+        spool.folder.mkdir(parents=True)
         try:
             yield spool
         finally:
             spool.close()
+    except OSError as error:
+        fault = run_fault(error, str(error.filename or store_path))
+        if fault is None:
+            raise
+        raise fault from error
     finally:
         shutil.rmtree(spool.folder, ignore_errors=True)

@@ -1,15 +1,14 @@
-"""What a plan's store will weigh once all is extracted: objects, folders, bytes, part by part.
+"""The size of a plan's store once all is extracted: objects, folders and bytes, part by part.
 
-Raw arrays, indexes and metadata are counted exactly. What is compressed is reckoned from chunks
-encoded here by the very code that will write them: of documents and row columns real ones, of
-statistics those of made-up rows. How much activations shrink cannot be known before a model has
-run: that is a ratio measured elsewhere, and it is stated with the result.
+Raw arrays, indexes and ``zarr.json`` files are counted exactly. The size of a compressed array is
+projected from sampled chunks, encoded by the code that writes a store: real documents and row
+columns, and statistics of random rows. How much activations shrink is not known before a model
+has run; a ratio measured elsewhere stands for it, and the result states it.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,33 +18,51 @@ from numpy.typing import NDArray
 from actlas.store.format import layout
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.catalog import LOSS, StoreArrays
-from actlas.store.format.schema import ObjectRecord, Plan, Receipt
-from actlas.store.format.sealing import FORMAT_VERSION, seal
-from actlas.store.format.zarr_json import group_metadata, metadata_bytes
-from actlas.store.shards.chunks import CRC_BYTES, encode_chunk
+from actlas.store.format.schema import Plan
+from actlas.store.format.zarr_json import (
+    group_metadata,
+    ledger_metadata,
+    metadata_bytes,
+    root_metadata,
+)
+from actlas.store.ledger.receipts import EXTRACT, POOLED
+from actlas.store.read.row_index import RowIndex
+from actlas.store.shards.chunks import encode_chunk, index_bytes
 from actlas.store.statistics.shard import ShardStatistics
-from actlas.store.statistics.shard_documents import ShardDocuments
-from actlas.store.version import versions
 from actlas.store.write.document_columns import DocumentColumns, ImageColumns, document_rows
 
 RATIOS: Mapping[tuple[str, str], tuple[float, float, float]] = {
     ("bfloat16", "dense"): (1.46, 1.47, 1.48),
     ("bfloat16", "fast"): (1.33, 1.35, 1.41),
 }
-"""Lowest, usual and highest measured: ``benchmarks/results/2026-11-21-compression.md``, residual
-streams of three models. Of other dtypes nothing is said: raw bytes are then the bound."""
+"""Lowest, usual and highest compression ratio of activations, by dtype and profile, as measured on
+the residual streams of three models (``benchmarks/results/2026-11-21-compression.md``). Activations
+of other dtypes are counted raw, which is an upper bound."""
 
 SAMPLED_CHUNKS = 24
-"""Of each column, from all over it."""
+"""Chunks of each column of the documents that are encoded, spread over the whole column."""
 
 SAMPLED_SHARDS = 8
-
-SAMPLED_STATISTICS = 8
+"""Shards whose row columns and statistics are encoded."""
 
 SAMPLED_UNITS = 32
+"""Units of the random rows whose statistics are encoded."""
+
+RECEIPT_BYTES = 1_070
+"""Bytes of a receipt beside its records: range, versions, times and counts. This constant and the
+next ones were read off real ledgers; ``tests/pipeline/test_scale.py`` compares them with others."""
+
+RECORD_BYTES = 131
+"""Bytes of an object's record in a receipt, beside the object's key and its chunks' checksums."""
+
+CHECKSUM_BYTES = 11
+"""Bytes of a chunk's checksum in a record: a decimal number and a comma."""
+
+PLAN_ENTRY_BYTES = 80
+"""Bytes of an object's entry in the plan file beside its key: a sha256 and a size."""
 
 Rates = Mapping[str, float]
-"""Stored bytes of one row of an array, index aside, by the array's path."""
+"""Stored bytes of one row of an array without the index, by the array's path."""
 
 
 class Part(NamedTuple):
@@ -54,34 +71,40 @@ class Part(NamedTuple):
     Attributes
     ----------
     name : str
+        A group of the store, ``activations/`` and a hookpoint, ``receipts`` or ``metadata``.
     n_objects, n_bytes : int
+        Objects (files, or keys in an object store) and their bytes as stored.
+    raw_bytes : int
+        Bytes of the rows before compression; 0 for what is no array.
     exact : bool
-        Counted; otherwise reckoned from a sample or from a ratio.
+        Whether the bytes are counted; otherwise they are projected from a sample or a ratio.
     """
 
     name: str
     n_objects: int
     n_bytes: int
+    raw_bytes: int
     exact: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
-    """What lies on disk when a store is whole. The driver's logs and leases are not counted.
+class StoreSize:
+    """The objects of a complete store, without the driver's logs and leases.
 
     Attributes
     ----------
     parts : tuple of Part
         Each hookpoint's activations, the statistics, the row columns, the pooled rows, the
-        documents, the receipts, and the rest of the ledger with all metadata.
+        documents, the receipts, and all metadata with the plan.
     ratio : tuple of float or None
         Lowest, usual and highest ratio of the activations' raw bytes to the stored ones; None
-        where they are stored raw, or where nothing is known.
+        where they are stored raw, or where no ratio was measured.
     objects_per_shard, bytes_per_shard : int
-        Of a full shard, its receipt included; of pooled rows where there are no others. Each object
-        is asked for, written and read back: three requests of an object store.
+        Objects and bytes of a full shard with its receipt; of a shard of pooled rows in a store
+        that has no others. Each object is an object store's three requests: a check, a write and
+        a reading back.
     folders : mapping of str to int
-        The folders with the most entries, and how many each has.
+        Entries of the three folders that have the most.
     """
 
     parts: tuple[Part, ...]
@@ -92,68 +115,113 @@ class Footprint:
 
     @property
     def n_bytes(self) -> int:
-        """Of the whole store."""
-        return sum(part.n_bytes for part in self.parts)
+        """Bytes of the whole store."""
+        return self.bytes_of("")
 
     @property
     def n_objects(self) -> int:
-        """Files, or keys in an object store."""
+        """Objects of the whole store."""
         return sum(part.n_objects for part in self.parts)
 
     def bytes_of(self, name: str) -> int:
-        """Return the bytes of the parts whose name begins so."""
+        """Return the stored bytes of all parts whose name starts with ``name``."""
         return sum(part.n_bytes for part in self.parts if part.name.startswith(name))
 
+    def raw_bytes_of(self, name: str) -> int:
+        """Return the same parts' bytes before compression."""
+        return sum(part.raw_bytes for part in self.parts if part.name.startswith(name))
 
-def footprint(plan: Plan, rates: Rates, *, labelled: bool) -> Footprint:
-    """Return what a plan's store will weigh. Pure: integers only, whatever the number of rows.
+
+def store_size(plan: Plan, rates: Rates, *, labelled: bool) -> StoreSize:
+    """Return the size of a plan's store. Pure arithmetic, whatever the number of rows.
 
     Parameters
     ----------
     plan : Plan
+        The plan, perhaps one that is scaled up from a sample.
     rates : mapping of str to float
-        See :func:`sample_rates`; arrays that it lacks count raw.
+        Stored bytes per row, as :func:`sample_rates` measures them. Image files, which are
+        compressed already, and arrays without a rate count raw.
     labelled : bool
         Whether documents have labels.
     """
     arrays = StoreArrays(plan, () if labelled else None)
     ratio = None if plan.compression == "none" else RATIOS.get((plan.dtype, plan.compression))
-    rates = {"documents/image": 1.0, **rates}  # Image files are compressed already.
-    for spec in (*arrays.activations.values(), *arrays.pooled.values()):
-        if ratio is not None and spec.dtype == plan.dtype:
-            rates.setdefault(spec.path, spec.row_bytes / ratio[1])
-    parts = [_part(spec.path, [spec], rates) for spec in arrays.activations.values()]
+    activations = (*arrays.activations.values(), *arrays.pooled.values())
+    assumed = {
+        s.path: s.row_bytes / ratio[1] for s in activations if ratio and s.dtype == plan.dtype
+    }
+    rates = {"documents/image": 1.0, **assumed, **rates}
     groups = {
-        "statistics": arrays.statistics.values(),
-        "rows": arrays.rows.values(),
-        "pooled": arrays.pooled.values(),
-        "documents": arrays.documents.values(),
+        **{spec.path: [spec] for spec in arrays.activations.values()},
+        "statistics": [*arrays.statistics.values()],
+        "rows": [*arrays.rows.values()],
+        "pooled": [*arrays.pooled.values()],
+        "documents": [*arrays.documents.values()],
     }
-    parts += [_part(name, list(specs), rates) for name, specs in groups.items() if specs]
-    jobs = [("extract", plan.n_shards)] * plan.dense + [("pooled", arrays.n_pooled_shards)]
-    shard_specs = [
-        spec
-        for name in ("rows", "statistics")
-        for spec in (*groups[name], *(arrays.activations.values() if name == "rows" else ()))
-    ] or list(groups["pooled"])
-    receipt_bytes = {
-        job: _receipt_bytes(plan, list(groups["pooled"]) if job == "pooled" else shard_specs, job)
-        for job, n in jobs
-        if n
+    shards = {  # The arrays that a shard of each job writes.
+        EXTRACT: [*groups["rows"], *arrays.activations.values(), *groups["statistics"]],
+        POOLED: groups["pooled"],
     }
-    n_receipts = sum(n for _, n in jobs)
-    in_receipts = sum(receipt_bytes[job] * n for job, n in jobs if n)
-    parts.append(Part("receipts", n_receipts, in_receipts, exact=False))
+    shards = {job: specs for job, specs in shards.items() if specs}
+    receipts = {job: _receipt_bytes(plan, specs) for job, specs in shards.items()}
+    n_shards = {job: specs[0].n_shards for job, specs in shards.items()}
+    in_receipts = sum(receipts[job] * n for job, n in n_shards.items())
+    parts = [_part(name, specs, rates) for name, specs in groups.items()]
+    parts.append(Part("receipts", sum(n_shards.values()), in_receipts, 0, exact=False))
     parts.append(_metadata(plan, arrays))
-    per_shard = [_shard_bytes(spec, rates) for spec in shard_specs]
-    first = next(iter(receipt_bytes.values()))
-    return Footprint(
+    entries = {f"ledger/receipts/{job}": n for job, n in n_shards.items()}
+    entries |= {f"{spec.path}/c": spec.n_shards for spec in arrays.all().values()}
+    first, specs = next(iter(shards.items()))
+    full = sum(_stored_bytes(s, rates, min(s.shard_rows, s.n_rows)) for s in specs)
+    return StoreSize(
         parts=tuple(part for part in parts if part.n_objects),
         ratio=ratio,
-        objects_per_shard=len(per_shard) + 1,
-        bytes_per_shard=sum(per_shard) + first,
-        folders=_folders(arrays, jobs),
+        objects_per_shard=len(specs) + 1,
+        bytes_per_shard=full + receipts[first],
+        folders=dict(sorted(entries.items(), key=lambda pair: (-pair[1], pair[0]))[:3]),
     )
+
+
+def _part(name: str, specs: Sequence[ArraySpec], rates: Rates) -> Part:
+    return Part(
+        name,
+        n_objects=sum(spec.n_shards for spec in specs),
+        n_bytes=sum(_stored_bytes(spec, rates, spec.n_rows) for spec in specs),
+        raw_bytes=sum(spec.n_rows * spec.row_bytes for spec in specs),
+        exact=all(spec.compression == "none" for spec in specs),
+    )
+
+
+def _stored_bytes(spec: ArraySpec, rates: Rates, n_rows: int) -> int:
+    """Return the stored bytes of an array's first rows, the indexes of their shards included."""
+    n_full, rest = divmod(n_rows, spec.shard_rows)
+    index = (n_full + (rest > 0)) * index_bytes(spec)
+    if spec.path in rates:
+        return round(rates[spec.path] * n_rows) + index
+    n_chunks = n_full * spec.chunks_per_shard + layout.ceil_div(rest, spec.chunk_rows)
+    return n_chunks * spec.chunk_rows * spec.row_bytes + index
+
+
+def _receipt_bytes(plan: Plan, specs: Sequence[ArraySpec]) -> int:
+    """Return the bytes of the receipt of a shard in the middle, which writes these arrays."""
+    checksums = sum(spec.chunks_per_shard for spec in specs if not spec.checksummed_chunks)
+    keys = sum(len(spec.key(spec.n_shards // 2)) for spec in specs)
+    names = sum(len(f'"{hookpoint.name}":0,') for hookpoint in plan.hookpoints)
+    return RECEIPT_BYTES + names + keys + RECORD_BYTES * len(specs) + CHECKSUM_BYTES * checksums
+
+
+def _metadata(plan: Plan, arrays: StoreArrays) -> Part:
+    """Return every ``zarr.json`` and the two plan files, without names of sources and labels."""
+    specs = arrays.all().values()
+    bodies = [root_metadata(plan), ledger_metadata(), *(group_metadata() for _ in arrays.groups)]
+    sizes = [len(metadata_bytes(body)) for body in (*bodies, *(s.metadata() for s in specs))]
+    keys = [spec.metadata_key for spec in specs] + [f"{group}/zarr.json" for group in arrays.groups]
+    keys += [
+        spec.key(shard) for spec in arrays.documents.values() for shard in range(spec.n_shards)
+    ]
+    plan_file = len(plan.model_dump_json()) + sum(len(key) + PLAN_ENTRY_BYTES for key in keys)
+    return Part("metadata", len(sizes) + 2, sum(sizes) + 2 * plan_file, 0, exact=False)
 
 
 def sample_rates(
@@ -164,190 +232,58 @@ def sample_rates(
     Parameters
     ----------
     plan : Plan
-        Of these documents, or of a part of them.
+        The plan of these documents, or of a part of them.
     columns : DocumentColumns
+        The documents.
     images : ImageColumns, optional
-        Where the plan has a processor for them.
+        Their images, where the plan has a processor for them.
     """
-    labels = columns.label_names if columns.label is not None else None
-    arrays = StoreArrays(plan, labels)
-
-    def of_documents(name: str, spec: ArraySpec) -> Callable[[int, int], NDArray[Any]]:
-        return lambda start, stop: document_rows(columns, images, name, spec, start, stop)
-
+    arrays = StoreArrays(plan, columns.label_names if columns.label is not None else None)
     rates = {}
     for name, spec in arrays.documents.items():
         chunks = _spread(layout.ceil_div(spec.n_rows, spec.chunk_rows), SAMPLED_CHUNKS)
-        ranges = [(c * spec.chunk_rows, (c + 1) * spec.chunk_rows) for c in chunks]
-        rates[spec.path] = _rate(spec, of_documents(name, spec), ranges)
-    if plan.dense:
-        rates |= _row_rates(plan, arrays, columns)
-        rates |= _statistics_rates(plan, arrays, columns)
-    return rates
-
-
-def _row_rates(plan: Plan, arrays: StoreArrays, columns: DocumentColumns) -> dict[str, float]:
-    n_bytes: dict[str, int] = {}
-    n_rows = 0
-    for shard in _spread(plan.n_shards, SAMPLED_SHARDS):
-        start, stop = layout.shard_range(shard, plan.shard_rows, plan.n_tokens)
-        for name, rows in _shard_columns(plan, columns, start, stop).items():
-            spec = arrays.rows[name]
-            pieces = range(0, len(rows), spec.chunk_rows)
-            chunks = (encode_chunk(spec, rows[at : at + spec.chunk_rows]) for at in pieces)
-            n = sum(memoryview(chunk).nbytes for chunk in chunks)
-            n_bytes[spec.path] = n_bytes.get(spec.path, 0) + n
-        n_rows += stop - start
-    return {path: n / n_rows for path, n in n_bytes.items()}
-
-
-def _shard_columns(
-    plan: Plan, columns: DocumentColumns, start: int, stop: int
-) -> dict[str, NDArray[Any]]:
-    """Return a shard's row columns, as :meth:`Store.shard_columns` does from a store."""
-    t = layout.shard_tokens(plan.order, plan.seed, start, stop)
-    doc_idx = np.searchsorted(columns.start, t, side="right") - 1
-    found: dict[str, NDArray[Any]] = {
-        "token_id": columns.token_ids(start, stop)[t - start],
-        "doc_idx": doc_idx.astype(np.int64),
-        "pos_idx": (t - columns.start[doc_idx]).astype(np.int32),
-    }
-    special = columns.special(start, stop) if plan.keep_special else None
-    if special is not None:
-        found["special"] = special[t - start].astype(np.int8)
-    for name in plan.token_columns:
-        found[name] = columns.token_column(name, start, stop)[t - start]
-    if plan.with_loss:  # A positive number of about the same size: sign and exponent shrink.
-        losses = np.random.default_rng(0).gamma(2.0, 1.2, stop - start)
-        found[LOSS] = losses.astype(np.float32)
-    return found
-
-
-def _statistics_rates(
-    plan: Plan, arrays: StoreArrays, columns: DocumentColumns
-) -> dict[str, float]:
-    """Return what the statistics of made-up rows come to, in shards of this plan's documents."""
-    specs = arrays.statistics.values()
+        ranges = (
+            (c * spec.chunk_rows, min((c + 1) * spec.chunk_rows, spec.n_rows)) for c in chunks
+        )
+        rates[spec.path] = _rate(
+            spec, (document_rows(columns, images, name, spec, *found) for found in ranges)
+        )
+    if not plan.dense:
+        return rates
+    index = RowIndex(plan)
+    rows: dict[str, list[NDArray[Any]]] = {name: [] for name in arrays.rows}
+    statistic = next(iter(arrays.statistics.values()))
+    statistic = replace(statistic, shape=(*statistic.shape[:2], SAMPLED_UNITS))
     dtype = next(iter(arrays.activations.values())).numpy_dtype
-    shards = _spread(plan.n_shards, SAMPLED_STATISTICS)
-    n_bytes = 0
-    for shard in shards:
-        start, stop = layout.shard_range(shard, plan.shard_rows, plan.n_tokens)
-        first, last = np.searchsorted(columns.start, [start, stop - 1], side="right") - 1
-        rows_of = layout.shard_rows_of(plan.order, plan.seed, start, stop)
-        documents = ShardDocuments.of(rows_of, columns.start[first : last + 2], start, stop)
-        drawn = np.random.default_rng(shard).standard_normal((stop - start, SAMPLED_UNITS))
-        table = ShardStatistics.of(drawn.astype(dtype), documents).table(arrays.statistics_names)
-        narrow = replace(next(iter(specs)), shape=(plan.n_shards, len(table), SAMPLED_UNITS))
-        n_bytes += memoryview(encode_chunk(narrow, table[None])).nbytes
-    of_unit = n_bytes / len(shards) / SAMPLED_UNITS
-    return {spec.path: of_unit * spec.shape[2] for spec in specs}
+    tables = []
+    for shard in _spread(plan.n_shards, SAMPLED_SHARDS):
+        random = np.random.default_rng(shard)
+        found = index.columns(shard, columns)
+        n_rows = len(found["doc_idx"])
+        if plan.with_loss:  # Positive numbers of the usual size: their sign and exponent shrink.
+            found[LOSS] = random.gamma(2.0, 1.2, n_rows).astype(np.float32)
+        for name, column in found.items():
+            step = arrays.rows[name].chunk_rows
+            rows[name] += [column[at : at + step] for at in range(0, n_rows, step)]
+        drawn = random.standard_normal((n_rows, SAMPLED_UNITS)).astype(dtype)
+        statistics = ShardStatistics.of(drawn, index.shard_documents(shard, columns))
+        tables.append(statistics.table(arrays.statistics_names)[None])
+    rates |= {spec.path: _rate(spec, rows[name]) for name, spec in arrays.rows.items()}
+    per_unit = _rate(statistic, tables) / SAMPLED_UNITS
+    return rates | {spec.path: per_unit * spec.shape[2] for spec in arrays.statistics.values()}
 
 
-def _rate(
-    spec: ArraySpec, read: Callable[[int, int], NDArray[Any]], ranges: Iterable[tuple[int, int]]
-) -> float:
+def _rate(spec: ArraySpec, chunks: Iterable[NDArray[Any]]) -> float:
+    """Return the encoded bytes of one row in these chunks."""
     n_rows = n_bytes = 0
-    for start, stop in ranges:
-        rows = read(start, min(stop, spec.n_rows))
+    for rows in chunks:
         n_bytes += memoryview(encode_chunk(spec, rows)).nbytes
         n_rows += len(rows)
     return n_bytes / max(1, n_rows)
 
 
 def _spread(n: int, wanted: int) -> list[int]:
-    """Return at most ``wanted`` of the numbers below ``n``, evenly spaced, the ends among them."""
-    places: list[int] = np.unique(
-        np.linspace(0, max(0, n - 1), min(n, wanted)).round().astype(int)
-    ).tolist()
-    return places
-
-
-def _index_bytes(spec: ArraySpec) -> int:
-    return 16 * spec.chunks_per_shard + CRC_BYTES
-
-
-def _shard_bytes(spec: ArraySpec, rates: Rates) -> int:
-    """Return the bytes of a full shard."""
-    rows = min(spec.shard_rows, spec.n_rows)
-    if spec.path in rates:
-        return round(rates[spec.path] * rows) + _index_bytes(spec)
-    return layout.ceil_div(rows, spec.chunk_rows) * spec.chunk_rows * spec.row_bytes + _index_bytes(
-        spec
-    )
-
-
-def _array_bytes(spec: ArraySpec, rates: Rates) -> int:
-    index = spec.n_shards * _index_bytes(spec)
-    if spec.path in rates:
-        return round(rates[spec.path] * spec.n_rows) + index
-    last = spec.n_shards - 1
-    n_chunks = last * spec.chunks_per_shard + (spec.n_chunks(last) if spec.n_shards else 0)
-    return n_chunks * spec.chunk_rows * spec.row_bytes + index
-
-
-def _part(name: str, specs: list[ArraySpec], rates: Rates) -> Part:
-    return Part(
-        name,
-        sum(spec.n_shards for spec in specs),
-        sum(_array_bytes(spec, rates) for spec in specs),
-        all(spec.compression == "none" for spec in specs),
-    )
-
-
-def _receipt_bytes(plan: Plan, specs: list[ArraySpec], job: str) -> int:
-    """Return the bytes of a receipt, by making one like those to come."""
-    attempt = "a-host-name:1234567:0123abcd"
-    shard = plan.n_shards // 2
-    records = [
-        ObjectRecord(
-            key=spec.key(shard),
-            n_bytes=spec.shard_rows * spec.row_bytes,
-            xxh3="0" * 32,
-            attempt=attempt,
-            chunk_crc32c=None if spec.checksummed_chunks else (1 << 31,) * spec.chunks_per_shard,
-        )
-        for spec in specs
-    ]
-    seconds = dict.fromkeys(("compute_s", "forward_s", "gather_s", "other_s"), 0.12345678901234567)
-    return len(
-        seal(
-            Receipt(
-                format_version=FORMAT_VERSION,
-                plan_sha256="0" * 64,
-                job=job,
-                shard=shard,
-                start=shard * plan.shard_rows,
-                stop=(shard + 1) * plan.shard_rows,
-                attempt=attempt,
-                host="a-host-name",
-                created_unix_s=round(time.time(), 6),
-                versions=versions(),
-                objects=tuple(records),
-                n_nonfinite={h.name: 0 for h in plan.hookpoints},
-                run={"device": "cuda (NVIDIA)", "executor": "ray", **seconds, "more": "x" * 330},
-            )
-        )
-    )
-
-
-def _metadata(plan: Plan, arrays: StoreArrays) -> Part:
-    """Return plan, its copy, and every ``zarr.json``: the names of sources and labels apart."""
-    specs = arrays.all().values()
-    sizes = [len(metadata_bytes(spec.metadata())) for spec in specs]
-    sizes += [len(metadata_bytes(group_metadata())) for _ in arrays.groups]
-    body = len(plan.model_dump_json())
-    # An entry of the plan's objects: a key, a sha256, a size.
-    n_keys = len(sizes) + 2 + sum(spec.n_shards for spec in arrays.documents.values())
-    plan_file = body + 112 * n_keys + 200
-    return Part(
-        "metadata", len(sizes) + 4, sum(sizes) + 700 + 2 * body + 2 * plan_file, exact=False
-    )
-
-
-def _folders(arrays: StoreArrays, jobs: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Return the entries of the folders that have most: of objects, or of folders of one object."""
-    found = {f"ledger/receipts/{job}": n for job, n in jobs if n}
-    found |= {f"{spec.path}/c": spec.n_shards for spec in arrays.all().values()}
-    largest = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
-    return dict(largest[:3])
+    """Return at most ``wanted`` of the numbers below ``n``, evenly spaced, first and last too."""
+    places = np.linspace(0, max(0, n - 1), min(n, wanted)).round().astype(int)
+    found: list[int] = np.unique(places).tolist()
+    return found

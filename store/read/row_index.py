@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.format import layout
 from actlas.store.format.schema import Plan
-from actlas.store.read.documents import Documents
 from actlas.store.statistics.shard_documents import ShardDocuments
 from actlas.store.statistics.total import Border
+
+
+class TokenSource(Protocol):
+    """The documents' tokens in the plan's order: of a store, or of a plan that is being made."""
+
+    @property
+    def start(self) -> NDArray[np.int64]:
+        """First kept token of every document; shape [documents + 1]."""
+
+    def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Return the kept tokens [start, stop)."""
+
+    def special(self, start: int, stop: int) -> NDArray[np.bool_] | None:
+        """Return, for the same tokens, which the tokenizer added; None where none has a row."""
+
+    def token_column(self, name: str, start: int, stop: int) -> NDArray[np.int32]:
+        """Return, for the same tokens, the codes of a column; -1 where there is none."""
 
 
 class RowIndex:
@@ -38,39 +54,45 @@ class RowIndex:
             rows[mask] = start + self._rows_kept(int(shard))[t[mask] - start]
         return rows
 
-    def columns(self, shard: int, documents: Documents) -> dict[str, NDArray[Any]]:
+    def columns(self, shard: int, documents: TokenSource) -> dict[str, NDArray[Any]]:
         """Return the row columns that a shard must have, by name; shape [rows of the shard]."""
         plan = self._plan
         start, stop = plan.shard_range(shard)
         t = layout.shard_tokens(plan.order, plan.seed, start, stop)
-        doc_idx = documents.find(t)
+        doc_idx = _find(documents, t)
         columns: dict[str, NDArray[Any]] = {
             "token_id": documents.token_ids(start, stop)[t - start],
             "doc_idx": doc_idx.astype(np.int64),
             "pos_idx": (t - documents.start[doc_idx]).astype(np.int32),
         }
         if plan.keep_special:
-            columns["special"] = documents.special(start, stop)[t - start].astype(np.int8)
+            special = np.asarray(documents.special(start, stop))
+            columns["special"] = special[t - start].astype(np.int8)
         for name in plan.token_columns:
             columns[name] = documents.token_column(name, start, stop)[t - start]
         return columns
 
-    def shard_documents(self, shard: int, documents: Documents) -> ShardDocuments:
+    def shard_documents(self, shard: int, documents: TokenSource) -> ShardDocuments:
         """Return which rows of a shard belong to which document."""
         start, stop = self._plan.shard_range(shard)
-        first, last = documents.find(start), documents.find(stop - 1)
-        edges = documents.starts(first, last + 1)
+        first, last = _find(documents, np.array([start, stop - 1])).tolist()
+        edges = documents.start[first : last + 2]
         return ShardDocuments.of(self._rows_of(shard), edges, start, stop)
 
-    def borders(self, shard: int, documents: Documents) -> Border:
+    def borders(self, shard: int, documents: TokenSource) -> Border:
         """Return the documents that cross a shard's borders."""
         start, stop = self._plan.shard_range(shard)
-        first, last = documents.find(start), documents.find(stop - 1)
-        left = first if documents.starts(first, first)[0] < start else None
-        crosses = documents.starts(last, last + 1)[1] > stop
+        first, last = _find(documents, np.array([start, stop - 1])).tolist()
+        left = first if documents.start[first] < start else None
+        crosses = documents.start[last + 1] > stop
         return Border(left, last if crosses and last != left else None)
 
     def _rows_of(self, shard: int) -> NDArray[np.int64]:
         """Return the row in its shard of each of a shard's tokens; shape [rows of the shard]."""
         plan = self._plan
         return layout.shard_rows_of(plan.order, plan.seed, *plan.shard_range(shard))
+
+
+def _find(documents: TokenSource, t: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the document of each token ``t``; shape of ``t``."""
+    return np.searchsorted(documents.start, t, side="right") - 1

@@ -23,6 +23,8 @@ _SHUFFLE = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle"
 
 CRC_BYTES = 4
 
+_INDEX_ENTRY_BYTES = 16
+
 
 def crc32c(data: Buffer, value: int = 0) -> int:
     """Return the crc32c (Castagnoli) of ``data``, going on from ``value``."""
@@ -63,6 +65,11 @@ def _codec(spec: ArraySpec) -> Any:
 def _integers(array: NDArray[Any]) -> NDArray[Any]:
     """View as unsigned integers of the same size: Blosc takes its typesize from the buffer."""
     return array.view(f"u{array.dtype.itemsize}")
+
+
+def index_bytes(spec: ArraySpec) -> int:
+    """Return the bytes of a shard's index: offset and length of every chunk, and a crc32c."""
+    return _INDEX_ENTRY_BYTES * spec.chunks_per_shard + CRC_BYTES
 
 
 def encode_chunk(spec: ArraySpec, rows: NDArray[Any]) -> Buffer:

@@ -15,7 +15,13 @@ from actlas.store.errors import ActlasError, CorruptDataError
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.layout import ceil_div
 from actlas.store.objects.base import Objects
-from actlas.store.shards.chunks import CRC_BYTES, crc32c, decode_chunk, reading_threads
+from actlas.store.shards.chunks import (
+    CRC_BYTES,
+    crc32c,
+    decode_chunk,
+    index_bytes,
+    reading_threads,
+)
 
 SCATTERED = 32
 """Single rows that one thread reads one after the other."""
@@ -89,7 +95,7 @@ class ShardReader:
         return f"{self.objects.url}/{self.key}, rows [{start}, {stop})"
 
     def _read_index(self) -> NDArray[np.uint64]:
-        n_bytes = 16 * self.spec.chunks_per_shard + CRC_BYTES
+        n_bytes = index_bytes(self.spec)
         size = self.objects.size(self.key)
         if size is None or size < n_bytes:
             raise CorruptDataError(

@@ -40,7 +40,9 @@ N_SPECIAL |= {"clip_vision": (1, 0), "clip": (1, 0), "siglip": (0, 0)}
 def _no_timing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time a forward pass only where a test is about it."""
     if "speed" not in request.node.name:
-        monkeypatch.setattr(speed, "forward_speed", lambda *_: speed.Speed(None, "not here"))
+        monkeypatch.setattr(
+            "actlas.pipeline.plan.estimate.forward_speed", lambda *_: speed.Speed(None, "not here")
+        )
 
 
 @pytest.fixture(scope="module")
@@ -434,15 +436,15 @@ def test_max_tokens_and_an_estimate(
         model=str(vit[1]), corpus=str(tmp_path / "in"), dtype="float32", shard_rows=64
     )
     found = estimate(options)
-    assert (found.n_tokens, found.n_documents) == (whole.n_tokens, whole.n_documents)
+    assert (found.plan.n_tokens, found.plan.n_documents) == (whole.n_tokens, whole.n_documents)
     assert found.sampled_documents is None
-    assert found.documents_bytes > whole.n_image_bytes
+    assert found.stored.raw_bytes_of("documents") > whole.n_image_bytes
 
 
 def test_the_speed_of_images_is_measured(tmp_path: Path, vit: tuple[Any, Path]) -> None:
     image_folder(tmp_path / "in", 1)
     found = estimate(PlanOptions(model=str(vit[1]), corpus=str(tmp_path / "in")))
-    assert found.tokens_per_s is not None and found.tokens_per_s > 0
+    assert found.speed.tokens_per_s is not None and found.speed.tokens_per_s > 0
 
 
 def test_a_processor_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ NAMES = ("resid_post.0", "resid_post.1")
 def _no_timing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time a forward pass only where a test is about it."""
     if "speed" not in request.node.name:
-        monkeypatch.setattr(speed, "forward_speed", lambda *_: speed.Speed(None, "not here"))
+        monkeypatch.setattr(
+            "actlas.pipeline.plan.estimate.forward_speed", lambda *_: speed.Speed(None, "not here")
+        )
 
 
 class Llava(NamedTuple):

@@ -48,7 +48,9 @@ def tokenizer(stories: str) -> Any:
 def _no_timing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time a forward pass only where a test is about it."""
     if "speed" not in request.node.name:
-        monkeypatch.setattr(speed, "forward_speed", lambda *_: speed.Speed(None, "not here"))
+        monkeypatch.setattr(
+            "actlas.pipeline.plan.estimate.forward_speed", lambda *_: speed.Speed(None, "not here")
+        )
 
 
 def tokens_of(tokenizer: Any, text: str) -> list[int]:
@@ -308,15 +310,17 @@ def test_a_dry_run_of_a_small_corpus_is_exact(tmp_path: Path, stories: str) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
     got = make_plan(tmp_path / "s.zarr", options).plan
     assert guess.sampled_documents is None and "about" not in guess.lines()[0]
-    assert (guess.n_tokens, guess.n_documents, guess.n_windows, guess.n_shards) == (
+    found = guess.plan
+    assert (found.n_tokens, found.n_documents, found.n_windows, found.n_shards) == (
         got.n_tokens,
         got.n_documents,
         got.n_windows,
         got.n_shards,
     )
     assert guess.labels == {"u": 25, "v": 25}
-    assert guess.hookpoint_bytes == {f"resid_post.{i}": got.n_tokens * 128 for i in range(5)}
-    assert guess.rows_bytes and guess.documents_bytes
+    raw = {part.name: part.raw_bytes for part in guess.stored.parts if "resid" in part.name}
+    assert raw == {f"activations/resid_post.{i}": got.n_tokens * 128 for i in range(5)}
+    assert guess.stored.raw_bytes_of("rows") and guess.stored.raw_bytes_of("documents")
 
 
 @pytest.mark.parametrize("kind", ["plain", "gz"])
@@ -333,17 +337,17 @@ def test_a_dry_run_projects_from_a_sample(tmp_path: Path, stories: str, kind: st
         path.write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
     sampled = estimate(PlanOptions(model=stories, corpus=str(path)))
     assert sampled.sampled_documents is not None and sampled.sampled_documents < 2500
-    assert abs(sampled.n_documents - 2500) < 500
+    assert abs(sampled.plan.n_documents - 2500) < 500
     assert "about" in str(sampled) and "projected" in str(sampled)
     limited = estimate(PlanOptions(model=stories, corpus=str(path), max_tokens=100_000))
-    assert limited.n_tokens == 100_000
+    assert limited.plan.n_tokens == 100_000
 
 
 def test_an_estimate_reads_well(tmp_path: Path, stories: str) -> None:
     write(tmp_path / "a.jsonl", made_up(50))
     lines = estimate(PlanOptions(model=stories, corpus=str(tmp_path / "a.jsonl"))).lines()
     assert [line.split()[0] for line in lines] == [
-        *("corpus", "rows", "store", "ratio", "objects", "shards", "time", "memory")
+        *("corpus", "rows", "store", "ratio", "objects", "shards", "compute", "time", "memory")
     ]
     assert re.search(r"resid_post\.0 to resid_post\.4, 5 hookpoints each", lines[1])
     assert all(len(line) < 200 for line in lines)

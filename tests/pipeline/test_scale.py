@@ -27,7 +27,7 @@ from actlas.pipeline.plan.borders import LOOK_AHEAD, NEAR, fit_borders
 from actlas.pipeline.plan.dry_run import estimate
 from actlas.pipeline.plan.estimate import Estimate
 from actlas.pipeline.plan.make import make_plan
-from actlas.pipeline.plan.store_size import footprint, sample_rates
+from actlas.pipeline.plan.store_size import sample_rates, store_size
 from actlas.store.format.sealing import seal
 from actlas.store.objects.local import LocalObjects
 
@@ -37,7 +37,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def _no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A speed that makes easy numbers, for nothing here is about how fast this machine is."""
-    monkeypatch.setattr(speed, "forward_speed", lambda *_: speed.Speed(1000.0, "made up"))
+    monkeypatch.setattr(
+        "actlas.pipeline.plan.estimate.forward_speed", lambda *_: speed.Speed(1000.0, "made up")
+    )
 
 
 def document_by_document(
@@ -121,14 +123,14 @@ def planned_and_made(tmp_path: Path, **options: Any) -> tuple[Estimate, Estimate
     asked = PlanOptions(model="builtin:actlas-6m", corpus=corpus, **options)
     from actlas.pipeline.plan import make as planning
 
-    whole = planning._summary
+    whole = planning.summarize
 
-    def kept(*args: Any) -> Estimate:
-        said.append(whole(*args))
+    def kept(*args: Any, **more: Any) -> Estimate:
+        said.append(whole(*args, **more))
         return said[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "_summary", kept)
+        patch.setattr(planning, "summarize", kept)
         store = make_plan(tmp_path / "s.zarr", asked)
     guess = estimate(asked)
     run_extraction(store, RunOptions(device="cpu", threads=1))
@@ -180,7 +182,7 @@ def test_raw_stores_of_every_shape_are_counted_to_the_byte(
     store = create(tmp_path / "s.zarr", plan, columns)
     fill(store)
     n_bytes, files = lying_there(tmp_path / "s.zarr")
-    found = footprint(plan, sample_rates(plan, columns), labelled=False)
+    found = store_size(plan, sample_rates(plan, columns), labelled=False)
     for part in found.parts:
         assert part.n_objects == files[part.name]
         if part.exact:
@@ -200,10 +202,10 @@ def test_the_lines_say_it_all(tmp_path: Path) -> None:
     assert all(len(line) < 200 for line in lines.values())
     assert "measured for dense bfloat16" in lines["ratio"] and "1.46 to 1.48" in lines["ratio"]
     # 1,000 tokens a second, in shards of 1,024 rows but for the last.
-    seconds = found.n_tokens / found.n_shards / 1000
+    seconds = found.plan.n_tokens / found.n_shards / 1000
     assert f"a shard in {seconds:,.3g} s" in lines["load"]
     assert f"{6 / seconds:,.3g} objects" in lines["load"]
-    assert found.memory is not None and "of weights" in lines["memory"]
+    assert "of weights" in lines["memory"]
 
 
 def test_opening_costs_the_same_however_many_receipts_there_are(

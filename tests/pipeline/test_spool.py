@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actlas.pipeline.plan.spool import Spool, open_spool
+from actlas.store.errors import RunFaultError
 
 
 @settings(max_examples=200, deadline=None)
@@ -89,7 +90,8 @@ def test_a_disk_that_is_full_when_files_are_closed(tmp_path: Path) -> None:
             first._file = full  # type: ignore[assignment]
             spool.file("last", np.uint8).append(b"y")
 
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(RunFaultError, match="No space left") as caught:
         fill()
-    assert caught.value.errno == errno.ENOSPC
+    cause = caught.value.__cause__
+    assert isinstance(cause, OSError) and cause.errno == errno.ENOSPC
     assert not list(tmp_path.iterdir())
