@@ -1,16 +1,17 @@
-"""``actlas ablate``: a model's loss and samples, intact, without top units, without others."""
+"""``actlas ablate``: a model's loss without the units of a mask, and without random units."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.cli.options import Count
+from actlas.jobs.cli.table import cells
 from actlas.jobs.formatting import count, printable
 from actlas.jobs.run.ablate import ablate
+from actlas.jobs.run.reports.analysis import AblateReport
 
 if TYPE_CHECKING:
     from actlas.analysis.interventions.ablation_result import Ablation
@@ -18,65 +19,75 @@ if TYPE_CHECKING:
 
 def _lines(found: Ablation) -> list[str]:
     header = ("units", "loss", "change", "se", "perplexity", "bits/token")
-    lines = [f"{'condition':<18}" + "".join(f"{name:>12}" for name in header)]
+    lines = [f"{'condition':<18}{cells(header, 12)}"]
     for c in found.conditions:
         change = "" if c.name == "intact" else f"{c.loss_delta:+.4f}"
         se = "" if c.name == "intact" else f"{c.se:.4f}"
-        cells = [count(c.n_units), f"{c.loss:.4f}", change, se]
-        cells += [f"{c.perplexity:.4g}", f"{c.bits_per_token:.4f}"]
-        lines.append(f"{c.title:<18}" + "".join(f"{cell:>12}" for cell in cells))
+        values = [count(c.n_units), f"{c.loss:.4f}", change, se]
+        values += [f"{c.perplexity:.4g}", f"{c.bits_per_token:.4f}"]
+        lines.append(f"{c.title:<18}{cells(values, 12)}")
     n = found.top.n_tokens
     return [*lines, f"{count(n)} predicted tokens; loss in nats per token", "", found.sentence()]
 
 
-@click.command("ablate", short_help="The model without a mask's units.")
+@click.command("ablate", short_help="Measure a model without the units of a mask.")
 @click.argument("model")
 @click.option(
-    "--mask", required=True, metavar="FILE", help="mask.json, or the folder that localize wrote."
+    "--mask",
+    required=True,
+    metavar="FILE",
+    help="Mask: mask.json, or the output folder of `actlas localize`.",
 )
-@click.option("--corpus", required=True, help="On which the loss is taken: see `actlas plan`.")
-@click.option("--out", required=True, metavar="DIR", help="Where the results are written.")
+@click.option("--corpus", required=True, help="Corpus for the loss; see `actlas plan`.")
+@click.option("--out", required=True, metavar="DIR", help="Output folder, new or empty.")
 @click.option(
-    "--random", type=Count(), default=5, help="Draws of random units to compare with.  [default: 5]"
+    "--random", type=Count(), default=5, help="Number of draws of random units.  [default: 5]"
 )
 @click.option(
     "--max-tokens",
     type=Count(),
     default=20_000,
-    help="Tokens of text, from the corpus's beginning.  [default: 20,000]",
+    help="Maximum tokens, from the beginning of the corpus.  [default: 20,000]",
 )
 @click.option(
     "--max-length",
     type=Count(),
-    help="Tokens of a window.  [default: the model's context, at most 1,024]",
+    help="Maximum tokens per window.  [default: the model's context length, at most 1,024]",
 )
 @click.option(
     "--prompt",
     "prompts",
     multiple=True,
     metavar="TEXT",
-    help="To go on from; may be repeated.  [default: the beginnings of the first 3 documents]",
+    help="Prompt to continue; may be repeated.  [default: the beginnings of the first 3 documents]",
 )
-@click.option("--new-tokens", type=Count(), default=40, help="Of each continuation.  [default: 40]")
+@click.option(
+    "--new-tokens", type=Count(), default=40, help="Tokens per continuation.  [default: 40]"
+)
 @click.option(
     "--temperature",
     type=click.FLOAT,
     default=0.0,
-    help="0 takes the most likely token.  [default: 0]",
+    help="Sampling temperature; 0 takes the most likely token.  [default: 0]",
 )
 @click.option(
-    "--seed", type=Count(), default=0, help="Of random units and drawn tokens.  [default: 0]"
+    "--seed",
+    type=Count(),
+    default=0,
+    help="Seed of the random units and of sampling.  [default: 0]",
 )
-@click.option("--text-field", help="The text's field or column.  [default: text]")
+@click.option("--text-field", help="Field or column with the text.  [default: text]")
 @click.option(
     "--label-field",
-    help="The label's field: a labelled corpus, whose longer documents are cut.  "
+    help="Field with the labels; documents of a labelled corpus are truncated to a window.  "
     "[default: no labels]",
 )
-@click.option("--lowercase", is_flag=True, help="Lowercase the text first.  [default: no]")
-@click.option("--revision", help="Of a model on the hub.  [default: main]")
+@click.option("--lowercase", is_flag=True, help="Convert the text to lower case.  [default: no]")
+@click.option("--revision", help="Revision of a hub model.  [default: main]")
 @click.option(
-    "--trust-remote-code", is_flag=True, help="Run code that comes with the model.  [default: no]"
+    "--trust-remote-code",
+    is_flag=True,
+    help="Execute Python code shipped with the model.  [default: no]",
 )
 @click.option(
     "--model-dtype",
@@ -84,9 +95,13 @@ def _lines(found: Ablation) -> list[str]:
     help="Data type of the model's computation.  [default: auto, the checkpoint's own, or float32 "
     "on a CPU where that is measured to be faster]",
 )
-@click.option("--device", default="auto", help="cpu, cuda, cuda:1, mps.  [default: auto]")
-@click.option("--threads", type=Count(), help="CPU threads.  [default: torch's own]")
-@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.  [default: no]")
+@click.option(
+    "--device",
+    default="auto",
+    help="Device: cpu, cuda, cuda:1 or mps.  [default: auto, the accelerator if there is one]",
+)
+@click.option("--threads", type=Count(), help="CPU threads.  [default: torch's choice]")
+@click.option("--overwrite", is_flag=True, help="Replace the contents of --out.  [default: no]")
 @json_option
 @debug_option
 def command(
@@ -94,18 +109,18 @@ def command(
     mask: str,
     corpus: str,
     as_json: bool,
-    **asked: Any,
+    **options: Any,
 ) -> None:
-    """Measure MODEL without the units of a mask, and without as many random ones.
+    """Measure MODEL without the units of a mask, and without as many random units.
 
-    The units are set to zero at their hookpoints, in every pass. It says plainly when the mask's
-    units do no more than random ones. Writes ablation.csv, ablation.png, samples.txt and
-    summary.json.
+    The units are set to zero at their hookpoints in every forward pass. The result states whether
+    the mask's units matter more than random ones. Writes ablation.csv, ablation.png, samples.txt
+    and summary.json.
     """
-    # What was not given is left to the defaults of a plan.
-    found = ablate(model, mask, corpus, **{k: v for k, v in asked.items() if v is not None})
+    # Options that were not given take the defaults of a plan.
+    found = ablate(model, mask, corpus, **{k: v for k, v in options.items() if v is not None})
     if as_json:
-        click.echo(json.dumps({"out": asked["out"], **found.summary()}))
+        click.echo(AblateReport(out=options["out"], **found.summary()).to_json())
         return
     click.echo("\n".join(_lines(found)))
     if found.samples:
@@ -113,7 +128,7 @@ def command(
         click.echo(f"\nafter {printable(sample.prompt)!r}:")
         for title, text in sample.texts:
             click.echo(f"  {title:<16} {_short(text)}")
-    click.echo(f"\nwrote {asked['out']}: ablation.csv, ablation.png, samples.txt, summary.json")
+    click.echo(f"\nwrote {options['out']}: ablation.csv, ablation.png, samples.txt, summary.json")
 
 
 def _short(text: str, limit: int = 100) -> str:

@@ -1,9 +1,8 @@
-"""``actlas``: one group of verbs, each in its own file, loaded when it is called."""
+"""``actlas``: a group of commands, each in its own module, imported when it is called."""
 
 from __future__ import annotations
 
 import errno
-import json
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -18,61 +17,66 @@ from actlas.jobs.redaction import redacted
 from actlas.store.errors import EXIT_DONE, EXIT_ERROR, EXIT_RESUME, ActlasError
 
 VERBS: Mapping[str, str] = {
-    "hookpoints": "The places of a model that can be stored, and how wide they are.",
-    "plan": "Fix what the rows are: model, corpus, windows, hookpoints.",
-    "extract": "Compute and write them; plans first where there is no plan, resumes else.",
-    "submit": "The same on a Ray cluster, from any machine that reaches its head.",
-    "status": "How far an extraction is.",
-    "verify": "Prove a store against its receipts.",
-    "repair": "Put back what verify finds damaged, and compute again only that.",
-    "doctor": "Whether this machine is fit for a run, and what to do.",
-    "info": "What a store holds.",
-    "show": "A document: its text, tokens and norms.",
-    "localize": "Which units prefer one condition: Welch's t-test, a mask, pictures.",
-    "ablate": "What the model is without a mask's units, and without random ones.",
-    "sae": "Train a sparse autoencoder, encode every token by it, index its features.",
-    "contexts": "The tokens where a feature or a unit fires most, in their context.",
+    "hookpoints": "List the hookpoints of a model and their width.",
+    "plan": "Create a store's plan: model, corpus, windows, hookpoints.",
+    "extract": "Compute and store the activations; create the plan first, or resume.",
+    "submit": "Run an extraction on a Ray cluster, from any machine that reaches its head.",
+    "status": "Show the progress of an extraction.",
+    "verify": "Check a store's files against its plan and receipts.",
+    "repair": "Recompute the damaged shards that `verify` finds.",
+    "doctor": "Check this machine, Ray and a store's location.",
+    "info": "Show the contents of a store.",
+    "show": "Show a document: text, tokens and norms.",
+    "localize": "Select the units that prefer one condition, by Welch's t-test.",
+    "ablate": "Measure a model without the units of a mask, and without random units.",
+    "sae": "Train, encode and index with sparse autoencoders.",
+    "contexts": "Show the tokens where a feature or unit is most active.",
 }
 
 
 class Actlas(Verbs):
-    """All verbs; turns errors into one line and an exit code."""
+    """All commands; an error becomes one line and an exit code."""
 
     verbs = VERBS
     prefix = "actlas.jobs.cli."
 
     def invoke(self, ctx: click.Context) -> None:
-        """Run a verb and exit with its code."""
+        """Run a command and exit with its code."""
         try:
             code = super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("stopped; nothing done is lost: run the same command again", err=True)
+            click.echo("stopped; finished work is kept: run the same command again", err=True)
             ctx.exit(EXIT_RESUME)
         except ActlasError as error:
-            _tell(error, ctx.meta)
+            _print_error(error, ctx.meta)
             ctx.exit(error.exit_code)
         except OSError as error:
             if error.errno == errno.EPIPE:
-                raise  # click ends quietly where its reader is gone
-            _tell(_plain(error), ctx.meta, error)
+                raise  # click exits silently if its reader is gone
+            _print_error(_plain(error), ctx.meta, error)
             ctx.exit(EXIT_ERROR)
         ctx.exit(code if isinstance(code, int) else EXIT_DONE)
 
 
 def _plain(error: OSError) -> ActlasError:
-    """Return what the operating system refused, in one line with its path."""
-    places = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    """Return an error of the operating system as one line with its paths."""
+    paths = [str(name) for name in (error.filename, error.filename2) if name is not None]
     reason = " ".join((error.strerror or str(error) or type(error).__name__).split())
-    return ActlasError(": ".join([*places, reason]))
+    return ActlasError(": ".join([*paths, reason]))
 
 
-def _tell(error: ActlasError, meta: Mapping[str, Any], cause: Exception | None = None) -> None:
+def _print_error(
+    error: ActlasError, meta: Mapping[str, Any], cause: Exception | None = None
+) -> None:
     if meta.get("actlas.debug"):
-        told = "".join(traceback.format_exception(cause or error))
-        click.echo(redacted(told), err=True, nl=False)
-    line = printable(redacted(str(error)))  # it may hold names that came from a stranger's file
+        trace = "".join(traceback.format_exception(cause or error))
+        click.echo(redacted(trace), err=True, nl=False)
+    line = printable(redacted(str(error)))  # it may quote names from an untrusted file
     if meta.get("actlas.json"):
-        click.echo(json.dumps({"error": {"kind": error.kind, "message": redacted(error.message)}}))
+        from actlas.jobs.run.reports.base import ErrorDetail, ErrorReport
+
+        detail = ErrorDetail(kind=error.kind, message=redacted(error.message))
+        click.echo(ErrorReport(error=detail).to_json())
         click.echo(f"error ({error.kind}): {line}", err=True)
     else:
         click.echo(f"error: {line}", err=True)
@@ -89,8 +93,8 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.group(
     cls=Actlas,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 all done; 1 an error; 2 usage; 3 done with shards in quarantine; "
-    "4 verify found damage; 75 stopped, or another driver is at work: run it again.",
+    epilog="Exit codes: 0 success; 1 error; 2 usage error; 3 finished with shards in quarantine; "
+    "4 damage found; 75 stopped, or another driver is running: run the command again.",
 )
 @debug_option
 @click.option(
@@ -102,7 +106,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     help="Print the version.",
 )
 def cli() -> None:
-    """Every token's activation of a transformer, in one plain Zarr store."""
+    """Store and analyse the activations of every token of a transformer, in one Zarr store."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,8 +1,7 @@
-"""``actlas contexts``: the tokens on which a feature or a unit fires most, among their words."""
+"""``actlas contexts``: the tokens with the largest activations of a feature or a unit."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.derived.extremes import units_of
 from actlas.jobs.formatting import printable
 from actlas.jobs.output import write_whole
+from actlas.jobs.run.reports.analysis import ContextsReport, FeatureContexts
 from actlas.store.display.contexts_html import share_of
 from actlas.store.errors import ConfigError, FeatureError
 from actlas.store.features.contexts import ActivationContext, Contexts, contexts_page
@@ -22,14 +22,22 @@ from actlas.store.store import Store, open_store
 _UP, _DOWN = (255, 150, 40), (90, 160, 255)
 
 _PEAK = ("\u27e6", "\u27e7")
-"""White square brackets around the token itself, where there is no colour."""
+"""White square brackets, which mark the token on terminals without colour."""
 
 
 def lines(contexts: Contexts, *, colour: bool) -> Iterator[str]:
-    """Yield contexts as a terminal shows them: shaded where it has colours, else in brackets."""
+    """Yield the lines of contexts for a terminal.
+
+    Parameters
+    ----------
+    contexts : Contexts
+        The contexts.
+    colour : bool
+        Shade the tokens by their activation; otherwise only mark the token with brackets.
+    """
     yield contexts.title + ": " + ", ".join(f"{n} {v}" for n, v in contexts.facts.items())
     if not len(contexts):
-        yield "it fires on no token"
+        yield "active on no token"
     for entry in contexts:
         where = f"{entry.value:>9.4g}  {entry.doc_idx}:{entry.pos_idx}"
         if entry.label is not None:
@@ -45,7 +53,7 @@ def _marked(entry: ActivationContext) -> str:
 
 
 def _line(text: str) -> str:
-    """Return text on one line, line breaks as arrows."""
+    """Return text on one line, with arrows for line breaks."""
     return printable(text.replace("\n", "\u21b5"))
 
 
@@ -66,7 +74,7 @@ def _shaded(entry: ActivationContext, scale: float) -> str:
 
 
 def _contexts(store: Store, asked: dict[str, Any]) -> list[Contexts]:
-    """Return what was asked for: one feature, some, or one raw unit."""
+    """Return the contexts of one feature, of some features, or of one raw unit."""
     given = {name for name in _WHICH if asked[name] is not None}
     options = {name: asked[name] for name in ("bottom", "words", "distinct")}
     k = asked["k"]
@@ -89,49 +97,55 @@ def _contexts(store: Store, asked: dict[str, Any]) -> list[Contexts]:
 _WHICH = ("sae", "feature", "some", "hookpoint", "unit")
 
 
-@click.command("contexts", short_help="Where a feature or a unit fires most.")
+@click.command("contexts", short_help="Show the tokens where a feature or unit is most active.")
 @click.argument("store")
-@click.option("--sae", metavar="NAME", help="A set of features: see `actlas sae`.  [default: none]")
-@click.option("--feature", type=int, help="Of that set.  [default: none]")
+@click.option(
+    "--sae", metavar="NAME", help="Name of a set of features; see `actlas sae`.  [default: none]"
+)
+@click.option("--feature", type=int, help="Index of a feature of that set.  [default: none]")
 @click.option(
     "--some",
     type=click.IntRange(1),
     metavar="N",
-    help="That many features of it, drawn from those that fire on 0.1 % to 5 % of the tokens.  "
+    help="Show N features of the set, drawn from those active on 0.1 % to 5 % of the tokens.  "
     "[default: none]",
 )
-@click.option("--hookpoint", help="Of the store, for a raw unit.  [default: none]")
-@click.option("--unit", type=int, help="Of that hookpoint.  [default: none]")
-@click.option("-k", type=click.IntRange(1), default=20, help="How many contexts.  [default: 20]")
+@click.option("--hookpoint", help="Hookpoint of a raw unit.  [default: none]")
+@click.option("--unit", type=int, help="Index of a unit of that hookpoint.  [default: none]")
+@click.option("-k", type=click.IntRange(1), default=20, help="Number of contexts.  [default: 20]")
 @click.option(
     "--bottom",
     is_flag=True,
-    help="A feature's smallest activations above zero; a unit's smallest.  [default: no]",
+    help="Show a feature's smallest activations above zero, or a unit's smallest.  [default: no]",
 )
-@click.option("--words", type=click.IntRange(0), default=20, help="On each side.  [default: 20]")
 @click.option(
-    "--distinct", is_flag=True, help="At most one context of each document.  [default: no]"
+    "--words",
+    type=click.IntRange(0),
+    default=20,
+    help="Words of context on each side.  [default: 20]",
 )
+@click.option("--distinct", is_flag=True, help="At most one context per document.  [default: no]")
 @click.option(
     "--html",
     type=click.Path(),
     metavar="FILE",
-    help="Write a page.  [default: print to the terminal]",
+    help="Write an HTML page.  [default: print to the terminal]",
 )
 @json_option
 @debug_option
-def command(store: str, html: str | None, as_json: bool, **asked: Any) -> None:
-    """Show the tokens of STORE on which a feature, or a raw unit, is largest.
+def command(store: str, html: str | None, as_json: bool, **options: Any) -> None:
+    """Show the tokens of STORE on which a feature, or a raw unit, is most active.
 
-    The token itself stands in brackets; the others are shaded by their activation. The first look
-    at a raw unit gathers the extremes of all units of its hookpoint in one pass.
+    Brackets mark the token; the other tokens are shaded by their activation. The first command for
+    a raw unit collects the extremes of all units of its hookpoint in one pass over the store.
     """
     if as_json and html is not None:
         raise ConfigError("--json prints, --html writes a page: give one of them.")
-    found = _contexts(open_store(store), asked)
+    found = _contexts(open_store(store), options)
     if as_json:
-        bodies = [contexts.to_json() for contexts in found]
-        click.echo(json.dumps(bodies if asked["some"] is not None else bodies[0]))
+        bodies = [FeatureContexts(**contexts.to_json()) for contexts in found]
+        several = options["some"] is not None
+        click.echo(ContextsReport(bodies if several else bodies[0]).to_json())
     elif html is not None:
         write_whole(html, contexts_page(found))
         n, titles = sum(map(len, found)), "; ".join(contexts.title for contexts in found)

@@ -1,4 +1,4 @@
-"""The flags that several verbs share."""
+"""Flags of several commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _remember(key: str) -> Callable[[click.Context, click.Parameter, bool], bool
 
 
 def debug_option(function: F) -> F:
-    """Give a command ``--debug``."""
+    """Add ``--debug`` to a command."""
     return click.option(
         "--debug",
         is_flag=True,
@@ -31,12 +31,12 @@ def debug_option(function: F) -> F:
 
 
 def json_option(function: F) -> F:
-    """Give a command ``--json``, and its errors a machine-readable kind."""
+    """Add ``--json`` to a command; its errors become JSON as well."""
     return click.option(
         "--json",
         "as_json",
         is_flag=True,
         is_eager=True,
         callback=_remember("actlas.json"),
-        help="Print one JSON object.  [default: no]",
+        help="Print JSON on one line (schemas in docs/json).  [default: no]",
     )(function)

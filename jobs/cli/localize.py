@@ -1,8 +1,7 @@
-"""``actlas localize``: which units prefer one condition; a table, a mask, pictures."""
+"""``actlas localize``: select the units that prefer one condition."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
-from actlas.jobs.formatting import command as command_line
+from actlas.jobs.cli.table import cells, labelled
+from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, counted, printable
 from actlas.jobs.logs import NowAndThen
 from actlas.jobs.output import check_free, output_folder
+from actlas.jobs.run.reports.analysis import LocalizeReport
 from actlas.store.store import open_store
 
 if TYPE_CHECKING:
@@ -24,47 +25,49 @@ if TYPE_CHECKING:
 POOL_TASK = "pool_shard-"
 
 
-@click.command("localize", short_help="Which units prefer one condition.")
+@click.command("localize", short_help="Select the units that prefer one condition.")
 @click.argument("store")
 @click.option(
     "--contrast",
     required=True,
     metavar="POSITIVE:NEGATIVE",
-    help="Two labels of the store's documents, such as S:N; or COLUMN=POSITIVE:NEGATIVE of its "
-    "tokens, such as role=user:assistant, or entity=PER:* against all other tokens.",
+    help="Two labels of the store's documents, such as S:N; or two values of a token column, "
+    "COLUMN=POSITIVE:NEGATIVE, such as role=user:assistant, or entity=PER:* for all other tokens.",
 )
 @click.option(
     "--pool",
     type=click.Choice(["last", "mean"]),
     default="last",
-    help="A document's sample: its last kept token, or the mean over its kept tokens.  "
+    help="Sample of each document: its last kept token, or the mean over its kept tokens.  "
     "[default: last]",
 )
 @click.option(
     "--signed",
     is_flag=True,
-    help="Leave the sign.  [default: the absolute value, taken after pooling]",
+    help="Keep the sign.  [default: absolute values, taken after pooling]",
 )
 @click.option(
     "--top",
     default="1%",
-    help="Units to select, over all hookpoints together: a share, or a count.  [default: 1%]",
+    help="Units to select over all hookpoints together: a share or a count.  [default: 1%]",
 )
-@click.option("--hookpoints", help="Names or globs of the store's, with commas.  [default: all]")
+@click.option(
+    "--hookpoints", help="Hookpoints to test: names or globs, separated by commas.  [default: all]"
+)
 @click.option(
     "--on-nonfinite",
     type=click.Choice(["refuse", "omit"]),
     default="refuse",
-    help="Where a unit's samples hold NaN or infinity: stop, or leave that unit untested.  "
+    help="Units whose samples contain NaN or infinity: stop (refuse), or skip them (omit).  "
     "[default: refuse]",
 )
 @click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder of the results: new or empty.",
+    help="Output folder, new or empty.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.  [default: no]")
+@click.option("--overwrite", is_flag=True, help="Replace the contents of --out.  [default: no]")
 @json_option
 @debug_option
 def command(
@@ -79,9 +82,9 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Test every unit of STORE by Welch's t-test, and select those with the largest t.
+    """Test every unit of STORE by Welch's t-test, and select the units with the largest t.
 
-    Every document with tokens is one sample. Writes units.csv, mask.json, summary.json,
+    Each document with tokens is one sample. Writes units.csv, mask.json, summary.json,
     brain_map.png, layers.png and t_histogram.png.
     """
     opened = open_store(store)
@@ -101,14 +104,14 @@ def command(
     with output_folder(out, overwrite=overwrite) as folder:
         found.save(folder)
     if as_json:
-        click.echo(json.dumps({"out": str(out), **found.summary()}))
+        click.echo(LocalizeReport(out=str(out), **found.summary()).to_json())
     else:
         click.echo("\n".join(_lines(found, out)))
 
 
 @contextmanager
 def _progress() -> Iterator[None]:
-    """Tell how many shards are read of how many: a bar on a terminal, else a line now and then."""
+    """Show the number of shards read: a bar on a terminal, otherwise a line every few seconds."""
     from dask.callbacks import Callback
 
     n_done, n_all = 0, 0
@@ -158,50 +161,56 @@ def _on_a_terminal() -> bool:
 
 
 def _lines(found: Localization, out: Path) -> Iterable[str]:
+    yield from _sample_lines(found)
+    effect = found.summary()["median_cohen_d_selected"]
+    median = f", median Cohen's d {effect:.2f}" if isinstance(effect, float) else ""
+    key = found.mask.key
+    yield labelled(
+        "selected",
+        f"{count(found.n_selected)} of {counted(found.n_units, 'unit')} (top {key.top}), "
+        f"t >= {found.t_threshold:.4g}{median}",
+    )
+    if found.n_nonfinite_units:
+        untested = counted(found.n_nonfinite_units, "unit")
+        yield labelled("untested", f"{untested} with NaN or infinity in a sample")
+    share = 100 * found.n_significant / found.n_units
+    n_samples = sum(condition.n_documents for condition in found.conditions)
+    yield labelled(
+        "q < 0.05",
+        f"{counted(found.n_significant, 'unit')} ({share:.0f} %): with {count(n_samples)} samples "
+        "small effects can be significant; judge effect sizes by Cohen's d",
+    )
+    yield ""
+    width = max(12, *(len(row.hookpoint) + 2 for row in found.counts()))
+    yield f"{'hookpoint':<{width}}{'units':>9}{cells(('selected', 'q < 0.05'), 10)}"
+    for row in found.counts():
+        counts = cells((count(row.n_selected), count(row.n_significant)), 10)
+        yield f"{row.hookpoint:<{width}}{count(row.n_units):>9}{counts}"
+    yield ""
+    mask = shell("ablate", key.model_id, "--mask", str(out / "mask.json"), "--corpus", "CORPUS")
+    yield f"wrote {out}: units.csv, mask.json, summary.json and three pictures"
+    yield f"-> next: {mask}"
+
+
+def _sample_lines(found: Localization) -> Iterable[str]:
+    """Yield the contrast, the documents left out, and the sample of each document."""
     positive, negative = found.conditions
     key = found.mask.key
     sample = "last kept token" if key.pool == "last" else "mean over the kept tokens"
     column = ""
     if key.column is not None:
         column, sample = f"{printable(key.column)}=", f"{sample} of that side in each document"
-    yield (
-        f"contrast    {column}{printable(positive.label)} "
-        f"({counted(positive.n_documents, 'document')}) "
-        f"against {printable(negative.label)} ({count(negative.n_documents)})"
+    yield labelled(
+        "contrast",
+        f"{column}{printable(positive.label)} ({counted(positive.n_documents, 'document')}) "
+        f"against {printable(negative.label)} ({count(negative.n_documents)})",
     )
     n_empty = positive.n_without_tokens + negative.n_without_tokens
     if n_empty or found.n_ignored:
-        yield (
-            f"left out    {count(n_empty)} of their documents without tokens, "
-            f"{counted(found.n_ignored, 'document')} of neither "
-            f"{'label' if key.column is None else 'side'}"
+        neither = f"neither {'label' if key.column is None else 'side'}"
+        yield labelled(
+            "left out",
+            f"{count(n_empty)} of their documents without tokens, "
+            f"{counted(found.n_ignored, 'document')} of {neither}",
         )
-    yield f"sample      {sample}, {'signed' if key.signed else 'absolute'}"
-    effect = found.summary()["median_cohen_d_selected"]
-    told = f", median cohen_d {effect:.2f}" if isinstance(effect, float) else ""
-    yield (
-        f"selected    {count(found.n_selected)} of {counted(found.n_units, 'unit')} "
-        f"(top {key.top}), t >= {found.t_threshold:.4g}{told}"
-    )
-    if found.n_nonfinite_units:
-        untested = counted(found.n_nonfinite_units, "unit")
-        yield f"untested    {untested} with NaN or infinity in a sample"
-    share = 100 * found.n_significant / found.n_units
-    yield (
-        f"q < 0.05    {counted(found.n_significant, 'unit')} ({share:.0f} %): tests of many units "
-        "find many; how large an effect is, cohen_d says"
-    )
-    yield ""
-    width = max(12, *(len(row.hookpoint) + 2 for row in found.counts()))
-    yield f"{'hookpoint':<{width}}{'units':>9}{'selected':>10}{'q < 0.05':>10}"
-    for row in found.counts():
-        yield (
-            f"{row.hookpoint:<{width}}{count(row.n_units):>9}{count(row.n_selected):>10}"
-            f"{count(row.n_significant):>10}"
-        )
-    yield ""
-    mask = command_line(
-        "ablate", key.model_id, "--mask", str(out / "mask.json"), "--corpus", "CORPUS"
-    )
-    yield f"wrote {out}: units.csv, mask.json, summary.json and three pictures"
-    yield f"-> next: {mask}"
+    yield labelled("sample", f"{sample}, {'signed' if key.signed else 'absolute'}")

@@ -1,4 +1,4 @@
-"""``actlas plan``: fix what the rows are."""
+"""``actlas plan``: create a store's plan."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from actlas.store.store import Store
 
 
-@click.command("plan", short_help="Fix what the rows are.")
+@click.command("plan", short_help="Create a store's plan.")
 @click.argument("store")
 @section_options("plan")
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Estimate from a sample and write nothing.  [default: no]",
+    help="Estimate sizes from a sample; write nothing.  [default: no]",
 )
 @config_options
 @debug_option
 def command(store: str, dry_run: bool, **values: Any) -> None:
-    """Fix what the rows of STORE are. Nothing is extracted without a plan, and a plan is frozen."""
+    """Create the plan of STORE, which defines its rows. A plan never changes once it is written."""
     asked = asked_for(values)
     if dry_run:
         options = asked.plan_options()
         from actlas.pipeline.plan.dry_run import estimate
 
         click.echo(str(estimate(options, asked.run.planning_device)))
-        click.echo("dry run: nothing was written -> next: the same command without --dry-run")
+        click.echo("dry run: nothing was written -> next: run the command without --dry-run")
         return
     from actlas.store.store import open_store
 
@@ -58,7 +58,7 @@ def command(store: str, dry_run: bool, **values: Any) -> None:
 
 
 def _rows(store: Store) -> str:
-    """Say what has rows: tokens, documents, or both."""
+    """Return the number of token rows and of pooled rows."""
     plan = store.plan
     found = [counted(plan.n_tokens, "row")] * plan.dense
     if plan.pools:

@@ -1,10 +1,10 @@
-"""``actlas repair``: put back what ``actlas verify`` finds damaged, and nothing else."""
+"""``actlas repair``: recompute the damaged shards that ``actlas verify`` finds."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from pydantic import TypeAdapter
@@ -14,6 +14,7 @@ from actlas.jobs.cli.options import asked_for, section_options
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import counted, ranges
 from actlas.jobs.run.repair import Repaired, repair_at
+from actlas.jobs.run.reports.checks import DamageEntry
 from actlas.store.errors import (
     EXIT_RESUME,
     ConfigError,
@@ -21,90 +22,111 @@ from actlas.store.errors import (
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.verify.damage import Damage
 
-if TYPE_CHECKING:
-    pass
-
 
 def read_findings(file: str) -> list[Damage]:
-    """Read what ``actlas verify --json`` printed.
+    """Return the damaged objects in a file that ``actlas verify --json`` printed.
+
+    Parameters
+    ----------
+    file : str
+        Path of the file.
 
     Raises
     ------
     ConfigError
-        It cannot be read, or is something else.
+        The file cannot be read, or is not such output.
     """
     try:
         body = json.loads(Path(file).read_text())
-        return TypeAdapter(list[Damage]).validate_json(json.dumps(body["damages"]), strict=True)
+        entries = TypeAdapter(list[DamageEntry]).validate_json(
+            json.dumps(body["damages"]), strict=True
+        )
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(
-            f"{file}: expected what `actlas verify STORE --full --json` prints ({error})", path=file
+            f"{file}: expected the output of `actlas verify STORE --full --json` ({error})",
+            path=file,
         ) from error
+    return [entry.damage() for entry in entries]
 
 
 def line_of(path: str, made: Repaired) -> str:
-    """Say in one line what was repaired and what to do next."""
+    """Return one line with the repaired parts and the next command.
+
+    Parameters
+    ----------
+    path : str
+        Path or URL of the store.
+    made : Repaired
+        The result of the repair.
+    """
+    if made.exit_code == EXIT_RESUME:
+        return "stopped: the repaired parts are kept -> next: run the same command again"
     parts = []
     if made.plan:
         parts.append(f"{counted(len(made.plan), 'object')} of the plan and its documents")
     for job, numbers in made.shards.items():
-        what = {EXTRACT: "shards", POOLED: "shards of documents"}[job]
-        parts.append(f"{what} {ranges(list(numbers))}")
+        noun = {EXTRACT: "shards", POOLED: "shards of documents"}[job]
+        parts.append(f"{noun} {ranges(list(numbers))}")
     if made.derived:
         parts.append(f"derived data ({', '.join(made.derived)})")
     if made.removed:
         parts.append(f"{counted(len(made.removed), 'file')} removed")
-    text = "; ".join(parts) or "nothing"
-    if made.exit_code == EXIT_RESUME:
-        return "stopped: what was repaired stays -> next: run the same command again"
+    following = f"-> next: {shell('verify', path, '--full')}"
+    repaired = f"repaired: {'; '.join(parts) or 'nothing'}"
     if made.left:
-        return (
-            f"repaired: {text}; left: {counted(len(made.left), 'finding')} -> next: "
-            f"{shell('verify', path, '--full')}"
-        )
-    if not parts:
-        return f"nothing is damaged -> next: {shell('verify', path, '--full')}"
-    return f"repaired: {text} -> next: {shell('verify', path, '--full')}"
+        return f"{repaired}; left: {counted(len(made.left), 'finding')} {following}"
+    return f"{repaired} {following}" if parts else f"nothing is damaged {following}"
 
 
-@click.command("repair", short_help="Put back what verify finds damaged.")
+@click.command("repair", short_help="Recompute the damaged shards that `verify` finds.")
 @click.argument("store")
 @click.option(
     "--findings",
     metavar="FILE.json",
     type=click.Path(),
-    help="What `actlas verify --json` printed: only that is looked at.  [default: verify --full "
-    "first]",
+    help="Output of `actlas verify --json`: repair only these findings.  [default: run verify "
+    "--full first]",
 )
 @click.option(
     "--fast",
     is_flag=True,
-    help="Look for damage by sizes, metadata and receipts alone; not after a repair that was "
+    help="Find damage by sizes, metadata and receipts only; not valid after a repair that was "
     "killed.  [default: read every byte]",
+)
+@click.option(
+    "--remove-orphans",
+    is_flag=True,
+    help="Remove orphans, that is files whose name belongs to no part of a store.  [default: list "
+    "them]",
 )
 @click.option(
     "--remove-strays",
     is_flag=True,
-    help="Remove files that nothing of a store has the name of.  [default: name them]",
+    hidden=True,
+    help="Former name of --remove-orphans.  [default: no]",
 )
 @section_options("run")
 @debug_option
 def command(
-    store: str, findings: str | None, fast: bool, remove_strays: bool, **values: Any
+    store: str,
+    findings: str | None,
+    fast: bool,
+    remove_orphans: bool,
+    remove_strays: bool,
+    **values: Any,
 ) -> int:
-    """Put back what is damaged of STORE, and compute again only that.
+    """Recompute the damaged shards of STORE, and restore its other damaged files.
 
-    Rows that come out with the same bits leave their receipts as they are; others get a receipt of
-    the next generation. Exits with 4 where something could not be repaired.
+    A shard that comes out with the same bits keeps its receipt; otherwise it gets a receipt of the
+    next generation. The exit code is 4 if any damage is left.
     """
-    run = asked_for(values).run
-    named = None if findings is None else read_findings(findings)
-
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
     made = repair_at(
-        store, run, findings=named, full=not fast, remove_strays=remove_strays, say=say
+        store,
+        asked_for(values).run,
+        findings=None if findings is None else read_findings(findings),
+        full=not fast,
+        remove_strays=remove_orphans or remove_strays,
+        say=lambda text: click.echo(text, err=True),
     )
     for damage in made.left:
         click.echo(f"left: {damage}")

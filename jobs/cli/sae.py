@@ -1,4 +1,4 @@
-"""``actlas sae``: train a sparse autoencoder, encode a store by it, index its features."""
+"""``actlas sae``: sparse autoencoders and their feature activations."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from actlas.jobs.cli.flags import debug_option
 from actlas.jobs.cli.verbs import Verbs
 
 VERBS: Mapping[str, str] = {
-    "train": "Train one on shuffled batches of a store's rows.",
-    "encode": "Write every token's codes: the features by token.",
-    "index": "Order them by feature: the tokens where each fires most.",
+    "train": "Train a sparse autoencoder on shuffled rows of a store.",
+    "encode": "Compute the feature activations of every token.",
+    "index": "Order the feature activations by feature, the largest first.",
 }
 
 
 class SaeVerbs(Verbs):
-    """The verbs of sparse autoencoders."""
+    """The subcommands of ``actlas sae``."""
 
     verbs = VERBS
     prefix = "actlas.jobs.cli.sae_"
 
 
-@click.group("sae", cls=SaeVerbs, short_help="Sparse autoencoders.")
+@click.group("sae", cls=SaeVerbs, short_help="Train, encode and index with sparse autoencoders.")
 @debug_option
 def command() -> None:
-    """Train a sparse autoencoder, encode every token by it, index its features."""
+    """Train a sparse autoencoder, encode every token with it, index its features."""

@@ -1,8 +1,8 @@
-"""``actlas sae encode``: every token's codes, by the write protocol."""
+"""``actlas sae encode``: compute the feature activations of every token."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -11,29 +11,26 @@ from actlas.jobs.cli.options import asked_for, run_options
 from actlas.jobs.derived.encode import encode
 from actlas.store.store import open_store
 
-if TYPE_CHECKING:
-    pass
 
-
-@click.command("encode", short_help="Every token's codes.")
+@click.command("encode", short_help="Compute the feature activations of every token.")
 @click.argument("store")
 @click.option(
     "--sae",
     required=True,
     metavar="DIR|NAME",
-    help="Its folder (SAELens's format: cfg.json and sae_weights.safetensors), or the name of a "
-    "set that was begun.",
+    help="Sparse autoencoder: a folder in SAELens format (cfg.json, sae_weights.safetensors), or "
+    "the name of a set of features to continue.",
 )
-@click.option("--name", help="Of the set of features.  [default: the folder's]")
+@click.option("--name", help="Name of the set of features.  [default: the folder's name]")
 @click.option(
-    "--hookpoint", help="To encode.  [default: the one that the autoencoder was trained on]"
+    "--hookpoint", help="Hookpoint to encode.  [default: the autoencoder's training hookpoint]"
 )
 @run_options("executor", "workers", "address", "device", "threads", "retry_quarantined")
 @debug_option
 def command(store: str, sae: str, name: str | None, hookpoint: str | None, **run: Any) -> int:
-    """Write the codes of every token of STORE under one sparse autoencoder.
+    """Compute and store the feature activations of every token of STORE.
 
-    The same command again goes on where it was stopped.
+    The same command resumes an interrupted run.
     """
     outcome, _ = encode(open_store(store), sae, name, hookpoint, asked_for(run).run)
     click.echo(outcome.line)

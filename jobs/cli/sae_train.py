@@ -1,4 +1,4 @@
-"""``actlas sae train``: a sparse autoencoder of one hookpoint, from shuffled batches."""
+"""``actlas sae train``: train a sparse autoencoder on one hookpoint."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, duration
 from actlas.jobs.logs import NowAndThen
 from actlas.jobs.output import refuse_url
+from actlas.jobs.run.reports.analysis import SaeTrainReport
 from actlas.jobs.scheduler.stop import Stop
 from actlas.store.store import open_store
 
@@ -22,17 +23,21 @@ if TYPE_CHECKING:
     from actlas.analysis.sae.train.curves import Point
 
 
-@click.command("train", short_help="Train one on shuffled batches of a store's rows.")
+@click.command("train", short_help="Train a sparse autoencoder on shuffled rows of a store.")
 @click.argument("store")
-@click.option("--hookpoint", required=True, help="Whose rows, such as resid_post.3.")
+@click.option("--hookpoint", required=True, help="Hookpoint to train on, such as resid_post.3.")
 @click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder of the results: new or empty, or with an unfinished training, which goes on.",
+    help="Output folder: new or empty, or with an unfinished training to resume.",
 )
 @click.option(
-    "--d-sae", "--width", "d_sae", default=2048, help="Number of features.  [default: 2,048]"
+    "--d-sae",
+    "--width",
+    "d_sae",
+    default=2048,
+    help="Number of features of the dictionary.  [default: 2,048]",
 )
 @click.option(
     "--architecture",
@@ -40,35 +45,37 @@ if TYPE_CHECKING:
     "architecture",
     type=click.Choice(["topk", "relu"]),
     default="topk",
-    help="topk, or relu with an L1 loss.  [default: topk]",
+    help="Architecture: topk, or relu with an L1 loss.  [default: topk]",
 )
-@click.option("--k", default=32, help="Of topk: features kept on each token.  [default: 32]")
-@click.option("--l1", default=5.0, help="Of relu: weight of the sparsity loss.  [default: 5]")
+@click.option("--k", default=32, help="Active features per token, for topk.  [default: 32]")
+@click.option("--l1", default=5.0, help="Weight of the L1 loss, for relu.  [default: 5]")
 @click.option(
     "--fraction",
     default=0.9,
-    help="Share of the rows to train on; metrics are of others, a tenth at most. 0.1 reads a "
-    "tenth; with 1, metrics are of training rows.  [default: 0.9]",
+    help="Share of the rows to train on. Metrics use up to a tenth of the other rows; with 1, "
+    "they use training rows.  [default: 0.9]",
 )
 @click.option(
     "--steps",
     type=int,
-    help="[default: one epoch, or as many whole ones as make 1,000 steps]",
+    help="Number of training steps.  [default: one epoch, or enough whole epochs for 1,000 steps]",
 )
-@click.option("--batch-size", default=4096, help="Rows of a step.  [default: 4,096]")
+@click.option("--batch-size", default=4096, help="Rows per step.  [default: 4,096]")
 @click.option(
     "--lr",
     type=float,
-    help="Largest learning rate.  [default: topk 4e-3, relu 1e-3; times sqrt(2048 / d_sae) above "
+    help="Peak learning rate.  [default: topk 4e-3, relu 1e-3; times sqrt(2048 / d_sae) above "
     "2,048 features]",
 )
-@click.option("--seed", default=0, help="Of weights, rows and their order.  [default: 0]")
+@click.option(
+    "--seed", default=0, help="Seed of the weights, the rows and their order.  [default: 0]"
+)
 @click.option(
     "--device",
     default="auto",
-    help="auto, cpu, cuda, cuda:N or mps.  [default: auto: the accelerator, where there is one]",
+    help="Device: cpu, cuda, cuda:N or mps.  [default: auto, the accelerator if there is one]",
 )
-@click.option("--threads", type=int, help="Of torch, on a CPU.  [default: torch's: one a core]")
+@click.option("--threads", type=int, help="CPU threads.  [default: torch's choice, one per core]")
 @click.option(
     "--checkpoint-every", default=1000, help="Steps between checkpoints.  [default: 1,000]"
 )
@@ -79,8 +86,8 @@ def command(
 ) -> None:
     """Train a sparse autoencoder on one hookpoint of STORE.
 
-    The folder is what SAELens loads, with metrics.json, curve.csv and curves.png. The same command
-    goes on where it was stopped or killed; of a finished training it says that it is done.
+    The output folder is in SAELens format, with metrics.json, curve.csv and curves.png. The same
+    command resumes an interrupted training; a finished training is left as it is.
     """
     refuse_url(out)
     opened = open_store(store)
@@ -93,19 +100,19 @@ def command(
             hookpoint,
             out,
             device=resolve_device(device),
-            tell=_Teller(),
+            tell=_Progress(),
             stop=lambda: stop.requested,
             **options,
         )
     if as_json:
         metrics = json.loads((made.folder / "metrics.json").read_text())
-        click.echo(json.dumps({"out": str(out), **metrics}))
+        click.echo(SaeTrainReport(out=str(out), **metrics).to_json())
     else:
         click.echo(_line(made, store, out))
 
 
-class _Teller:
-    """Says how far it is, every few seconds."""
+class _Progress:
+    """Prints the progress of the training every few seconds."""
 
     def __init__(self) -> None:
         self._say = NowAndThen()
@@ -122,7 +129,7 @@ class _Teller:
 def _line(made: TrainedSae, store: str, out: Path) -> str:
     metrics = made.metrics
     rows = "held-out" if made.held_out else "training"
-    done = "trained before, nothing to do:" if made.was_done else "trained"
+    done = "already trained, nothing to do:" if made.was_done else "trained"
     return (
         f"{done} {out}: explained variance {metrics.explained_variance:.3f}, L0 {metrics.l0:.1f}, "
         f"dead {100 * metrics.dead_share:.1f} % of {count(made.sae.d_sae)} features (on "

@@ -1,9 +1,8 @@
-"""``actlas status``: how far an extraction is, from the store alone, from any machine."""
+"""``actlas status``: progress of an extraction, read from the store alone."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 
@@ -18,38 +17,38 @@ from actlas.store.store import open_store
 WATCH_S = 2.0
 
 
-@click.command("status", short_help="How far an extraction is.")
+@click.command("status", short_help="Show the progress of an extraction.")
 @click.argument("store")
-@click.option("--watch", is_flag=True, help="Show it anew every 2 s, until Ctrl-C.  [default: no]")
-@click.option("--full", is_flag=True, help="Read every receipt, not a sample.  [default: no]")
+@click.option("--watch", is_flag=True, help="Refresh every 2 s until Ctrl-C.  [default: no]")
+@click.option("--full", is_flag=True, help="Read every receipt instead of a sample.  [default: no]")
 @json_option
 @debug_option
 def command(store: str, watch: bool, full: bool, as_json: bool) -> None:
-    """Say how far the extraction of STORE is: from its receipts, and its driver's last beat.
+    """Show the progress of STORE's extraction, from its receipts and its driver's last heartbeat.
 
-    It works during a run and after, from any machine that reads the store. The exit code is 0 for
-    every store that can be read.
+    The command works during and after a run, on any machine that can read the store. The exit code
+    is 0 if the store can be read.
     """
     opened = open_store(store)
 
-    def words(holding: Holding) -> str:
+    def text_of(holding: Holding) -> str:
         status = status_of(opened, full=full, holding=holding)
-        return json.dumps(status) if as_json else "\n".join(lines(status, holding.snapshot))
+        return status.to_json() if as_json else "\n".join(lines(status, holding.snapshot))
 
     holding = look(opened.objects)
     if not watch:
-        click.echo(words(holding))
+        click.echo(text_of(holding))
         return
     with contextlib.suppress(KeyboardInterrupt), _screen(lines=as_json) as show:
         while True:
-            show(words(holding))
+            show(text_of(holding))
             time.sleep(WATCH_S)
             holding = look(opened.objects, holding)
 
 
 @contextlib.contextmanager
 def _screen(*, lines: bool) -> Iterator[Callable[[str], None]]:
-    """Yield what shows a text in the place of the one before; below it where that cannot be."""
+    """Yield a function that shows a text in place of the last one, or below it."""
     from rich.console import Console
 
     console = Console()

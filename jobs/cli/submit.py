@@ -1,8 +1,8 @@
 """``actlas submit``: run an extraction on a Ray cluster, from any machine that reaches its head.
 
-The code comes in the image of the cluster's nodes; nothing is uploaded. What the configuration
-says travels as dotted overrides in the job's command line, which Ray shows in its dashboard: so
-nothing secret may stand there, and nothing of this machine's environment goes along.
+The cluster's nodes have the code in their image; nothing is uploaded. The configuration becomes
+dotted overrides in the job's command line, which Ray's dashboard shows. The command line must
+therefore hold no secrets, and this machine's environment is not passed on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from actlas.jobs.ray.jobs_api import JobServer
 
 MAX_BYTES = 100_000
-"""Of a command line: Ray hands it to a shell as one argument, and Linux takes 131,071 bytes."""
+"""Limit of a command line: Ray passes it to a shell as one argument, which Linux limits to 131,071
+bytes."""
 
 _OVERRIDE = re.compile(r"\w+\.\w+=.*", re.DOTALL)
 
@@ -40,14 +41,14 @@ _OURS = frozenset({"executor", "address"})
 
 
 def entrypoint(store: str, asked: Asked) -> str:
-    """Return the shell command that the head runs.
+    """Return the shell command that the head node runs.
 
     Parameters
     ----------
     store : str
-        A URL, or a path that every node sees.
+        A URL, or a path that every node can read.
     asked : Asked
-        What was given, checked; what was not is left to the defaults of the cluster's actlas.
+        The given options, checked; the cluster's actlas has the defaults of the others.
 
     Raises
     ------
@@ -71,21 +72,21 @@ def entrypoint(store: str, asked: Asked) -> str:
     for name, value in {"the store": store, **given}.items():
         if _SECRET.search(str(value)):
             raise ConfigError(
-                f"{name} holds credentials, and a job's command line is shown to everyone who "
-                "sees Ray's dashboard. Give them to the cluster's nodes, by their environment.",
+                f"{name} contains credentials, and everyone with access to Ray's dashboard sees a "
+                "job's command line. Set them in the environment of the cluster's nodes.",
                 key=name,
             )
     text = shlex.join(words)
     if len(text.encode()) > MAX_BYTES:
         raise ConfigError(
-            f"the configuration is {len(text.encode()):,} bytes as a command line, at most "
-            f"{MAX_BYTES:,} can be submitted: shorten lists by globs (resid_post.*)."
+            f"the configuration takes {len(text.encode()):,} bytes as a command line, at most "
+            f"{MAX_BYTES:,} can be submitted: shorten lists with globs (resid_post.*)."
         )
     return text
 
 
 def _yaml(value: Any) -> str:
-    """Return a value as one line of YAML that reads back as itself."""
+    """Return a value as one line of YAML that parses to the same value."""
     plain = isinstance(value, str) and _PLAIN.fullmatch(value) is not None
     if plain and yaml.safe_load(value) == value:
         return str(value)
@@ -95,12 +96,19 @@ def _yaml(value: Any) -> str:
 
 
 def where(config: str, rest: Sequence[str]) -> tuple[str, Asked]:
-    """Return the store and what is asked for, from a file and what follows it.
+    """Return the store and the options of a command line.
+
+    Parameters
+    ----------
+    config : str
+        Path of the YAML file.
+    rest : sequence of str
+        The store, if given, and dotted overrides.
 
     Raises
     ------
     ConfigError
-        No store is named, or see :func:`actlas.jobs.config.resolve`.
+        No store is given, or an option is invalid: see :func:`actlas.jobs.config.resolve`.
     """
     named = rest[0] if rest and not _OVERRIDE.fullmatch(rest[0]) else None
     asked = resolve({}, rest[1:] if named is not None else rest, config)
@@ -116,19 +124,19 @@ def where(config: str, rest: Sequence[str]) -> tuple[str, Asked]:
 
 
 def _ray_job(*words: str) -> str:
-    """Return a command of Ray's, which sends a token only where it is told to: as we were."""
+    """Return a `ray job` command that sends a token if this process does."""
     sends = f"{ray_token.MODE}=token " if ray_token.mode() == "token" else ""
     return sends + shlex.join(["ray", "job", *words])
 
 
-def _follow(server: JobServer, job: str, told: str) -> int:
+def _follow(server: JobServer, job: str, command: str) -> int:
     try:
         return server.follow(job, lambda text: click.echo(text, nl=False))
     except KeyboardInterrupt:
-        click.echo(f"\nno longer following; the job goes on -> next: {told}", err=True)
+        click.echo(f"\nno longer following; the job continues -> next: {command}", err=True)
         return EXIT_RESUME
     except InterruptedRunError as error:
-        raise InterruptedRunError(f"{error} -> next: {told}") from error
+        raise InterruptedRunError(f"{error} -> next: {command}") from error
 
 
 @click.command("submit", short_help="Run an extraction on a Ray cluster.")
@@ -137,13 +145,13 @@ def _follow(server: JobServer, job: str, told: str) -> int:
 @click.option(
     "--address",
     metavar="URL",
-    help="Of the head's dashboard, http://HEAD:8265.  [default: RAY_API_SERVER_ADDRESS, else "
-    "http://127.0.0.1:8265]",
+    help="Address of the head's dashboard, http://HEAD:8265.  [default: RAY_API_SERVER_ADDRESS, "
+    "else http://127.0.0.1:8265]",
 )
 @click.option(
     "--follow/--no-follow",
     default=True,
-    help="Show the job's log, and end with its exit code.  [default: follow]",
+    help="Print the job's log, and exit with its exit code.  [default: follow]",
 )
 @click.option(
     "--drain",
@@ -151,18 +159,18 @@ def _follow(server: JobServer, job: str, told: str) -> int:
     metavar="SECONDS",
     type=click.IntRange(min=1),
     default=600,
-    help="How long `ray job stop` lets shards in flight finish; Ray's own 3 s are too few.  "
-    "[default: 600]",
+    help="Seconds that `ray job stop` gives the shards in flight to finish; Ray's own 3 s are too "
+    "short.  [default: 600]",
 )
 @debug_option
 def command(
     config: str, rest: tuple[str, ...], address: str | None, follow: bool, drain_s: int
 ) -> int:
-    """Submit what CONFIG.yaml says to a Ray cluster, whose nodes have actlas in their image.
+    """Submit the extraction of CONFIG.yaml to a Ray cluster, whose nodes have actlas installed.
 
     The file has the sections plan: and run:, and may name the store: `store: s3://b/run.zarr`.
-    STORE, models and corpora must be seen under these names by every node. The same command again
-    goes on where a job ended.
+    Every node must reach STORE, models and corpora under these names. The same command resumes an
+    extraction whose job has ended.
     """
     store, asked = where(config, rest)
     line = entrypoint(store, asked)
@@ -181,6 +189,6 @@ def command(
         f"  status  {shell('status', store)}\n"
         f"  follow  {watch}\n"
         f"  stop    {_ray_job('stop', *at)}"
-        f"    (shards in flight may finish, for {duration(drain_s)} at most)"
+        f"    (shards in flight get {duration(drain_s)} to finish)"
     )
     return _follow(server, job, watch) if follow else EXIT_DONE

@@ -9,7 +9,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from actlas.jobs.doctor.machine import Check, ok, warning
+from actlas.jobs.doctor.check import Check, ok, warning
 
 MAX_SKEW_S, ANSWER_S = 5.0, 5.0
 

@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from actlas.jobs.doctor.check import Check, ok, problem, warning
 from actlas.jobs.doctor.clock import file_clock, server_clock
-from actlas.jobs.doctor.machine import Check, ok, problem, warning
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import counted, n_bytes
 from actlas.store.errors import ActlasError, StoreNotFoundError

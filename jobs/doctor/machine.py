@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NamedTuple
 
+from actlas.jobs.doctor.check import Check, ok, problem, warning
 from actlas.jobs.formatting import n_bytes
 from actlas.pipeline.model.host import n_cpus
 
@@ -161,27 +161,3 @@ def _read(path: Path) -> str | None:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
-
-
-class Check(NamedTuple):
-    """A check: its name, how it came out, what was found, and what to do where it is not well."""
-
-    name: str
-    result: Literal["ok", "warning", "problem"]
-    found: str
-    remedy: str = ""
-
-
-def ok(name: str, found: str) -> Check:
-    """Return that all is well."""
-    return Check(name, "ok", found)
-
-
-def warning(name: str, found: str, remedy: str) -> Check:
-    """Return what works, but not as it should."""
-    return Check(name, "warning", found, remedy)
-
-
-def problem(name: str, found: str, remedy: str) -> Check:
-    """Return what a run would fail on."""
-    return Check(name, "problem", found, remedy)

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from actlas.jobs.doctor.machine import Check, ok, problem, warning
+from actlas.jobs.doctor.check import Check, ok, problem, warning
 from actlas.jobs.formatting import counted, n_bytes
 from actlas.jobs.ray.address import admits, host_and_port, introduce, knock
 from actlas.pipeline.options import RunOptions

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from actlas.jobs.formatting import count, counted, duration, printable
+from actlas.jobs.formatting import printable
 from actlas.store.ledger import lease, lease_holder
 from actlas.store.objects.base import Objects
 
-N_LINES, N_CHARACTERS = 12, 200
+N_CHARACTERS = 200
 
 
 class Snapshot:
@@ -77,33 +77,6 @@ class Snapshot:
             "workers": self.workers(),
         }
 
-    def lines(self) -> Iterable[str]:
-        """Yield it for a person."""
-        of = self.text("of") or "rows"
-        if job := self.text("job"):
-            done = f"{count(self.number('n_rows_done'))} of {count(self.n_rows)} {of}"
-            yield f"doing       {job}: {done}"
-        now, mean = self.number("rows_per_s_now"), self.number("rows_per_s")
-        if mean:
-            yield f"now         {count(now)} {of}/s, {count(mean)} mean of this run"
-        if mean := self.number("tokens_per_s"):
-            now = self.number("tokens_per_s_now")
-            yield f"            {count(now)} tokens/s, {count(mean)} mean"
-        if left := self.number("seconds_left"):
-            yield f"left        about {duration(left)}"
-        if faults := self.counts("faults"):
-            yield f"failed      {_listed(faults)} (attempts, by what failed)"
-        states = "".join(f", {n:,} {name}" for name, n in self.counts("states").items())
-        flying = f"; {counted(self.number('n_in_flight'), 'shard')} in flight"
-        yield f"workers     {count(self.number('n_workers'))}{states.replace(',', ':', 1)}{flying}"
-        workers = self.workers()
-        for one in workers[:N_LINES]:
-            shards = one["shards"]
-            at = f"shard {shards[0]}" if shards else one["state"]
-            yield f"            {one['worker']:<14} {at:<16} {duration(one['seconds'])}"
-        if (more := int(self.number("n_workers")) - len(workers[:N_LINES])) > 0:
-            yield f"            and {more:,} more"
-
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -118,10 +91,6 @@ def _text(value: object) -> str:
 def _whole(value: object) -> list[int]:
     found = value[:8] if isinstance(value, list) else []
     return [n for n in found if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 10**12]
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{n:,} {name}" for name, n in counts.items())
 
 
 FRESH_S = 20.0

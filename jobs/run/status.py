@@ -1,13 +1,21 @@
-"""How far the jobs of a store are, as plain values."""
+"""Progress of a store's jobs."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterable
-from typing import Any
 
 from actlas.jobs.monitor.heartbeat import Holding, look
+from actlas.jobs.run.reports.progress import (
+    DerivedProgress,
+    JobProgress,
+    QuarantineEntry,
+    RowCounts,
+    RunProgress,
+    ShardCounts,
+    StatusReport,
+)
 from actlas.jobs.scheduler.faults import Ledger
 from actlas.pipeline.options import RunOptions
 from actlas.store.format.schema import Receipt
@@ -15,44 +23,53 @@ from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.read.reader import StoreReader
 
 BREAK_S, N_GAPS = 10.0, 10
-"""Receipts further apart than ``BREAK_S`` and three of the longest shards, and than ``N_GAPS`` of
-the median, lie in different runs."""
+"""A gap between receipts is a break between runs if it exceeds ``BREAK_S`` seconds, three times the
+longest shard, and ``N_GAPS`` times the median gap."""
 
 N_SAMPLE = 512
-"""Of more receipts than these only so many are read, evenly spread."""
+"""Largest number of receipts that are read; of more, an evenly spread sample."""
 
 
 def status_of(
     store: StoreReader, *, full: bool = False, holding: Holding | None = None
-) -> dict[str, Any]:
-    """Return a run's state as plain values, read from receipts, quarantine and lease.
+) -> StatusReport:
+    """Return the progress of a store's jobs, read from receipts, quarantine and lease.
 
-    The numbers are of tokens' rows, with those of pooled ones under ``pooled``; in a store that has
-    pooled rows alone they are of these, and ``of`` is ``documents``. Where more than ``N_SAMPLE``
-    receipts are there, bytes and rates are estimates from a sample of them, and ``estimated`` is
-    true, unless ``full``.
+    The job's own fields are those of the token rows, with the pooled rows under ``pooled``; in a
+    store with pooled rows only they are those of pooling, and ``of`` is ``documents``.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    full : bool
+        Read every receipt. Otherwise, of more than ``N_SAMPLE`` receipts, bytes and rates are
+        estimated from a sample, and ``estimated`` is true.
+    holding : Holding, optional
+        The state of the lease; by default it is read now.
     """
     main, *others = (_job_status(store, job, full) for job in store.jobs)
     held = holding or look(store.objects)
     if held.holder is None:
-        main["seconds_left"] = None
-    return {
-        "store": store.path,
-        **main,
-        "complete": all(job["complete"] for job in (main, *others)),
-        "running": held.alive,
-        "holder": held.holder,
-        "perhaps_dead": held.holder is not None and not held.alive,
-        "last_beat_unix_s": held.snapshot.written_unix_s or None,
-        "last_heard_s": held.heard_s_ago(),
-        "run": held.snapshot.plain() if held.alive and held.snapshot.n_rows else None,
-        "pooled": others[0] if others else None,
-        "derived": [_derived(store, job) for job in derived_jobs(store)],
-    }
+        main = main.model_copy(update={"seconds_left": None})
+    running = held.alive and held.snapshot.n_rows > 0
+    return StatusReport(
+        store=store.path,
+        **{name: getattr(main, name) for name in JobProgress.model_fields if name != "complete"},
+        complete=all(job.complete for job in (main, *others)),
+        running=held.alive,
+        holder=held.holder,
+        perhaps_dead=held.holder is not None and not held.alive,
+        last_beat_unix_s=held.snapshot.written_unix_s or None,
+        last_heard_s=held.heard_s_ago(),
+        run=RunProgress(**held.snapshot.plain()) if running else None,
+        pooled=others[0] if others else None,
+        derived=[_derived(store, job) for job in derived_jobs(store)],
+    )
 
 
-def _job_status(store: StoreReader, job: str, full: bool) -> dict[str, Any]:
-    """Return how far one job is."""
+def _job_status(store: StoreReader, job: str, full: bool) -> JobProgress:
+    """Return the progress of the extraction or of pooling."""
     done = sorted(store.done(job))
     read = done if full or len(done) <= N_SAMPLE else spread(done, N_SAMPLE)
     receipts = [*store.receipts(job).read_many(read)]
@@ -62,34 +79,36 @@ def _job_status(store: StoreReader, job: str, full: bool) -> dict[str, Any]:
     n_all = plan.n_documents if job == POOLED else plan.n_tokens
     n_rows = sum(stop - start for start, stop in (store.covered(shard, job) for shard in done))
     rate = rows_per_s(receipts)
-    if rate is not None:  # between two receipts of a sample lie those that were not read
+    if rate is not None:  # a sample skips the receipts between two of its own
         rate *= scale
     kept_out = sorted(set(quarantined) - set(done))
-    return {
-        "complete": len(done) == n_shards,
-        "of": "documents" if job == POOLED else "rows",
-        "estimated": len(read) < len(done),
-        "shards": {
-            "all": n_shards,
-            "done": len(done),
-            "missing": n_shards - len(done) - len(kept_out),
-            "quarantined": kept_out,
-        },
-        "rows": {"all": n_all, "done": n_rows},
-        "n_bytes": round(scale * sum(record.n_bytes for r in receipts for record in r.objects)),
-        "n_nonfinite": round(scale * sum(sum(r.n_nonfinite.values()) for r in receipts)),
-        "rows_per_s": rate,
-        "seconds_left": (n_all - n_rows) / rate if rate else None,
-        "newest_receipt_unix_s": max((r.created_unix_s for r in receipts), default=None),
-        "quarantine": [
-            {"shard": shard, "faults": quarantined[shard].faults, "error": quarantined[shard].error}
+    return JobProgress(
+        complete=len(done) == n_shards,
+        of="documents" if job == POOLED else "rows",
+        estimated=len(read) < len(done),
+        shards=ShardCounts(
+            all=n_shards,
+            done=len(done),
+            missing=n_shards - len(done) - len(kept_out),
+            quarantined=kept_out,
+        ),
+        rows=RowCounts(all=n_all, done=n_rows),
+        n_bytes=round(scale * sum(record.n_bytes for r in receipts for record in r.objects)),
+        n_nonfinite=round(scale * sum(sum(r.n_nonfinite.values()) for r in receipts)),
+        rows_per_s=rate,
+        seconds_left=(n_all - n_rows) / rate if rate else None,
+        newest_receipt_unix_s=max((r.created_unix_s for r in receipts), default=None),
+        quarantine=[
+            QuarantineEntry(
+                shard=shard, faults=quarantined[shard].faults, error=quarantined[shard].error
+            )
             for shard in kept_out
         ],
-    }
+    )
 
 
 def spread(shards: list[int], n: int) -> list[int]:
-    """Return ``n`` of ascending shards, evenly spread, the first and the last among them.
+    """Return ``n`` evenly spaced shards, including the first and the last.
 
     >>> spread([0, 1, 2, 3, 4, 5, 6], 3)
     [0, 3, 6]
@@ -98,16 +117,17 @@ def spread(shards: list[int], n: int) -> list[int]:
 
 
 def derived_jobs(store: StoreReader) -> list[str]:
-    """Return the jobs made from rows that have receipts or a quarantine: ``encode.sae``, ..."""
+    """Return the names of derived jobs with receipts or a quarantine, such as ``encode.sae``."""
     found = {*store.objects.names("ledger/receipts"), *store.objects.names("ledger/quarantine")}
     return sorted(found - {EXTRACT, POOLED})
 
 
-def _derived(store: StoreReader, job: str) -> dict[str, Any]:
-    """Return how many units of a derived job are done, from the names of its receipts alone.
+def _derived(store: StoreReader, job: str) -> DerivedProgress:
+    """Return the progress of a derived job, counted from the names of its receipts.
 
-    Encoding has as many as extraction has shards. How many blocks an index will have is not known
-    (``all`` is None) before the table over all of them is written, last. Codes have one too.
+    Encoding has as many units as extraction has shards. The number of blocks of an index is unknown
+    (``all`` is None) until the table over all blocks is written, last; feature activations end with
+    a table too.
     """
     done = {*_numbers(store, f"ledger/receipts/{job}")}
     quarantined = {*_numbers(store, f"ledger/quarantine/{job}")}
@@ -119,13 +139,13 @@ def _derived(store: StoreReader, job: str) -> dict[str, Any]:
         n_all = store.plan.n_shards
     elif kind == "index":
         n_all = len(done) if finished else None
-    return {
-        "job": job,
-        "all": n_all,
-        "done": len(done),
-        "complete": finished and n_all is not None and len(done) >= n_all,
-        "quarantined": sorted(quarantined - done),
-    }
+    return DerivedProgress(
+        job=job,
+        all=n_all,
+        done=len(done),
+        complete=finished and n_all is not None and len(done) >= n_all,
+        quarantined=sorted(quarantined - done),
+    )
 
 
 def _numbers(store: StoreReader, folder: str) -> Iterable[int]:
@@ -136,7 +156,7 @@ def _numbers(store: StoreReader, folder: str) -> Iterable[int]:
 
 
 def rows_per_s(receipts: Iterable[Receipt]) -> float | None:
-    """Return rows per second between receipts, breaks between runs left out; None below two."""
+    """Return rows per second between receipts without breaks between runs; None below two."""
     in_time = sorted(receipts, key=lambda receipt: receipt.created_unix_s)
     gaps = [b.created_unix_s - a.created_unix_s for a, b in itertools.pairwise(in_time)]
     if not gaps:
@@ -150,6 +170,6 @@ def rows_per_s(receipts: Iterable[Receipt]) -> float | None:
 
 
 def _seconds(receipt: Receipt) -> float:
-    """Return how long a shard was computed and written; a stranger's receipt may say anything."""
+    """Return the seconds to compute and write a shard; an untrusted receipt may hold anything."""
     values = (receipt.run.get(name) for name in ("compute_s", "write_s"))
     return sum(v for v in values if isinstance(v, int | float) and 0 <= v < math.inf)

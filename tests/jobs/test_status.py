@@ -40,9 +40,10 @@ def test_no_beat_breaks_it(store: Store, beat: bytes, monkeypatch: pytest.Monkey
     monkeypatch.setattr(holding, "SECOND_LOOK_S", 0.0)
     elsewhere(store, beat)
     found = status.status_of(store)
-    assert found["perhaps_dead"] and not found["running"]
+    assert found.perhaps_dead and not found.running
     held = holding.look(store.objects)
-    text = "\n".join(status_lines.lines(found | {"perhaps_dead": False}, held.snapshot))
+    told = found.model_copy(update={"perhaps_dead": False})
+    text = "\n".join(status_lines.lines(told, held.snapshot))
     assert "\x1b" not in text
     json.dumps(held.snapshot.plain(), allow_nan=False)
 
@@ -75,14 +76,14 @@ def test_when_a_driver_elsewhere_was_heard(store: Store, monkeypatch: pytest.Mon
     monkeypatch.setattr(holding.time, "monotonic", lambda: now[0])
     elsewhere(store, b'{"count": 1, "run": {}}', since_unix_s=time.time())
     first = holding.look(store.objects)
-    assert line(first) == "driver      process 7 on elsewhere holds the lease; no beat of it yet"
+    assert line(first) == "driver      process 7 on elsewhere holds the lease; no heartbeat yet"
 
     key, wrong_by = f"{lease.FOLDER}/00000001.beat", 7200
     for n in (2, 3):
         body = {"count": n, "run": {"written_unix_s": time.time() - wrong_by}}
         store.objects.replace(key, json.dumps(body).encode())
         if n == 2:
-            assert "; last beat 2 h 00 min ago by its clock" in line(
+            assert "; last heartbeat 2 h 00 min ago by its clock" in line(
                 first._replace(snapshot=Snapshot(body["run"]))  # type: ignore[arg-type]
             )
         now[0] += 5.0
@@ -109,7 +110,7 @@ def test_a_second_look_that_sees_a_beat_says_when(
 
     monkeypatch.setattr(holding.time, "sleep", beats)
     found = status.status_of(store)
-    assert found["running"] and 0 <= found["last_heard_s"] < 60
+    assert found.running and found.last_heard_s is not None and 0 <= found.last_heard_s < 60
 
 
 def test_what_a_driver_tells_is_read_back(store: Store) -> None:
@@ -145,10 +146,10 @@ def test_a_sample_is_said_to_be_one(store: Store, monkeypatch: pytest.MonkeyPatc
     whole = status.status_of(store)
     monkeypatch.setattr(status, "N_SAMPLE", 4)
     part, full = status.status_of(store), status.status_of(store, full=True)
-    assert (whole["estimated"], part["estimated"], full["estimated"]) == (False, True, False)
-    assert part["rows"] == whole["rows"] and part["shards"] == whole["shards"]
-    assert part["n_bytes"] == pytest.approx(whole["n_bytes"], rel=0.1)
-    assert full["n_bytes"] == whole["n_bytes"]
+    assert (whole.estimated, part.estimated, full.estimated) == (False, True, False)
+    assert part.rows == whole.rows and part.shards == whole.shards
+    assert part.n_bytes == pytest.approx(whole.n_bytes, rel=0.1)
+    assert full.n_bytes == whole.n_bytes
     from actlas.jobs.cli.app import cli
 
     assert "stored      about " in CliRunner().invoke(cli, ["status", store.path]).stdout
@@ -177,7 +178,7 @@ def test_the_time_between_two_runs_is_no_slowness(store: Store) -> None:
 
 def next_line(store: Store) -> str:
     """What comes next where every row is there."""
-    told = status.status_of(store) | {"complete": True}
+    told = status.status_of(store).model_copy(update={"complete": True})
     return [*status_lines.lines(told, Snapshot({}))][-1]
 
 
@@ -189,15 +190,15 @@ def test_derived_jobs_have_totals_where_these_are_known(store: Store) -> None:
     has(*(f"receipts/encode.my.sae/{n:08d}.json" for n in range(5)))
     has("quarantine/encode.my.sae/00000007.json", "receipts/index.my.sae/00000000.json")
     has("receipts/index.my.sae/00000040.json")
-    encode, index = status.status_of(store)["derived"]
-    assert encode == {
+    encode, index = status.status_of(store).derived
+    assert encode.model_dump() == {
         "job": "encode.my.sae",
         "all": 12,
         "done": 5,
         "complete": False,
         "quarantined": [7],
     }
-    assert (index["all"], index["done"], index["complete"]) == (None, 2, False)
+    assert (index.all, index.done, index.complete) == (None, 2, False)
     told_next = f"next: actlas sae encode {store.path} --sae my.sae"
     from actlas.jobs.cli.app import cli
 
@@ -223,10 +224,10 @@ def test_derived_jobs_have_totals_where_these_are_known(store: Store) -> None:
 
     has(*(f"receipts/encode.my.sae/{n:08d}.json" for n in range(5, 12)))
     has("receipts/indexed.my.sae/00000000.json")
-    found = {job["job"]: job for job in status.status_of(store)["derived"]}
-    assert all(job["complete"] for job in found.values())
-    assert (found["index.my.sae"]["all"], found["indexed.my.sae"]["all"]) == (2, 1)
-    assert found["encode.my.sae"]["quarantined"] == []
+    found = {job.job: job for job in status.status_of(store).derived}
+    assert all(job.complete for job in found.values())
+    assert (found["index.my.sae"].all, found["indexed.my.sae"].all) == (2, 1)
+    assert found["encode.my.sae"].quarantined == []
     assert next_line(store) == f"next: actlas verify {store.path}"
 
 
@@ -235,7 +236,8 @@ def test_a_driver_that_stops_is_told_of(store: Store) -> None:
     tally.on_state("worker 0", "busy", 0)
     tally.on_done(Done(0, 64, 9, 0, 1.0, "worker 0", {"n_tokens_fed": 70.0}))
     run = {"job": "encode.sae", **tally.snapshot()}
-    told = status.status_of(store) | {"running": True, "holder": {"host": "h", "pid": 1}}
+    holder = {"host": "h", "pid": 1}
+    told = status.status_of(store).model_copy(update={"running": True, "holder": holder})
     text = "\n".join(status_lines.lines(told, Snapshot(run)))
     assert "stopping" not in text
     assert "doing       encode.sae: 64 of 1,000 rows" in text

@@ -104,7 +104,10 @@ def uses(path: str, digest: dict[str, str]) -> Iterator[tuple[str, Callable[[], 
     )
     yield (
         "info",
-        lambda: (list(info._lines(describe.info_of(store))), json.dumps(describe.info_of(store))),
+        lambda: (
+            list(info._lines(describe.info_of(store))),
+            describe.info_of(store).to_json(),
+        ),
     )
     yield "verify", lambda: [str(damage) for damage in verify(store).damages]
     yield "verify full", lambda: [str(damage) for damage in verify(store, full=True).damages]
