@@ -14,12 +14,13 @@ export TOKENIZERS_PARALLELISM := true
 # Waiting threads give way instead of spinning: on a shared machine they would eat the others' time.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check lint types contracts pytest test-newest chaos bench clean help
+.PHONY: schemas demo test check lint types contracts pytest test-newest chaos bench clean help
 
 help:
 	@echo "make demo    all of it on the embedded model: extract, verify, localize, ablate, train, look"
 	@echo "make test    lint, types, import contracts, all tests"
 	@echo "make chaos   the long form of the tests that kill, freeze, fill and flip; a table of it all"
+	@echo "make schemas write docs/json, the JSON schemas of the command line's output"
 	@echo "make bench   every benchmark, each a table"
 	@echo "make clean   remove the environments and what the demo made"
 
@@ -45,6 +46,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint Dockerfile
+
+# docs/json: the JSON schema of every --json output, from the models in jobs/run/reports.
+schemas: $(VENV)/.installed
+	$(BIN)/python -m actlas.jobs.run.reports.schemas docs/json
 
 types: $(VENV)/.installed
 	$(BIN)/mypy

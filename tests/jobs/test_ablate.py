@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from support.masks import mask_for
 from support.models import build, save
+from support.reports import parsed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import actlas
@@ -73,7 +74,7 @@ def test_from_a_mask_to_a_table_and_a_picture(mask: Path, text: Path, tmp_path: 
     assert summary["units"] == {name: list(units) for name, units in UNITS.items()}
     again = call(*asked)
     assert again.exit_code == EXIT_USAGE and "--overwrite" in again.stderr
-    as_json = json.loads(call(*asked, "--overwrite", "--json").stdout)
+    as_json = parsed("ablate", call(*asked, "--overwrite", "--json").stdout)
     assert [row["loss"] for row in as_json["conditions"]] == [float(row["loss"]) for row in rows]
 
 

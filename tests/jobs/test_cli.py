@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import resource
 import subprocess
@@ -14,6 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from support.jobs import ROOT, options, plant
+from support.reports import parsed
 from support.stores import fill
 from support.workers import fake_store, make_fake
 
@@ -173,7 +173,7 @@ def test_a_plain_oserror_in_json(store: Store, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(actlas.jobs.cli.status, "open_store", refuse)
     result = run("status", store.path, "--json")
     assert result.exit_code == EXIT_ERROR
-    assert json.loads(result.stdout) == {
+    assert parsed("error", result.stdout) == {
         "error": {"kind": "error", "message": "a/b: Permission denied"}
     }
 
@@ -197,7 +197,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_errors_in_json(tmp_path: Path) -> None:
     result = run("status", tmp_path / "x.zarr", "--json")
     assert result.exit_code == EXIT_USAGE
-    assert json.loads(result.stdout)["error"]["kind"] == "store_not_found"
+    assert parsed("error", result.stdout)["error"]["kind"] == "store_not_found"
     assert result.stderr.startswith("error (store_not_found): ")
 
 
@@ -216,7 +216,7 @@ def test_status(full: Store, tmp_path: Path) -> None:
     assert result.exit_code == EXIT_DONE
     assert "758 of 758 (100.0%)" in result.stdout
     assert result.stdout.endswith(f"next: actlas verify {full.path}\n")
-    body = json.loads(run("status", full.path, "--json").stdout)
+    body = parsed("status", run("status", full.path, "--json").stdout)
     assert body["complete"] is True
     assert body["shards"] == {"all": 12, "done": 12, "missing": 0, "quarantined": []}
     assert body["rows"] == {"all": 758, "done": 758}
@@ -227,14 +227,14 @@ def test_status(full: Store, tmp_path: Path) -> None:
 def test_status_of_a_part(store: Store, tmp_path: Path) -> None:
     plant(tmp_path, {3: ["raise"] * 3})
     fill(store, range(0, 3))
-    body = json.loads(run("status", store.path, "--json").stdout)
+    body = parsed("status", run("status", store.path, "--json").stdout)
     assert body["shards"] == {"all": 12, "done": 3, "missing": 9, "quarantined": []}
     with lease.hold(store.objects):
-        body = json.loads(run("status", store.path, "--json").stdout)
+        body = parsed("status", run("status", store.path, "--json").stdout)
         assert body["running"] is True
         assert "holds the lease" in run("status", store.path).stdout
     run_extraction(store, options(), make_fake)
-    body = json.loads(run("status", store.path, "--json").stdout)
+    body = parsed("status", run("status", store.path, "--json").stdout)
     assert body["shards"] == {"all": 12, "done": 11, "missing": 0, "quarantined": [3]}
     assert body["quarantine"][0]["faults"] == {"task": 3}
     text = run("status", store.path).stdout
@@ -254,7 +254,7 @@ def test_verify(full: Store) -> None:
     result = run("verify", full.path, "--full")
     assert result.exit_code == EXIT_DAMAGE
     assert "activations/resid_post.0/c/4/0, rows [256, 320)" in result.stdout
-    body = json.loads(run("verify", full.path, "--full", "--json").stdout)
+    body = parsed("verify", run("verify", full.path, "--full", "--json").stdout)
     assert body["ok"] is False
     assert body["damages"][0]["key"] == "activations/resid_post.0/c/4/0"
     assert (body["damages"][0]["start"], body["damages"][0]["stop"]) == (256, 320)
@@ -281,7 +281,7 @@ def test_verify_of_a_part(store: Store) -> None:
 def test_info(full: Store) -> None:
     text = run("info", full.path).stdout
     assert "made-up (LlamaForCausalLM, 2 layers, d_model 24, computed in float32)" in text
-    body = json.loads(run("info", full.path, "--json").stdout)
+    body = parsed("info", run("info", full.path, "--json").stdout)
     assert body["n_shards_done"] == 12
     summary = body["statistics"]["resid_post.0"]
     assert summary["rms_norm"] == pytest.approx(24**0.5, rel=0.05)
@@ -290,12 +290,12 @@ def test_info(full: Store) -> None:
 
 def test_info_before_anything_is_extracted(store: Store) -> None:
     assert "not extracted yet" in run("info", store.path).stdout
-    assert json.loads(run("info", store.path, "--json").stdout)["statistics"] == {}
+    assert parsed("info", run("info", store.path, "--json").stdout)["statistics"] == {}
 
 
 def test_show(full: Store) -> None:
     document = full.document(2)
-    body: dict[str, Any] = json.loads(run("show", full.path, "--doc", "2", "--json").stdout)
+    body: dict[str, Any] = parsed("show", run("show", full.path, "--doc", "2", "--json").stdout)
     assert body["text"] == document.text
     assert body["token_id"] == document.token_id.tolist()
     assert len(body["norms"]["mlp.1"]) == len(document)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.reports import parsed
 from support.s3 import KEY, S3, SECRET
 
 from actlas.jobs.cli.app import cli
@@ -32,7 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_leaves_nothing(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["doctor", str(tmp_path / "new" / "run.zarr"), "--json"])
     assert result.exit_code == 0, result.output
-    names = {check["name"] for check in json.loads(result.stdout)["checks"]}
+    names = {check["name"] for check in parsed("doctor", result.stdout)["checks"]}
     assert {"python", "space", "create once", "disk speed", "disk sync", "clock", "store"} <= names
     assert not list(tmp_path.iterdir())
 
@@ -114,7 +114,7 @@ def test_a_bucket(s3: S3) -> None:
     def doctor(url: str) -> tuple[int, dict[str, dict[str, str]]]:
         result = CliRunner().invoke(cli, ["doctor", url, "--json"])
         assert KEY not in result.output and SECRET not in result.output
-        return result.exit_code, {c["name"]: c for c in json.loads(result.stdout)["checks"]}
+        return result.exit_code, {c["name"]: c for c in parsed("doctor", result.stdout)["checks"]}
 
     code, found = doctor(s3.url("doctor.zarr"))
     assert code == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import transformers
 from click.testing import CliRunner, Result
+from support.reports import parsed
 from support.zoo import TEXT, config_of
 
 from actlas.jobs.cli.app import cli
@@ -24,7 +24,7 @@ def run(*arguments: str | Path) -> Result:
 def listing(*arguments: str | Path) -> Any:
     result = run(*arguments, "--json")
     assert result.exit_code == EXIT_DONE, result.output
-    return json.loads(result.stdout)
+    return parsed("hookpoints", result.stdout)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from support.reports import parsed
 from support.vision import image_folder, picture, save_llava, save_vision, states_of
 
 from actlas.jobs.cli.app import cli
@@ -72,7 +73,7 @@ def test_every_verb_reads_it(made: tuple[Store, Any, Path], tmp_path: Path) -> N
     info = call("info", store.path).stdout
     assert "images      5 x 5 patches each, 1 special position without rows" in info
     assert "windows" not in info
-    shown = json.loads(call("show", store.path, "--doc", "13", "--json").stdout)
+    shown = parsed("show", call("show", store.path, "--doc", "13", "--json").stdout)
     assert (shown["label"], shown["source"]) == ("red", "red/001.png")
     assert shown["tokens"][5:7] == ["[1,0] ", "[1,1] "] and set(shown["token_id"]) == {-1}
     text = call("show", store.path, "--doc", "13", "--pos", "6").stdout

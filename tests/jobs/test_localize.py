@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from support.jobs import ROOT
 from support.localizer import labelled, stored
+from support.reports import parsed
 from support.stores import create, fill, plan_for
 
 from actlas.analysis.localizer.masks import Mask
@@ -71,7 +72,7 @@ def test_json(store: Store, tmp_path: Path) -> None:
     options = ("--pool", "mean", "--signed", "--top", "10%", "--hookpoints", "mlp.*", "--json")
     done = call("localize", store.path, "--contrast", "N:S", *options, "--out", tmp_path / "o")
     assert done.exit_code == 0, done.output
-    said = json.loads(done.stdout)
+    said = parsed("localize", done.stdout)
     assert (said["k"], said["n_selected"], said["n_units"]) == (4, 4, 40)
     assert said["key"]["pool"] == "mean" and said["key"]["signed"] is True
     assert said["hookpoints"][0]["hookpoint"] == "mlp.1"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from support.jobs import options, wait_until
 from support.models import build, documents, expected, plan_store, save, worst
+from support.reports import parsed
 
 import actlas
 from actlas.analysis.localizer.masks import Mask
@@ -71,7 +71,7 @@ def test_both_kinds_of_rows_by_one_command(tmp_path: Path) -> None:
     assert store.missing() == [] and store.missing(POOLED) == [] and len(store.done(POOLED)) > 3
     check(store)
     assert call("verify", store.path, "--full").exit_code == 0
-    said = json.loads(call("status", store.path, "--json").stdout)
+    said = parsed("status", call("status", store.path, "--json").stdout)
     assert said["complete"] and said["of"] == "rows" and said["pooled"]["of"] == "documents"
     assert said["rows"]["done"] == sum(LENGTHS) and said["pooled"]["rows"]["done"] == 36
     again = call("extract", store.path).stdout
@@ -99,7 +99,7 @@ def test_pooled_rows_alone(tmp_path: Path) -> None:
         assert told.exit_code == 0, told.output
         assert "pooled" in told.stdout
     n_bytes = sum(len(data) for key, data in files_of(store).items() if "/c/" in key)
-    info = json.loads(call("info", store.path, "--json").stdout)
+    info = parsed("info", call("info", store.path, "--json").stdout)
     documents_bytes = sum(len(d) for k, d in files_of(store).items() if k.startswith("documents/"))
     assert info["n_stored_bytes"] <= n_bytes <= info["n_stored_bytes"] + documents_bytes
     with pytest.raises(NotExtractedError, match="is pooled by last, mean, not by 'sum'"):

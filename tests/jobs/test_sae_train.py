@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from support.features import made_store
 from support.jobs import PATHS, wait_until
+from support.reports import parsed
 
 from actlas.analysis.sae.saelens_format import load_sae
 from actlas.analysis.sae.train.checkpoint import STATE_FILE
@@ -54,7 +55,9 @@ def test_it_says_what_was_made_and_what_is_next(store: Store, tmp_path: Path) ->
     other = CliRunner().invoke(cli, arguments(store, out, "--steps", 31))
     assert other.exit_code == EXIT_USAGE and "with steps 30, got 31" in other.stderr
     as_json = CliRunner().invoke(cli, arguments(store, out, "--steps", 30, "--json"))
-    assert json.loads(as_json.stdout)["explained_variance"] == metrics["explained_variance"]
+    assert (
+        parsed("sae-train", as_json.stdout)["explained_variance"] == metrics["explained_variance"]
+    )
 
 
 @pytest.mark.parametrize(

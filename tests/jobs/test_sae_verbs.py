@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 from support.features import best, made_store, rows_by_token
 from support.jobs import wait_until
+from support.reports import parsed
 from support.stores import fill
 
 import actlas
@@ -104,7 +105,7 @@ def test_from_rows_to_contexts(tmp_path: Path, sae: Path) -> None:
     result = call("sae", "index", store.path, "--sae", "my-sae")
     assert result.exit_code == EXIT_DONE, result.output
     assert "-> next: actlas contexts" in result.stdout
-    made = json.loads(call("sae", "index", store.path, "--sae", "my-sae", "--json").stdout)
+    made = parsed("sae-index", call("sae", "index", store.path, "--sae", "my-sae", "--json").stdout)
     assert made["n_codes"] == (found > 0).sum() and made["n_passes"] == 0
     features = actlas.open(store.path).features("my-sae")
     feature = int(np.argmax(features.count))
@@ -119,7 +120,7 @@ def test_from_rows_to_contexts(tmp_path: Path, sae: Path) -> None:
     bottom = call(
         "contexts", store.path, "--sae", "my-sae", "--feature", feature, "--bottom", "--json"
     )
-    values = [c["value"] for c in json.loads(bottom.stdout)["contexts"]]
+    values = [c["value"] for c in parsed("contexts", bottom.stdout)["contexts"]]
     assert values == np.sort(found[fired, feature])[:20].tolist()
     plain = call("contexts", store.path, "--sae", "my-sae", "--feature", feature).stdout
     assert plain.count("⟦") == 20 and "\x1b" not in plain
@@ -128,7 +129,7 @@ def test_from_rows_to_contexts(tmp_path: Path, sae: Path) -> None:
     assert str(page) in result.stdout
     assert page.read_text().startswith("<!doctype html>") and "<b>" not in page.read_text()
     some = ("contexts", store.path, "--sae", "my-sae", "--some", 3, "-k", 2)
-    drawn = json.loads(call(*some, "--json").stdout)
+    drawn = parsed("contexts", call(*some, "--json").stdout)
     assert len({each["title"] for each in drawn}) == 3
     assert all(len(each["contexts"]) == 2 for each in drawn)
     assert call(*some).stdout.count("\u27e6") == 6 and call(*some).stdout == call(*some).stdout
