@@ -59,7 +59,7 @@ def test_it_prints_and_writes(store: Store, tmp_path: Path) -> None:
     assert lines[0] == "contrast    S (3 documents) against N (3)"
     assert lines[1].endswith("1 of their documents without tokens, 1 document of neither label")
     assert re.match(
-        r"selected    1 of 64 units \(top 1\), t >= [0-9.]+, median cohen_d [0-9.]+$", lines[3]
+        r"selected    1 of 64 units \(top 1\), t >= [0-9.]+, median Cohen's d [0-9.]+$", lines[3]
     )
     assert "cohen_d" in lines[4]
     assert re.search(r"^resid_post\.0 +24 +1 +\d+$", done.stdout, re.MULTILINE)

@@ -139,7 +139,7 @@ def test_damage_of_every_kind_at_once(store: Path, original: Path) -> None:
     assert made.exit_code == EXIT_DAMAGE, made.output  # the stray is named, and left
     assert "left: a-stray" in made.output
     assert len(list((store / "ledger/lease").glob("*.json"))) == leases + 1  # one drive in all
-    made = call("repair", store, "--remove-strays")
+    made = call("repair", store, "--remove-orphans")
     assert made.exit_code == EXIT_DONE, made.output
     assert call("verify", store, "--full").exit_code == EXIT_DONE
     after = contents(store)

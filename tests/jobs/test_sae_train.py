@@ -51,7 +51,7 @@ def test_it_says_what_was_made_and_what_is_next(store: Store, tmp_path: Path) ->
     again = CliRunner().invoke(cli, arguments(store, out, "--steps", 30))
     assert again.exit_code == EXIT_DONE
     said = again.stdout.splitlines()[-1]
-    assert said == last.replace("trained", "trained before, nothing to do:", 1)
+    assert said == last.replace("trained", "already trained, nothing to do:", 1)
     other = CliRunner().invoke(cli, arguments(store, out, "--steps", 31))
     assert other.exit_code == EXIT_USAGE and "with steps 30, got 31" in other.stderr
     as_json = CliRunner().invoke(cli, arguments(store, out, "--steps", 30, "--json"))

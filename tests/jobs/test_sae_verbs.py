@@ -136,7 +136,7 @@ def test_from_rows_to_contexts(tmp_path: Path, sae: Path) -> None:
     call(*some, "--html", page)
     assert page.read_text().count("<h3>") == 3
     dead = call("contexts", store.path, "--sae", "my-sae", "--feature", 0)
-    assert dead.exit_code == EXIT_DONE and "fires on no token" in dead.stdout
+    assert dead.exit_code == EXIT_DONE and "active on no token" in dead.stdout
     assert "my-sae: 50 of resid_post.0 (relu), indexed" in call("info", store.path).stdout
     assert verify(actlas.open(store.path), full=True).ok
 

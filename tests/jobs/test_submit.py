@@ -99,9 +99,9 @@ def test_what_is_given_arrives(model: str, field: str, hookpoints: list[str]) ->
 @pytest.mark.parametrize(
     ("overrides", "store", "words"),
     [
-        (["plan.model=s3://key:secret@bucket/m"], "s3://b/run.zarr", "plan.model holds cred"),
-        (["plan.corpus=https://h/a?token=abc"], "s3://b/run.zarr", "plan.corpus holds cred"),
-        ([], "s3://key:secret@b/run.zarr", "the store holds credentials"),
+        (["plan.model=s3://key:secret@bucket/m"], "s3://b/run.zarr", "plan.model contains cred"),
+        (["plan.corpus=https://h/a?token=abc"], "s3://b/run.zarr", "plan.corpus contains cred"),
+        ([], "s3://key:secret@b/run.zarr", "the store contains credentials"),
         (
             [f"plan.hookpoints={['x' * 90] * 2000}"],
             "/run.zarr",
