@@ -1,8 +1,8 @@
-"""One Zarr v3 array: its geometry, its codecs, its ``zarr.json``.
+"""``ArraySpec``: the geometry, the codecs and the ``zarr.json`` of one Zarr v3 array.
 
-Every array but the smallest is sharded: one object per shard, inner chunks back to back in order,
-the index at the end under crc32c (codec ``sharding_indexed``). The body of a shard in profile
-``none`` is therefore the raw row-major array.
+Every array is sharded with the codec ``sharding_indexed``: one object per shard, with the inner
+chunks in order and without gaps, then the index and its crc32c. The body of an uncompressed shard
+is therefore the raw row-major array.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from actlas.store.format import layout
 from actlas.store.format.dtypes import fill_value, numpy_dtype
 
 COLUMN_COMPRESSION = "column"
-"""For integers: Blosc zstd with byte shuffle. The other profiles are the plan's."""
+"""The compression of integer columns: Blosc zstd with byte shuffle."""
 
 _BLOCK_BYTES = 1 << 20
-"""Of the activations' Blosc blocks. Zstd makes one entropy code for each 128 KiB, which in small
-blocks is shared by planes of bytes that have nothing in common (docs/decisions/0009)."""
+"""The size of a Blosc block of activations. Zstd builds one entropy code per 128 KiB; in smaller
+blocks unrelated byte planes would share it (docs/decisions/0009)."""
 
 _BLOSC: dict[str, dict[str, Any]] = {
     "fast": {"cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": _BLOCK_BYTES},
@@ -34,24 +34,25 @@ _BLOSC: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An array's path, shape, shards, chunks and codecs.
+    """The path, shape, shards, chunks and codecs of one array.
 
     Parameters
     ----------
     path : str
-        Inside the store, such as ``activations/resid_post.3``.
+        The array's path in the store, such as ``activations/resid_post.3``.
     shape : tuple of int
-        Elements along each axis. Only the first axis is cut.
+        The length of each axis. Only the first axis is split into shards and chunks.
     dtype : str
         The Zarr v3 data type.
     shard_rows, chunk_rows : int
-        Elements of the first axis per shard and per inner chunk; chunks divide shards.
+        Elements of the first axis per shard and per inner chunk; ``chunk_rows`` divides
+        ``shard_rows``.
     compression : str
         ``none``, ``fast``, ``dense`` or ``column``.
     dimensions : tuple of str
-        A name for each axis.
+        The name of each axis.
     attributes : dict
-        The array's own attributes in its ``zarr.json``; never changed once the spec is made.
+        The array's own attributes in its ``zarr.json``; never changed after construction.
     """
 
     path: str
@@ -71,27 +72,27 @@ class ArraySpec:
 
     @cached_property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """The elements as numpy sees them."""
+        """The numpy dtype of the elements."""
         return numpy_dtype(self.dtype)
 
     @property
     def n_rows(self) -> int:
-        """Length of the first axis."""
+        """The length of the first axis."""
         return self.shape[0]
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row, uncompressed."""
+        """The uncompressed size of one row, in bytes."""
         return math.prod(self.shape[1:]) * self.numpy_dtype.itemsize
 
     @property
     def chunks_per_shard(self) -> int:
-        """Inner chunks of a full shard: the length of its index."""
+        """The number of inner chunks of a full shard: the length of its index."""
         return self.shard_rows // self.chunk_rows
 
     @property
     def n_shards(self) -> int:
-        """Number of shards; the last may be short."""
+        """The number of shards; the last one may be shorter."""
         return layout.n_shards(self.n_rows, self.shard_rows)
 
     def shard_range(self, shard: int) -> tuple[int, int]:
@@ -99,12 +100,12 @@ class ArraySpec:
         return layout.shard_range(shard, self.shard_rows, self.n_rows)
 
     def n_chunks(self, shard: int) -> int:
-        """Return how many chunks of a shard hold rows."""
+        """Return the number of chunks of a shard that hold rows."""
         start, stop = self.shard_range(shard)
         return layout.n_shards(stop - start, self.chunk_rows)
 
     def key(self, shard: int) -> str:
-        """Return the object's key for a shard."""
+        """Return the key of a shard's object."""
         return "/".join([self.path, "c", str(shard), *("0" for _ in self.shape[1:])])
 
     @property
@@ -114,12 +115,12 @@ class ArraySpec:
 
     @property
     def blosc(self) -> dict[str, Any] | None:
-        """Blosc's options for writing, or None where chunks are raw. Each chunk says its own."""
+        """Blosc's options for writing, or None if the chunks are uncompressed."""
         return _BLOSC.get(self.compression)
 
     @property
     def checksummed_chunks(self) -> bool:
-        """Whether each chunk carries its own crc32c."""
+        """Whether each chunk ends with its own crc32c."""
         return self.blosc is not None
 
     def metadata(self) -> dict[str, Any]:
@@ -168,9 +169,9 @@ def column(
     Parameters
     ----------
     path : str
-        Inside the store, such as ``rows/doc_idx``.
+        The array's path in the store, such as ``rows/doc_idx``.
     n : int
-        Elements.
+        The number of elements.
     dtype : str
         The Zarr v3 data type.
     shard_rows : int
@@ -178,7 +179,8 @@ def column(
     dimension : str
         The name of the axis.
     names : sequence of str, optional
-        For codes: the string that each code stands for, written into the array's attributes.
+        For categorical codes: the string that each code stands for. The array's attributes hold
+        them.
     """
     return ArraySpec(
         path=path,

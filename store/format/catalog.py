@@ -1,4 +1,4 @@
-"""Every array of a store, from its plan alone. Pure: nothing is read."""
+"""``StoreArrays``: the specs of every array of a store, computed from its plan without I/O."""
 
 from __future__ import annotations
 
@@ -13,34 +13,39 @@ from actlas.store.format.schema import HookpointSpec, Plan, Pool
 from actlas.store.statistics.shard import STATISTICS
 
 DOCUMENT_SHARD_ROWS = 1 << 20
+"""Elements per shard of a column over documents."""
 
 TOKEN_SHARD_ROWS = 1 << 22
+"""Elements per shard of a column over the corpus' tokens."""
 
 TEXT_SHARD_BYTES = 1 << 26
+"""Bytes per shard of the documents' text, and of their images."""
 
 TEXT_CHUNK_BYTES = 1 << 16
-
-LOSS = "loss"
-"""The column of rows that a model gives, and not the plan."""
+"""Bytes per inner chunk of the documents' text."""
 
 IMAGE_CHUNK_BYTES = 1 << 20
+"""Bytes per inner chunk of the documents' images."""
+
+LOSS = "loss"
+"""The column of rows that the model computes; all other columns follow from the plan."""
 
 
 @dataclass(frozen=True)
 class StoreArrays:
-    """The arrays that a plan gives, by group.
+    """The specs of a plan's arrays, by group.
 
     Parameters
     ----------
     plan : Plan
         The frozen plan.
     label_names, source_names : tuple of str
-        What the codes of ``documents/label`` and ``documents/source`` mean; they lie in the
-        arrays' attributes.
+        The names that the codes of ``documents/label`` and ``documents/source`` stand for; the
+        arrays' attributes hold them. ``label_names`` is None if documents have no labels.
     token_column_names : mapping of str to tuple of str
-        The same of the plan's columns of tokens.
+        The names that the codes of each token column stand for.
     statistics_names : tuple of str
-        What a statistics array holds; an earlier version's has fewer.
+        The statistics in a statistics array; earlier versions had fewer.
     """
 
     plan: Plan
@@ -51,7 +56,7 @@ class StoreArrays:
 
     @cached_property
     def rows(self) -> dict[str, ArraySpec]:
-        """The columns that say which row is which; none where only documents have rows."""
+        """The row columns by name; empty if the plan has only pooled rows."""
         if not self.plan.dense:
             return {}
         dtypes = {"token_id": "int32", "doc_idx": "int64", "pos_idx": "int32"}
@@ -68,7 +73,7 @@ class StoreArrays:
         return specs
 
     def activation(self, hookpoint: HookpointSpec) -> ArraySpec:
-        """Return the array of dense activations of one hookpoint."""
+        """Return the spec of one hookpoint's dense activations [row, unit]."""
         plan = self.plan
         row_bytes = hookpoint.width * numpy_dtype(plan.dtype).itemsize
         return ArraySpec(
@@ -82,7 +87,7 @@ class StoreArrays:
         )
 
     def statistic(self, hookpoint: HookpointSpec) -> ArraySpec:
-        """Return the statistics array of one hookpoint: a chunk per shard of activations."""
+        """Return the spec of one hookpoint's statistics [shard, statistic, unit]."""
         return ArraySpec(
             path=f"statistics/{hookpoint.name}",
             shape=(self.plan.n_shards, len(self.statistics_names), hookpoint.width),
@@ -95,27 +100,27 @@ class StoreArrays:
         )
 
     def unit_dimension(self, width: int) -> str:
-        """Name the unit axis: ``unit`` at d_model's width, else ``unit_<width>``.
+        """Return the unit axis' name: ``unit`` if its length is d_model, else ``unit_<width>``.
 
-        xarray refuses a group in which one dimension has two lengths.
+        xarray rejects a group in which one dimension has two lengths.
         """
         return "unit" if width == self.plan.model.d_model else f"unit_{width}"
 
     @cached_property
     def activations(self) -> dict[str, ArraySpec]:
-        """The dense activations by hookpoint, in the plan's order; none where only pooled ones."""
+        """The dense activations by hookpoint, in the plan's order; empty without dense rows."""
         hookpoints = self.plan.hookpoints if self.plan.dense else ()
         return {h.name: self.activation(h) for h in hookpoints}
 
     @cached_property
     def statistics(self) -> dict[str, ArraySpec]:
-        """The statistics by hookpoint, in the plan's order."""
+        """The statistics by hookpoint, in the plan's order; empty without dense rows."""
         hookpoints = self.plan.hookpoints if self.plan.dense else ()
         return {h.name: self.statistic(h) for h in hookpoints}
 
     @cached_property
     def pooled(self) -> dict[tuple[str, Pool], ArraySpec]:
-        """The pooled rows by hookpoint and pool: all cut at the same documents."""
+        """The pooled rows [document, unit] by (hookpoint, pool); all have the same shards."""
         plan = self.plan
         row_bytes = [4 * hookpoint.width for hookpoint in plan.hookpoints]
         documents = layout.pooled_shard_documents(
@@ -137,19 +142,19 @@ class StoreArrays:
 
     @property
     def n_pooled_shards(self) -> int:
-        """Shards of every pooled array."""
+        """The number of shards of each pooled array; 0 if the plan pools nothing."""
         return next((spec.n_shards for spec in self.pooled.values()), 0)
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The folders above the arrays."""
+        """The paths of the groups that contain the arrays."""
         dense = ("rows", "activations", "statistics") if self.plan.dense else ()
         above = [f"pooled/{hookpoint.name}" for hookpoint in self.plan.hookpoints]
         return (*dense, "documents", *(("pooled", *above) if self.plan.pools else ()))
 
     @cached_property
     def documents(self) -> dict[str, ArraySpec]:
-        """Text, tokens, image and origin of every document, in document order."""
+        """The columns of documents and tokens by name: text, tokens, images, labels and sources."""
         plan = self.plan
         specs = {
             name: self._document_column(name, plan.n_documents + 1, "int64", "document_edge")
@@ -197,7 +202,7 @@ class StoreArrays:
         return specs
 
     def _token_names(self, name: str) -> Sequence[str] | None:
-        """Return what the codes of a column of tokens mean, or None if it holds no codes."""
+        """Return the names of a token column's codes, or None if the column holds no codes."""
         return self.token_column_names.get(name, ()) if name in self.plan.token_columns else None
 
     def _document_column(
@@ -206,7 +211,7 @@ class StoreArrays:
         return column(f"documents/{name}", n, dtype, DOCUMENT_SHARD_ROWS, dimension, names)
 
     def all(self) -> dict[str, ArraySpec]:
-        """Every array by its path."""
+        """Return the spec of every array by its path."""
         groups = (self.rows, self.activations, self.statistics, self.documents)
         specs = [spec for group in groups for spec in group.values()]
         return {spec.path: spec for spec in (*specs, *self.pooled.values())}

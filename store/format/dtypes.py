@@ -1,7 +1,7 @@
-"""The data types of a store, bfloat16 among them.
+"""The data types of a store, including bfloat16.
 
-bfloat16 is the zarr-extensions data type of that name, held in numpy by ``ml_dtypes``.
-:mod:`actlas.store.zarr_hook` makes it known to zarr-python, which has none of its own.
+bfloat16 is the zarr-extensions data type of that name; numpy represents it by ``ml_dtypes``.
+:mod:`actlas.store.zarr_hook` registers it with zarr-python, which has no such type.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def numpy_dtype(name: str) -> np.dtype[np.generic]:
-    """Return numpy's dtype, little-endian, for the name of a Zarr v3 data type.
+    """Return the little-endian numpy dtype for the name of a Zarr v3 data type.
 
     Examples
     --------
@@ -30,10 +30,10 @@ def numpy_dtype(name: str) -> np.dtype[np.generic]:
 
 
 def fill_value(name: str) -> int | str:
-    """Return the JSON fill value: NaN for floats, -1 for signed integers, else 0.
+    """Return the JSON fill value of a data type: NaN for floats, -1 for signed integers, else 0.
 
-    A missing chunk reads as this value in every Zarr library, with no error: it must not look
-    like data.
+    Every Zarr library reads a missing chunk as this value without an error, so the value must not
+    look like data.
     """
     if name in ACTIVATION_DTYPES or name == "float64":
         return "NaN"

@@ -1,13 +1,13 @@
-"""Pure geometry: which token lies where. Integers in, integers out; nothing is read or written.
+"""The geometry of a store: which token lies in which shard and row. Pure functions, no I/O.
 
-``t`` is a token's place in the planned corpus, in document order. A shard is a range of tokens::
+``t`` is a token's index in the planned corpus, in document order. A shard is a range of tokens::
 
     documents   |---- 0 ----|-- 1 --|-------- 2 --------|- 3 -|
     t           0           12      20                  40    46
     shards      |------- 0 -------|------- 1 -------|-- 2 --|
                 0                 16                32      46
 
-and inside a shard the rows lie in the order of a 64-bit hash of (seed, t).
+and the rows inside a shard are ordered by a 64-bit hash of (seed, t).
 """
 
 from __future__ import annotations
@@ -25,28 +25,35 @@ SHARD_ROWS_MAX = 65_536
 SHARD_ROWS_FLOOR = 1_024
 
 SHARDS_WANTED = 16
+"""A store has at least so many shards if its shards need not be smaller than the floor."""
 
 POOLED_SHARD_ROWS_FLOOR = 8_192
 
 SHARD_BYTES_MAX = 512 * MIB
+"""The maximum size of one array's shard."""
 
 SHARD_MEMORY_BYTES = 4096 * MIB
+"""The maximum size of all arrays of one shard together."""
 
 CHUNK_BYTES = MIB
+"""The desired size of an inner chunk of activations."""
 
 COLUMN_CHUNK_ROWS = 4_096
+"""The rows of an inner chunk of a column."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 
 _MASK = (1 << 64) - 1
 
 STREAM_ROWS = 1
+"""The hash stream that orders rows inside a shard."""
 
 STREAM_DOCUMENTS = 2
+"""The hash stream that orders documents in a corpus."""
 
 
 def mix64(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return splitmix64's finalizer of every value: a bijection on 64-bit integers.
+    """Return splitmix64's finalizer of every value, a bijection on 64-bit integers; same shape.
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014),
     with Stafford's constants (variant 13).
@@ -65,7 +72,7 @@ def _scalar_mix64(value: int) -> int:
 
 
 def hash64(seed: int, stream: int, index: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """Return a 64-bit hash of (seed, stream, index) for every index.
+    """Return a 64-bit hash of (seed, stream, index) for every index; shape [n].
 
     ``mix64(mix64(mix64(seed + G) + stream * G) + (index + 1) * G)`` in arithmetic modulo 2**64,
     with G = 0x9E3779B97F4A7C15. For one seed and stream it is a bijection, so there are no ties.
@@ -75,9 +82,9 @@ def hash64(seed: int, stream: int, index: NDArray[np.integer]) -> NDArray[np.uin
     seed : int
         The plan's seed.
     stream : int
-        What is being ordered: 1 for rows in a shard, 2 for documents in a corpus.
+        What the hash orders: 1 for rows in a shard, 2 for documents in a corpus.
     index : ndarray of int, shape [n]
-        What is hashed: ``t``, or a record's place in the corpus.
+        Values of ``t``, or record numbers of the corpus.
 
     Examples
     --------
@@ -90,13 +97,13 @@ def hash64(seed: int, stream: int, index: NDArray[np.integer]) -> NDArray[np.uin
 
 
 def permutation(seed: int, stream: int, start: int, stop: int) -> NDArray[np.int64]:
-    """Return the indexes [start, stop) in the order of their hash; shape [stop - start]."""
+    """Return the integers [start, stop) ordered by their hash; shape [stop - start]."""
     index = np.arange(start, stop, dtype=np.int64)
     return index[np.argsort(hash64(seed, stream, index), kind="stable")]
 
 
 def shard_tokens(order: str, seed: int, start: int, stop: int) -> NDArray[np.int64]:
-    """Return ``t`` for every row of a shard: ``result[i]`` is the token that lies in row i.
+    """Return ``t`` for every row of a shard: ``result[i]`` is the token in row i.
 
     Parameters
     ----------
@@ -117,7 +124,10 @@ def shard_tokens(order: str, seed: int, start: int, stop: int) -> NDArray[np.int
 
 
 def shard_rows_of(order: str, seed: int, start: int, stop: int) -> NDArray[np.int64]:
-    """Return the inverse of :func:`shard_tokens`: the row inside the shard of token start + i."""
+    """Return the row in its shard of each token ``start + i``: the inverse of `shard_tokens`.
+
+    The result is an ndarray of int64 of shape [stop - start].
+    """
     tokens = shard_tokens(order, seed, start, stop)
     rows = np.empty(stop - start, dtype=np.int64)
     rows[tokens - start] = np.arange(stop - start, dtype=np.int64)
@@ -125,7 +135,7 @@ def shard_rows_of(order: str, seed: int, start: int, stop: int) -> NDArray[np.in
 
 
 def n_shards(n_tokens: int, shard_rows: int) -> int:
-    """Return how many shards hold ``n_tokens`` rows; the last may be short."""
+    """Return the number of shards for ``n_tokens`` rows; the last one may be shorter."""
     return -(-n_tokens // shard_rows)
 
 
@@ -136,17 +146,17 @@ def shard_range(shard: int, shard_rows: int, n_tokens: int) -> tuple[int, int]:
 
 
 def choose_shard_rows(n_tokens: int, row_bytes: Iterable[int]) -> int:
-    """Return the rows of a shard: a power of two from 1,024 to 65,536.
+    """Return the number of rows per shard: a power of two from 1,024 to 65,536.
 
-    Halved until the widest array's shard is at most 512 MiB, until all arrays of a shard together
-    fit 4 GiB, and until there are at least 16 shards.
+    It is halved until the widest array's shard has at most 512 MiB, all arrays of a shard together
+    have at most 4 GiB, and there are at least 16 shards.
 
     Parameters
     ----------
     n_tokens : int
-        Rows of the whole store.
+        The number of rows of the store.
     row_bytes : iterable of int
-        Bytes of one row, for each array of activations.
+        The size in bytes of one row of each array of activations.
     """
     widths = list(row_bytes)
     rows = SHARD_ROWS_MAX
@@ -160,9 +170,10 @@ def choose_shard_rows(n_tokens: int, row_bytes: Iterable[int]) -> int:
 
 
 def choose_pooled_shard_rows(n_tokens: int) -> int:
-    """Return ``shard_rows`` of a store without dense rows: 65,536, halved as far as 8,192.
+    """Return the number of rows per shard of a store that has only pooled rows.
 
-    Until there are at least 16 shards; no memory is held for rows.
+    It is 65,536, halved (at most to 8,192) until there are at least 16 shards. Memory sets no limit
+    here, since no dense rows are kept.
     """
     rows = SHARD_ROWS_MAX
     while rows > POOLED_SHARD_ROWS_FLOOR and n_shards(n_tokens, rows) < SHARDS_WANTED:
@@ -173,19 +184,19 @@ def choose_pooled_shard_rows(n_tokens: int) -> int:
 def pooled_shard_documents(
     n_documents: int, n_tokens: int, shard_rows: int, document_bytes: int
 ) -> int:
-    """Return the documents of a shard of pooled rows: a power of two, at least 1.
+    """Return the number of documents per shard of pooled rows: a power of two, at least 1.
 
-    About as many tokens as a shard of rows has, rounded up; but all pooled arrays of a shard
-    together have at most 512 MiB.
+    A shard of pooled rows covers about as many tokens as a shard of dense rows, rounded up, but
+    all its pooled arrays together have at most 512 MiB.
 
     Parameters
     ----------
     n_documents, n_tokens : int
-        Of the whole store.
+        The number of documents and tokens of the store.
     shard_rows : int
-        Rows of a shard of activations.
+        The number of rows per shard of dense activations.
     document_bytes : int
-        Bytes of one document's rows in all pooled arrays.
+        The size in bytes of one document's rows in all pooled arrays.
 
     Examples
     --------
@@ -203,16 +214,31 @@ def pooled_shard_documents(
 
 
 def chunk_rows(row_bytes: int, shard_rows: int) -> int:
-    """Return the rows of an inner chunk: the power of two nearest 1 MiB, within the shard."""
+    """Return the number of rows per inner chunk: a power of two, nearest to 1 MiB.
+
+    Parameters
+    ----------
+    row_bytes : int
+        The size of one row in bytes.
+    shard_rows : int
+        The number of rows per shard, which the result never exceeds.
+    """
     ideal = max(1.0, CHUNK_BYTES / row_bytes)
     return min(shard_rows, 1 << max(0, round(float(np.log2(ideal)))))
 
 
 class Sequence(NamedTuple):
-    """What the model sees in one forward pass, and which of its rows are kept.
+    """One model input: the tokens of one window of a document, and the rows to keep.
 
-    ``[start, stop)`` are kept tokens fed to the model (between the tokenizer's own prefix and
-    suffix); the rows of ``[keep_start, keep_stop)`` are stored.
+    Attributes
+    ----------
+    doc_idx : int
+        The document.
+    start, stop : int
+        The tokens of the corpus that are fed to the model, between the tokenizer's prefix and
+        suffix; half-open.
+    keep_start, keep_stop : int
+        The tokens whose rows are stored; half-open.
     """
 
     doc_idx: int
@@ -223,7 +249,15 @@ class Sequence(NamedTuple):
 
 
 def content_length(max_length: int, n_special: int) -> int:
-    """Return the kept tokens of a full window: its length less the special tokens around it."""
+    """Return the number of corpus tokens in a full window, without its special tokens.
+
+    Parameters
+    ----------
+    max_length : int
+        The number of positions of a window.
+    n_special : int
+        The number of special tokens that the tokenizer adds to each window.
+    """
     length = max_length - n_special
     if length < 1:
         raise ValueError(
@@ -234,7 +268,15 @@ def content_length(max_length: int, n_special: int) -> int:
 
 
 def n_windows(lengths: NDArray[np.integer], content: int) -> int:
-    """Return how many windows documents of these lengths (in kept tokens) make."""
+    """Return the number of windows of documents with these lengths.
+
+    Parameters
+    ----------
+    lengths : ndarray of int, shape [documents]
+        The number of kept tokens of each document.
+    content : int
+        The number of corpus tokens in a full window.
+    """
     return int((-(-lengths.astype(np.int64) // content)).sum())
 
 
@@ -254,22 +296,22 @@ def sequences(
 ) -> Iterator[Sequence]:
     """Yield the sequences that touch a shard, in document order.
 
-    A causal sequence that crosses the shard's right border stops there; one that crosses the left
-    border is fed from its own beginning, and only the rows inside the shard are kept. One that is
-    not causal is always fed whole.
+    A sequence of a causal model stops at the shard's right border. One that crosses the left border
+    is fed from its own beginning, and only the rows inside the shard are kept. A sequence of a
+    model that is not causal is always fed completely.
 
     Parameters
     ----------
     starts : ndarray of int64, shape [n + 1]
-        ``documents/start`` for documents first_doc .. first_doc + n: all that touch the shard.
+        The first token of each of the n documents that touch the shard, and the end of the last.
     first_doc : int
-        The ``doc_idx`` of the first.
+        The ``doc_idx`` of the first of them.
     shard_start, shard_stop : int
-        The shard's tokens.
+        The shard's tokens, half-open.
     content : int
-        Kept tokens of a full window.
+        The number of corpus tokens in a full window.
     causal : bool
-        Whether a position sees only earlier ones.
+        Whether a position attends only to earlier ones.
     """
     for i in range(len(starts) - 1):
         doc_start, doc_stop = int(starts[i]), int(starts[i + 1])

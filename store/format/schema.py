@@ -1,7 +1,7 @@
-"""What a store says of itself: the plan and the receipts, parsed strictly at the boundary.
+"""Schemas of a store's records: the plan, the receipts, the sets of feature activations.
 
-A :class:`Plan` is what a row *is*. It is frozen before a model runs, and every later command is
-held against it. How rows are *made* (workers, device, budgets) is not part of it.
+A :class:`Plan` defines what each row *is*. It is frozen before a model runs, and every later
+command is checked against it. How rows are *computed* (workers, device, budgets) is not part of it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Pool = Literal["last", "mean", "sum"]
 
 Layout = Literal["positions", "feature_map"]
 
-# What a record may say at most. A store may come from a stranger: a number beyond these would have
-# memory taken, or a loop run, for data that nobody has.
+# The largest numbers that a record may hold. A store may come from an untrusted source: a larger
+# number could make a reader allocate memory, or run a loop, for data that does not exist.
 MAX_WIDTH = 1 << 20
 
 MAX_ROWS = 1 << 48
@@ -45,7 +45,7 @@ MAX_FEATURES = 1 << 26
 MAX_HOOKPOINTS = 4096
 
 Line = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-"""Text that is shown to people: no control character, which could steer a terminal."""
+"""Text that is displayed: without control characters, which could act on a terminal."""
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
@@ -60,11 +60,11 @@ _COLUMN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]{0,99}")
 
 
 def check_token_columns(names: Sequence[str]) -> None:
-    """Raise ``ConfigError`` where columns of tokens cannot have these names."""
+    """Raise ``ConfigError`` if token columns cannot have these names."""
     for name in names:
         why = None
         if name in _RESERVED:
-            why = "a store has something else of that name"
+            why = "a store uses that name for something else"
         elif not _COLUMN.fullmatch(name):
             why = "expected at most 100 letters, digits, _ and -"
         elif names.count(name) > 1:
@@ -86,9 +86,9 @@ class _Spec(BaseModel):
 
 
 class ModelSpec(_Spec):
-    """Which model computes the rows.
+    """The model that computes the rows.
 
-    ``weights_sha256`` is over every weight file's name and bytes, ``config_sha256`` over
+    ``weights_sha256`` is a hash of every weight file's name and bytes, ``config_sha256`` one of
     ``config.json``: a model that differs in one bit is another model.
     """
 
@@ -104,13 +104,13 @@ class ModelSpec(_Spec):
     compute_dtype: ActivationDtype
     trust_remote_code: bool = False
     modality: Modality = "text"
-    """What it reads: texts, images, or texts with images in them."""
+    """The kind of the model's inputs: text, images, or text with images in it."""
     untrained_seed: Count | None = None
-    """The model's shape with fresh weights of this seed; ``weights_sha256`` is then over those."""
+    """The seed of random weights, if the model is not trained; ``weights_sha256`` is of those."""
 
 
 class TokenizerSpec(_Spec):
-    """Which tokenizer cuts the text, and what it adds around each window."""
+    """The tokenizer, and the special tokens that it adds around each window."""
 
     id: Line
     sha256: str
@@ -120,28 +120,28 @@ class TokenizerSpec(_Spec):
 
 
 class ProcessorSpec(_Spec):
-    """What turns an image into a model's input, and how its positions lie.
+    """The image processor, and the layout of an image's positions.
 
-    ``config`` is the processor's whole configuration, so that a worker needs no file of it, and
-    ``sha256`` is over it as JSON (sorted keys, no blanks).
+    ``config`` is the processor's complete configuration, so that a worker needs no file of it;
+    ``sha256`` is its hash as JSON with sorted keys and without blanks.
     """
 
     id: Line
     sha256: str
     config: dict[str, Any]
     grid: tuple[Annotated[int, Field(ge=0, le=1 << 16)], Annotated[int, Field(ge=0, le=1 << 16)]]
-    """Rows and columns of an image's patches."""
+    """The number of rows and columns of an image's patches."""
     n_prefix: int = Field(default=0, ge=0, lt=1 << 31)
-    """Positions before the patches that are none of the image (a class token, registers)."""
+    """The number of positions before the patches (a class token, registers)."""
     n_suffix: int = Field(default=0, ge=0, lt=1 << 31)
     image_token_id: int | None = None
-    """In a mixed sequence: what stands where a patch goes."""
+    """In text with images: the token that stands for a patch."""
 
 
 class CorpusSpec(_Spec):
-    """Where the documents came from and how they were chosen.
+    """The source of the documents and how they were selected.
 
-    ``fingerprint`` is a sha256 over the chosen documents' text, in plan order.
+    ``fingerprint`` is a sha256 of the selected documents' text, in the plan's order.
     """
 
     uri: Line
@@ -155,32 +155,32 @@ class CorpusSpec(_Spec):
 
 
 class WindowSpec(_Spec):
-    """How a document becomes sequences. ``max_length`` counts the special tokens too."""
+    """How a document is split into windows. ``max_length`` includes the special tokens."""
 
     max_length: int = Field(gt=0, lt=MAX_ROWS)
     long: LongDocuments
 
 
 class HookpointSpec(_Spec):
-    """One array of activations: where it is read in the model, and how wide it is."""
+    """One hookpoint: the module and side at which activations are read, and their width."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=200)
     module: Line
     side: Literal["input", "output"]
     width: int = Field(gt=0, le=MAX_WIDTH)
     layout: Layout = "positions"
-    """How its tensor lies: [batch, position, unit], or [batch, unit, height, width], whose
+    """The layout of its tensor: [batch, position, unit], or [batch, unit, height, width], whose
     positions are read row by row."""
 
 
 class Plan(_Spec):
-    """What a row is. Frozen before a model runs; a difference is refused by naming the field."""
+    """The definition of every row, frozen before a model runs; commands must agree with it."""
 
     format_version: int
     actlas_version: str
     model: ModelSpec
     tokenizer: TokenizerSpec | None
-    """None for a model that reads images alone."""
+    """None for a model that reads only images."""
     corpus: CorpusSpec
     windows: WindowSpec
     hookpoints: tuple[HookpointSpec, ...] = Field(min_length=1, max_length=MAX_HOOKPOINTS)
@@ -196,18 +196,18 @@ class Plan(_Spec):
     shard_rows: int = Field(gt=0, le=MAX_SHARD_ROWS)
     processor: ProcessorSpec | None = None
     n_image_bytes: int = Field(default=0, ge=0, lt=MAX_BYTES)
-    """Of the image files that lie in ``documents/image``."""
+    """The total size of the image files in ``documents/image``."""
     token_columns: tuple[str, ...] = ()
-    """Columns of named codes for every token, beside token_id: ``role``, ``modality``, or a field
-    of spans of the corpus. ``rows/NAME`` and ``documents/NAME``; -1 where there is none."""
+    """Categorical columns over tokens: ``role``, ``modality``, or a field of spans of the corpus.
+    They are stored in ``rows/NAME`` and ``documents/NAME``; -1 stands for no value."""
     pools: tuple[Pool, ...] = ()
-    """Whole documents pooled into one row each: ``pooled/HOOKPOINT/POOL``."""
+    """The pooled rows to store, one row per document: ``pooled/HOOKPOINT/POOL``."""
     dense: bool = True
-    """Whether every token's activations are stored; if not, there are only pooled ones."""
+    """Whether every token's activations are stored; if not, only pooled rows are."""
     with_loss: bool = False
-    """Whether ``rows/loss`` holds the loss of the token that follows each row."""
+    """Whether ``rows/loss`` holds the loss of predicting the token after each row's."""
     request: dict[str, Any] = Field(default_factory=dict)
-    """The options as the user gave them, to compare a later command with."""
+    """The options as the user gave them; a later command is compared with them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
@@ -230,24 +230,20 @@ class Plan(_Spec):
 
     @property
     def n_shards(self) -> int:
-        """Number of shards: the last may be short."""
+        """The number of shards of dense rows; the last one may be shorter."""
         return -(-self.n_tokens // self.shard_rows)
 
     def shard_range(self, shard: int) -> tuple[int, int]:
         """Return the tokens (and rows) [start, stop) of a shard."""
         return layout.shard_range(shard, self.shard_rows, self.n_tokens)
 
-    def hookpoint(self, name: str) -> HookpointSpec:
-        """Return the hookpoint of that name, or raise ``KeyError``."""
-        return next(h for h in self.hookpoints if h.name == name)
-
 
 class ObjectRecord(_Spec):
-    """One written object: its key, its size, the XXH3 (128 bits) of its bytes, who wrote it.
+    """One written object: its key, size, XXH3 (128 bits) and the attempt that wrote it.
 
-    A crc32c of the whole would not do: that of bytes which end with their own crc32c, as every
-    compressed chunk does, is a constant. ``chunk_crc32c`` is there for profile ``none``, whose
-    chunks carry no checksum of their own.
+    A crc32c of the object would not detect damage, since the crc32c of bytes that end with their
+    own crc32c, as every compressed chunk does, is a constant. ``chunk_crc32c`` is recorded for
+    uncompressed arrays, whose chunks carry no checksum of their own.
     """
 
     key: Line
@@ -258,10 +254,10 @@ class ObjectRecord(_Spec):
 
 
 class Receipt(_Spec):
-    """Proof that a shard of a job is done. Written last, create-only.
+    """The completion record of one shard of a job: written last, and never overwritten.
 
-    ``plan_sha256`` is the seal of the plan that its rows were made by: a receipt of another plan,
-    left or written late at the same path, proves nothing.
+    ``plan_sha256`` is the seal of the plan by which the rows were computed. A receipt of another
+    plan, left behind or written late at the same path, is not valid.
     """
 
     format_version: int
@@ -277,18 +273,18 @@ class Receipt(_Spec):
     objects: tuple[ObjectRecord, ...]
     n_nonfinite: dict[str, Count]
     run: dict[str, Any] = Field(default_factory=dict)
-    """How it was made: device, seconds of forward pass and of writing, token budget."""
+    """How the shard was computed: device, seconds of forward pass and of writing, token budget."""
     inputs: dict[str, str] = Field(default_factory=dict)
-    """Of derived data: the sealed records that it was made from, by key, with their seals."""
+    """For derived data: the seals of the records that it was computed from, by key."""
     generation: int = Field(default=0, ge=0, lt=10**4)
-    """0 as a run wrote it; higher where a repair gave other bits: the highest stands."""
+    """0 for a run's receipt; a repair that changes bytes writes the next, and the highest counts."""
 
 
 class FeaturesSpec(_Spec):
-    """A set of features: which sparse autoencoder gave the codes, of which hookpoint.
+    """A set of feature activations: its sparse autoencoder and its hookpoint.
 
-    ``sae_sha256`` is over its configuration and weights. Values are stored as float32 rounded to
-    bfloat16.
+    ``sae_sha256`` is a hash of the autoencoder's configuration and weights. Feature activations are
+    stored as float32 rounded to bfloat16.
     """
 
     format_version: int
@@ -301,14 +297,14 @@ class FeaturesSpec(_Spec):
     sae_path: Line
     created_unix_s: float
     has_copy: bool = False
-    """Whether the same bytes lie at ``ledger/features.copies/<name>.json``."""
+    """Whether ``ledger/features.copies/<name>.json`` holds a copy of this record."""
 
 
 class PlanFile(_Spec):
-    """The plan as it lies in the ledger: with the sha256 and size of all that it rests on."""
+    """The plan as the ledger stores it, with the sha256 and size of each object it rests on."""
 
     plan: Plan
     objects: dict[str, tuple[str, Count]]
     created_unix_s: float
     has_copy: bool = False
-    """Whether the same bytes lie at ``ledger/plan.copy.json``; an earlier version wrote none."""
+    """Whether ``ledger/plan.copy.json`` holds a copy of this record; earlier stores have none."""

@@ -1,4 +1,4 @@
-"""Sealed JSON records: canonical bytes that end with their own checksum, parsed strictly."""
+"""Sealed JSON records: lines of JSON that end with their own sha256, parsed strictly."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pydantic import BaseModel, ValidationError
 from actlas.store.errors import CorruptDataError, FormatError
 
 FORMAT_VERSION = 1
-"""Raised by one with each change that an older reader would misread."""
+"""The version of the format, increased with each change that an older reader would misread."""
 
 MAX_DEPTH = 64
-"""Of JSON in JSON."""
+"""The maximum nesting of JSON values in a record."""
 
 SpecT = TypeVar("SpecT", bound=BaseModel)
 
@@ -30,35 +30,44 @@ _SEAL_BYTES = len(_MIDDLE) + 64 + len(_TAIL)
 def seal(spec: BaseModel) -> bytes:
     """Encode a record as one line of JSON that ends with its own sha256.
 
-    ``{"record":<body>,"sha256":"<hex>"}`` and a line feed: the hash is over the very bytes of
-    ``<body>``, so that nobody has to write numbers the way that we do to check it.
+    The line is ``{"record":<body>,"sha256":"<hex>"}`` and a line feed. The hash is over the bytes
+    of ``<body>``, so a checker need not reproduce our formatting of numbers.
     """
     body = spec.model_dump_json().encode()
     return b"".join((_HEAD, body, _MIDDLE, hashlib.sha256(body).hexdigest().encode(), _TAIL))
 
 
 def seal_of(data: bytes) -> str:
-    """Return the sha256 that a sealed record ends with, unchecked."""
+    """Return the sha256 that a sealed record ends with, without checking it."""
     return data[-64 - len(_TAIL) : -len(_TAIL)].decode("ascii", "replace")
 
 
 def unseal(data: bytes, cls: type[SpecT], where: str) -> SpecT:
-    """Decode and check what :func:`seal` wrote.
+    """Decode and check a record that :func:`seal` encoded.
+
+    Parameters
+    ----------
+    data : bytes
+        The sealed record.
+    cls : type
+        The pydantic model of the record.
+    where : str
+        The record's location, for messages.
 
     Raises
     ------
     CorruptDataError
         The bytes are not the ones that were sealed.
     FormatError
-        They are, but not of this version's form.
+        The record was written by another version of the format, or is malformed.
     """
     body = data[len(_HEAD) : -_SEAL_BYTES]
     computed = hashlib.sha256(body).hexdigest()
     if data != b"".join((_HEAD, body, _MIDDLE, computed.encode(), _TAIL)):
         raise CorruptDataError(
             f"{where}: expected a sealed record, got {len(data)} bytes whose sha256 is not the one "
-            "that they end with: the file was changed or cut after it was written. `actlas verify "
-            "--full` says what else is damaged, `actlas repair` puts it back.",
+            "that they end with: the file was changed or truncated after it was written. `actlas "
+            "verify --full` lists all damage, `actlas repair` repairs it.",
             path=where,
         )
     try:
@@ -74,11 +83,11 @@ def unseal(data: bytes, cls: type[SpecT], where: str) -> SpecT:
     except (ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, FormatError):
             raise
-        raise FormatError(f"{where}: no record of a store ({error})", path=where) from error
+        raise FormatError(f"{where}: this is no record of a store ({error})", path=where) from error
 
 
 def too_deep(value: Any, depth: int = MAX_DEPTH) -> bool:
-    """Whether plain values are nested deeper than any record is; looked at without recursion."""
+    """Return whether JSON values are nested deeper than ``depth``; computed without recursion."""
     level = [value]
     for _ in range(depth):
         below: list[Any] = []
@@ -93,9 +102,9 @@ def too_deep(value: Any, depth: int = MAX_DEPTH) -> bool:
 
 
 def version_error(where: str, version: object) -> FormatError:
-    """Say which version of the format was found, which is read, and what to do."""
+    """Return the error for a store of another format version."""
     return FormatError(
-        f"{where}: this store has format version {version!r}, this actlas reads version "
+        f"{where}: got format version {version!r}, this actlas reads version "
         f"{FORMAT_VERSION}. Use the actlas version that wrote it, or extract again.",
         path=where,
         found=version,
@@ -104,7 +113,7 @@ def version_error(where: str, version: object) -> FormatError:
 
 
 def summarize(error: ValidationError) -> str:
-    """Say in one line where a record or configuration is wrong, and what was got."""
+    """Return in one line which fields of a record or configuration are wrong, with their values."""
     parts = []
     for item in error.errors()[:5]:
         where = ".".join(str(part) for part in item["loc"]) or "the whole"

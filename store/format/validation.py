@@ -1,8 +1,8 @@
-"""Whether what a plan promises can be there: held against the objects that it names itself.
+"""Validation of counts, edges and codes that come from a store's files.
 
-A store may come from a stranger, and whoever writes a plan can seal it. So counts are believed only
-as far as there are objects for them, and edges and codes that are read are held against what they
-point into, before memory is taken for them.
+A store may come from an untrusted source, and anyone can seal a plan. Therefore the counts in a
+plan are checked against the objects that it lists, and edges and codes are checked against the
+arrays that they index, before memory is allocated for them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,26 @@ from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.schema import PlanFile
 
 CHANGED = "The store was changed, or written wrongly."
+"""The explanation that messages about invalid values end with."""
 
 
 def check_objects(plan_file: PlanFile, where: str) -> None:
-    """Raise ``FormatError`` where a plan counts other documents than it has objects of.
+    """Check that a plan's counts fit the objects that it lists.
 
-    Tokens, texts and images lie in objects that the plan names one by one, so no count can be
-    larger than the plan is long.
+    The plan lists every object of the documents' text, tokens and images, so no count can exceed
+    what these objects hold.
+
+    Parameters
+    ----------
+    plan_file : PlanFile
+        The plan and its list of objects.
+    where : str
+        The plan's location, for messages.
+
+    Raises
+    ------
+    FormatError
+        The counts need other objects than the plan lists.
     """
     labels = () if "documents/label/zarr.json" in plan_file.objects else None
     specs = StoreArrays(plan_file.plan, labels).documents
@@ -32,16 +45,31 @@ def check_objects(plan_file: PlanFile, where: str) -> None:
     ends = (spec.key(spec.n_shards - 1) for spec in specs.values() if spec.n_shards)
     absent = next((key for key in ends if key not in plan_file.objects), None)
     if named != counted or absent is not None:
-        missing = "" if absent is None else f" ({absent} is not among them)"
+        missing = "" if absent is None else f" (without {absent})"
         raise FormatError(
-            f"{where}: the plan's counts of documents, tokens and bytes need {counted:,} objects, "
-            f"and it names {named:,}{missing}. {CHANGED}",
+            f"{where}: the plan lists {named:,} objects{missing}, and its counts of documents, "
+            f"tokens and bytes need {counted:,}. {CHANGED}",
             path=where,
         )
 
 
 def check_edges(edges: NDArray[np.int64], last: int, what: str) -> None:
-    """Raise ``CorruptDataError`` where edges do not rise from 0 to the length of what they cut."""
+    """Check that edges rise from 0 to ``last``.
+
+    Parameters
+    ----------
+    edges : ndarray of int64, shape [n + 1]
+        The edges of n ranges.
+    last : int
+        The length of the array that the edges divide.
+    what : str
+        The array's path, for messages.
+
+    Raises
+    ------
+    CorruptDataError
+        The edges decrease, or do not start at 0 and end at ``last``.
+    """
     if not len(edges) or edges[0] != 0 or edges[-1] != last:
         raise CorruptDataError(
             f"{what}: expected edges from 0 to {last:,}, got {edges[:1]} to {edges[-1:]}. "
@@ -52,10 +80,25 @@ def check_edges(edges: NDArray[np.int64], last: int, what: str) -> None:
 
 
 def check_rising(places: NDArray[np.integer], n: int, what: str) -> None:
-    """Raise ``CorruptDataError`` where places fall, or lie outside [0, n]."""
+    """Check that indices never decrease and lie within [0, n].
+
+    Parameters
+    ----------
+    places : ndarray of int, shape [k]
+        The indices.
+    n : int
+        The largest allowed index.
+    what : str
+        The array's path, for messages.
+
+    Raises
+    ------
+    CorruptDataError
+        An index decreases, or is out of range.
+    """
     if len(places) and (places[0] < 0 or places[-1] > n or bool((places[1:] < places[:-1]).any())):
         raise CorruptDataError(
-            f"{what}: expected numbers that rise within [0, {n}]; these do not. {CHANGED}",
+            f"{what}: got numbers that decrease or leave [0, {n}]. {CHANGED}",
             path=what,
         )
 
@@ -63,21 +106,54 @@ def check_rising(places: NDArray[np.integer], n: int, what: str) -> None:
 def check_codes(
     codes: NDArray[np.integer], names: Sequence[str], what: str, lowest: int = 0
 ) -> None:
-    """Raise ``CorruptDataError`` where a code is of no name; -1 stands for none where it may."""
+    """Check that every code indexes a name.
+
+    Parameters
+    ----------
+    codes : ndarray of int, shape [k]
+        Categorical codes.
+    names : sequence of str
+        The name of each code.
+    what : str
+        The array's path, for messages.
+    lowest : int
+        The lowest allowed code: -1 if -1 stands for "no value", else 0.
+
+    Raises
+    ------
+    CorruptDataError
+        A code has no name.
+    """
     if not len(codes):
         return
     first, last = int(codes.min()), int(codes.max())
     if first < lowest or last >= len(names):
         raise CorruptDataError(
-            f"{what}: its codes go from {first} to {last}, and it has {len(names)} names. "
+            f"{what}: got codes from {first} to {last}, expected codes of {len(names)} names. "
             + CHANGED,
             path=what,
         )
 
 
 def check_span(lo: int, hi: int, n: int, what: str) -> None:
-    """Raise ``CorruptDataError`` where stored edges [lo, hi) lie outside what they cut."""
+    """Check that the range [lo, hi) lies within [0, n).
+
+    Parameters
+    ----------
+    lo, hi : int
+        A stored range, half-open.
+    n : int
+        The length of the array that it indexes.
+    what : str
+        The array's path, for messages.
+
+    Raises
+    ------
+    CorruptDataError
+        The range is reversed, or out of bounds.
+    """
     if not 0 <= lo <= hi <= n:
         raise CorruptDataError(
-            f"{what}: [{lo}, {hi}) does not lie in [0, {n}). {CHANGED}", path=what
+            f"{what}: got the range [{lo}, {hi}), expected one within [0, {n}). {CHANGED}",
+            path=what,
         )

@@ -1,4 +1,4 @@
-"""The ``zarr.json`` of a store's root and of its ledger, from the plan alone."""
+"""The ``zarr.json`` of a store's groups and of its ledger, computed from the plan."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from actlas.store.format.sealing import FORMAT_VERSION
 
 
 def root_metadata(plan: Plan) -> dict[str, Any]:
-    """Return the ``zarr.json`` of a store's root group: the format's version, and the plan."""
+    """Return the ``zarr.json`` of a store's root group: the format's version and the plan."""
     attributes = {"format_version": FORMAT_VERSION, "plan": plan.model_dump(mode="json")}
     return group_metadata({"actlas": attributes})
 
 
 def ledger_metadata() -> dict[str, Any]:
-    """Return the ``zarr.json`` of an empty array, in whose folder plan, receipts and leases lie.
+    """Return the ``zarr.json`` of the folder ``ledger``: that of an empty array.
 
-    Zarr's libraries list a group's members, and warn of what is none; they never list an array's.
+    Zarr libraries list the members of a group and warn about files that are none; they never list
+    the folder of an array.
     """
     return {
         "zarr_format": 3,
@@ -35,10 +36,10 @@ def ledger_metadata() -> dict[str, Any]:
 
 
 def metadata_bytes(metadata: dict[str, Any]) -> bytes:
-    """Encode a ``zarr.json``."""
+    """Return a ``zarr.json`` as the bytes that are stored."""
     return json.dumps(metadata, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def group_metadata(attributes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the ``zarr.json`` of a group."""
+    """Return the ``zarr.json`` of a group with these attributes."""
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes or {}}

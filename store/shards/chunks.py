@@ -1,4 +1,4 @@
-"""Encoding and decoding of one inner chunk: codecs, checksums, and the threads that run them."""
+"""Encoding and decoding of one inner chunk: codecs, checksums, and the thread pools they use."""
 
 from __future__ import annotations
 
@@ -17,34 +17,37 @@ from typing_extensions import Buffer
 from actlas.store.errors import CorruptDataError
 from actlas.store.format.array_spec import ArraySpec
 
-_MISSING = np.iinfo(np.uint64).max
+MISSING = np.iinfo(np.uint64).max
+"""The offset and length of an absent chunk in a shard's index."""
 
 _SHUFFLE = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
 
 CRC_BYTES = 4
+"""The size of a crc32c."""
 
 _INDEX_ENTRY_BYTES = 16
 
 
 def crc32c(data: Buffer, value: int = 0) -> int:
-    """Return the crc32c (Castagnoli) of ``data``, going on from ``value``."""
+    """Return the crc32c (Castagnoli) of ``data``, continued from the crc32c ``value``."""
     array = np.frombuffer(memoryview(data), dtype=np.uint8)
     return int(google_crc32c.extend(value, array))
 
 
 @lru_cache(maxsize=1)
 def codec_threads() -> ThreadPoolExecutor:
-    """Return this process's threads for compressing and decompressing."""
+    """Return this process's thread pool for compression."""
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="actlas-codec")
 
 
 @lru_cache(maxsize=4)
 def reading_threads(n: int) -> ThreadPoolExecutor:
-    """Return this process's threads for reading: as many as keep a kind of store busy."""
+    """Return this process's pool of ``n`` threads for reading and decompression."""
     return ThreadPoolExecutor(n, thread_name_prefix="actlas-reading")
 
 
 def _after_fork() -> None:
+    """Drop the thread pools in a forked child, which has none of their threads."""
     codec_threads.cache_clear()
     reading_threads.cache_clear()
 
@@ -63,7 +66,7 @@ def _codec(spec: ArraySpec) -> Any:
 
 
 def _integers(array: NDArray[Any]) -> NDArray[Any]:
-    """View as unsigned integers of the same size: Blosc takes its typesize from the buffer."""
+    """Return a view as unsigned integers: Blosc takes its element size from the buffer."""
     return array.view(f"u{array.dtype.itemsize}")
 
 
@@ -73,7 +76,15 @@ def index_bytes(spec: ArraySpec) -> int:
 
 
 def encode_chunk(spec: ArraySpec, rows: NDArray[Any]) -> Buffer:
-    """Encode the rows of one inner chunk, padded with fill value to the chunk's full size."""
+    """Encode the rows of one inner chunk, padded with the fill value to the full chunk.
+
+    Parameters
+    ----------
+    spec : ArraySpec
+        The array.
+    rows : ndarray, shape [rows, ...]
+        At most ``spec.chunk_rows`` rows, in the array's dtype.
+    """
     if len(rows) < spec.chunk_rows:
         padded = np.full((spec.chunk_rows, *spec.shape[1:]), _fill(spec), dtype=spec.numpy_dtype)
         padded[: len(rows)] = rows
@@ -93,7 +104,18 @@ def _fill(spec: ArraySpec) -> Any:
 def decode_chunk(
     spec: ArraySpec, data: bytes, where: str, out: NDArray[Any] | None = None
 ) -> NDArray[Any]:
-    """Decode one inner chunk to its full size, [chunk_rows, ...], into ``out`` where one is given.
+    """Decode one inner chunk and return all its rows; shape [chunk_rows, ...].
+
+    Parameters
+    ----------
+    spec : ArraySpec
+        The array.
+    data : bytes
+        The encoded chunk.
+    where : str
+        The chunk's object and rows, for messages.
+    out : ndarray, shape [chunk_rows, ...], contiguous, optional
+        Receives the rows.
 
     Raises
     ------
@@ -104,7 +126,9 @@ def decode_chunk(
     n_bytes = spec.chunk_rows * spec.row_bytes
     if spec.blosc is None:
         if len(data) != n_bytes:
-            raise CorruptDataError(f"{where}: {len(data)} bytes, expected {n_bytes}", path=where)
+            raise CorruptDataError(
+                f"{where}: got {len(data)} bytes, expected {n_bytes}", path=where
+            )
         rows = np.frombuffer(data, dtype=spec.numpy_dtype).reshape(shape)
         if out is None:
             return rows
@@ -117,11 +141,13 @@ def decode_chunk(
         raise CorruptDataError(
             f"{where}: its crc32c is {computed:08x}, recorded is {recorded:08x}", path=where
         )
-    # Blosc's header says how much goes in and comes out: it must be what is there and what the
-    # array's shape says.
+    # Blosc's header gives the sizes before and after compression. They must agree with the
+    # array's shape and with the bytes read.
     sizes = int.from_bytes(body[4:8], "little"), int.from_bytes(body[12:16], "little")
     if sizes != (n_bytes, len(body)):
-        raise CorruptDataError(f"{where}: does not hold {n_bytes} bytes", path=where)
+        raise CorruptDataError(
+            f"{where}: its Blosc header does not announce {n_bytes} bytes of rows", path=where
+        )
     if out is None:
         out = np.empty(shape, dtype=spec.numpy_dtype)
     try:

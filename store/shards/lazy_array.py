@@ -1,4 +1,4 @@
-"""Arrays that lie in a store and are read when they are indexed."""
+"""``LazyArray``: a stored array that is read when it is indexed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from actlas.store.objects.base import Objects
 from actlas.store.shards.reader import ShardReader
 
 FEW = 8
-"""Rows are read alone where less than one in so many of their chunks' rows is wanted."""
+"""Rows are read singly if fewer than one in this many of their chunks' rows are requested."""
 
 LARGE_BYTES = 64 << 20
-"""For more than this no memory is taken before every shard was seen to hold its chunks."""
+"""Before an array larger than this is allocated, the index of every shard is checked: 64 MiB."""
 
 
 class ShardGuard(Protocol):
@@ -41,10 +41,11 @@ class ShardGuard(Protocol):
 
 
 class LazyArray:
-    """One stored array. Indexing reads what is asked for, checks it, and returns numpy.
+    """A stored array. Indexing it reads and checks the requested rows, and returns numpy.
 
-    ``array[5]``, ``array[10:2000]``, ``array[[7, 3, 3]]``, ``array[mask]`` pick rows in the order
-    asked; a second index picks units: ``array[10:20, [0, 5]]``. The result has the stored dtype.
+    ``array[5]``, ``array[10:2000]``, ``array[[7, 3, 3]]`` and ``array[mask]`` select rows, in the
+    given order; a second index selects units: ``array[10:20, [0, 5]]``. The result has the stored
+    dtype.
 
     Parameters
     ----------
@@ -59,11 +60,11 @@ class LazyArray:
     Raises
     ------
     NotExtractedError
-        Rows of a shard that has no receipt.
+        When indexed: a row lies in a shard that has no receipt.
     CorruptDataError
-        Bytes that are not the ones that were written.
+        When indexed: the stored bytes are not the ones that were written.
     IndexError
-        Rows or units out of range.
+        When indexed: rows or units are out of range.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class LazyArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows first."""
+        """The length of each axis; rows come first."""
         return self.spec.shape
 
     @property
@@ -92,7 +93,7 @@ class LazyArray:
 
     @property
     def ndim(self) -> int:
-        """Number of axes."""
+        """The number of axes."""
         return len(self.spec.shape)
 
     def __len__(self) -> int:
@@ -112,7 +113,7 @@ class LazyArray:
     def __getitem__(self, index: Any) -> Any:
         rows, *rest = index if isinstance(index, tuple) else (index,)
         if len(rest) > self.ndim - 1:
-            raise IndexError(f"{self!r}: got {1 + len(rest)} indexes for {self.ndim} axes")
+            raise IndexError(f"{self!r}: got {1 + len(rest)} indices for {self.ndim} axes")
         picked = self._rows(rows)
         return picked[(..., *rest)] if rest else picked
 
@@ -127,7 +128,9 @@ class LazyArray:
         index = np.asarray(rows)
         if index.dtype == bool:
             if index.shape != (len(self),):
-                raise IndexError(f"{self!r}: got a mask of shape {index.shape}")
+                raise IndexError(
+                    f"{self!r}: got a mask of shape {index.shape}, expected ({len(self)},)"
+                )
             index = np.flatnonzero(index)
         if index.size == 0:
             index = index.astype(np.int64)
@@ -158,7 +161,13 @@ class LazyArray:
         return out
 
     def take(self, index: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the rows at ``index``, in that order; each chunk is read once."""
+        """Return the rows at ``index`` in that order; shape [len(index), ...]. Reads a chunk once.
+
+        Parameters
+        ----------
+        index : ndarray of int64, shape [n]
+            Row numbers; negative ones count from the end.
+        """
         spec = self.spec
         n = len(self)
         if index.size and (index.min() < -n or index.max() >= n):
@@ -186,12 +195,12 @@ class LazyArray:
         return out
 
     def reader(self, shard: int) -> ShardReader:
-        """Return the reader of one shard's chunks, for those who plan their own reading."""
+        """Return the reader of one shard's chunks, for callers that schedule their own reads."""
         self._check(np.array([shard], dtype=np.int64))
         return self._reader(shard)
 
     def _require_there(self, start: int, stop: int) -> None:
-        """Look at every shard of these rows before memory is taken for them."""
+        """Open every shard of these rows before memory is allocated for them."""
         step = self.spec.shard_rows
         for shard in range(start // step, ceil_div(stop, step)):
             self._check(np.array([shard], dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Reading of one shard file: whole chunks, ranges of rows, and scattered rows."""
+"""Reading of one shard: whole chunks, ranges of rows, and scattered rows, all checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from actlas.store.shards.chunks import (
 )
 
 SCATTERED = 32
-"""Single rows that one thread reads one after the other."""
+"""The number of scattered rows that one thread reads in sequence."""
 
 
 class ShardReader:
@@ -33,20 +33,22 @@ class ShardReader:
     Parameters
     ----------
     objects : Objects
-        Where the shard lies.
+        The store's objects.
     spec : ArraySpec
         The array.
     shard : int
-        Which of its shards.
+        The shard's number.
     chunk_crc32c : sequence of int, optional
-        The receipt's checksums, for profile ``none``. Without them raw chunks are not checked.
+        The crc32c of each chunk from the shard's receipt, for uncompressed arrays. Without it,
+        uncompressed chunks are not checked.
     repaired : callable, optional
-        Tells whether the shard got other bits since it was opened. Asked where it cannot be read.
+        Returns whether the shard was repaired with other bytes since it was opened. It is called
+        when reading fails, to explain the failure.
 
     Raises
     ------
     CorruptDataError
-        The shard is missing, truncated, or its index is not the one that was written.
+        The shard is missing or truncated, or its index is not the one that was written.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class ShardReader:
         self.key = spec.key(shard)
         self.chunk_crc32c = chunk_crc32c
         self._repaired = repaired
-        with self._told():
+        with self._explained():
             self.index = self._read_index()
 
     @property
@@ -71,19 +73,19 @@ class ShardReader:
         return reading_threads(self.objects.n_readers)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Say what to do where the shard was repaired under somebody who had it open."""
+    def _explained(self) -> Iterator[None]:
+        """Add to a ``CorruptDataError`` that the shard was repaired since it was opened, if so."""
         try:
             yield
         except CorruptDataError as error:
             repaired = False
-            with suppress(ActlasError, OSError):  # what is wrong with the data comes first
+            with suppress(ActlasError, OSError):  # the damage is what must be reported
                 repaired = self._repaired is not None and self._repaired()
             if not repaired:
                 raise
             raise CorruptDataError(
-                f"{error}. It was repaired since this store was opened, with other bits: open it "
-                "again.",
+                f"{error}. The shard was repaired since this store was opened, with other bytes: "
+                "open it again.",
                 **error.details,
             ) from error
 
@@ -99,15 +101,15 @@ class ShardReader:
         size = self.objects.size(self.key)
         if size is None or size < n_bytes:
             raise CorruptDataError(
-                f"{self._where()}: the shard is {'missing' if size is None else 'truncated'} "
-                f"({size or 0} bytes, its index alone takes {n_bytes})",
+                f"{self._where()}: the shard is {'missing' if size is None else 'truncated'} (got "
+                f"{size or 0} bytes, and its index alone has {n_bytes})",
                 path=self.key,
             )
         data = self.objects.read(self.key, size - n_bytes, n_bytes)
         computed, recorded = crc32c(data[:-CRC_BYTES]), int.from_bytes(data[-CRC_BYTES:], "little")
         if computed != recorded:
             raise CorruptDataError(
-                f"{self._where()}: its index has crc32c {computed:08x}, recorded is {recorded:08x}",
+                f"{self._where()}: its index has crc32c {computed:08x}, expected {recorded:08x}",
                 path=self.key,
             )
         index = np.frombuffer(data, dtype="<u8", count=2 * self.spec.chunks_per_shard).reshape(
@@ -115,8 +117,10 @@ class ShardReader:
         )
         used = index[: self.spec.n_chunks(self.shard)]
         if len(used) and (used > np.uint64(size)).any():
-            raise CorruptDataError(f"{self._where()}: its index points outside it", path=self.key)
-        # Together no longer than the file, or a few bytes would stand for any number of rows.
+            raise CorruptDataError(
+                f"{self._where()}: its index points outside the shard", path=self.key
+            )
+        # Overlapping chunks could make a few bytes stand for any number of rows.
         if used[:, 1].sum(dtype=np.float64) > size - n_bytes:
             raise CorruptDataError(f"{self._where()}: its chunks overlap", path=self.key)
         checksums = self.chunk_crc32c
@@ -126,15 +130,23 @@ class ShardReader:
             and len(checksums) < len(used)
         ):
             raise CorruptDataError(
-                f"{self._where()}: its receipt has {len(checksums)} checksums for {len(used)} "
-                "chunks",
+                f"{self._where()}: its receipt has {len(checksums)} checksums, expected "
+                f"{len(used)}, one for each chunk",
                 path=self.key,
             )
         return index
 
     def read_chunk(self, chunk: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return one inner chunk at its full size, checked; in ``out`` where one is given."""
-        with self._told():
+        """Return all rows of one inner chunk, checked; shape [chunk_rows, ...].
+
+        Parameters
+        ----------
+        chunk : int
+            The chunk's number in the shard.
+        out : ndarray, shape [chunk_rows, ...], contiguous, optional
+            Receives the rows.
+        """
+        with self._explained():
             return self._read_chunk(chunk, out)
 
     def _read_chunk(self, chunk: int, out: NDArray[Any] | None) -> NDArray[Any]:
@@ -142,19 +154,21 @@ class ShardReader:
         data = self.objects.read(self.key, offset, n_bytes)
         where = self._where(chunk)
         if len(data) != n_bytes:
-            raise CorruptDataError(f"{where}: {len(data)} bytes, expected {n_bytes}", path=self.key)
+            raise CorruptDataError(
+                f"{where}: got {len(data)} bytes, expected {n_bytes}", path=self.key
+            )
         if self.spec.blosc is None and self.chunk_crc32c is not None:
             computed = crc32c(data)
             if computed != self.chunk_crc32c[chunk]:
                 raise CorruptDataError(
-                    f"{where}: its crc32c is {computed:08x}, the receipt says "
+                    f"{where}: its crc32c is {computed:08x}, its receipt records "
                     f"{self.chunk_crc32c[chunk]:08x}",
                     path=self.key,
                 )
         return decode_chunk(self.spec, data, where, out)
 
     def read_chunks(self, chunks: Sequence[int]) -> Iterator[NDArray[Any]]:
-        """Yield several chunks in the order asked, read and decoded in threads."""
+        """Yield the rows of several chunks in the given order, read and decoded in threads."""
         if len(chunks) <= 1:
             yield from (self.read_chunk(chunk) for chunk in chunks)
             return
@@ -169,16 +183,16 @@ class ShardReader:
 
     @property
     def row_by_row(self) -> bool:
-        """Whether rows can be read alone: raw ones, whose chunks are not to be checked."""
+        """Whether single rows can be read: the chunks are uncompressed and not checked."""
         return self.spec.blosc is None and self.chunk_crc32c is None
 
     def read_scattered(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Return single rows of the shard, counted from its first; only where :attr:`row_by_row`.
+        """Return single rows; shape [n, ...]. Allowed only if :attr:`row_by_row`.
 
         Parameters
         ----------
         rows : ndarray of int64, shape [n]
-            Sorted, so that the disk is read forwards.
+            Row numbers in the shard, sorted, so that the disk is read forwards.
         """
         spec = self.spec
         out = np.empty((len(rows), *spec.shape[1:]), dtype=spec.numpy_dtype)
@@ -190,20 +204,23 @@ class ShardReader:
             for i in range(first, min(first + SCATTERED, len(offsets))):
                 data = self.objects.read(self.key, offsets[i], spec.row_bytes)
                 if len(data) != spec.row_bytes:
-                    raise CorruptDataError(f"{self._where()}: the shard is cut", path=self.key)
+                    raise CorruptDataError(
+                        f"{self._where()}: the shard is truncated", path=self.key
+                    )
                 words[i] = np.frombuffer(data, np.uint8)
 
         deque(self._threads.map(fill, range(0, len(offsets), SCATTERED)), maxlen=0)
         return out
 
     def read_rows(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return rows [start, stop) of the shard, counted from its first.
+        """Return rows [start, stop) of the shard; shape [stop - start, ...].
 
         Parameters
         ----------
         start, stop : int
+            Row numbers in the shard.
         out : ndarray, shape [stop - start, ...], contiguous, optional
-            Where to put them. Threads decode straight into it.
+            Receives the rows. Threads decode directly into it.
         """
         spec = self.spec
         if out is None:

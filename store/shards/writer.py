@@ -1,4 +1,8 @@
-"""Writing of one shard file: chunks back to back, then the index and its checksum."""
+"""Writing of one shard: its inner chunks, then the index and the index's checksum.
+
+A shard holds its inner chunks without gaps, then the index (offset and length of each chunk as
+little-endian uint64, all ones for an absent chunk), then the crc32c of the index.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +19,25 @@ from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 from actlas.store.format.array_spec import ArraySpec
-from actlas.store.shards.chunks import _MISSING, codec_threads, crc32c, encode_chunk
+from actlas.store.shards.chunks import MISSING, codec_threads, crc32c, encode_chunk
 
 
 class ShardWriter:
-    """Encodes one shard as a stream of buffers, and notes the checksums as they pass.
+    """Encodes one shard as a stream of buffers and computes its checksums on the way.
 
     Parameters
     ----------
     spec : ArraySpec
         The array.
     rows : ndarray, shape [rows of the shard, ...]
-        In the array's dtype.
+        The shard's rows, in the array's dtype.
 
     Attributes
     ----------
     n_bytes : int
-        Of all that was yielded: of the whole object, once :meth:`parts` is exhausted.
+        Bytes yielded so far; the size of the object once :meth:`parts` is exhausted.
     chunk_crc32c : list of int
-        Of each chunk, in profile ``none``.
+        The crc32c of each chunk written so far, if chunks carry no checksum of their own.
     """
 
     def __init__(self, spec: ArraySpec, rows: NDArray[Any]) -> None:
@@ -50,35 +54,35 @@ class ShardWriter:
 
     @property
     def xxh3(self) -> str:
-        """The XXH3 (128 bits, hexadecimal) of all that was yielded."""
+        """The XXH3 (128 bits, hexadecimal) of the bytes yielded so far."""
         return self._xxh3.hexdigest()
 
     def parts(self) -> Iterator[Buffer]:
-        """Yield the chunks in order, then the index. Encoding runs ahead in threads."""
+        """Yield the chunks in order, then the index. Threads encode some chunks ahead."""
         spec = self.spec
-        index = np.full((spec.chunks_per_shard, 2), _MISSING, dtype="<u8")
+        index = np.full((spec.chunks_per_shard, 2), MISSING, dtype="<u8")
         for i, chunk in enumerate(self._encoded()):
             n_bytes = memoryview(chunk).nbytes
             index[i] = self.n_bytes, n_bytes
             if not spec.checksummed_chunks:
                 self.chunk_crc32c.append(crc32c(chunk))
-            yield self._pass(chunk)
+            yield self._count(chunk)
         data = index.tobytes()
-        yield self._pass(data + struct.pack("<I", crc32c(data)))
+        yield self._count(data + struct.pack("<I", crc32c(data)))
 
-    def _pass(self, part: Buffer) -> Buffer:
+    def _count(self, part: Buffer) -> Buffer:
         self._xxh3.update(part)
         self.n_bytes += memoryview(part).nbytes
         return part
 
     def _encoded(self) -> Iterator[Buffer]:
         spec = self.spec
-        pool = codec_threads()
+        executor = codec_threads()
         ahead = 2 * (os.cpu_count() or 1)
         running: deque[Future[Buffer]] = deque()
         for start in range(0, len(self.rows), spec.chunk_rows):
             rows = self.rows[start : start + spec.chunk_rows]
-            running.append(pool.submit(encode_chunk, spec, rows))
+            running.append(executor.submit(encode_chunk, spec, rows))
             if len(running) > ahead:
                 yield running.popleft().result()
         while running:
