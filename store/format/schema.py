@@ -277,7 +277,7 @@ class Receipt(_Spec):
     inputs: dict[str, str] = Field(default_factory=dict)
     """For derived data: the seals of the records that it was computed from, by key."""
     generation: int = Field(default=0, ge=0, lt=10**4)
-    """0 for a run's receipt; a repair that changes bytes writes the next, and the highest counts."""
+    """0 for a run's receipt; a repair that changes bytes writes the next. The highest is valid."""
 
 
 class FeaturesSpec(_Spec):
