@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import actlas
-from actlas.pipeline.corpus.records import Record, Tally
+from actlas.pipeline.corpus.records import ReadCounts, Record
 from actlas.pipeline.corpus.tokenization import Tokens
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.plan.make import plan_settings
@@ -44,15 +44,15 @@ class MadeUpCorpus:
 
     def __init__(self, n_documents: int, median: int) -> None:
         self.n_documents, self.median = n_documents, median
-        self.tally = Tally()
+        self.counts = ReadCounts()
 
     def records(self) -> Iterator[Record]:
-        self.tally = Tally()
+        self.counts = ReadCounts()
         letters = "abcdefghijklmnopqrstuvwxyz    " * (1 << 17)
         for block in lengths(0, self.n_documents, self.median):
             for n in block.tolist():
-                self.tally.n_read += 1
-                yield Record(letters[: n * CHARACTERS], None, self.uri, self.tally.n_read - 1)
+                self.counts.n_read += 1
+                yield Record(letters[: n * CHARACTERS], None, self.uri, self.counts.n_read - 1)
 
     def describe(self) -> str:
         return f"{self.n_documents:,} made-up documents"
@@ -61,7 +61,7 @@ class MadeUpCorpus:
         return None
 
 
-class MadeUpCutter:
+class MadeUpTokenizer:
     """Gives every four characters a token, without looking at them."""
 
     columns: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - as the real one has it
@@ -72,7 +72,7 @@ class MadeUpCutter:
         self.ids = rng.zipf(1.3, BLOCK).clip(3, spec.vocab_size - 1).astype(np.int32)
         self.starts = np.arange(1 << 18, dtype=np.int32) * CHARACTERS
 
-    def cut(self, texts: Sequence[str]) -> Iterator[Tokens]:
+    def tokenize(self, texts: Sequence[str]) -> Iterator[Tokens]:
         for i, text in enumerate(texts):
             n = len(text) // CHARACTERS
             at = (i * 7919) % (BLOCK // 2)
@@ -92,8 +92,8 @@ def plan(path: str, n_documents: int, median: int, shard_rows: int) -> dict[str,
         shard_rows=shard_rows,
     )
     real = resolve_settings(options)
-    assert isinstance(real.cutter.spec, TokenizerSpec)
-    made_up: Any = {"cutter": MadeUpCutter(real.cutter.spec)}
+    assert isinstance(real.tokenizer.spec, TokenizerSpec)
+    made_up: Any = {"tokenizer": MadeUpTokenizer(real.tokenizer.spec)}
     settings = dataclasses.replace(real, **made_up)
 
     def planned(where: str, n: int) -> None:

@@ -27,7 +27,7 @@ MANY_MORE = 1_250_000
 """Of 82 billion rows in shards of 65,536."""
 WIDE_SHARDS = 400
 _NOTE = (
-    "Documents of log-normal length (sigma 1.0), tokens from a made-up cutter (no tokenizer "
+    "Documents of log-normal length (sigma 1.0), tokens from a made-up tokenizer (no tokenizer "
     "runs; every other step of `actlas plan` does): texts and tokens are spooled to disk, "
     "ordered, fitted to shards, hashed, compressed and synced. Of raw write: seconds of "
     "writing as many raw bytes to one file and syncing it, over ours. Extra MB: the highest "

@@ -225,7 +225,7 @@ def read_windows(settings: Settings, max_tokens: int) -> tuple[list[Window], lis
                 "texts. Give a corpus of texts alone, without --image-field.",
                 field="corpus",
             )
-        [tokens] = settings.cutter.cut([record.text])
+        [tokens] = settings.tokenizer.tokenize([record.text])
         ids = settings.windows.apply(tokens).token_id[:n_left]
         content, prefix = settings.windows.content, settings.windows.prefix
         windows += cut_windows(ids, content, prefix, document=len(texts))
@@ -278,7 +278,7 @@ def read_prompts(
     found = []
     beginnings = itertools.islice((text for text in texts if text.strip()), N_PROMPTS)
     for text in prompts or beginnings:
-        [tokens] = settings.cutter.cut([text])
+        [tokens] = settings.tokenizer.tokenize([text])
         n_tokens = len(tokens)
         if not prompts:
             n_tokens = min(PROMPT_TOKENS, max(1, n_tokens // 2), room or PROMPT_TOKENS)

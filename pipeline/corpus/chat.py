@@ -17,7 +17,7 @@ import jinja2
 
 from actlas.pipeline.corpus.readers import Unreadable
 from actlas.pipeline.corpus.spans import Part
-from actlas.pipeline.corpus.tokenization import Cutter
+from actlas.pipeline.corpus.tokenization import DocumentTokenizer
 from actlas.store.errors import ModelError
 
 _SPECIAL = Unreadable("a message contains a special token's string")
@@ -25,13 +25,13 @@ _SPECIAL = Unreadable("a message contains a special token's string")
 _CHANGED = Unreadable("the chat template changes, drops or repeats what a message says")
 
 
-class ChatCutter(Cutter):
+class ChatTokenizer(DocumentTokenizer):
     """A tokenizer for text that its chat template has laid out: nothing is added around it.
 
     Parameters
     ----------
     tokenizer, identity
-        See :class:`~actlas.pipeline.corpus.tokenization.Cutter`.
+        See :class:`~actlas.pipeline.corpus.tokenization.DocumentTokenizer`.
     """
 
     def __init__(self, tokenizer: Any, identity: str) -> None:

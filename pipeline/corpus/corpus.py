@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from actlas.pipeline.corpus.readers import READERS, Position, files_below, read_records, suffix_of
-from actlas.pipeline.corpus.records import RawSource, Record, Selection, Tally
+from actlas.pipeline.corpus.records import RawSource, ReadCounts, Record, Selection
 from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import ConfigError, CorpusError
 
@@ -45,7 +45,7 @@ class Corpus(Protocol):
     """Which field text is taken from; None where records are texts alone."""
 
     @property
-    def tally(self) -> Tally:
+    def counts(self) -> ReadCounts:
         """Of the latest reading, as far as it has come."""
 
     def records(self) -> Iterator[Record]:
@@ -58,7 +58,7 @@ class Corpus(Protocol):
         """
 
     def describe(self) -> str:
-        """Say what is read."""
+        """Describe what is read."""
 
     def fraction(self) -> float | None:
         """Return how much of the corpus the latest reading has come through, where known."""
@@ -166,7 +166,7 @@ class FileCorpus:
     def __init__(self, options: PlanOptions, found: Found, chat: Chat | None = None) -> None:
         self.uri = options.corpus
         self.labelled = options.label_field is not None
-        self.tally = Tally()
+        self.counts = ReadCounts()
         self._selection = Selection(options, chat)
         self._files, self._root, self._n_notes = found
         plain = all(suffix_of(file) == ".txt" for file in self._files)
@@ -176,8 +176,8 @@ class FileCorpus:
 
     def records(self) -> Iterator[Record]:
         """Yield the documents of all files."""
-        self.tally = Tally()
-        yield from self._selection.select(self._sources(), self.tally)
+        self.counts = ReadCounts()
+        yield from self._selection.select(self._sources(), self.counts)
 
     def _sources(self) -> Iterator[RawSource]:
         for place, file in enumerate(self._files):
@@ -188,7 +188,7 @@ class FileCorpus:
             self._position.fraction = 1.0
 
     def describe(self) -> str:
-        """Say what is read, and how many files there are of each kind."""
+        """Describe what is read, and how many files there are of each kind."""
         kinds = Counter(str(suffix_of(file)) for file in self._files)
         files = " and ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
         left_out = f"; {self._n_notes:,} .txt beside them left out" if self._n_notes else ""
@@ -224,19 +224,19 @@ class BuiltinCorpus:
             )
         self.uri = options.corpus
         self.labelled = name in LABELLED
-        self.tally = Tally()
+        self.counts = ReadCounts()
         self._make: Any = BUILTIN_CORPORA[name]
         self._lowercase = options.lowercase
 
     def records(self) -> Iterator[Record]:
         """Yield the documents, made anew."""
-        self.tally = Tally()
+        self.counts = ReadCounts()
         for index, (text, label, _) in enumerate(self._make()):
-            self.tally.n_read += 1
+            self.counts.n_read += 1
             yield Record(text.lower() if self._lowercase else text, label, self.uri, index)
 
     def describe(self) -> str:
-        """Say what is read."""
+        """Describe what is read."""
         return self.uri
 
     def fraction(self) -> float | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actlas.pipeline.corpus.readers import Raw
-from actlas.pipeline.corpus.records import RawSource, Record, Selection, Tally
+from actlas.pipeline.corpus.records import RawSource, ReadCounts, Record, Selection
 from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import CorpusError
 from actlas.store.format import layout
@@ -42,7 +42,7 @@ class HubCorpus:
     def __init__(self, options: PlanOptions, name: str, chat: Chat | None = None) -> None:
         self.uri = options.corpus
         self.labelled = options.label_field is not None
-        self.tally = Tally()
+        self.counts = ReadCounts()
         self._selection = Selection(options, chat)
         self.text_field: str | None = self._selection.text.name
         parts = name.split(":")
@@ -60,8 +60,8 @@ class HubCorpus:
 
     def records(self) -> Iterator[Record]:
         """Yield the documents of all files."""
-        self.tally = Tally()
-        yield from self._selection.select(self._sources(), self.tally)
+        self.counts = ReadCounts()
+        yield from self._selection.select(self._sources(), self.counts)
 
     def _sources(self) -> Iterator[RawSource]:
         with _reported(self.uri):
@@ -87,12 +87,12 @@ class HubCorpus:
             yield item
 
     def describe(self) -> str:
-        """Say what is read."""
+        """Describe what is read."""
         return f"the stream of {self._name}, split {self._split}"
 
     def fraction(self) -> float | None:
         """Return the share of the records that was read, where the data set says how many."""
-        return self.tally.n_read / self._n_records if self._n_records else None
+        return self.counts.n_read / self._n_records if self._n_records else None
 
 
 def _open(name: str, config: str | None, split: str) -> Any:

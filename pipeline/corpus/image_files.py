@@ -142,7 +142,7 @@ def _check_header(image: Image) -> None:
 
 
 def _is_deep(image: Image) -> bool:
-    """Whether a file has more than 8 bits a channel, which Pillow cuts to 8 without a word."""
+    """Whether a file has more than 8 bits a channel, which Pillow reduces to 8 silently."""
     given: list[Any] = []
     for tile in getattr(image, "tile", ()):
         arguments = tile[3]

@@ -10,7 +10,7 @@ from pathlib import Path
 from actlas.pipeline.corpus.corpus import Corpus, open_corpus
 from actlas.pipeline.corpus.image_files import SUFFIXES, is_image, read_image
 from actlas.pipeline.corpus.readers import Unreadable, files_below
-from actlas.pipeline.corpus.records import PATIENCE_RECORDS, Record, Tally
+from actlas.pipeline.corpus.records import PATIENCE_RECORDS, ReadCounts, Record
 from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import ConfigError, CorpusError, run_fault
 from actlas.store.format import layout
@@ -35,7 +35,7 @@ def has_images(options: PlanOptions) -> bool:
         return True
     try:
         return isinstance(open_mixed(options), ImageFolder)
-    except CorpusError:  # said again, and in full, where the corpus is opened to be read
+    except CorpusError:  # raised again where the corpus is opened to be read
         return False
 
 
@@ -83,7 +83,7 @@ class ImageFolder:
 
     def __init__(self, options: PlanOptions) -> None:
         self.uri = options.corpus
-        self.tally = Tally()
+        self.counts = ReadCounts()
         _refuse_label_field(options)
         self._root, self._files = _find(options.corpus)
         self.labelled = any(self._label(file) is not None for file in self._files)
@@ -97,18 +97,18 @@ class ImageFolder:
 
     def records(self) -> Iterator[Record]:
         """Yield every image that can be decoded, its file's name as its source."""
-        self.tally = Tally()
+        self.counts = ReadCounts()
         n_images = 0
         for self._place, file in enumerate(self._files):  # noqa: B020 - told to fraction()
             source = file.relative_to(self._root).as_posix()
-            self.tally.n_read += 1
+            self.counts.n_read += 1
             found = _read(file)
             if isinstance(found, Unreadable):
-                self.tally.skip(found.reason, source, 0)
+                self.counts.skip(found.reason, source, 0)
             else:
                 n_images += 1
                 yield Record("", self._label(file), source, 0, image=found)
-            if self.tally.n_read == PATIENCE_RECORDS:
+            if self.counts.n_read == PATIENCE_RECORDS:
                 self._check(n_images)
         self._place = len(self._files)
         self._check(n_images)
@@ -116,8 +116,8 @@ class ImageFolder:
     def _check(self, n_images: int) -> None:
         if not n_images:
             raise CorpusError(
-                f"{self.uri}: none of {self.tally.n_read:,} files is an image that can be decoded. "
-                f"{'; '.join(self.tally.lines())}.",
+                f"{self.uri}: none of {self.counts.n_read:,} files is an image that can be "
+                f"decoded: {'; '.join(self.counts.lines())}.",
                 corpus=self.uri,
             )
 
@@ -126,7 +126,7 @@ class ImageFolder:
         return parts[0] if len(parts) > 1 else None
 
     def describe(self) -> str:
-        """Say what is read, and how many files there are of each kind."""
+        """Describe what is read, and how many files there are of each kind."""
         kinds = Counter(file.suffix.lower() for file in self._files)
         files = " and ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
         return f"{self.uri} ({files} to read)"

@@ -16,7 +16,7 @@ import numpy as np
 
 from actlas.pipeline.corpus.corpus import Corpus
 from actlas.pipeline.corpus.readers import Unreadable
-from actlas.pipeline.corpus.records import Record, Tally
+from actlas.pipeline.corpus.records import ReadCounts, Record
 from actlas.pipeline.corpus.tokenization import Tokens, Windows
 from actlas.store.errors import CorpusError
 from actlas.store.format.schema import ProcessorSpec
@@ -25,12 +25,12 @@ NO_TOKEN = -1
 """What stands for a token id where there is a patch."""
 
 
-def grid_pieces(grid: tuple[int, int]) -> list[str]:
+def patch_texts(grid: tuple[int, int]) -> list[str]:
     r"""Return the text of every patch, row by row, with the white space behind it.
 
     Examples
     --------
-    >>> grid_pieces((2, 2))
+    >>> patch_texts((2, 2))
     ['[0,0] ', '[0,1]\n', '[1,0] ', '[1,1]']
     """
     rows, columns = grid
@@ -42,14 +42,14 @@ def grid_pieces(grid: tuple[int, int]) -> list[str]:
     return [*pieces[:-1], pieces[-1].rstrip("\n")]
 
 
-def image_tokens(grid: tuple[int, int]) -> Tokens:
+def patch_tokens(grid: tuple[int, int]) -> Tokens:
     """Return an image's patches as tokens of the text of its grid."""
-    pieces = grid_pieces(grid)
+    pieces = patch_texts(grid)
     edges = np.cumsum([0, *map(len, pieces)]).astype(np.int32)
     return Tokens(np.full(len(pieces), NO_TOKEN, np.int32), edges[:-1], int(edges[-1]))
 
 
-class PatchCutter:
+class PatchTokenizer:
     """Gives every document the same tokens: the patches of an image.
 
     Parameters
@@ -62,15 +62,15 @@ class PatchCutter:
     columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def __init__(self, grid: tuple[int, int]) -> None:
-        self._tokens = image_tokens(grid)
+        self._tokens = patch_tokens(grid)
 
-    def cut(self, texts: Sequence[str]) -> Iterator[Tokens]:
+    def tokenize(self, texts: Sequence[str]) -> Iterator[Tokens]:
         """Yield the tokens of each document."""
         for _ in texts:
             yield self._tokens
 
 
-class LaidOut:
+class CorpusView:
     """A corpus whose texts are made anew, images in them as the text of their grid.
 
     Parameters
@@ -100,24 +100,24 @@ class LaidOut:
         for record in self._corpus.records():
             text = self.text_of(record)
             if isinstance(text, Unreadable):
-                self.tally.skip(text.reason, record.source, record.record)
+                self.counts.skip(text.reason, record.source, record.record)
                 continue
             n_documents += 1
             yield record._replace(text=text)
         if not n_documents:
             raise CorpusError(
-                f"{self.uri}: none of {self.tally.n_read:,} records is a document for this model. "
-                f"{'; '.join(self.tally.lines())}. Name the field of images with --image-field.",
+                f"{self.uri}: none of {self.counts.n_read:,} records is a document for this model. "
+                f"{'; '.join(self.counts.lines())}. Name the field of images with --image-field.",
                 corpus=self.uri,
             )
 
     @property
-    def tally(self) -> Tally:
+    def counts(self) -> ReadCounts:
         """Of the latest reading."""
-        return self._corpus.tally
+        return self._corpus.counts
 
     def describe(self) -> str:
-        """Say what is read."""
+        """Describe what is read."""
         return self._corpus.describe()
 
     def fraction(self) -> float | None:
@@ -125,7 +125,7 @@ class LaidOut:
         return self._corpus.fraction()
 
 
-class Pictures(LaidOut):
+class ImageCorpus(CorpusView):
     """A corpus of images alone: whatever text a record has is left out.
 
     Parameters
@@ -137,7 +137,7 @@ class Pictures(LaidOut):
     def __init__(self, corpus: Corpus, grid: tuple[int, int]) -> None:
         super().__init__(corpus)
         self.text_field = None
-        self._text = "".join(grid_pieces(grid))
+        self._text = "".join(patch_texts(grid))
 
     def text_of(self, record: Record) -> str | Unreadable:
         """Return the text of the grid."""

@@ -44,7 +44,7 @@ class Record(NamedTuple):
 
 
 @dataclass
-class Tally:
+class ReadCounts:
     """What was read and what was skipped, and why."""
 
     n_read: int = 0
@@ -63,7 +63,7 @@ class Tally:
         self.first.setdefault(reason, f"{source} record {record}")
 
     def lines(self) -> list[str]:
-        """Say for each reason how many were skipped, and where the first was."""
+        """Return a line for each reason: how many were skipped, and where the first was."""
         return [
             f"{n:,} records skipped: {reason} (the first: {self.first[reason]})"
             for reason, n in self.skipped.most_common()
@@ -108,7 +108,7 @@ class Selection:
             return names
         return [name for name in names if any(name in columns for columns in found)]
 
-    def select(self, sources: Iterable[RawSource], tally: Tally) -> Iterator[Record]:
+    def select(self, sources: Iterable[RawSource], counts: ReadCounts) -> Iterator[Record]:
         """Yield the documents among raw records.
 
         Raises
@@ -120,18 +120,18 @@ class Selection:
         example: Raw = ""
         for source in sources:
             for index, raw in source.records:
-                tally.n_read += 1
+                counts.n_read += 1
                 found = self._document(raw, source, index)
                 example = example or raw if isinstance(raw, Mapping) else example
                 if isinstance(found, Unreadable):
-                    tally.skip(found.reason, source.name, index)
+                    counts.skip(found.reason, source.name, index)
                 else:
                     n_documents += 1
                     n_labelled += found.label is not None
                     yield found
-                if tally.n_read == PATIENCE_RECORDS:
-                    self._check(n_documents, n_labelled, tally, example)
-        self._check(n_documents, n_labelled, tally, example)
+                if counts.n_read == PATIENCE_RECORDS:
+                    self._check(n_documents, n_labelled, counts, example)
+        self._check(n_documents, n_labelled, counts, example)
 
     def _document(self, raw: Raw, source: RawSource, index: int) -> Record | Unreadable:
         if isinstance(raw, Unreadable):
@@ -208,9 +208,9 @@ class Selection:
             return None
         return image_of(self.image.of(raw), folder)
 
-    def _check(self, n_documents: int, n_labelled: int, tally: Tally, example: Raw) -> None:
+    def _check(self, n_documents: int, n_labelled: int, counts: ReadCounts, example: Raw) -> None:
         names = field_names(example) if isinstance(example, Mapping) else []
-        if tally.n_read == 0:
+        if counts.n_read == 0:
             raise CorpusError(
                 f"{self.uri}: there are no records in it. Expected at least one with text.",
                 corpus=self.uri,
@@ -227,15 +227,15 @@ class Selection:
                     f"Its fields are {listed(names)}: name the one with the image, its bytes or "
                     "its path below the folder of the records, with --image-field."
                 )
-            if set(tally.skipped) == {TOO_LONG.reason}:
+            if set(counts.skipped) == {TOO_LONG.reason}:
                 advice = (
                     f"A document may have {MAX_DOCUMENT_BYTES >> 20} MiB. Expected shorter ones: "
                     "cut them, into one file each or into records of a .jsonl."
                 )
             what = "text" if self.image is None else "text or an image"
             raise CorpusError(
-                f"{self.uri}: none of {tally.n_read:,} records has {what}. "
-                f"{'; '.join(tally.lines())}. {advice}",
+                f"{self.uri}: none of {counts.n_read:,} records has {what}. "
+                f"{'; '.join(counts.lines())}. {advice}",
                 corpus=self.uri,
                 fields=names,
             )
@@ -243,7 +243,7 @@ class Selection:
         if unseen:
             there = f"Its fields are {listed(names)}." if names else "Its records have no fields."
             raise CorpusError(
-                f"{self.uri}: none of {tally.n_read:,} records has a field {unseen[0]!r}. {there} "
+                f"{self.uri}: none of {counts.n_read:,} records has a field {unseen[0]!r}. {there} "
                 "Name those with spans with --span-fields.",
                 corpus=self.uri,
                 fields=names,
@@ -251,7 +251,7 @@ class Selection:
         if self.label is not None and n_labelled == 0:
             there = f"Its fields are {listed(names)}." if names else "Its records have no fields."
             raise CorpusError(
-                f"{self.uri}: none of {tally.n_read:,} records has a label in "
+                f"{self.uri}: none of {counts.n_read:,} records has a label in "
                 f"{self.label.name!r}. {there} Name the one with the label with --label-field.",
                 corpus=self.uri,
                 fields=names,

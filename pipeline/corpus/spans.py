@@ -44,7 +44,7 @@ def column_name(field: str) -> str:
     return field.rsplit(".", 1)[-1]
 
 
-def part_columns(options: PlanOptions) -> tuple[str, ...]:
+def span_columns(options: PlanOptions) -> tuple[str, ...]:
     """Return the columns of tokens that a corpus gives: of roles, or one per field of spans.
 
     Raises

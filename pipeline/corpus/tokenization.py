@@ -1,7 +1,7 @@
-"""Text to kept tokens: without special tokens, with special strings in it treated as text.
+"""From text to kept tokens: no special tokens added, special strings in the text taken as text.
 
-A :class:`Cutter` works on its own copy of the tokenizer's backend, so that neither truncation,
-padding nor a warning of theirs gets between, and nobody else's tokenizer changes.
+A :class:`DocumentTokenizer` works on its own copy of the tokenizer's backend, so that truncation,
+padding and their warnings play no part, and the caller's tokenizer is not changed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Tokens(NamedTuple):
         return len(self.token_id)
 
 
-class Cutter:
+class DocumentTokenizer:
     """A tokenizer as a plan uses it.
 
     ``columns`` has the columns of tokens that ``cut`` gives, and the names of their codes.
@@ -120,7 +120,7 @@ class Cutter:
         # Where an empty text leaves it open, all of it comes before.
         return max(found, key=lambda pair: len(pair[0]))
 
-    def cut(self, texts: Sequence[str]) -> Iterator[Tokens]:
+    def tokenize(self, texts: Sequence[str]) -> Iterator[Tokens]:
         """Yield the kept tokens of each text; the backend works on all CPUs."""
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         for i, text in enumerate(texts):

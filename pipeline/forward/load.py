@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actlas.pipeline.hookpoints.reach import unreached
+from actlas.pipeline.hookpoints.reached import unreached
 from actlas.pipeline.model.config import (
     LOADING_ERRORS,
     auto_class,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from actlas.pipeline.forward.prefill import MAX_MASK, cache_bytes
-from actlas.pipeline.hookpoints.reach import unreached
+from actlas.pipeline.hookpoints.reached import unreached
 from actlas.pipeline.model.config import build_skeleton
 from actlas.pipeline.model.device import _free_device_bytes
 from actlas.pipeline.model.files import n_stored_parameters, weight_files

@@ -24,18 +24,18 @@ class DraftColumns:
     labelled : bool
         Whether documents have labels.
     names : mapping of str to tuple of str
-        Of the cutter's own columns of tokens, the names of their codes.
+        Of the tokenizer's own columns of tokens, the names of their codes.
     """
 
     def __init__(
         self, draft: Draft, *, labelled: bool, names: Mapping[str, tuple[str, ...]] | None = None
     ) -> None:
-        texts, cuts, order = draft.texts, draft.cuts, draft.order
-        place = np.array(cuts.place, np.int64)[order]
+        texts, tokenized, order = draft.texts, draft.tokenized, draft.order
+        place = np.array(tokenized.place, np.int64)[order]
         text_edges = np.array(texts.edges, np.int64)
         self._draft = draft
         self._text_from = text_edges[place]
-        self._tokens_from = np.array(cuts.edges, np.int64)[order]
+        self._tokens_from = np.array(tokenized.edges, np.int64)[order]
         self.start = _edges(draft.lengths)
         self.text_start = _edges(text_edges[place + 1] - self._text_from)
         self.n_documents = len(order)
@@ -48,7 +48,7 @@ class DraftColumns:
             self._image_from = image_edges[place]
             self.image_start = _edges(image_edges[place + 1] - self._image_from)
         self.n_image_bytes = int(self.image_start[-1])
-        self.char_stop = np.array(cuts.char_stop, np.int32)[order]
+        self.char_stop = np.array(tokenized.char_stop, np.int32)[order]
         self.record = np.array(texts.record, np.int64)[place]
         self.source, self.source_names = _used(texts.source, place, texts.sources)
         codes, used = _used(texts.label, place, texts.labels)
@@ -57,32 +57,32 @@ class DraftColumns:
         all_names = dict(names or {})
         self._recoded: dict[str, NDArray[np.int32]] = {}
         for name, found in texts.columns.items():
-            kept = [code for code, n in cuts.n_of_code[name].items() if n and code >= 0]
+            kept = [code for code, n in tokenized.n_of_code[name].items() if n and code >= 0]
             self._recoded[name], all_names[name] = _recoded(kept, found)
         self.token_column_names: Mapping[str, tuple[str, ...]] = all_names
 
     def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
         """Return the kept tokens [start, stop)."""
-        return self._draft.cuts.token_id.gather(self._tokens_from, self.start, start, stop)
+        return self._draft.tokenized.token_id.gather(self._tokens_from, self.start, start, stop)
 
     def char_starts(self, start: int, stop: int) -> NDArray[np.int32]:
         """Return, for the same tokens, the character of the document where each begins."""
-        return self._draft.cuts.char_start.gather(self._tokens_from, self.start, start, stop)
+        return self._draft.tokenized.char_start.gather(self._tokens_from, self.start, start, stop)
 
     def special(self, start: int, stop: int) -> NDArray[np.bool_] | None:
         """Return, for the same tokens, which the tokenizer added; None where none has a row."""
-        return self._draft.cuts.windows.special(self.start, start, stop)
+        return self._draft.tokenized.windows.special(self.start, start, stop)
 
     def token_column(self, name: str, start: int, stop: int) -> NDArray[np.int32]:
         """Return, for the same tokens, the codes of a column; -1 where there is none."""
-        codes: NDArray[np.int32] = self._draft.cuts.columns[name].gather(
+        codes: NDArray[np.int32] = self._draft.tokenized.columns[name].gather(
             self._tokens_from, self.start, start, stop
         )
         return self._recoded[name][codes] if name in self._recoded else codes
 
     def n_tokens_of(self, name: str) -> dict[str, int]:
         """Return how many tokens have each name in a column of tokens."""
-        n_of_code, new = self._draft.cuts.n_of_code[name], self._recoded.get(name)
+        n_of_code, new = self._draft.tokenized.n_of_code[name], self._recoded.get(name)
         codes = {code: int(new[code]) if new is not None else code for code in n_of_code}
         names = self.token_column_names[name]
         return {names[codes[code]]: n for code, n in n_of_code.items() if code >= 0}

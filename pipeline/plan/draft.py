@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.pipeline.corpus.corpus import Corpus
-from actlas.pipeline.corpus.patches import PatchCutter
+from actlas.pipeline.corpus.patches import PatchTokenizer
 from actlas.pipeline.corpus.records import Record
 from actlas.pipeline.corpus.spans import token_codes
-from actlas.pipeline.corpus.tokenization import Cutter, Tokens, Windows, batches
+from actlas.pipeline.corpus.tokenization import DocumentTokenizer, Tokens, Windows, batches
 from actlas.pipeline.plan.spool import Spool
 from actlas.store.errors import CorpusError
 from actlas.store.format import layout
@@ -26,7 +26,7 @@ from actlas.store.format.schema import Order
 
 Sample = Literal["all", "uniform", "head"]
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 Parts = tuple[NDArray[np.int32], ...]
 """For each column that the corpus gives, its parts of a text: start, stop, code; [parts, 3]."""
@@ -34,7 +34,7 @@ Parts = tuple[NDArray[np.int32], ...]
 MAX_NAMES = 1 << 16
 """Distinct labels: what has more is no label."""
 
-SAY_EVERY_S = 5.0
+LOG_EVERY_S = 5.0
 
 
 class Names:
@@ -130,7 +130,7 @@ class Texts:
         return self.file.read(self.edges[place], self.edges[place + 1]).tobytes().decode()
 
 
-class Cuts:
+class TokenizedDocuments:
     """The kept tokens of the documents that were taken, in the order of taking."""
 
     def __init__(self, spool: Spool, windows: Windows, columns: Iterable[str] = ()) -> None:
@@ -151,26 +151,26 @@ class Cuts:
     def take(
         self,
         items: Iterable[Item],
-        cutter: Cutter | PatchCutter,
+        tokenizer: DocumentTokenizer | PatchTokenizer,
         limit: int | None,
-        say: Say,
+        log: Log,
     ) -> bool:
         """Cut texts with their places until the limit; return whether any was left over."""
-        said = time.monotonic()
+        logged = time.monotonic()
         for batch in batches(items):
-            for i, tokens in enumerate(cutter.cut([item.text for item in batch])):
+            for i, tokens in enumerate(tokenizer.tokenize([item.text for item in batch])):
                 if limit is not None and self.n_tokens >= limit:
                     return True
                 tokens = self._with_columns(tokens, batch[i].parts)
                 self._append(self.windows.apply(tokens), batch[i].place)
-            if time.monotonic() - said > SAY_EVERY_S:
-                said = time.monotonic()
+            if time.monotonic() - logged > LOG_EVERY_S:
+                logged = time.monotonic()
                 goal = f" of {limit:,}" if limit is not None else ""
-                say(f"{self.n_tokens:,}{goal} tokens in {len(self.place):,} documents")
+                log(f"{self.n_tokens:,}{goal} tokens in {len(self.place):,} documents")
         return False
 
     def _with_columns(self, tokens: Tokens, parts: Parts) -> Tokens:
-        """Return a document's tokens with all codes: the cutter's own, and the corpus's."""
+        """Return a document's tokens with all codes: the tokenizer's own, and the corpus's."""
         given = [name for name in self.columns if name not in tokens.columns]
         coded = (token_codes(tokens, part) for part in parts)
         columns = {**tokens.columns, **dict(zip(given, coded, strict=True))}
@@ -201,7 +201,7 @@ class Draft(NamedTuple):
     Attributes
     ----------
     texts : Texts
-    cuts : Cuts
+    tokenized : TokenizedDocuments
     order : ndarray of int64, shape [documents]
         ``order[i]``: which of the cut documents comes i-th in the plan.
     sample : {"all", "uniform", "head"}
@@ -209,20 +209,20 @@ class Draft(NamedTuple):
     """
 
     texts: Texts
-    cuts: Cuts
+    tokenized: TokenizedDocuments
     order: NDArray[np.int64]
     sample: Sample
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Kept tokens of each document, in the plan's order; shape [documents]."""
-        edges = np.array(self.cuts.edges, np.int64)
+        edges = np.array(self.tokenized.edges, np.int64)
         return (edges[1:] - edges[:-1])[self.order]
 
 
 def collect(
     corpus: Corpus,
-    cutter: Cutter | PatchCutter,
+    tokenizer: DocumentTokenizer | PatchTokenizer,
     windows: Windows,
     spool: Spool,
     *,
@@ -231,7 +231,7 @@ def collect(
     sample: Literal["uniform", "head"],
     max_tokens: int | None,
     seed: int,
-    say: Say = lambda _: None,
+    log: Log = lambda _: None,
 ) -> Draft:
     """Read, cut and order the documents of a plan.
 
@@ -239,7 +239,7 @@ def collect(
     head takes them from its beginning; both end after the document that reaches it. What was
     taken is then shuffled, or put back into the corpus's order.
 
-    ``columns`` are those of tokens that the corpus gives, beside the cutter's own.
+    ``columns`` are those of tokens that the corpus gives, beside the tokenizer's own.
 
     Raises
     ------
@@ -249,41 +249,41 @@ def collect(
         The spool's disk is full or fails.
     """
     texts = Texts(spool, columns)
-    cuts = Cuts(spool, windows, (*cutter.columns, *columns))
+    tokenized = TokenizedDocuments(spool, windows, (*tokenizer.columns, *columns))
     uniform = sample == "uniform" and max_tokens is not None and not corpus.drawn
     items: Iterator[Item]
     if uniform:
-        for _ in _spooled(corpus, texts, say):
+        for _ in _spooled(corpus, texts, log):
             pass
         texts.flush()
         visited = layout.permutation(seed, layout.STREAM_DOCUMENTS, 0, len(texts))
         items = (texts.item(place) for place in map(int, visited))
     else:
         items = _spooled(corpus, texts)
-    left_over = cuts.take(items, cutter, max_tokens, say)
+    left_over = tokenized.take(items, tokenizer, max_tokens, log)
     texts.flush()
-    cuts.flush()
-    if cuts.n_tokens == 0:
+    tokenized.flush()
+    if tokenized.n_tokens == 0:
         raise CorpusError(
             f"{corpus.uri}: {len(texts):,} documents, and not one token in them: every text is "
             "empty. Expected text.",
             corpus=corpus.uri,
         )
-    n = len(cuts.place)
+    n = len(tokenized.place)
     if order == "corpus":
-        in_order = np.argsort(np.array(cuts.place, np.int64), kind="stable")
+        in_order = np.argsort(np.array(tokenized.place, np.int64), kind="stable")
     elif uniform:
         in_order = np.arange(n, dtype=np.int64)
     else:
         in_order = layout.permutation(seed, layout.STREAM_DOCUMENTS, 0, n)
-    return Draft(texts, cuts, in_order, sample if left_over else "all")
+    return Draft(texts, tokenized, in_order, sample if left_over else "all")
 
 
-def _spooled(corpus: Corpus, texts: Texts, say: Say | None = None) -> Iterator[Item]:
+def _spooled(corpus: Corpus, texts: Texts, log: Log | None = None) -> Iterator[Item]:
     """Yield each document with its place, its text already in the spool."""
-    said = time.monotonic()
+    logged = time.monotonic()
     for record in corpus.records():
         yield texts.append(record)
-        if say is not None and time.monotonic() - said > SAY_EVERY_S:
-            said = time.monotonic()
-            say(f"{len(texts):,} documents read, to choose from")
+        if log is not None and time.monotonic() - logged > LOG_EVERY_S:
+            logged = time.monotonic()
+            log(f"{len(texts):,} documents read, to choose from")

@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Iterator
 
 from actlas.pipeline.corpus.corpus import Corpus
-from actlas.pipeline.corpus.patches import LaidOut
+from actlas.pipeline.corpus.patches import CorpusView
 from actlas.pipeline.corpus.records import Record
-from actlas.pipeline.corpus.spans import part_columns
+from actlas.pipeline.corpus.spans import span_columns
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.plan.columns import DraftColumns
 from actlas.pipeline.plan.draft import collect
@@ -48,16 +48,16 @@ def estimate(options: PlanOptions, device: str | None = "auto") -> Estimate:
     ):
         draft = collect(
             head,
-            settings.cutter,
+            settings.tokenizer,
             settings.windows,
             spool,
-            columns=part_columns(options),
+            columns=span_columns(options),
             order=settings.order,
             sample="head",
             max_tokens=None,
             seed=options.seed,
         )
-        columns = DraftColumns(draft, labelled=head.labelled, names=settings.cutter.columns)
+        columns = DraftColumns(draft, labelled=head.labelled, names=settings.tokenizer.columns)
         n_tokens = columns.n_tokens
         total = head.total_tokens(n_tokens)
         ratio = min(filter(None, (total, options.max_tokens)), default=n_tokens) / n_tokens
@@ -85,7 +85,7 @@ def estimate(options: PlanOptions, device: str | None = "auto") -> Estimate:
         )
 
 
-class Head(LaidOut):
+class Head(CorpusView):
     """The first documents of a corpus, without their images.
 
     Parameters

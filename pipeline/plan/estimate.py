@@ -244,7 +244,7 @@ def summarize(
         longest=int(np.diff(columns.start).max()),
         labels=labels,
         token_columns=token_columns,
-        skipped=tuple(settings.corpus.tally.lines()),
+        skipped=tuple(settings.corpus.counts.lines()),
         compute=settings.model.compute_dtype,
         speed=forward_speed(settings.model, settings.max_length),
         memory=_worker_memory(settings.model, plan),

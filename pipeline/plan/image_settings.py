@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from actlas.pipeline.corpus.corpus import Corpus
 from actlas.pipeline.corpus.image_folder import open_images
-from actlas.pipeline.corpus.patches import PatchCutter, Pictures, image_windows
-from actlas.pipeline.corpus.tokenization import Cutter, Windows, make_windows
+from actlas.pipeline.corpus.patches import ImageCorpus, PatchTokenizer, image_windows
+from actlas.pipeline.corpus.tokenization import DocumentTokenizer, Windows, make_windows
 from actlas.pipeline.model.describe import ModelDescription
 from actlas.pipeline.model.vision import describe_processor
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.plan.image_layout import image_layout
-from actlas.pipeline.plan.mixed import MixedCutter, Mixture, find_placeholder
+from actlas.pipeline.plan.mixed import MixedCorpus, MixedTokenizer, find_placeholder
 from actlas.store.errors import ConfigError
 from actlas.store.format.schema import HookpointSpec, ModelSpec, ProcessorSpec
 
@@ -28,7 +28,7 @@ class Reading(NamedTuple):
 
     corpus: Corpus
     hookpoints: tuple[HookpointSpec, ...]
-    cutter: Cutter | PatchCutter
+    tokenizer: DocumentTokenizer | PatchTokenizer
     windows: Windows
     max_length: int
     processor: ProcessorSpec | None = None
@@ -49,9 +49,9 @@ def read_images(
     processor = describe_processor(model.processor, model.spec.id, **layout)
     windows = image_windows(processor, keep_special=options.keep_special)
     return Reading(
-        corpus=Pictures(corpus, layout["grid"]),
+        corpus=ImageCorpus(corpus, layout["grid"]),
         hookpoints=hookpoints,
-        cutter=PatchCutter(layout["grid"]),
+        tokenizer=PatchTokenizer(layout["grid"]),
         windows=windows,
         max_length=windows.content + processor.n_prefix + processor.n_suffix,
         processor=processor,
@@ -73,17 +73,17 @@ def read_mixed(
         A window has no room for an image; the processor is not of the kind that is known.
     """
     placeholder = find_placeholder(model.processor)
-    cutter = MixedCutter(model.tokenizer, options.tokenizer or model.spec.id, placeholder)
+    tokenizer = MixedTokenizer(model.tokenizer, options.tokenizer or model.spec.id, placeholder)
     long = options.long or ("truncate" if corpus.labelled else "window")
-    windows = make_windows(cutter.spec, max_length, long, options.keep_special)
+    windows = make_windows(tokenizer.spec, max_length, long, options.keep_special)
     processor = describe_processor(
         model.processor.image_processor,
         model.spec.id,
         grid=placeholder.grid,
         image_token_id=placeholder.token_id,
     )
-    mixture = Mixture(corpus, placeholder, cutter, windows)
-    return Reading(mixture, hookpoints, cutter, windows, max_length, processor)
+    mixture = MixedCorpus(corpus, placeholder, tokenizer, windows)
+    return Reading(mixture, hookpoints, tokenizer, windows, max_length, processor)
 
 
 _OF_TEXTS = (

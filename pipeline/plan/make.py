@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from actlas.pipeline.corpus.spans import part_columns
+from actlas.pipeline.corpus.spans import span_columns
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.plan.borders import crossing_share, fit_borders
 from actlas.pipeline.plan.columns import DraftColumns
-from actlas.pipeline.plan.draft import Draft, Say, collect
+from actlas.pipeline.plan.draft import Draft, Log, collect
 from actlas.pipeline.plan.estimate import summarize
 from actlas.pipeline.plan.settings import Settings, assemble, resolve_settings
 from actlas.pipeline.plan.spool import open_spool
@@ -24,7 +24,7 @@ from actlas.store.write.staging import refuse_existing
 def make_plan(
     path: str | os.PathLike[str],
     options: PlanOptions,
-    progress: Say | None = None,
+    progress: Log | None = None,
     device: str | None = "auto",
 ) -> Store:
     """Read, tokenize and order a corpus, and write a new store with its plan.
@@ -57,27 +57,27 @@ def make_plan(
     return plan_settings(path, resolve_settings(options, device), progress or (lambda _: None))
 
 
-def plan_settings(path: str | os.PathLike[str], settings: Settings, say: Say) -> Store:
+def plan_settings(path: str | os.PathLike[str], settings: Settings, log: Log) -> Store:
     """Do what :func:`make_plan` does, once every option is decided."""
     options = settings.options
-    say(f"planning {settings.corpus.describe()}")
+    log(f"planning {settings.corpus.describe()}")
     with open_spool(path) as spool:
         draft = collect(
             settings.corpus,
-            settings.cutter,
+            settings.tokenizer,
             settings.windows,
             spool,
-            columns=part_columns(options),
+            columns=span_columns(options),
             order=settings.order,
             sample=settings.sample,
             max_tokens=options.max_tokens,
             seed=options.seed,
-            say=say,
+            log=log,
         )
-        _check_vocabulary(settings, draft.cuts.largest_id)
+        _check_vocabulary(settings, draft.tokenized.largest_id)
         draft = _fit(settings, draft)
         columns = DraftColumns(
-            draft, labelled=settings.corpus.labelled, names=settings.cutter.columns
+            draft, labelled=settings.corpus.labelled, names=settings.tokenizer.columns
         )
         plan = _plan(settings, draft, columns)
         images = columns if plan.processor is not None else None
@@ -92,7 +92,7 @@ def plan_settings(path: str | os.PathLike[str], settings: Settings, say: Say) ->
             ),
         )
         for line in found.lines():
-            say(line)
+            log(line)
         create(path, plan, columns, images)
     return open_store(path)
 
@@ -101,13 +101,13 @@ def _fit(settings: Settings, draft: Draft) -> Draft:
     """Move documents near shard borders so that fewer sequences cross them."""
     if settings.order == "corpus":
         return draft
-    shard_rows = settings.shard_rows(draft.cuts.n_tokens)
+    shard_rows = settings.shard_rows(draft.tokenized.n_tokens)
     places = fit_borders(draft.lengths, shard_rows, settings.windows.kept)
     return draft._replace(order=draft.order[places])
 
 
 def _check_vocabulary(settings: Settings, largest_id: int) -> None:
-    spec = settings.cutter.spec
+    spec = settings.tokenizer.spec
     if spec is None:
         return
     largest = max(largest_id, *spec.prefix_ids, *spec.suffix_ids, -1)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from actlas.pipeline.corpus.corpus import Corpus
-from actlas.pipeline.corpus.patches import NO_TOKEN, LaidOut, grid_pieces, image_tokens
+from actlas.pipeline.corpus.patches import NO_TOKEN, CorpusView, patch_texts, patch_tokens
 from actlas.pipeline.corpus.readers import Unreadable
 from actlas.pipeline.corpus.records import Record
-from actlas.pipeline.corpus.tokenization import Cutter, Tokens, Windows, tokens_of
+from actlas.pipeline.corpus.tokenization import DocumentTokenizer, Tokens, Windows, tokens_of
 from actlas.pipeline.model.config import LOADING_ERRORS, loading_error, quiet
 from actlas.pipeline.model.vision import blank_images
 from actlas.store.errors import ConfigError, ModelError
@@ -91,13 +91,13 @@ def _run(processor: Any, text: str, token_id: int, image: Image) -> tuple[int, i
     return n, int(shape[2]), int(shape[3])
 
 
-class MixedCutter(Cutter):
-    """Cuts texts, and texts with the grid of one image in them.
+class MixedTokenizer(DocumentTokenizer):
+    """Tokenizes texts, and texts with the grid of one image in them.
 
     Parameters
     ----------
     tokenizer, identity
-        See :class:`~actlas.pipeline.corpus.tokenization.Cutter`.
+        See :class:`~actlas.pipeline.corpus.tokenization.DocumentTokenizer`.
     placeholder : Placeholder
     """
 
@@ -107,8 +107,8 @@ class MixedCutter(Cutter):
     def __init__(self, tokenizer: Any, identity: str, placeholder: Placeholder) -> None:
         super().__init__(tokenizer, identity)
         self._placeholder = placeholder
-        self._image = image_tokens(placeholder.grid)
-        self._grid_text = "".join(grid_pieces(placeholder.grid))
+        self._image = patch_tokens(placeholder.grid)
+        self._grid_text = "".join(patch_texts(placeholder.grid))
         # The same tokenizer, in which of all special strings the placeholder alone is no text.
         body = json.loads(self._backend.to_str())
         for token in body["added_tokens"]:
@@ -117,9 +117,9 @@ class MixedCutter(Cutter):
         self._with_image = type(self._backend).from_str(json.dumps(body))
         self._with_image.encode_special_tokens = True
 
-    def cut(self, texts: Sequence[str]) -> Iterator[Tokens]:
+    def tokenize(self, texts: Sequence[str]) -> Iterator[Tokens]:
         """Yield the tokens of each text, the patches of its image among them."""
-        for text, tokens in zip(texts, super().cut(texts), strict=True):
+        for text, tokens in zip(texts, super().tokenize(texts), strict=True):
             before, grid, after = text.partition(self._grid_text)
             found = self._cut_around(before, after) if grid else tokens
             modality = (found.token_id == NO_TOKEN).astype(np.int32)
@@ -141,8 +141,8 @@ class MixedCutter(Cutter):
         )
 
 
-class Mixture(LaidOut):
-    """A corpus of texts, some with an image, in the form that :class:`MixedCutter` reads.
+class MixedCorpus(CorpusView):
+    """A corpus of texts, some with an image, in the form that :class:`MixedTokenizer` reads.
 
     An image stands where the text has its placeholder (``<image>``), else before the text on a
     line of its own. Without an image a placeholder is text like any other.
@@ -151,17 +151,17 @@ class Mixture(LaidOut):
     ----------
     corpus : Corpus
     placeholder : Placeholder
-    cutter : MixedCutter
+    tokenizer : MixedTokenizer
     windows : Windows
         An image that no single window holds is no document.
     """
 
     def __init__(
-        self, corpus: Corpus, placeholder: Placeholder, cutter: MixedCutter, windows: Windows
+        self, corpus: Corpus, placeholder: Placeholder, tokenizer: MixedTokenizer, windows: Windows
     ) -> None:
         super().__init__(corpus)
-        self._placeholder, self._cutter, self._windows = placeholder, cutter, windows
-        self._grid_text = "".join(grid_pieces(placeholder.grid))
+        self._placeholder, self._tokenizer, self._windows = placeholder, tokenizer, windows
+        self._grid_text = "".join(patch_texts(placeholder.grid))
         if int(np.prod(placeholder.grid)) > windows.content:
             raise ConfigError(
                 f"An image has {int(np.prod(placeholder.grid)):,} tokens, and a window room for "
@@ -185,7 +185,7 @@ class Mixture(LaidOut):
         return text if self._fits(text) else Unreadable("an image that lies in no single window")
 
     def _fits(self, text: str) -> bool:
-        [tokens] = self._cutter.cut([text])
+        [tokens] = self._tokenizer.tokenize([text])
         places = np.flatnonzero(tokens.token_id == NO_TOKEN)
         start, stop, content = int(places[0]), int(places[-1]), self._windows.content
         if self._windows.long == "truncate":

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from actlas.pipeline.corpus.chat import Chat, ChatCutter
+from actlas.pipeline.corpus.chat import Chat, ChatTokenizer
 from actlas.pipeline.corpus.corpus import Corpus, open_corpus
 from actlas.pipeline.corpus.image_folder import has_images, open_mixed
-from actlas.pipeline.corpus.patches import PatchCutter
-from actlas.pipeline.corpus.spans import part_columns
-from actlas.pipeline.corpus.tokenization import Cutter, Windows, make_windows
+from actlas.pipeline.corpus.patches import PatchTokenizer
+from actlas.pipeline.corpus.spans import span_columns
+from actlas.pipeline.corpus.tokenization import DocumentTokenizer, Windows, make_windows
 from actlas.pipeline.hookpoints.names import resolve
 from actlas.pipeline.model.config import check_windows
 from actlas.pipeline.model.describe import ModelDescription, describe_model
@@ -57,7 +57,7 @@ class Settings:
     corpus: Corpus
     model: ModelDescription
     hookpoints: tuple[HookpointSpec, ...]
-    cutter: Cutter | PatchCutter
+    tokenizer: DocumentTokenizer | PatchTokenizer
     windows: Windows
     order: Order
     sample: Literal["uniform", "head"]
@@ -66,8 +66,8 @@ class Settings:
 
     @property
     def token_columns(self) -> tuple[str, ...]:
-        """Columns of tokens: the cutter's own, then those that the corpus gives."""
-        return (*self.cutter.columns, *part_columns(self.options))
+        """Columns of tokens: the tokenizer's own, then those that the corpus gives."""
+        return (*self.tokenizer.columns, *span_columns(self.options))
 
     def shard_rows(self, n_tokens: int) -> int:
         """Return the rows of a shard, as asked for or chosen."""
@@ -106,7 +106,7 @@ def resolve_settings(options: PlanOptions, device: str | None = "auto") -> Setti
         corpus=reading.corpus,
         model=model,
         hookpoints=reading.hookpoints,
-        cutter=reading.cutter,
+        tokenizer=reading.tokenizer,
         windows=reading.windows,
         order=order,
         sample=options.sample or ("head" if head else "uniform"),
@@ -126,16 +126,16 @@ def _reading(options: PlanOptions, model: ModelDescription) -> Reading:
     hookpoints = resolve(model.skeleton, options.hookpoints)
     if mixed:
         return read_mixed(options, model, hookpoints, corpus, max_length)
-    cutter_of = ChatCutter if options.messages_field else Cutter
-    cutter = cutter_of(model.tokenizer, options.tokenizer or model.spec.id)
+    tokenizer_of = ChatTokenizer if options.messages_field else DocumentTokenizer
+    tokenizer = tokenizer_of(model.tokenizer, options.tokenizer or model.spec.id)
     long = options.long or ("truncate" if corpus.labelled else "window")
-    windows = make_windows(cutter.spec, max_length, long, options.keep_special)
-    return Reading(corpus, hookpoints, cutter, windows, max_length)
+    windows = make_windows(tokenizer.spec, max_length, long, options.keep_special)
+    return Reading(corpus, hookpoints, tokenizer, windows, max_length)
 
 
 def _chat(options: PlanOptions, model: ModelDescription) -> Chat | None:
     """Return what lays messages out, where the corpus is one of messages."""
-    part_columns(options)  # raises, where a column cannot have its name
+    span_columns(options)  # raises, where a column cannot have its name
     if not options.messages_field:
         return None
     why = {
@@ -219,12 +219,12 @@ def assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: 
     **counts : int
         ``n_documents``, ``n_tokens``, ``n_text_bytes``, ``n_windows``, ``n_image_bytes``.
     """
-    options, tally = settings.options, settings.corpus.tally
+    options, read = settings.options, settings.corpus.counts
     return Plan(
         format_version=FORMAT_VERSION,
         actlas_version=VERSION,
         model=settings.model.spec,
-        tokenizer=settings.cutter.spec,
+        tokenizer=settings.tokenizer.spec,
         corpus=CorpusSpec(
             uri=settings.corpus.uri,
             fingerprint=fingerprint,
@@ -232,8 +232,8 @@ def assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: 
             label_field=options.label_field,
             lowercase=options.lowercase,
             sample=sample,
-            n_records_read=tally.n_read,
-            n_records_skipped=tally.n_skipped,
+            n_records_read=read.n_read,
+            n_records_skipped=read.n_skipped,
         ),
         windows=WindowSpec(max_length=settings.max_length, long=settings.windows.long),
         hookpoints=settings.hookpoints,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from actlas.pipeline.corpus.chat import Chat, ChatCutter
+from actlas.pipeline.corpus.chat import Chat, ChatTokenizer
 from actlas.pipeline.corpus.readers import Unreadable
 from actlas.pipeline.model.files import locate_model
 from actlas.pipeline.options import PlanOptions
@@ -108,7 +108,9 @@ def test_tokens_are_the_templates_own_and_roles_are_of_what_is_said(tmp_path: Pa
 
 
 def test_the_tokenizers_key_covers_the_template(tmp_path: Path) -> None:
-    specs = [ChatCutter(tokenizer_with(t), "t").spec for t in (TEMPLATE, TEMPLATE + " ", TEMPLATE)]
+    specs = [
+        ChatTokenizer(tokenizer_with(t), "t").spec for t in (TEMPLATE, TEMPLATE + " ", TEMPLATE)
+    ]
     assert specs[0] == specs[2] and specs[0].sha256 != specs[1].sha256
 
 

@@ -14,7 +14,7 @@ from actlas.pipeline.extract.extract import Extractor
 from actlas.pipeline.forward.capture import Capture
 from actlas.pipeline.forward.load import load_model
 from actlas.pipeline.forward.memory import project
-from actlas.pipeline.hookpoints.reach import unreached
+from actlas.pipeline.hookpoints.reached import unreached
 from actlas.pipeline.model.config import build_skeleton
 from actlas.pipeline.model.describe import describe_model, load_config
 from actlas.pipeline.model.untrained import fresh_model, state_sha256

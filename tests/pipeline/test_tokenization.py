@@ -12,7 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actlas.pipeline.corpus.tokenization import Cutter, Tokens, Windows, batches, make_windows
+from actlas.pipeline.corpus.tokenization import (
+    DocumentTokenizer,
+    Tokens,
+    Windows,
+    batches,
+    make_windows,
+)
 from actlas.pipeline.model.describe import load_tokenizer
 from actlas.store.errors import ConfigError, ModelError
 
@@ -46,8 +52,8 @@ def tokenizer(request: pytest.FixtureRequest, shared: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def cutter(tokenizer: Any) -> Cutter:
-    return Cutter(tokenizer, "it")
+def ours(tokenizer: Any) -> DocumentTokenizer:
+    return DocumentTokenizer(tokenizer, "it")
 
 
 def plain(tokenizer: Any, text: str) -> list[int]:
@@ -67,28 +73,28 @@ def check_partition(tokens: Tokens, text: str) -> None:
     assert "".join(text[a:b] for a, b in pairwise(edges)) == text[: edges[-1]]
 
 
-def test_kept_tokens_are_transformers_own(tokenizer: Any, cutter: Cutter) -> None:
-    for text, tokens in zip(TEXTS, cutter.cut(TEXTS), strict=True):
+def test_kept_tokens_are_transformers_own(tokenizer: Any, ours: DocumentTokenizer) -> None:
+    for text, tokens in zip(TEXTS, ours.tokenize(TEXTS), strict=True):
         assert tokens.token_id.tolist() == plain(tokenizer, text)
         assert tokens.token_id.dtype == np.int32 and tokens.char_start.dtype == np.int32
         check_partition(tokens, text)
         assert tokens.char_stop == (len(text) if len(tokens) else 0)
 
 
-def test_special_strings_in_text_are_text(tokenizer: Any, cutter: Cutter) -> None:
+def test_special_strings_in_text_are_text(tokenizer: Any, ours: DocumentTokenizer) -> None:
     decoder = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     special = {index: str(token.content) for index, token in decoder.items() if token.special}
     assert special
     for text in special.values():
-        (tokens,) = cutter.cut([f"a {text} b{text}"])
+        (tokens,) = ours.tokenize([f"a {text} b{text}"])
         assert not set(tokens.token_id.tolist()) & set(special)
         # And the plain way would have found it: the test tests something.
         assert set(tokenizer(f"a {text} b{text}")["input_ids"]) & set(special)
 
 
-def test_slices_are_what_each_token_decodes_to(tokenizer: Any, cutter: Cutter) -> None:
+def test_slices_are_what_each_token_decodes_to(tokenizer: Any, ours: DocumentTokenizer) -> None:
     text = "Once upon a time, there was a little girl named Lily. She liked 12 (twelve) cats!"
-    (tokens,) = cutter.cut([text])
+    (tokens,) = ours.tokenize([text])
     edges = [*tokens.char_start.tolist(), tokens.char_stop]
     pieces = [text[a:b] for a, b in pairwise(edges)]
     for piece, index in zip(pieces, tokens.token_id.tolist(), strict=True):
@@ -97,15 +103,15 @@ def test_slices_are_what_each_token_decodes_to(tokenizer: Any, cutter: Cutter) -
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=40), min_size=1, max_size=4))
-def test_any_text_is_partitioned(cutter: Cutter, tokenizer: Any, texts: list[str]) -> None:
-    for text, tokens in zip(texts, cutter.cut(texts), strict=True):
+def test_any_text_is_partitioned(ours: DocumentTokenizer, tokenizer: Any, texts: list[str]) -> None:
+    for text, tokens in zip(texts, ours.tokenize(texts), strict=True):
         assert tokens.token_id.tolist() == plain(tokenizer, text)
         check_partition(tokens, text)
 
 
-def test_real_text_is_partitioned(shared: Path, cutter: Cutter) -> None:
+def test_real_text_is_partitioned(shared: Path, ours: DocumentTokenizer) -> None:
     text = (shared / "data" / "wikitext2" / "valid.txt").read_text()[:200_000]
-    (tokens,) = cutter.cut([text])
+    (tokens,) = ours.tokenize([text])
     check_partition(tokens, text)
 
 
@@ -113,18 +119,18 @@ def test_long_texts_bring_no_warning_and_the_tokenizer_stays_as_it_was(shared: P
     tokenizer = load_tokenizer(str(shared / "models" / "stories260K"))
     tokenizer.backend_tokenizer.enable_truncation(5)
     before = tokenizer.backend_tokenizer.to_str()
-    cutter = Cutter(tokenizer, "it")
+    ours = DocumentTokenizer(tokenizer, "it")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        (tokens,) = cutter.cut(["cat " * 5000])
+        (tokens,) = ours.tokenize(["cat " * 5000])
     assert len(tokens) > 5000
-    fresh = Cutter(load_tokenizer(str(shared / "models" / "stories260K")), "it")
-    assert fresh.spec == cutter.spec  # Truncation is no part of what a tokenizer is.
+    fresh = DocumentTokenizer(load_tokenizer(str(shared / "models" / "stories260K")), "it")
+    assert fresh.spec == ours.spec  # Truncation is no part of what a tokenizer is.
     assert before != fresh._backend.to_str()
 
 
-def test_what_a_tokenizer_adds_is_found(tokenizer: Any, cutter: Cutter) -> None:
-    spec = cutter.spec
+def test_what_a_tokenizer_adds_is_found(tokenizer: Any, ours: DocumentTokenizer) -> None:
+    spec = ours.spec
     for text in TEXTS:
         ours = [*spec.prefix_ids, *plain(tokenizer, text), *spec.suffix_ids]
         assert tokenizer(text, split_special_tokens=True)["input_ids"] == ours
@@ -141,9 +147,9 @@ def test_what_a_tokenizer_adds_is_found(tokenizer: Any, cutter: Cutter) -> None:
     ],
 )
 def test_templates(template: str, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> None:
-    cutter = Cutter(made_up(template), "it")
-    assert cutter.spec.prefix_ids == prefix and cutter.spec.suffix_ids == suffix
-    (tokens,) = cutter.cut(["[B] a"])
+    ours = DocumentTokenizer(made_up(template), "it")
+    assert ours.spec.prefix_ids == prefix and ours.spec.suffix_ids == suffix
+    (tokens,) = ours.tokenize(["[B] a"])
     assert tokens.token_id.tolist() == [2, 3, 4, 5]
 
 
@@ -163,16 +169,18 @@ def made_up(template: str) -> Any:
 
 def test_fingerprints_tell_tokenizers_apart() -> None:
     templates = ["[B] $A [E]", "[B] $A", "$A"]
-    prints = [Cutter(made_up(template), "it").spec.sha256 for template in templates]
+    prints = [DocumentTokenizer(made_up(template), "it").spec.sha256 for template in templates]
     assert len(set(prints)) == 3
-    assert prints == [Cutter(made_up(template), "other").spec.sha256 for template in templates]
+    assert prints == [
+        DocumentTokenizer(made_up(template), "other").spec.sha256 for template in templates
+    ]
 
 
 def test_slow_tokenizers_are_refused() -> None:
     from transformers import ByT5Tokenizer
 
     with pytest.raises(ModelError, match=r"ByT5Tokenizer.*fast tokenizer.*--tokenizer"):
-        Cutter(ByT5Tokenizer(), "it")
+        DocumentTokenizer(ByT5Tokenizer(), "it")
 
 
 def tokens_of(n: int) -> Tokens:
@@ -226,7 +234,7 @@ def test_truncation_keeps_the_first_tokens_and_their_end() -> None:
 
 
 def test_windows_need_room(shared: Path) -> None:
-    spec = Cutter(made_up("[B] $A [E]"), "it").spec
+    spec = DocumentTokenizer(made_up("[B] $A [E]"), "it").spec
     assert make_windows(spec, 3, "window", False).content == 1
     assert make_windows(spec, 3, "window", False).kept == 1
     assert make_windows(spec, 3, "window", True).kept == 3
