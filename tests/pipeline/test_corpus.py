@@ -84,7 +84,7 @@ def test_every_format_gives_the_texts_that_were_written(tmp_path: Path, suffix: 
     assert [record.text for record in records] == TEXTS
     assert [record.record for record in records] == list(range(len(TEXTS)))
     assert {record.source for record in records} == {path.name}
-    assert corpus.tally.n_read == len(TEXTS) and corpus.tally.n_skipped == 0
+    assert corpus.counts.n_read == len(TEXTS) and corpus.counts.n_skipped == 0
     assert corpus.fraction() == 1
     assert [record.text for record in corpus.records()] == TEXTS  # And once more.
 
@@ -134,7 +134,7 @@ def test_bad_records_are_skipped_counted_and_placed(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path)
     records = [(record.text, record.record) for record in corpus.records()]
     assert records == [("good", 0), ("🎉", 12), ("", 13)]
-    assert corpus.tally.skipped == {
+    assert corpus.counts.skipped == {
         "not UTF-8": 1,
         "not JSON": 2,
         "JSON, but not an object with named fields": 2,
@@ -142,9 +142,9 @@ def test_bad_records_are_skipped_counted_and_placed(tmp_path: Path) -> None:
         "field 'text' is no string": 2,
         "not valid Unicode (half of a surrogate pair)": 1,
     }
-    assert corpus.tally.n_read == 12 and corpus.tally.n_skipped == 9
-    assert corpus.tally.first["no field 'text'"] == "a.jsonl record 7"
-    assert any("the first: a.jsonl record 1" in line for line in corpus.tally.lines())
+    assert corpus.counts.n_read == 12 and corpus.counts.n_skipped == 9
+    assert corpus.counts.first["no field 'text'"] == "a.jsonl record 7"
+    assert any("the first: a.jsonl record 1" in line for line in corpus.counts.lines())
 
 
 def test_bad_bytes_in_tables_are_skipped(tmp_path: Path) -> None:
@@ -154,13 +154,13 @@ def test_bad_bytes_in_tables_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b'text,n\ngood,1\n\xff\xfe,2\n"two\nlines",3\nalso,4\nshort\n')
     corpus = corpus_of(tmp_path / "a.csv")
     assert [r.text for r in corpus.records()] == ["good", "two\nlines", "also", "short"]
-    assert corpus.tally.skipped == {"not UTF-8": 1}
+    assert corpus.counts.skipped == {"not UTF-8": 1}
     column = pa.array([b"good", b"\xff\xfe", b"also"], pa.binary())
     bad = pa.StringArray.from_buffers(3, column.buffers()[1], column.buffers()[2])
     pq.write_table(pa.table({"text": bad}), tmp_path / "a.parquet")
     corpus = corpus_of(tmp_path / "a.parquet")
     assert [(r.text, r.record) for r in corpus.records()] == [("good", 0), ("also", 2)]
-    assert corpus.tally.skipped == {"not UTF-8": 1}
+    assert corpus.counts.skipped == {"not UTF-8": 1}
 
 
 def test_fields_by_name_by_path_and_by_range(tmp_path: Path) -> None:
