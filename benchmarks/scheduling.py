@@ -56,7 +56,7 @@ class Counting:
     def __init__(self) -> None:
         self.n_done, self.began, self.ended = 0, 0.0, 0.0
 
-    def say(self, text: str) -> None: ...
+    def log(self, text: str) -> None: ...
 
     def state(self, worker: str, state: str, shard: int | None = None) -> None:
         if not self.began and shard is not None:

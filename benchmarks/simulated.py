@@ -1,9 +1,9 @@
 """A cluster that is only imagined, in time that is too: machines, workers, and what befalls them.
 
 The driver on it is the real one. A worker behaves as
-:class:`actlas.jobs.scheduler.worker_loop.Hand` does: it computes one shard at a time and writes the
-one before beside, holding two at most. The cluster checks what it is told: never a third shard, and
-a shard that failed before alone.
+:class:`actlas.jobs.scheduler.worker_loop.WorkerLoop` does: it computes one shard at a time and
+writes the one before meanwhile, holding two at most. The cluster checks what it is told: never a
+third shard, and a shard that failed before alone.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class World:
         with self._inside():
             self._gone(worker)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Keep what was said."""
         self.said.append(text)
 
@@ -408,7 +408,7 @@ class _Onlooker:
     """The same world by the names that a watch has."""
 
     def __init__(self, world: World) -> None:
-        self.say, self.state, self.fault = world.say, world.state, world.fault
+        self.log, self.state, self.fault = world.log, world.state, world.fault
         self.done, self.tick = world.finished, world.tick
 
 

@@ -10,7 +10,7 @@ import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.cli.status_lines import lines
-from actlas.jobs.monitor.heartbeat import Holding, look
+from actlas.jobs.monitor.heartbeat import HolderState, observe_holder
 from actlas.jobs.run.status import status_of
 from actlas.store.store import open_store
 
@@ -31,11 +31,11 @@ def command(store: str, watch: bool, full: bool, as_json: bool) -> None:
     """
     opened = open_store(store)
 
-    def text_of(holding: Holding) -> str:
+    def text_of(holding: HolderState) -> str:
         status = status_of(opened, full=full, holding=holding)
         return status.to_json() if as_json else "\n".join(lines(status, holding.snapshot))
 
-    holding = look(opened.objects)
+    holding = observe_holder(opened.objects)
     if not watch:
         click.echo(text_of(holding))
         return
@@ -43,7 +43,7 @@ def command(store: str, watch: bool, full: bool, as_json: bool) -> None:
         while True:
             show(text_of(holding))
             time.sleep(WATCH_S)
-            holding = look(opened.objects, holding)
+            holding = observe_holder(opened.objects, holding)
 
 
 @contextlib.contextmanager

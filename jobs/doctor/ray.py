@@ -12,7 +12,7 @@ from typing import Any
 
 from actlas.jobs.doctor.check import Check, ok, problem, warning
 from actlas.jobs.formatting import counted, n_bytes
-from actlas.jobs.ray.address import admits, host_and_port, introduce, knock
+from actlas.jobs.ray.address import accepts_token, authenticate, check_port, host_and_port
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ActlasError, ConfigError
 
@@ -36,13 +36,13 @@ def cluster(address: str | None, start: bool) -> Iterator[Check]:
     if address is None and not start:
         yield ok("ray", f"{version}; --ray tries to start it, --address to join a cluster")
         return
-    if address is not None and (refused := knock(address)):
+    if address is not None and (refused := check_port(address)):
         remedy = "is the head up, and is this port open to this machine? `ray start --head` says it"
         yield problem("ray", refused, remedy)
         return
     if address is not None and (where := host_and_port(address)) is not None:
         try:
-            introduce(where)
+            authenticate(where)
         except ConfigError as error:
             found, _, remedy = str(error).partition(". ")
             yield problem("ray", found, remedy)
@@ -77,7 +77,7 @@ def _joined(version: str, address: str | None) -> Iterator[Check]:
 def _security(address: str) -> Check:
     """Say whether a head lets in who has no token."""
     where = host_and_port(address)
-    without = None if where is None else admits(where, None)
+    without = None if where is None else accepts_token(where, None)
     if without is None:
         found = f"not asked whether {address} lets in who has no token"
         return ok("ray security", f"{found}: give its host and port to know")

@@ -36,12 +36,12 @@ from actlas.jobs.scheduler.protocols import (
     Event,
     Job,
     MakeWorker,
+    Observer,
     Placed,
     Ready,
-    Watch,
 )
 from actlas.jobs.scheduler.stop import Stop
-from actlas.jobs.scheduler.worker_loop import Hand, turns_of
+from actlas.jobs.scheduler.worker_loop import WorkerLoop, write_slots
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import RunFaultError
 
@@ -71,7 +71,7 @@ class RayWorker:
         """Open the store, load the model, and measure it on a shard."""
         self._turn, self._next = threading.Condition(), 0
         try:
-            self._hand = Hand(make_worker(store, run), name, store, turns_of(run))
+            self._hand = WorkerLoop(make_worker(store, run), name, store, write_slots(run))
         except Exception as error:  # noqa: BLE001 - the driver raises it, without Ray's traces
             return fault_of(error, None, name, store)
         self._hand.measure(shard)
@@ -94,15 +94,15 @@ class RayWorker:
         return written.result()
 
 
-def run_ray(job: Job, ledger: Ledger, watch: Watch, stop: Stop) -> None:
+def run_ray(job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None:
     """Run every shard on Ray actors."""
-    watch.say("starting Ray" if job.run.address is None else f"joining Ray at {job.run.address}")
+    observer.log("starting Ray" if job.run.address is None else f"joining Ray at {job.run.address}")
     with connected(job.run), stop:
         from ray.exceptions import RayError
 
         try:
-            metered = Metered(watch)
-            cluster = RayCluster(job, watch.say)
+            metered = Metered(observer)
+            cluster = RayCluster(job, observer.log)
             Driver(job, ledger, metered, stop, cluster, time.monotonic).run()
         except (RayError, ConnectionError) as error:
             raise RunFaultError(

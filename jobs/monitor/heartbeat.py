@@ -102,7 +102,7 @@ STILL_S = 4 * lease.HEARTBEAT_S
 SECOND_LOOK_S = lease.HEARTBEAT_S + 2.0
 
 
-class Holding(NamedTuple):
+class HolderState(NamedTuple):
     """A store's driver as it was last seen.
 
     Attributes
@@ -132,7 +132,7 @@ class Holding(NamedTuple):
         return time.monotonic() - self.moved_s if self.heard else None
 
 
-def look(objects: Objects, before: Holding | None = None) -> Holding:
+def observe_holder(objects: Objects, before: HolderState | None = None) -> HolderState:
     """Look at who holds the lease.
 
     Clocks of other machines may be wrong, so an old beat proves nothing: then the counter is
@@ -161,9 +161,9 @@ def look(objects: Objects, before: Holding | None = None) -> Holding:
     return now._replace(alive=False)
 
 
-def _once(objects: Objects) -> Holding:
+def _once(objects: Objects) -> HolderState:
     holder = lease.holder(objects)
     beat = lease.last_heartbeat(objects) if holder is not None else None
     snapshot = Snapshot({} if beat is None else beat.run)
     count = 0 if beat is None else beat.n_beats
-    return Holding(holder, holder is not None, count, time.monotonic(), snapshot)
+    return HolderState(holder, holder is not None, count, time.monotonic(), snapshot)

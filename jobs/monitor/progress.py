@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from actlas.jobs.formatting import printable, ranges
 from actlas.jobs.logs import LOGGER
-from actlas.jobs.monitor.run_stats import Tally
+from actlas.jobs.monitor.run_stats import RunStats
 from actlas.jobs.monitor.run_summary import head_parts, headline, states_line, worker_lines
 from actlas.jobs.scheduler.faults import Fault
 from actlas.jobs.scheduler.protocols import Done
@@ -27,59 +27,59 @@ class PlainProgress:
 
     Parameters
     ----------
-    tally : Tally
+    stats : RunStats
         The numbers to tell.
     out : text stream
         Where the lines go.
     """
 
-    def __init__(self, tally: Tally, out: TextIO | None = None) -> None:
-        self.tally = tally
+    def __init__(self, stats: RunStats, out: TextIO | None = None) -> None:
+        self.stats = stats
         self._out = sys.stderr if out is None else out
-        self._next = tally.clock() + FIRST_LINES_S
+        self._next = stats.clock() + FIRST_LINES_S
 
     def shown(self) -> AbstractContextManager[object]:
         """Return the context in which the display is up."""
         return nullcontext()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line."""
         print(text, file=self._out, flush=True)
         LOGGER.info(text)
 
     def stopping(self, text: str) -> None:
         """Say that a signal came; from here on the shards in flight are the last."""
-        self.tally.stopping = True
-        self.say(text)
+        self.stats.stopping = True
+        self.log(text)
 
     def state(self, worker: str, state: str, shard: int | None = None) -> None:
         """Keep and log what a worker is at."""
-        self.tally.on_state(worker, state, shard)
+        self.stats.on_state(worker, state, shard)
         LOGGER.info(state, extra={"worker": worker, "shard": shard})
 
     def done(self, done: Done) -> None:
         """Add a shard."""
-        self.tally.on_done(done)
+        self.stats.on_done(done)
         LOGGER.info("done", extra=done._asdict())
         self.tick()
 
     def fault(self, fault: Fault, quarantined: bool) -> None:
         """Tell of a failed attempt, in one line; the log has the traceback."""
-        self.tally.on_fault(fault, quarantined)
+        self.stats.on_fault(fault, quarantined)
         what = "a worker could not start" if fault.shard is None else f"shard {fault.shard} failed"
         then = "now in quarantine" if quarantined else "trying again"
         first = fault.error.splitlines()[0] if fault.error else fault.kind
         LOGGER.warning("fault", extra={**fault._asdict(), "quarantined": quarantined})
-        self.say(f"{what} ({fault.worker}): {first}; {then}")
+        self.log(f"{what} ({fault.worker}): {first}; {then}")
 
     def tick(self) -> None:
         """Print where the run stands, every 5 s in the first minute, then every 30 s."""
-        now = self.tally.clock()
+        now = self.stats.clock()
         if now < self._next:
             return
-        early = now - self.tally.started < FIRST_MINUTE_S
+        early = now - self.stats.started < FIRST_MINUTE_S
         self._next = now + (FIRST_LINES_S if early else LATER_LINES_S)
-        print(headline(self.tally), file=self._out, flush=True)
+        print(headline(self.stats), file=self._out, flush=True)
 
 
 class LiveProgress(PlainProgress):
@@ -89,11 +89,11 @@ class LiveProgress(PlainProgress):
     longest at a shard, since the last of them is what a run waits for.
     """
 
-    def __init__(self, tally: Tally, out: TextIO | None = None) -> None:
+    def __init__(self, stats: RunStats, out: TextIO | None = None) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        super().__init__(tally, out)
+        super().__init__(stats, out)
         self._console = Console(file=self._out)
         self._widest: list[int] = []
         self._live = Live(
@@ -109,7 +109,7 @@ class LiveProgress(PlainProgress):
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
-        share = self.tally.share()
+        share = self.stats.share()
         if console.no_color or console.color_system is None:
             n = int(share * (width - 2))
             yield Text(f"[{'#' * n}{'-' * (width - 2 - n)}]", end="")
@@ -127,7 +127,7 @@ class LiveProgress(PlainProgress):
         wide = [p.ljust(w) for w, p in zip(self._widest, parts, strict=True)]
         return [*wide[:-1], parts[-1]]
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line above the display."""
         self._console.print(printable(text), markup=False, highlight=False)
         LOGGER.info(text)
@@ -141,27 +141,27 @@ class LiveProgress(PlainProgress):
         from rich.text import Text
 
         width, height = options.max_width, console.size.height
-        above = [(line, "") for line in packed(self._steady(head_parts(self.tally)), width)]
-        above += [(line, "yellow") for line in trouble_lines(self.tally)]
-        above += [(states_line(self.tally), "")]
+        above = [(line, "") for line in packed(self._steady(head_parts(self.stats)), width)]
+        above += [(line, "yellow") for line in trouble_lines(self.stats)]
+        above += [(states_line(self.stats), "")]
         room = max(MIN_WORKER_LINES, height - len(above) - 4)
-        below = [(f"  {line}", "dim") for line in worker_lines(self.tally, room)]
+        below = [(f"  {line}", "dim") for line in worker_lines(self.stats, room)]
         yield from self._bar(console, min(BAR_WIDTH, width - 1))
         yield Segment.line()
         for line, style in (*above, *below):
             yield Text(line, style=style, no_wrap=True, overflow="ellipsis")
 
 
-def trouble_lines(tally: Tally, limit: int = 3) -> list[str]:
+def trouble_lines(stats: RunStats, limit: int = 3) -> list[str]:
     """Return failed attempts by kind, and the quarantine with the last of its errors."""
     lines = []
-    if tally.faults:
-        kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(tally.faults.items()))
+    if stats.faults:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(stats.faults.items()))
         lines.append(f"failed attempts: {kinds}")
-    if tally.quarantined:
-        lines.append(f"in quarantine: {ranges(sorted(tally.quarantined))}")
-        last = tally.quarantined[-limit:]
-        lines.extend(f"  {shard}: {printable(tally.errors.get(shard, ''))}" for shard in last)
+    if stats.quarantined:
+        lines.append(f"in quarantine: {ranges(sorted(stats.quarantined))}")
+        last = stats.quarantined[-limit:]
+        lines.extend(f"  {shard}: {printable(stats.errors.get(shard, ''))}" for shard in last)
     return lines
 
 
@@ -180,12 +180,12 @@ def packed(parts: Sequence[str], width: int) -> list[str]:
     return lines
 
 
-def display(tally: Tally, out: TextIO | None = None) -> PlainProgress:
+def display(stats: RunStats, out: TextIO | None = None) -> PlainProgress:
     """Return the display that fits where it is shown."""
     from rich.console import Console
 
     stream = sys.stderr if out is None else out
     console = Console(file=stream)
     if console.is_terminal and not console.is_dumb_terminal:
-        return LiveProgress(tally, stream)
-    return PlainProgress(tally, stream)
+        return LiveProgress(stats, stream)
+    return PlainProgress(stats, stream)

@@ -11,42 +11,44 @@ from typing import Any
 
 from actlas.jobs.logs import LOGGER
 from actlas.jobs.scheduler.faults import Fault
-from actlas.jobs.scheduler.protocols import STAGES, Done, Watch
+from actlas.jobs.scheduler.protocols import STAGES, Done, Observer
 
 SECONDS = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0]
 """Bounds of the histogram of a shard's seconds."""
 
 
 class Metered:
-    """A watch that passes everything on, and counts it with Ray.
+    """A observer that passes everything on, and counts it with Ray.
 
     Parameters
     ----------
-    watch : Watch
+    observer : Observer
         Who is told first.
     make : callable, optional
         Makes the metrics; by default :func:`ray_metrics`.
     """
 
-    def __init__(self, watch: Watch, make: Callable[[], dict[str, Any]] | None = None) -> None:
-        self._watch = watch
+    def __init__(
+        self, observer: Observer, make: Callable[[], dict[str, Any]] | None = None
+    ) -> None:
+        self._observer = observer
         self._flying: dict[str, set[int]] = {}
         self._states: dict[str, str] = {}
         self._metrics: dict[str, Any] = {}
         self._broken = False
         self._try(lambda: self._metrics.update((make or ray_metrics)()))
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Pass it on."""
-        self._watch.say(text)
+        self._observer.log(text)
 
     def tick(self) -> None:
         """Pass it on."""
-        self._watch.tick()
+        self._observer.tick()
 
     def state(self, worker: str, state: str, shard: int | None = None) -> None:
         """Count what is in flight, and the workers."""
-        self._watch.state(worker, state, shard)
+        self._observer.state(worker, state, shard)
         if state == "gone":
             self._flying.pop(worker, None)
             self._states.pop(worker, None)
@@ -58,13 +60,13 @@ class Metered:
 
     def done(self, done: Done) -> None:
         """Count a shard and what is in it."""
-        self._watch.done(done)
+        self._observer.done(done)
         self._flying.get(done.worker, set()).discard(done.shard)
         self._try(lambda: self._count(done))
 
     def fault(self, fault: Fault, quarantined: bool) -> None:
         """Count a failed attempt."""
-        self._watch.fault(fault, quarantined)
+        self._observer.fault(fault, quarantined)
 
         def count() -> None:
             self._metrics["faults"].inc(1, {"kind": fault.kind})

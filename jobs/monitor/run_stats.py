@@ -30,7 +30,7 @@ class WorkerState:
     shards: list[int] = field(default_factory=list)
 
 
-class Flight(NamedTuple):
+class InFlight(NamedTuple):
     """A shard that a worker is at, and for how long; not one that waits behind it."""
 
     shard: int
@@ -39,7 +39,7 @@ class Flight(NamedTuple):
 
 
 @dataclass(slots=True)
-class Tally:
+class RunStats:
     """The numbers of a run, from the events of its executor.
 
     The driver's thread writes; those of the display and of the lease read.
@@ -148,11 +148,11 @@ class Tally:
         found = Counter(at.state for at in list(self.workers.values()))
         return {state: found[state] for state in STATES if found[state]}
 
-    def flights(self) -> list[Flight]:
+    def in_flight(self) -> list[InFlight]:
         """Return the shards that workers are at, the longest first."""
         now = self.clock()
         at_work = [
-            Flight(shards[0], name, now - at.since)
+            InFlight(shards[0], name, now - at.since)
             for name, at in list(self.workers.items())
             if (shards := list(at.shards))
         ]

@@ -74,7 +74,7 @@ def _checked(text: str, source: str) -> Token:
     return Token(text, source)
 
 
-def admits(address: str, text: str | None) -> bool | None:
+def accepts_token(address: str, text: str | None) -> bool | None:
     """Return whether the head at ``host:port`` lets in who has this token, or none.
 
     None where it does not say: what answers is no head, or speaks TLS, or answers too late; or
@@ -93,7 +93,7 @@ def admits(address: str, text: str | None) -> bool | None:
     return True
 
 
-def introduce(address: str) -> None:
+def authenticate(address: str) -> None:
     """Make sure that the head at ``host:port`` lets us in, before Ray tries.
 
     Where it asks for a token, we have the right one, and nothing says whether tokens are sent,
@@ -107,9 +107,9 @@ def introduce(address: str) -> None:
     if os.environ.get("RAY_ENABLE_K8S_TOKEN_AUTH"):
         return  # Kubernetes' own tokens are found and judged in other ways
     sent = token() if mode() == "token" else None
-    if admits(address, sent and sent.text) is not False:
+    if accepts_token(address, sent and sent.text) is not False:
         return
-    if sent is None and not mode() and (sent := token()) and admits(address, sent.text):
+    if sent is None and not mode() and (sent := token()) and accepts_token(address, sent.text):
         if "ray" in sys.modules:
             raise refused(address, "none is sent", f"Export {MODE}=token.")
         os.environ[MODE] = "token"
@@ -128,23 +128,23 @@ def refused(address: str, reason: str, what_next: str = _SET_IT) -> ConfigError:
     )
 
 
-KNOCK_S = 5.0
+PORT_CHECK_S = 5.0
 
 
-def knock(address: str) -> str | None:
+def check_port(address: str) -> str | None:
     """Return why nothing accepts at ``host:port``; None where something does.
 
     None also for what is no such address (``auto``). Ray 2.60 itself tries for over 100 s,
     telling of it in lines of its own.
 
-    >>> knock("auto")
+    >>> check_port("auto")
     """
     where = host_and_port(address)
     if where is None:
         return None
     host, _, port = where.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), PORT_CHECK_S).close()
     except OSError as error:
         return f"nothing answers at {address} ({error.strerror or error})"
     return None

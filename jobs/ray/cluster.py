@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import actlas.jobs
-from actlas.jobs.ray.address import WHERE_TOKENS_ARE, host_and_port, introduce, knock
+from actlas.jobs.ray.address import WHERE_TOKENS_ARE, authenticate, check_port, host_and_port
 from actlas.pipeline.model.host import n_cpus
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ConfigError, RunFaultError
@@ -51,7 +51,7 @@ def connected(run: RunOptions) -> Iterator[None]:
     _prepare_environment(own=address is None)
     there = sys.modules.get("ray")
     if address is not None and not (there is not None and there.is_initialized()):
-        _knock(address)
+        _check_head(address)
     try:
         import ray
     except ImportError as error:
@@ -99,7 +99,7 @@ def _start(ray: Any, run: RunOptions) -> None:
         ) from error
 
 
-def _knock(address: str) -> None:
+def _check_head(address: str) -> None:
     """See that a head answers at an address and lets us in, before Ray tries for long.
 
     To be called before Ray is imported: it reads once whether to send a token.
@@ -108,9 +108,9 @@ def _knock(address: str) -> None:
         address = os.environ.get("RAY_ADDRESS", address)
     if (where := host_and_port(address)) is None:
         return
-    if (nobody := knock(address)) is not None:
+    if (nobody := check_port(address)) is not None:
         raise _not_joined(address, nobody)
-    introduce(where)
+    authenticate(where)
 
 
 def _join(ray: Any, address: str) -> None:

@@ -42,7 +42,7 @@ from actlas.store.verify.repair_shard import drop_unreadable
 from actlas.store.verify.verify import verify
 
 if TYPE_CHECKING:
-    from actlas.jobs.monitor.run_stats import Tally
+    from actlas.jobs.monitor.run_stats import RunStats
     from actlas.jobs.scheduler.protocols import MakeWorker
     from actlas.pipeline.options import RunOptions
 
@@ -92,7 +92,7 @@ class Mending(Work):
         """Return those that are not known to be mended."""
         return sorted(set(self.all(store)) - self.mended)
 
-    def stages(self, tally: Tally) -> str | None:
+    def stages(self, tally: RunStats) -> str | None:
         """Say nothing of times: a receipt that stands for the same bits has those of long ago."""
         return None
 

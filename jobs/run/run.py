@@ -12,7 +12,7 @@ from actlas.jobs import logs
 from actlas.jobs.executors import select
 from actlas.jobs.formatting import command, count, counted, duration, n_bytes, ranges
 from actlas.jobs.monitor.progress import PlainProgress, display
-from actlas.jobs.monitor.run_stats import Tally
+from actlas.jobs.monitor.run_stats import RunStats
 from actlas.jobs.monitor.run_summary import stage_line
 from actlas.jobs.run.worker import open_pooler, open_worker
 from actlas.jobs.scheduler.faults import Ledger
@@ -88,7 +88,7 @@ class Work:
         """Return the shards that can be done and are not, by a fresh listing."""
         return sorted(set(self.all(store)) - store.done(self.job))
 
-    def stages(self, tally: Tally) -> str | None:
+    def stages(self, tally: RunStats) -> str | None:
         """Say where the time of a run went; None where nothing is known of it."""
         return stage_line(tally)
 
@@ -165,7 +165,7 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
     kept_out = set() if run.retry_quarantined else set(ledger.quarantined())
     if not set(missing) - kept_out:
         return _outcome(store, work, ledger, _tally(store, work, missing), stopped=False)
-    told: list[Tally] = []  # none before the lease is held
+    told: list[RunStats] = []  # none before the lease is held
     with lease.hold(store.objects, log=_say, run_state=lambda: _told(work, told)) as held:
         log = logs.start(store.path, "driver")
         try:
@@ -190,7 +190,7 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
                     select.named(run.executor)(job, ledger, watch, stop)
             held.require()
             if (stages := work.stages(tally)) is not None:
-                watch.say(stages)
+                watch.log(stages)
             outcome = _outcome(store, work, ledger, tally, stopped=stop.signalled)
             outcome = replace(outcome, stopped=stop.signalled)
             logs.LOGGER.info("end", extra={"exit_code": outcome.exit_code, "line": outcome.line})
@@ -199,7 +199,7 @@ def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker)
             logs.end(log)
 
 
-def _told(work: Work, tallies: Sequence[Tally]) -> dict[str, Any]:
+def _told(work: Work, tallies: Sequence[RunStats]) -> dict[str, Any]:
     """Return what goes with the lease's beat: `actlas status` reads it from any machine."""
     return {"job": work.job, **(tallies[0].snapshot() if tallies else {})}
 
@@ -210,13 +210,13 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - before there is a display
 
 
-def _tally(store: Store, work: Work, missing: list[int]) -> Tally:
+def _tally(store: Store, work: Work, missing: list[int]) -> RunStats:
     def n_rows(shards: list[int]) -> int:
         covered = (store.covered(shard, work.job) for shard in shards)
         return sum(stop - start for start, stop in covered)
 
     total = n_rows(work.all(store))
-    return Tally(
+    return RunStats(
         n_rows=max(1, total),
         n_rows_before=total - n_rows(missing),
         n_shards=len(missing),
@@ -233,10 +233,12 @@ def _introduce(
     whole = len(shards) == n_all
     todo = counted(n_all, "shard") if whole else f"{len(shards):,} of {counted(n_all, 'shard')}"
     rest = "" if whole else " (the rest is done)"
-    watch.say(f"{work.doing} {todo}{rest}: {work.what} ({run.executor}{workers})")
+    watch.log(f"{work.doing} {todo}{rest}: {work.what} ({run.executor}{workers})")
 
 
-def _outcome(store: Store, work: Work, ledger: Ledger, tally: Tally, *, stopped: bool) -> Outcome:
+def _outcome(
+    store: Store, work: Work, ledger: Ledger, tally: RunStats, *, stopped: bool
+) -> Outcome:
     missing = work.left(store)
     quarantined = tuple(sorted(set(ledger.quarantined()) & set(missing)))
     made = _made(work, tally)
@@ -270,7 +272,7 @@ def _why(store: Store, work: Work) -> str:
     return f"{store.path}/ledger/quarantine/{work.job}"
 
 
-def _made(work: Work, tally: Tally) -> str:
+def _made(work: Work, tally: RunStats) -> str:
     """Say what this run made."""
     if not tally.n_rows_done:
         before = f"{count(tally.n_rows_before)} {work.rows} x {work.per_row} were there already"

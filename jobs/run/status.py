@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable
 
-from actlas.jobs.monitor.heartbeat import Holding, look
+from actlas.jobs.monitor.heartbeat import HolderState, observe_holder
 from actlas.jobs.run.reports.progress import (
     DerivedProgress,
     JobProgress,
@@ -31,7 +31,7 @@ N_SAMPLE = 512
 
 
 def status_of(
-    store: StoreReader, *, full: bool = False, holding: Holding | None = None
+    store: StoreReader, *, full: bool = False, holding: HolderState | None = None
 ) -> StatusReport:
     """Return the progress of a store's jobs, read from receipts, quarantine and lease.
 
@@ -45,11 +45,11 @@ def status_of(
     full : bool
         Read every receipt. Otherwise, of more than ``N_SAMPLE`` receipts, bytes and rates are
         estimated from a sample, and ``estimated`` is true.
-    holding : Holding, optional
+    holding : HolderState, optional
         The state of the lease; by default it is read now.
     """
     main, *others = (_job_status(store, job, full) for job in store.jobs)
-    held = holding or look(store.objects)
+    held = holding or observe_holder(store.objects)
     if held.holder is None:
         main = main.model_copy(update={"seconds_left": None})
     running = held.alive and held.snapshot.n_rows > 0

@@ -26,12 +26,12 @@ from actlas.jobs.scheduler.protocols import (
     Event,
     Job,
     Lost,
+    Observer,
     Placed,
     Ready,
-    Watch,
 )
-from actlas.jobs.scheduler.queue import Pending
-from actlas.jobs.scheduler.start_backoff import Starts
+from actlas.jobs.scheduler.queue import ShardQueue
+from actlas.jobs.scheduler.start_backoff import StartBackoff
 from actlas.jobs.scheduler.stop import Stop
 from actlas.store.errors import ActlasError
 
@@ -65,7 +65,7 @@ class Driver:
     job : Job
     ledger : Ledger
         Charged for each fault.
-    watch : Watch
+    observer : Observer
         Told of everything.
     stop : Stop
         Asked before anything is begun.
@@ -78,14 +78,14 @@ class Driver:
         self,
         job: Job,
         ledger: Ledger,
-        watch: Watch,
+        observer: Observer,
         stop: Stop,
         cluster: Cluster,
         clock: Callable[[], float],
     ) -> None:
-        self._job, self._ledger, self._watch, self._stop = job, ledger, watch, stop
+        self._job, self._ledger, self._observer, self._stop = job, ledger, observer, stop
         self._cluster, self._clock = cluster, clock
-        self._pending = Pending(job.shards, job.follows)
+        self._pending = ShardQueue(job.shards, job.follows)
         self._retries: deque[int] = deque()
         self._alone: set[int] = set()
         """Shards that failed before: nobody else pays for their next fault."""
@@ -100,7 +100,7 @@ class Driver:
         self._limit = Limit(job.run.deadline_floor_s)
         self._room, self._asked, self._placed = 1, float("-inf"), clock()
         self._said_waiting = False
-        self._starts = Starts(watch.say)
+        self._starts = StartBackoff(observer.log)
         self._error: ActlasError | None = None
 
     def run(self) -> None:
@@ -119,9 +119,9 @@ class Driver:
                 self._say_that_all_wait()
                 for event in self._cluster.wait(self._timeout()):
                     if event.worker in self._workers:  # not dropped meanwhile
-                        self._heed(event)
+                        self._handle(event)
                 self._enforce_deadlines()
-                self._watch.tick()
+                self._observer.tick()
         finally:
             for number in list(self._workers):
                 self._drop(number)
@@ -152,7 +152,7 @@ class Driver:
             self._workers[number] = _Worker(name)
             self._most = max(self._most, len(self._workers))
             self._waiting[number] = None
-            self._watch.state(name, "waiting")
+            self._observer.state(name, "waiting")
             self._cluster.start(number, name)
         while len(self._workers) > min(places, useful) and self._waiting:
             self._drop(next(reversed(self._waiting)))
@@ -181,7 +181,7 @@ class Driver:
             self._placed, self._said_waiting = now, False
         elif not self._said_waiting and now - self._placed > PATIENCE_S:
             self._said_waiting = True
-            self._watch.say(
+            self._observer.log(
                 f"no worker has found a place for {PATIENCE_S:.0f} s: no machine has room for "
                 "what --cpus-per-worker and --gpus-per-worker ask for. Waiting for one that has "
                 "(Ctrl-C stops)"
@@ -199,7 +199,7 @@ class Driver:
         self._pending.leave(number)
         self._pending.give_back(worker.shards)
         self._names.append(worker.name)
-        self._watch.state(worker.name, "gone")
+        self._observer.state(worker.name, "gone")
 
     # Shards
 
@@ -222,7 +222,7 @@ class Driver:
                 self._reopen(number, worker)
                 if not n:
                     self._working.start(number, self._clock())
-                self._watch.state(worker.name, "busy", shard)
+                self._observer.state(worker.name, "busy", shard)
                 self._cluster.send(number, shard)
 
     def _close(self, number: int, worker: _Worker) -> None:
@@ -237,7 +237,7 @@ class Driver:
 
     # Events
 
-    def _heed(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         number, worker = event.worker, self._workers[event.worker]
         match event:
             case Placed():
@@ -245,14 +245,14 @@ class Driver:
                     del self._waiting[number]
                     worker.state = "starting"
                     self._loading.start(number, self._clock())
-                    self._watch.state(worker.name, "starting")
+                    self._observer.state(worker.name, "starting")
             case Ready():
                 self._waiting.pop(number, None)
                 self._loading.stop(number)
                 worker.state = "ready"
                 self._starts.ready()
                 self._reopen(number, worker)
-                self._watch.state(worker.name, "idle")
+                self._observer.state(worker.name, "idle")
             case Answer(outcome=Done() as done):
                 self._finish(number, worker, done)
             case Answer(outcome=Fault() as fault):
@@ -272,9 +272,9 @@ class Driver:
         self._working.stop(number)
         if worker.shards:  # it was behind the other: its own clock begins now
             self._working.start(number, self._clock())
-        self._watch.done(done)
+        self._observer.done(done)
         if not worker.shards:
-            self._watch.state(worker.name, "idle")
+            self._observer.state(worker.name, "idle")
 
     def _lose(
         self, number: int, kind: FaultKind, error: str, traceback: str, shard: int | None = None
@@ -319,10 +319,10 @@ class Driver:
         else:
             self._alone.add(fault.shard)
             self._retries.append(fault.shard)
-        self._watch.fault(fault, in_quarantine)
+        self._observer.fault(fault, in_quarantine)
 
     def _failed_start(self, fault: Fault) -> None:
-        self._watch.fault(fault, False)
+        self._observer.fault(fault, False)
         loading = len(self._loading), self._loading.since()
         n_ready = len(self._workers) - len(self._waiting) - len(self._loading)
         error = fault.stops or self._starts.failed(
@@ -351,7 +351,7 @@ class Driver:
                 self._lose(number, "task", words, words, shard)
         if forgiven:
             self._limit.reached()
-            self._watch.say(
+            self._observer.log(
                 f"not done after {limit:.0f} s: {counted(len(forgiven), 'shard')} "
                 f"({ranges(sorted(forgiven))}), tried again later, at nobody's charge. From now on "
                 f"{self._limit.words()}"

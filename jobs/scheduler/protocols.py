@@ -66,7 +66,7 @@ class Job:
     ----------
     follows : collection of int, or mapping of int to int
         Shards that are best done by the worker that did the one before: see
-        :class:`actlas.jobs.scheduler.queue.Pending`.
+        :class:`actlas.jobs.scheduler.queue.ShardQueue`.
     """
 
     store: str
@@ -91,10 +91,10 @@ class Done(NamedTuple):
     """Measured once by each worker, before its first shard."""
 
 
-class Watch(Protocol):
+class Observer(Protocol):
     """Whoever looks on: a display, a log, a test."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """One plain line for the user."""
 
     def state(self, worker: str, state: str, shard: int | None = None) -> None:
@@ -113,7 +113,7 @@ class Watch(Protocol):
 class Executor(Protocol):
     """Runs a job until nothing is left to do, or until it is told to stop."""
 
-    def __call__(self, job: Job, ledger: Ledger, watch: Watch, stop: Stop) -> None:
+    def __call__(self, job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None:
         """Run.
 
         Raises

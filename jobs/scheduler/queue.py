@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 
 
-class Pending:
+class ShardQueue:
     """A queue of shards in runs. Every operation takes the same time however many there are.
 
     Parameters
@@ -28,7 +28,7 @@ class Pending:
 
     Examples
     --------
-    >>> pending = Pending([0, 1, 2, 3], follows={1})
+    >>> pending = ShardQueue([0, 1, 2, 3], follows={1})
     >>> [pending.take(worker) for worker in (7, 8, 7, 7)]
     [0, 2, 1, 3]
     """

@@ -17,7 +17,7 @@ FIRST_S, LAST_S = 2.0, 300.0
 """How long another start is put off while others work: at first, doubled each time; at most."""
 
 
-class Starts:
+class StartBackoff:
     """Failures to start in a row, and what follows from them.
 
     One broken GPU ends no run in which others work: it only puts off the next start, for longer

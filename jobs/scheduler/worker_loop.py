@@ -23,7 +23,7 @@ from actlas.store.errors import RunFaultError
 from actlas.store.format.schema import Receipt
 
 
-class Hand:
+class WorkerLoop:
     """One worker, which writes a shard while it computes the next.
 
     At most two shards are in its memory: the one that is computed and the one that is written.
@@ -36,12 +36,14 @@ class Hand:
         For messages.
     store : str
         Where the store is, for errors of the operating system that name no file.
-    turns : Turns, optional
+    turns : WriteSlots, optional
         Waited for before a shard is written. A worker that cannot compute and commit apart has
         its turn for both.
     """
 
-    def __init__(self, worker: Worker, name: str, store: str, turns: Turns | None = None) -> None:
+    def __init__(
+        self, worker: Worker, name: str, store: str, turns: WriteSlots | None = None
+    ) -> None:
         self._worker, self._name, self._store = worker, name, store
         self._turns = turns
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="actlas-writer")
@@ -104,7 +106,7 @@ class Hand:
         self, shard: int, started: float, waited_s: float, make: Callable[[], Receipt]
     ) -> Done | Fault:
         try:
-            with nullcontext(0.0) if self._turns is None else self._turns.turn() as turn_wait_s:
+            with nullcontext(0.0) if self._turns is None else self._turns.slot() as turn_wait_s:
                 began = time.perf_counter()
                 receipt = make()
         except Exception as error:  # noqa: BLE001 - kept whole in the fault, charged by the driver
@@ -138,7 +140,7 @@ def _known(outcome: Done | Fault) -> Future[Done | Fault]:
 FIRST_POLL_S, LAST_POLL_S = 0.005, 0.1
 
 
-class Turns:
+class WriteSlots:
     """A number of places on this machine.
 
     Parameters
@@ -157,7 +159,7 @@ class Turns:
         self._patience_s = patience_s
 
     @contextmanager
-    def turn(self) -> Iterator[float]:
+    def slot(self) -> Iterator[float]:
         """Wait for a place and hold it; what is yielded is the seconds waited."""
         began = time.monotonic()
         held = self._wait(began)
@@ -182,7 +184,7 @@ class Turns:
             pause = min(LAST_POLL_S, 2 * pause)
 
 
-def turns_of(run: RunOptions) -> Turns | None:
+def write_slots(run: RunOptions) -> WriteSlots | None:
     """Return the turns that a run asks for; None where everyone writes when they like.
 
     Raises
@@ -192,7 +194,7 @@ def turns_of(run: RunOptions) -> Turns | None:
     """
     if run.writers_per_machine is None:
         return None
-    return Turns(run.writers_per_machine, _own_folder(), run.deadline_floor_s / 2)
+    return WriteSlots(run.writers_per_machine, _own_folder(), run.deadline_floor_s / 2)
 
 
 def _own_folder() -> Path:

@@ -27,8 +27,8 @@ from actlas.jobs.executors.ray_faults import kind_of
 from actlas.jobs.run.run import follows
 from actlas.jobs.scheduler.deadlines import Clocks, Median
 from actlas.jobs.scheduler.faults import Fault
-from actlas.jobs.scheduler.queue import Pending
-from actlas.jobs.scheduler.start_backoff import Starts
+from actlas.jobs.scheduler.queue import ShardQueue
+from actlas.jobs.scheduler.start_backoff import StartBackoff
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ActlasError, ModelError
 from actlas.store.format import layout
@@ -288,7 +288,7 @@ def test_a_run_ends_where_every_place_is_broken() -> None:
 
 def test_starts_that_fail_together_count_as_one() -> None:
     said: list[str] = []
-    starts = Starts(said.append)
+    starts = StartBackoff(said.append)
     fault = Fault(None, "node", "its machine was lost", "", "worker 1")
 
     def fail(now: float) -> None:
@@ -400,7 +400,7 @@ def test_pending_gives_each_shard_once(data: st.DataObject) -> None:
     n = data.draw(st.integers(0, 40))
     shards = [shard for shard in range(n) if data.draw(st.booleans())]
     follows = data.draw(st.frozensets(st.integers(0, 40)))
-    pending = Pending(shards, follows)
+    pending = ShardQueue(shards, follows)
     left, given_to = set(shards), dict[int, list[int]]()
     while left:
         assert len(pending) == len(left)
@@ -422,7 +422,7 @@ def test_pending_gives_each_shard_once(data: st.DataObject) -> None:
 
 
 def test_the_run_of_one_who_left_comes_next() -> None:
-    pending = Pending(range(9), follows={1, 2, 4, 5, 7, 8})
+    pending = ShardQueue(range(9), follows={1, 2, 4, 5, 7, 8})
     assert [pending.take(0), pending.take(0)] == [0, 1]
     pending.leave(0)
     pending.give_back([0, 1])

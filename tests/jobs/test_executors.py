@@ -30,7 +30,7 @@ from actlas.jobs.run.repair import repair_at
 from actlas.jobs.run.run import run_extraction
 from actlas.jobs.scheduler.faults import Fault, Ledger
 from actlas.jobs.scheduler.protocols import Done
-from actlas.jobs.scheduler.worker_loop import Hand
+from actlas.jobs.scheduler.worker_loop import WorkerLoop
 from actlas.store.errors import (
     EXIT_DONE,
     EXIT_QUARANTINE,
@@ -157,7 +157,7 @@ def test_a_failed_measurement_charges_nothing(
     monkeypatch.setattr(FakeWorker, "bare_forward_rate", bad)
     logged: list[str] = []
     monkeypatch.setattr(LOGGER, "exception", lambda text, **_named: logged.append(text))
-    hand = Hand(make_fake(store.path, options()), "worker 0", store.path)
+    hand = WorkerLoop(make_fake(store.path, options()), "worker 0", store.path)
     hand.measure(0)
     for shard in (0, 1):
         outcome = hand.attempt(shard)
@@ -330,7 +330,7 @@ def test_calls_that_change_places_are_put_in_order() -> None:
     """As Ray does: whoever holds the later one waits for the earlier."""
     begun: list[int] = []
 
-    class Recorder(Hand):
+    class Recorder(WorkerLoop):
         def __init__(self) -> None:
             """Nothing is loaded."""
 

@@ -13,7 +13,7 @@ from support.workers import FakeWorker, attempts, check_whole, fake_store, make_
 from actlas.jobs.run.run import run_extraction
 from actlas.jobs.scheduler.faults import Fault
 from actlas.jobs.scheduler.protocols import Done
-from actlas.jobs.scheduler.worker_loop import Hand
+from actlas.jobs.scheduler.worker_loop import WorkerLoop
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import EXIT_DONE, EXIT_QUARANTINE
 from actlas.store.format.schema import Receipt
@@ -84,7 +84,7 @@ def test_who_writes_slowly_is_waited_for(store: Store) -> None:
         return commit(computed, attempt)
 
     worker.commit = slow  # type: ignore[method-assign]
-    hand = Hand(worker, "worker", store.path)
+    hand = WorkerLoop(worker, "worker", store.path)
     first = hand.begin(0)
     second: list[Any] = []
     thread = threading.Thread(target=lambda: second.append(hand.begin(1)))
@@ -104,7 +104,7 @@ def test_who_writes_slowly_is_waited_for(store: Store) -> None:
 def test_a_fault_in_either_stage_is_the_shards_own(store: Store, tmp_path: Path) -> None:
     worker = Staged(store.path, options())
     worker.overlap = False
-    hand = Hand(worker, "worker", store.path)
+    hand = WorkerLoop(worker, "worker", store.path)
     plant(tmp_path, {1: ["raise"]}, **{"bad compute": 2})
     outcomes = [hand.begin(shard) for shard in range(4)]
     found = [outcome.result(WAIT_S) for outcome in outcomes]

@@ -10,7 +10,7 @@ import pytest
 
 from actlas.jobs import logs
 from actlas.jobs.monitor.progress import LiveProgress, PlainProgress, display, packed
-from actlas.jobs.monitor.run_stats import Tally
+from actlas.jobs.monitor.run_stats import RunStats
 from actlas.jobs.monitor.run_summary import headline, states_line, worker_lines
 from actlas.jobs.scheduler.faults import Fault
 from actlas.jobs.scheduler.protocols import Done
@@ -41,11 +41,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def tally(clock: Clock) -> Tally:
-    return Tally(n_rows=10_000, n_rows_before=2000, n_shards=8, clock=clock)
+def tally(clock: Clock) -> RunStats:
+    return RunStats(n_rows=10_000, n_rows_before=2000, n_shards=8, clock=clock)
 
 
-def test_rates_and_what_is_left(tally: Tally, clock: Clock) -> None:
+def test_rates_and_what_is_left(tally: RunStats, clock: Clock) -> None:
     assert tally.seconds_left() is None
     assert headline(tally) == "loading the model, 0.0 s so far"
     clock.now += 20  # loading the model does not count
@@ -61,7 +61,7 @@ def test_rates_and_what_is_left(tally: Tally, clock: Clock) -> None:
     assert headline(tally) == f" 60%  6,000 of 10,000 rows  {rates}  80 s left"
 
 
-def test_the_share_of_the_bare_forward_pass(tally: Tally, clock: Clock) -> None:
+def test_the_share_of_the_bare_forward_pass(tally: RunStats, clock: Clock) -> None:
     tally.on_state("worker 0", "busy", 0)
     tally.on_state("worker 1", "busy", 1)
     assert tally.share_of_bare() is None
@@ -71,7 +71,7 @@ def test_the_share_of_the_bare_forward_pass(tally: Tally, clock: Clock) -> None:
     assert tally.share_of_bare() == pytest.approx(2200 / 2 / 1300)
 
 
-def test_no_share_where_a_worker_was_not_measured(tally: Tally, clock: Clock) -> None:
+def test_no_share_where_a_worker_was_not_measured(tally: RunStats, clock: Clock) -> None:
     tally.on_state("worker 0", "busy", 0)
     clock.now += 2
     tally.on_done(done(0, bare_tokens_per_s=500.0))
@@ -79,7 +79,7 @@ def test_no_share_where_a_worker_was_not_measured(tally: Tally, clock: Clock) ->
     assert tally.share_of_bare() is None
 
 
-def test_plain_lines(tally: Tally, clock: Clock) -> None:
+def test_plain_lines(tally: RunStats, clock: Clock) -> None:
     out = io.StringIO()
     progress = PlainProgress(tally, out)
     progress.state("worker 0", "busy", 3)
@@ -101,13 +101,13 @@ def test_plain_lines(tally: Tally, clock: Clock) -> None:
     assert "\x1b" not in out.getvalue()
 
 
-def test_a_terminal_gets_a_live_display(tally: Tally, clock: Clock) -> None:
+def test_a_terminal_gets_a_live_display(tally: RunStats, clock: Clock) -> None:
     out = Terminal()
     progress = display(tally, out)
     assert isinstance(progress, LiveProgress)
     with progress.shown():
         progress.state("worker 0", "busy", 3)
-        progress.say("a [bold]plain[/] line")
+        progress.log("a [bold]plain[/] line")
         clock.now += 2
         progress.done(done(3))
     text = out.getvalue()
@@ -117,13 +117,13 @@ def test_a_terminal_gets_a_live_display(tally: Tally, clock: Clock) -> None:
     assert "shard 3" in text
 
 
-def test_elsewhere_lines_are_plain(tally: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elsewhere_lines_are_plain(tally: RunStats, monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(display(tally, io.StringIO())) is PlainProgress
     monkeypatch.setenv("TERM", "dumb")
     assert type(display(tally, Terminal())) is PlainProgress
 
 
-def test_many_workers_do_not_flood(tally: Tally) -> None:
+def test_many_workers_do_not_flood(tally: RunStats) -> None:
     for i in range(100):
         tally.on_state(f"worker {i}", "busy", i)
     assert len(worker_lines(tally)) == 9
@@ -166,7 +166,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(
 
 
 def test_without_colour_the_bar_is_of_plain_characters(
-    tally: Tally, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tally: RunStats, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "42")
@@ -181,7 +181,7 @@ def test_without_colour_the_bar_is_of_plain_characters(
     assert max(map(len, re.split(r"[\r\n]+", frames))) <= 42
 
 
-def test_lines_do_not_break_anew_at_each_number(tally: Tally) -> None:
+def test_lines_do_not_break_anew_at_each_number(tally: RunStats) -> None:
     live = LiveProgress(tally, Terminal())
     parts = [["1,000 rows/s", "9 left"], ["999 rows/s", "8 left"], ["9,999 rows/s", "7 left"]]
     assert [packed(live._steady(part), 19) for part in parts] == [
@@ -192,7 +192,7 @@ def test_lines_do_not_break_anew_at_each_number(tally: Tally) -> None:
     assert len(packed(parts[1], 18)) == 1  # as it was without
 
 
-def test_a_run_that_stops_says_no_time_left(tally: Tally, clock: Clock) -> None:
+def test_a_run_that_stops_says_no_time_left(tally: RunStats, clock: Clock) -> None:
     out = io.StringIO()
     progress = PlainProgress(tally, out)
     progress.state("worker 0", "busy", 2)

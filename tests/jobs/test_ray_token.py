@@ -17,7 +17,7 @@ from support.jobs import PATHS
 from actlas.jobs.doctor import ray as checks_cluster
 from actlas.jobs.ray import address as ray_token
 from actlas.jobs.ray import cluster as ray_cluster
-from actlas.jobs.ray.address import admits, introduce
+from actlas.jobs.ray.address import accepts_token, authenticate
 from actlas.jobs.ray.cluster import connected
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ConfigError
@@ -53,19 +53,23 @@ def guest(address: str, **more: str) -> subprocess.Popen[str]:
 
 
 def knocks(address: str, right: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``introduce`` and the doctor say at the door of that Ray, and how soon."""
+    """What ``authenticate`` and the doctor say at the door of that Ray, and how soon."""
 
     def refused(**environment: str) -> str:
         with monkeypatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
             with pytest.raises(ConfigError) as caught:
-                introduce(address)
+                authenticate(address)
         assert right not in str(caught.value)
         return str(caught.value)
 
     began = time.monotonic()
-    assert (admits(address, right), admits(address, "f" * 64), admits(address, None)) == (
+    assert (
+        accepts_token(address, right),
+        accepts_token(address, "f" * 64),
+        accepts_token(address, None),
+    ) == (
         True,
         False,
         False,
@@ -88,12 +92,12 @@ def knocks(address: str, right: str, folder: Path, monkeypatch: pytest.MonkeyPat
                 patch.setenv("RAY_AUTH_MODE", "")  # put back as it was, whatever is set there
                 for name, value in (found | more).items():
                     patch.setenv(name, value)
-                introduce(address)
+                authenticate(address)
                 assert os.environ["RAY_AUTH_MODE"] == "token"
     security = checks_cluster._security
     assert security(address).result == "ok"
     assert time.monotonic() - began < 10, "a second is plenty; Ray takes 20 for each"
-    monkeypatch.setattr(checks_cluster, "admits", lambda *_: True)
+    monkeypatch.setattr(checks_cluster, "accepts_token", lambda *_: True)
     assert security(address).result == "warning"
 
 
@@ -103,8 +107,8 @@ def test_who_answers_no_question_of_tokens_is_joined_as_ever(
     monkeypatch.setattr(ray_token, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        assert admits(address, None) is None
-        introduce(address)
+        assert accepts_token(address, None) is None
+        authenticate(address)
 
 
 def test_what_ray_found_itself_is_told_with_where_tokens_are() -> None:
@@ -127,14 +131,14 @@ def test_a_wrong_token_is_told_at_once_and_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Before Ray is even started: of :func:`connected`, whose own tries take 20 s."""
-    monkeypatch.setattr(ray_cluster, "knock", lambda _: None)
+    monkeypatch.setattr(ray_cluster, "check_port", lambda _: None)
     asked: list[str] = []
 
     def refuse(address: str) -> None:
         asked.append(address)
         raise ConfigError("no")
 
-    monkeypatch.setattr(ray_cluster, "introduce", refuse)
+    monkeypatch.setattr(ray_cluster, "authenticate", refuse)
     monkeypatch.setenv("RAY_ADDRESS", "there:6379")
     monkeypatch.setitem(sys.modules, "ray", None)  # to import it would raise
     for address in ("head:6379", "auto", None):

@@ -20,9 +20,9 @@ import yaml
 from support.workers import FakeWorker, fake_store, make_fake
 
 from actlas.jobs import logs
-from actlas.jobs.cli.app import _tell
+from actlas.jobs.cli.app import _print_error
 from actlas.jobs.monitor.progress import PlainProgress
-from actlas.jobs.monitor.run_stats import Tally
+from actlas.jobs.monitor.run_stats import RunStats
 from actlas.jobs.redaction import redacted, redacted_values
 from actlas.jobs.run.run import run_extraction
 from actlas.jobs.scheduler.driver import Driver
@@ -140,7 +140,7 @@ def test_what_ray_says_of_a_worker_that_it_lost(tmp_path: Path) -> None:
         wait=lambda timeout_s: [found.pop(0) for _ in found[:]],
         kill=lambda worker: None,
     )
-    tally = Tally(n_rows=1, n_rows_before=0, n_shards=1)
+    tally = RunStats(n_rows=1, n_rows_before=0, n_shards=1)
     ledger, watch = Ledger(store.objects, "extract", run), PlainProgress(tally, io.StringIO())
     stop: Any = SimpleNamespace(requested=False)
     log = logs.start(store.path, "driver")
@@ -179,7 +179,7 @@ def test_a_whole_run_writes_none_of_its_environment(tmp_path: Path) -> None:
 @pytest.mark.parametrize("meta", [{}, {"actlas.json": True}, {"actlas.debug": True}])
 def test_an_error_that_is_told(meta: dict[str, bool], capfd: pytest.CaptureFixture[str]) -> None:
     for url in [*URLS, *PLANTED.values()]:
-        _tell(ActlasError(f"cannot reach {url}"), meta)
+        _print_error(ActlasError(f"cannot reach {url}"), meta)
     shown = "".join(capfd.readouterr())
     assert "cannot reach" in shown and not any(secret in shown for secret in SECRETS)
 

@@ -12,7 +12,7 @@ from actlas.jobs.cli import status as status_verb
 from actlas.jobs.cli import status_lines
 from actlas.jobs.monitor import heartbeat as holding
 from actlas.jobs.monitor.heartbeat import Snapshot
-from actlas.jobs.monitor.run_stats import Tally
+from actlas.jobs.monitor.run_stats import RunStats
 from actlas.jobs.run import status
 from actlas.jobs.scheduler.protocols import Done
 from actlas.store.format.schema import Receipt
@@ -41,7 +41,7 @@ def test_no_beat_breaks_it(store: Store, beat: bytes, monkeypatch: pytest.Monkey
     elsewhere(store, beat)
     found = status.status_of(store)
     assert found.perhaps_dead and not found.running
-    held = holding.look(store.objects)
+    held = holding.observe_holder(store.objects)
     told = found.model_copy(update={"perhaps_dead": False})
     text = "\n".join(status_lines.lines(told, held.snapshot))
     assert "\x1b" not in text
@@ -56,18 +56,18 @@ def test_a_counter_that_moves_lives(store: Store, monkeypatch: pytest.MonkeyPatc
         store.objects.replace(key, b'{"count": 2, "run": {}}')
 
     monkeypatch.setattr(holding.time, "sleep", beats)
-    first = holding.look(store.objects)
+    first = holding.observe_holder(store.objects)
     assert first.alive
     still = first._replace(moved_s=first.moved_s - holding.STILL_S - 1)
-    assert not holding.look(store.objects, still).alive
+    assert not holding.observe_holder(store.objects, still).alive
     store.objects.replace(key, b'{"count": 3, "run": {}}')
-    assert holding.look(store.objects, still).alive
+    assert holding.observe_holder(store.objects, still).alive
 
 
 def test_when_a_driver_elsewhere_was_heard(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its own clock until we saw it beat; then by ours, whatever its clock says."""
 
-    def line(held: holding.Holding) -> str:
+    def line(held: holding.HolderState) -> str:
         told = status.status_of(store, holding=held)
         lines = status_lines.lines(told, held.snapshot)
         return next(line for line in lines if line.startswith("driver"))
@@ -75,7 +75,7 @@ def test_when_a_driver_elsewhere_was_heard(store: Store, monkeypatch: pytest.Mon
     now = [1000.0]
     monkeypatch.setattr(holding.time, "monotonic", lambda: now[0])
     elsewhere(store, b'{"count": 1, "run": {}}', since_unix_s=time.time())
-    first = holding.look(store.objects)
+    first = holding.observe_holder(store.objects)
     assert line(first) == "driver      process 7 on elsewhere holds the lease; no heartbeat yet"
 
     key, wrong_by = f"{lease.FOLDER}/00000001.beat", 7200
@@ -87,14 +87,14 @@ def test_when_a_driver_elsewhere_was_heard(store: Store, monkeypatch: pytest.Mon
                 first._replace(snapshot=Snapshot(body["run"]))  # type: ignore[arg-type]
             )
         now[0] += 5.0
-        seen = holding.look(store.objects, first)
+        seen = holding.observe_holder(store.objects, first)
         first = seen
     now[0] += 3.0
     assert line(seen).endswith("holds the lease; last heard 3.0 s ago")
-    later = holding.look(store.objects, seen)
+    later = holding.observe_holder(store.objects, seen)
     assert line(later).endswith("holds the lease; last heard 3.0 s ago"), "another look is no beat"
     now[0] += holding.STILL_S
-    still = holding.look(store.objects, later)
+    still = holding.observe_holder(store.objects, later)
     assert "perhaps dead: last heard 23 s ago; a new run" in line(still)
     monkeypatch.setattr(lease_holder, "is_local", lambda _: True)
     assert line(later).endswith("holds the lease"), "on this machine it is known to live"
@@ -114,7 +114,7 @@ def test_a_second_look_that_sees_a_beat_says_when(
 
 
 def test_what_a_driver_tells_is_read_back(store: Store) -> None:
-    tally = Tally(n_rows=1000, n_rows_before=0, n_shards=12)
+    tally = RunStats(n_rows=1000, n_rows_before=0, n_shards=12)
     for i in range(1000):
         tally.on_state(f"worker {i}", "busy", i)
         tally.on_state(f"worker {i}", "busy", 1000 + i)
@@ -126,7 +126,7 @@ def test_what_a_driver_tells_is_read_back(store: Store) -> None:
     assert len(read.workers()) == 64
     assert read.workers()[0]["shards"] == [0, 1000]
     assert tally.workers["worker 3"].shards == [1003]
-    assert {f.shard for f in tally.flights()} == {*range(1000)} - {3} | {1003}
+    assert {f.shard for f in tally.in_flight()} == {*range(1000)} - {3} | {1003}
 
 
 def test_a_beat_carries_the_run_and_a_broken_teller_stops_nothing(store: Store) -> None:
@@ -232,7 +232,7 @@ def test_derived_jobs_have_totals_where_these_are_known(store: Store) -> None:
 
 
 def test_a_driver_that_stops_is_told_of(store: Store) -> None:
-    tally = Tally(n_rows=1000, n_rows_before=0, n_shards=12)
+    tally = RunStats(n_rows=1000, n_rows_before=0, n_shards=12)
     tally.on_state("worker 0", "busy", 0)
     tally.on_done(Done(0, 64, 9, 0, 1.0, "worker 0", {"n_tokens_fed": 70.0}))
     run = {"job": "encode.sae", **tally.snapshot()}

@@ -1,4 +1,4 @@
-"""Turns to write: never more writers than places, and a dead one's place is free at once."""
+"""WriteSlots to write: never more writers than places, and a dead one's place is free at once."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from support.workers import check_whole, fake_store, make_fake
 from actlas.jobs.run.run import run_extraction
 from actlas.jobs.scheduler import worker_loop as turns
 from actlas.jobs.scheduler.protocols import Done
-from actlas.jobs.scheduler.worker_loop import Hand, Turns, turns_of
+from actlas.jobs.scheduler.worker_loop import WorkerLoop, WriteSlots, write_slots
 from actlas.store.errors import EXIT_DONE, RunFaultError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from actlas.jobs.scheduler.worker_loop import Turns
-with Turns(1, Path(sys.argv[1]), 60.0).turn():
+from actlas.jobs.scheduler.worker_loop import WriteSlots
+with WriteSlots(1, Path(sys.argv[1]), 60.0).slot():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -37,7 +37,7 @@ def test_never_more_than_places(tmp_path: Path, n_places: int) -> None:
     def write() -> None:
         nonlocal inside, most, n_turns
         for _ in range(4):
-            with Turns(n_places, tmp_path, 60.0).turn():
+            with WriteSlots(n_places, tmp_path, 60.0).slot():
                 with lock:
                     inside += 1
                     most = max(most, inside)
@@ -64,7 +64,7 @@ def test_a_killed_holders_place_is_free_at_once(tmp_path: Path) -> None:
     waited: list[float] = []
 
     def wait() -> None:
-        with Turns(1, tmp_path, 60.0).turn() as seconds:
+        with WriteSlots(1, tmp_path, 60.0).slot() as seconds:
             waited.append(seconds)
 
     thread = threading.Thread(target=wait)
@@ -79,10 +79,10 @@ def test_a_killed_holders_place_is_free_at_once(tmp_path: Path) -> None:
 
 
 def test_a_holder_that_hangs_is_not_waited_for_for_ever(tmp_path: Path) -> None:
-    mine = Turns(1, tmp_path, 0.05)
-    with mine.turn(), Turns(1, tmp_path, 0.05).turn() as waited:
+    mine = WriteSlots(1, tmp_path, 0.05)
+    with mine.slot(), WriteSlots(1, tmp_path, 0.05).slot() as waited:
         assert waited > 0.05
-    with mine.turn() as waited:
+    with mine.slot() as waited:
         assert waited < 0.05, "the place was given up twice"
 
 
@@ -93,18 +93,18 @@ def test_a_folder_of_someone_elses_is_refused(
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / f"actlas-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RunFaultError, match="expected a folder of this user"):
-        turns_of(options(writers_per_machine=1))
+        write_slots(options(writers_per_machine=1))
 
 
 def test_the_wait_is_in_the_shards_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns.tempfile, "gettempdir", lambda: str(tmp_path))
     store = fake_store(tmp_path / "job")
     run = options(writers_per_machine=1)
-    own = turns_of(run)
+    own = write_slots(run)
     assert own is not None
-    assert turns_of(options()) is None
-    hand = Hand(make_fake(store.path, run), "worker", store.path, turns_of(run))
-    with own.turn():
+    assert write_slots(options()) is None
+    hand = WorkerLoop(make_fake(store.path, run), "worker", store.path, write_slots(run))
+    with own.slot():
         thread = threading.Timer(0.0, lambda: outcomes.append(hand.attempt(0)))
         outcomes: list[object] = []
         thread.start()

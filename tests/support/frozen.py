@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from typing_extensions import Buffer
 
 from actlas.jobs.scheduler.protocols import Done
-from actlas.jobs.scheduler.worker_loop import Hand
+from actlas.jobs.scheduler.worker_loop import WorkerLoop
 from actlas.pipeline.options import RunOptions
 from actlas.store.objects.local import LocalObjects
 from support.processes import LOADED
@@ -43,7 +43,7 @@ def _attempt(path: str, shard: int, stop_at: int, overwrite: bool) -> None:
     os.environ.pop("ACTLAS_TEST_FOLDER", None)  # of whichever test started the fork server
     if overwrite:
         LocalObjects.create = _overwriting  # type: ignore[method-assign]
-    hand = Hand(make_fake(path, RunOptions()), "worker", path)
+    hand = WorkerLoop(make_fake(path, RunOptions()), "worker", path)
     if stop_at:
         freeze_at(stop_at)
     if not isinstance(hand.attempt(shard), Done):

@@ -99,7 +99,9 @@ def uses(path: str, digest: dict[str, str]) -> Iterator[tuple[str, Callable[[], 
     yield (
         "status",
         lambda: list(
-            status_lines.lines(status.status_of(store), holding.look(store.objects).snapshot)
+            status_lines.lines(
+                status.status_of(store), holding.observe_holder(store.objects).snapshot
+            )
         ),
     )
     yield (
