@@ -181,6 +181,13 @@ class InterruptedRunError(ActlasError, RuntimeError):
     exit_code = EXIT_RESUME
 
 
+class QuarantineError(ActlasError, RuntimeError):
+    """A run ended with units of work in quarantine. ``details['shards']`` lists them."""
+
+    kind = "quarantine"
+    exit_code = EXIT_QUARANTINE
+
+
 def of_one_object(error: RunFaultError) -> bool:
     """Whether a run fault may be one object's alone: it cannot be read, while others can."""
     return error.details.get("errno") in (errno.EIO, errno.EACCES, errno.EPERM)

@@ -10,10 +10,12 @@ from typing import Any
 import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
+from actlas.jobs.cli.options import asked_for, run_options
 from actlas.jobs.derived.extremes import units_of
 from actlas.jobs.formatting import printable
 from actlas.jobs.output import write_whole
 from actlas.jobs.run.reports.analysis import ContextsReport, FeatureContexts
+from actlas.pipeline.options import RunOptions
 from actlas.store.display.contexts_html import share_of
 from actlas.store.errors import ConfigError, FeatureError
 from actlas.store.features.contexts import ActivationContext, Contexts, contexts_page
@@ -73,7 +75,7 @@ def _shaded(entry: ActivationContext, scale: float) -> str:
     return "".join(pieces)
 
 
-def _contexts(store: Store, asked: dict[str, Any]) -> list[Contexts]:
+def _contexts(store: Store, asked: dict[str, Any], run: RunOptions) -> list[Contexts]:
     """Return the contexts of one feature, of some features, or of one raw unit."""
     given = {name for name in _WHICH if asked[name] is not None}
     options = {name: asked[name] for name in ("bottom", "words", "distinct")}
@@ -87,7 +89,7 @@ def _contexts(store: Store, asked: dict[str, Any]) -> list[Contexts]:
         width = store.activations[hookpoint].shape[1]
         if not 0 <= unit < width:
             raise FeatureError(f"unit {unit}: {hookpoint} has units 0 to {width - 1}.", unit=unit)
-        return [units_of(store, hookpoint).contexts(unit, k, **options)]
+        return [units_of(store, hookpoint, run).contexts(unit, k, **options)]
     got = ", ".join(f"--{name} {asked[name]}" for name in _WHICH if name in given) or "none of them"
     raise ConfigError(
         f"give --sae NAME and --feature F (or --some N), or --hookpoint H and --unit U; got {got}."
@@ -131,6 +133,7 @@ _WHICH = ("sae", "feature", "some", "hookpoint", "unit")
     metavar="FILE",
     help="Write an HTML page.  [default: print to the terminal]",
 )
+@run_options("executor", "workers", "address", "deadline_floor_s", "retry_quarantined")
 @json_option
 @debug_option
 def command(store: str, html: str | None, as_json: bool, **options: Any) -> None:
@@ -141,7 +144,7 @@ def command(store: str, html: str | None, as_json: bool, **options: Any) -> None
     """
     if as_json and html is not None:
         raise ConfigError("--json prints, --html writes a page: give one of them.")
-    found = _contexts(open_store(store), options)
+    found = _contexts(open_store(store), options, asked_for(options).run)
     if as_json:
         bodies = [FeatureContexts(**contexts.to_json()) for contexts in found]
         several = options["some"] is not None

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
-from actlas.jobs.cli.options import Count
+from actlas.jobs.cli.options import Count, asked_for, run_options
 from actlas.jobs.derived.index import index
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, duration, n_bytes
@@ -46,11 +46,14 @@ def _example(density: Any) -> int:
 @click.option(
     "--max-memory-bytes",
     type=Count(),
-    help="Memory to use; less memory takes more passes.  [default: 1 GiB]",
+    help="Memory of each worker; less memory takes more passes.  [default: 1 GiB]",
 )
+@run_options("executor", "workers", "address", "deadline_floor_s", "retry_quarantined")
 @json_option
 @debug_option
-def command(store: str, name: str, max_memory_bytes: int | None, as_json: bool) -> int:
+def command(
+    store: str, name: str, max_memory_bytes: int | None, as_json: bool, **values: Any
+) -> int:
     """Order a set of feature activations by feature, so that a feature's top tokens are one slice.
 
     The same command resumes an interrupted run.
@@ -58,6 +61,13 @@ def command(store: str, name: str, max_memory_bytes: int | None, as_json: bool) 
     if max_memory_bytes is not None and max_memory_bytes < 1 << 20:
         raise ConfigError(f"--max-memory-bytes: got {max_memory_bytes}, expected 1 MiB or more")
     opened = open_store(store)
-    made = SaeIndexReport(**index(opened, name, max_memory_bytes))
+    run = asked_for(values).run.model_copy(update={"max_memory_bytes": max_memory_bytes})
+    outcome, size = index(opened, name, run)
+    if size is None:
+        if as_json:
+            outcome.require_done()
+        click.echo(outcome.line)
+        return outcome.exit_code
+    made = SaeIndexReport(**size)
     click.echo(made.to_json() if as_json else _line(opened, made))
     return 0

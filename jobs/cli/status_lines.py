@@ -11,6 +11,7 @@ from actlas.jobs.formatting import count, counted, duration, n_bytes, printable,
 from actlas.jobs.monitor.heartbeat import Snapshot
 from actlas.jobs.run.reports.progress import DerivedProgress, JobProgress, StatusReport
 from actlas.store.ledger import lease_holder
+from actlas.store.ledger.job_kinds import kind_of
 
 N_SURE = 32
 """Smallest number of receipts for a rate that is not marked as approximate."""
@@ -46,8 +47,8 @@ def _jobs(status: StatusReport) -> list[JobProgress]:
 
 def _derived_words(path: str, job: DerivedProgress) -> str:
     """Return the progress of a derived job and the command that continues it."""
-    kind = job.job.partition(".")[0]
-    unit = {"encode": "shard", "index": "block"}.get(kind, "table")
+    kind, _ = kind_of(job.job)
+    unit = "unit" if kind is None else kind.unit
     n_all = job.done if job.all is None else job.all
     of = f"{job.done:,} of " if job.all is not None else ""
     words = f"{printable(job.job)}: {of}{counted(n_all, unit)}"
@@ -59,13 +60,14 @@ def _derived_words(path: str, job: DerivedProgress) -> str:
 
 def _resume(path: str, job: DerivedProgress) -> str | None:
     """Return the command that continues a derived job; None if it is complete."""
-    kind, _, name = job.job.partition(".")
-    if job.complete or kind not in ("encode", "index"):
+    kind, subject = kind_of(job.job)
+    if job.complete or kind is None or not kind.command:
         return None
     tried = job.done + len(job.quarantined)
     stuck = job.quarantined and job.all is not None and tried >= job.all
     again = ["--retry-quarantined"] if stuck else []
-    return shell("sae", kind, path, "--sae", printable(name), *again)
+    words = (word.format(store=path, subject=printable(subject)) for word in kind.command)
+    return shell(*words, *again)
 
 
 def _driver_lines(status: StatusReport, snapshot: Snapshot) -> Iterable[str]:

@@ -1,20 +1,21 @@
-"""Encoding of stored activations by a sparse autoencoder, from Python."""
+"""Encoding of stored activations by a sparse autoencoder: the jobs ``encode`` and ``encoded``."""
 
 from __future__ import annotations
 
 import functools
 import os
 import socket
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from actlas.jobs import logs
 from actlas.jobs.config import resolve
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import counted
-from actlas.jobs.run.run import Outcome, Work, run_work
+from actlas.jobs.run.outcome import Outcome
+from actlas.jobs.run.run import on_stderr, run_work
+from actlas.jobs.run.work import DerivedUnits, Work
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import (
     EXIT_DONE,
@@ -24,6 +25,7 @@ from actlas.store.errors import (
     InterruptedRunError,
 )
 from actlas.store.ledger import lease
+from actlas.store.ledger.job_kinds import ENCODE
 from actlas.store.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -56,16 +58,15 @@ def encode_sae(
     ------
     SaeError
         It cannot be loaded, or does not fit this store.
-    ActlasError
-        Shards are left in quarantine, or the run was stopped.
+    QuarantineError
+        Shards are left in quarantine.
+    InterruptedRunError
+        The run was stopped, or the store is not extracted whole.
     """
     opened = store if isinstance(store, Store) else open_store(store)
     asked = resolve({"plan": {}, "run": run}).run
     outcome, made = encode(opened, os.fspath(sae), name, hookpoint, asked)
-    if outcome.quarantined:
-        raise ActlasError(outcome.line, shards=list(outcome.quarantined))
-    if outcome.exit_code != EXIT_DONE:
-        raise InterruptedRunError(outcome.line)
+    outcome.require_done()
     return opened.features(made)
 
 
@@ -80,9 +81,9 @@ def encode(
     sae : str
         The folder of a sparse autoencoder, or the name of a set that was begun.
     name : str, optional
-        Of the set; by default the folder's.
+        The name of the set; by default the folder's.
     hookpoint : str, optional
-        By default the one that the sparse autoencoder was trained on.
+        The hookpoint to encode; by default the one that the sparse autoencoder was trained on.
     run : RunOptions
         Executor, workers, device.
 
@@ -100,6 +101,35 @@ def encode(
     """
     from actlas.analysis.features.encode import create_features, finish
     from actlas.analysis.sae.saelens_format import load_sae
+
+    folder, name = _folder_of(store, sae, name)
+    loaded = load_sae(folder)
+    features = create_features(store, loaded, name or folder.name, str(folder), hookpoint)
+    work = Work(
+        job=ENCODE.job(features.name),
+        units=DerivedUnits(store, ENCODE, features.name, store.shard_range, store.done),
+        doing="encoding",
+        what=f"{features.name}, {features.n_features:,} features of {features.hookpoint}",
+        per_row=f"{features.n_features:,} features",
+        after=shell("sae", "index", store.path, "--sae", features.name),
+    )
+    make_worker = functools.partial(open_encoder, sae=str(folder), name=features.name)
+    outcome = run_work(store, work, run, make_worker)
+    if outcome.exit_code != EXIT_DONE:
+        return outcome, features.name
+    left = store.plan.n_shards - len(ENCODE.receipts(store, features.name).done())
+    if left:
+        are = f"{counted(left, 'shard')} {'is' if left == 1 else 'are'}"
+        then = f"{shell('extract', store.path)}, then the same command again"
+        waits = Outcome(EXIT_RESUME, "not whole yet", outcome.made, f"{are} not extracted", then)
+        return waits, features.name
+    with lease.hold(store.objects, log=on_stderr):
+        finish(store, features, socket.gethostname())
+    return outcome, features.name
+
+
+def _folder_of(store: Store, sae: str, name: str | None) -> tuple[Path, str | None]:
+    """Return the folder of a sparse autoencoder, and the name of the set if it was begun."""
     from actlas.store.ledger.feature_sets import names
 
     folder = Path(sae).expanduser()
@@ -111,36 +141,23 @@ def encode(
                 field="name",
             )
         name, folder = sae, Path(store.features(sae).spec.sae_path)
-    folder = folder.absolute()
-    loaded = load_sae(folder)
-    features = create_features(store, loaded, name or folder.name, str(folder), hookpoint)
-    work = Work(
-        job=f"encode.{features.name}",
-        doing="encoding",
-        what=f"{features.name}, {features.n_features:,} features of {features.hookpoint}",
-        per_row=f"{features.n_features:,} features",
-        after=shell("sae", "index", store.path, "--sae", features.name),
-    )
-    make_worker = functools.partial(open_encoder, sae=str(folder), name=features.name)
-    outcome = run_work(store, work, run, make_worker)
-    if outcome.exit_code != EXIT_DONE:
-        return outcome, features.name
-    left = len(store.missing(work.job))
-    if left:
-        are = f"{counted(left, 'shard')} {'is' if left == 1 else 'are'}"
-        made = outcome.line.partition(" -> next: ")[0].removeprefix("done: ")
-        line = (
-            f"not whole yet: {made}; {are} not extracted -> next: "
-            f"{shell('extract', store.path)}, then the same command again"
-        )
-        return Outcome(EXIT_RESUME, line, outcome.quarantined), features.name
-    with lease.hold(store.objects, log=lambda text: click.echo(text, err=True)):
-        finish(store, features, socket.gethostname())
-    return outcome, features.name
+    return folder.absolute(), name
 
 
 def open_encoder(store: str, run: RunOptions, *, sae: str, name: str) -> Encoder:
-    """Open a store and load a sparse autoencoder, in the worker's own process."""
+    """Open a store and load a sparse autoencoder, in the worker's own process.
+
+    Parameters
+    ----------
+    store : str
+        The path or URL of the store.
+    run : RunOptions
+        Device, threads.
+    sae : str
+        The folder of the sparse autoencoder.
+    name : str
+        The name of the set of features.
+    """
     import torch
 
     from actlas.analysis.features.encode import Encoder
@@ -153,3 +170,49 @@ def open_encoder(store: str, run: RunOptions, *, sae: str, name: str) -> Encoder
     torch.set_num_threads(run.threads or max(1, n_cpus() // run.n_workers))
     opened = open_store(store)
     return Encoder(opened, opened.features(name), load_sae(sae), resolve_device(run.device))
+
+
+def redo(
+    store: Store,
+    name: str,
+    dropped: Collection[str],
+    run: RunOptions,
+    say: Callable[[str], None],
+) -> str | None:
+    """Encode what is missing of a set by the sparse autoencoder that it names, for a repair.
+
+    Parameters
+    ----------
+    store : Store
+    name : str
+        The name of the set of features.
+    dropped : collection of str
+        The kinds of jobs of this set of which a repair dropped something.
+    run : RunOptions
+        Executor, workers, device.
+    say : callable
+        Told each step in a line.
+
+    Returns
+    -------
+    str or None
+        Why something that was dropped could not be made again; None where all was, the rest being
+        shards that are not extracted yet.
+
+    Raises
+    ------
+    InterruptedRunError
+        A signal asked for the end.
+    """
+    say(f"encoding what is missing of {name}")
+    try:
+        outcome, _ = encode(store, name, None, None, run)
+    except InterruptedRunError:
+        raise
+    except ActlasError as error:
+        again = shell("sae", "encode", store.path, "--sae", "DIR", "--name", name)
+        return f"{error} With its folder at hand: {again}"
+    if outcome.stopped:
+        raise InterruptedRunError(outcome.line)
+    waits = outcome.exit_code == EXIT_RESUME and not {*dropped} - {ENCODE.name}
+    return None if outcome.exit_code == EXIT_DONE or waits else outcome.line

@@ -1,36 +1,116 @@
-"""The top and bottom tokens of raw units, gathered where they are not yet."""
+"""The top and bottom tokens of raw units, gathered where they are not yet: the job ``extremes``."""
 
 from __future__ import annotations
 
-import socket
+import functools
+from typing import TYPE_CHECKING
 
-import click
-
+from actlas.jobs import logs
+from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import counted
-from actlas.jobs.logs import NowAndThen
+from actlas.jobs.run.outcome import Outcome
+from actlas.jobs.run.run import run_work
+from actlas.jobs.run.work import DerivedUnits, Work
+from actlas.pipeline.options import RunOptions
 from actlas.store.errors import FeatureError
-from actlas.store.features.unit_extremes import Units
-from actlas.store.ledger import lease
-from actlas.store.store import Store
+from actlas.store.ledger.job_kinds import EXTREMES
+from actlas.store.store import Store, open_store
+
+if TYPE_CHECKING:
+    from actlas.analysis.features.extremes import ExtremesGatherer
+    from actlas.store.features.unit_extremes import Units
+
+SLOW_BYTES_PER_S = 20e6
+"""A pass over the rows that is slower than this is taken for one that hangs."""
 
 
-def units_of(store: Store, hookpoint: str) -> Units:
-    """Return a hookpoint's units; where they are not gathered yet, gather them all in one pass."""
+def units_of(store: Store, hookpoint: str, run: RunOptions | None = None) -> Units:
+    """Return a hookpoint's units; where they are not gathered yet, gather them all in one pass.
+
+    Parameters
+    ----------
+    store : Store
+    hookpoint : str
+    run : RunOptions, optional
+        Executor, deadline.
+
+    Raises
+    ------
+    HookpointError
+        The store has no such hookpoint.
+    NotExtractedError
+        Not every shard is extracted.
+    QuarantineError
+        The pass failed as often as a unit of work may.
+    InterruptedRunError
+        The run was stopped.
+    """
     try:
         return store.units(hookpoint)
     except FeatureError:
-        from actlas.analysis.features.extremes import gather_extremes
+        gather(store, hookpoint, RunOptions() if run is None else run).require_done()
+        return store.units(hookpoint)
 
-        click.echo(
-            f"gathering the top and bottom tokens of all units of {hookpoint}: one pass over the "
-            "store, the first time only",
-            err=True,
-        )
-        say = NowAndThen()
-        with lease.hold(store.objects, log=lambda text: click.echo(text, err=True)):
-            return gather_extremes(
-                store,
-                hookpoint,
-                attempt=socket.gethostname(),
-                progress=lambda done, of: say(f"{done:,} of {counted(of, 'shard')}"),
-            )
+
+def gather(store: Store, hookpoint: str, run: RunOptions) -> Outcome:
+    """Gather the extremes of every unit of a hookpoint, where they are not gathered yet.
+
+    Parameters
+    ----------
+    store : Store
+    hookpoint : str
+    run : RunOptions
+        Executor, deadline. The job is one unit of work, so it has one worker.
+
+    Raises
+    ------
+    HookpointError
+        The store has no such hookpoint.
+    NotExtractedError
+        Not every shard is extracted.
+    LeaseHeldError
+        Another driver works on this store.
+    """
+    from actlas.analysis.features.extremes import ExtremesGatherer
+
+    ExtremesGatherer(store, hookpoint)  # raises where it cannot be done, before anything begins
+    spec = store.arrays.activations[hookpoint]
+    n_units, n_bytes = spec.shape[1], spec.n_rows * spec.shape[1] * spec.numpy_dtype.itemsize
+    work = Work(
+        job=EXTREMES.job(hookpoint),
+        units=DerivedUnits(store, EXTREMES, hookpoint, covered=lambda _: (0, n_units)),
+        doing="gathering",
+        what=f"the top and bottom tokens of all units of {hookpoint}, in one pass over the store, "
+        "the first time only",
+        per_row=f"{store.plan.n_tokens:,} tokens",
+        after=shell("contexts", store.path, "--hookpoint", hookpoint, "--unit", "0"),
+        rows="units",
+        unit=EXTREMES.unit,
+        least_deadline_s=n_bytes / SLOW_BYTES_PER_S,
+    )
+    run = run.model_copy(update={"device": "cpu", "workers": 1})
+    return run_work(store, work, run, functools.partial(open_gatherer, hookpoint=hookpoint))
+
+
+def open_gatherer(store: str, run: RunOptions, *, hookpoint: str) -> ExtremesGatherer:
+    """Open a store to gather extremes, in the worker's own process.
+
+    Parameters
+    ----------
+    store : str
+        The path or URL of the store.
+    run : RunOptions
+        The executor: on Ray the worker has a log of its own.
+    hookpoint : str
+        The hookpoint.
+    """
+    from actlas.analysis.features.extremes import ExtremesGatherer
+
+    if run.executor == "ray":
+        logs.start(store, "worker")
+    say = logs.NowAndThen()
+    return ExtremesGatherer(
+        open_store(store),
+        hookpoint,
+        progress=lambda done, of: say(f"{done:,} of {counted(of, 'shard')}"),
+    )

@@ -7,21 +7,16 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from actlas.jobs.config import SECTIONS, Asked, Section, resolve
 from actlas.jobs.run.resume import check_same_plan, moved_model
 from actlas.store.errors import (
-    EXIT_DONE,
-    ActlasError,
     ConfigError,
-    InterruptedRunError,
     StoreExistsError,
     StoreNotFoundError,
 )
 
 if TYPE_CHECKING:
-    from actlas.jobs.run.run import Outcome
+    from actlas.jobs.run.outcome import Outcome
     from actlas.store.store import Store
 
 
@@ -49,8 +44,10 @@ def extract(
 
     Raises
     ------
-    ActlasError
-        Shards are left in quarantine, or the run was stopped.
+    QuarantineError
+        Shards are left in quarantine.
+    InterruptedRunError
+        The run was stopped.
 
     Examples
     --------
@@ -63,10 +60,7 @@ def extract(
         sorted_options[_section_of(name)][name] = value
     asked = resolve(sorted_options, overrides, config)
     store, outcome = extract_at(os.fspath(path), asked)
-    if outcome.quarantined:
-        raise ActlasError(outcome.line, shards=list(outcome.quarantined))
-    if outcome.exit_code != EXIT_DONE:
-        raise InterruptedRunError(outcome.line)
+    outcome.require_done()
     return store
 
 
@@ -128,7 +122,7 @@ def _section_of(name: str) -> Section:
 def make(path: str, asked: Asked) -> Store:
     """Plan a new store and return it."""
     options = asked.plan_options()
+    from actlas.jobs.run.run import on_stderr
     from actlas.pipeline.plan.make import make_plan
 
-    device = asked.run.planning_device
-    return make_plan(path, options, lambda text: click.echo(text, err=True), device)
+    return make_plan(path, options, on_stderr, asked.run.planning_device)

@@ -6,15 +6,16 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actlas.jobs.config import resolve
-from actlas.jobs.formatting import count, counted, ranges
+from actlas.jobs.formatting import count, counted
 from actlas.jobs.logs import NowAndThen
 from actlas.jobs.run.repair_derived import drop_derived, redo_derived
-from actlas.jobs.run.run import Outcome, Work, extraction, pooling, run_work
+from actlas.jobs.run.run import run_work
+from actlas.jobs.run.work import StoreShards, Work, extraction, pooling
 from actlas.jobs.run.worker import open_mender
 from actlas.store.errors import (
     EXIT_DAMAGE,
@@ -42,7 +43,6 @@ from actlas.store.verify.repair_shard import drop_unreadable
 from actlas.store.verify.verify import verify
 
 if TYPE_CHECKING:
-    from actlas.jobs.monitor.run_stats import RunStats
     from actlas.jobs.scheduler.protocols import MakeWorker
     from actlas.pipeline.options import RunOptions
 
@@ -77,38 +77,44 @@ class Repaired:
     removed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Mending(Work):
-    """A job over the damaged shards of another one."""
+class DamagedShards(StoreShards):
+    """The damaged shards of a job, which are repaired once reading them finds no damage.
 
-    damages: tuple[Damage, ...] = ()
-    mended: set[int] = field(default_factory=set)
+    Parameters
+    ----------
+    store : Store
+    job : str
+        ``extract`` or ``pooled``.
+    damages : sequence of Damage
+        Damages of shards of this job.
 
-    def all(self, store: Store) -> list[int]:
+    Attributes
+    ----------
+    repaired : set of int
+        The shards that were read again and found undamaged.
+    """
+
+    def __init__(self, store: Store, job: str, damages: Sequence[Damage]) -> None:
+        super().__init__(store, job)
+        self._damages = [damage for damage in damages if damage.shard is not None]
+        self.repaired: set[int] = set()
+
+    def ready(self) -> list[int]:
         """Return the damaged shards."""
-        return sorted({d.shard for d in self.damages if d.shard is not None})
+        return sorted({d.shard for d in self._damages if d.shard is not None})
 
-    def missing(self, store: Store) -> list[int]:
-        """Return those that are not known to be mended."""
-        return sorted(set(self.all(store)) - self.mended)
+    def missing(self) -> list[int]:
+        """Return the shards that are not known to be repaired."""
+        return sorted({*self.ready()} - self.repaired)
 
-    def stages(self, tally: RunStats) -> str | None:
-        """Say nothing of times: a receipt that stands for the same bits has those of long ago."""
-        return None
-
-    def left(self, store: Store) -> list[int]:
-        """Return those that are damaged still, by reading them."""
-        store.forget(self.job)
-        doubtful = [d for d in self.damages if d.shard not in self.mended]
-        found = verify(store, full=True, only=doubtful).damages if doubtful else ()
+    def left(self) -> list[int]:
+        """Return the shards that are damaged still, by reading them."""
+        self.store.forget(self.job)
+        doubtful = [d for d in self._damages if d.shard not in self.repaired]
+        found = verify(self.store, full=True, only=doubtful).damages if doubtful else ()
         damaged = {d.shard for d in found if d.shard is not None and d.job == self.job}
-        self.mended.update(set(self.all(store)) - damaged)
+        self.repaired.update({*self.ready()} - damaged)
         return sorted(damaged)
-
-    def unfinished(self, store: Store, shards: list[int]) -> Outcome:
-        """Say that shards are damaged still, though they were put back: the disk, or another."""
-        line = f"shards {ranges(shards)} of {store.path} are damaged still"
-        return Outcome(EXIT_DAMAGE, line, ())
 
 
 def repair(
@@ -306,15 +312,14 @@ def _mend(
     shards: dict[str, tuple[int, ...]],
 ) -> bool:
     """Compute the damaged shards of a job again; return whether that was stopped."""
-    found = tuple(d for d in damages if d.job == like.job and d.shard is not None)
+    found = [d for d in damages if d.job == like.job and d.shard is not None]
     if not found or like.job not in store.jobs:
         return False
-    work = Mending(
-        like.job, "repairing", like.what, like.per_row, like.after, like.rows, damages=found
-    )
-    wanted = work.missing(store)
+    damaged = DamagedShards(store, like.job, found)
+    work = replace(like, units=damaged, doing="repairing", repairs=True)
+    wanted = damaged.missing()
     again = run.model_copy(update={"retry_quarantined": True})
     outcome = run_work(store, work, again, make_worker)
-    if mended := tuple(shard for shard in wanted if shard in work.mended):
-        shards[like.job] = mended
+    if repaired := tuple(shard for shard in wanted if shard in damaged.repaired):
+        shards[like.job] = repaired
     return outcome.stopped or outcome.exit_code == EXIT_RESUME

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from actlas.jobs.formatting import command as shell
 from actlas.store.errors import (
-    ActlasError,
     CorruptDataError,
     FormatError,
-    InterruptedRunError,
 )
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
 from actlas.store.ledger.derived import group_of
 from actlas.store.ledger.feature_sets import NAME, names, spec_key
-from actlas.store.ledger.job_kinds import receipts_of
+from actlas.store.ledger.job_kinds import by_inputs, depth, job_receipts, kind_of, kinds, made_from
 from actlas.store.ledger.receipts import receipt_key
 from actlas.store.verify.damage import Damage
 from actlas.store.verify.derived import derived_checks, plain_groups
@@ -30,13 +28,13 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+Redo = Callable[["Store", str, Collection[str], "RunOptions", Say], "str | None"]
+"""Makes again what is missing of a subject's jobs: called with the store, the subject, the kinds of
+its jobs of which something was dropped, the run's options and a callable that is told each step.
+Returns why something could not be made again, else None."""
+
 TO_REDO = "ledger/repairing/derived.json"
 """What was dropped and is not made again yet."""
-
-_JOB = re.compile(rf"(encode|encoded|index|indexed|extremes)\.{NAME}", re.ASCII)
-
-ROUNDS = 4
-"""Codes, their table, the index, its totals: each is stale once the one before was made again."""
 
 
 def drop_derived(store: Store, damages: Iterable[Damage], say: Say) -> None:
@@ -60,67 +58,75 @@ def drop_derived(store: Store, damages: Iterable[Damage], say: Say) -> None:
 def redo_derived(store: Store, run: RunOptions, say: Say) -> tuple[list[str], list[Damage]]:
     """Make again what was dropped, by this repair or one that was stopped, and what is stale.
 
-    A set of features is encoded by the sparse autoencoder that it names, and indexed where it was.
-    The extremes of units are only dropped: the next look at them gathers them.
+    Jobs are redone behind those that they are made from: a set of features is encoded by the sparse
+    autoencoder that it names, and then indexed where it was. The extremes of units are only
+    dropped: the next look at them gathers them.
+
+    Parameters
+    ----------
+    store : Store
+    run : RunOptions
+        Executor, workers, device.
+    say : callable
+        Told each step in a line.
 
     Returns
     -------
     list of str, list of Damage
-        The jobs that were redone, and what could not be.
+        The jobs of which something was dropped, and what could not be made again.
 
     Raises
     ------
     InterruptedRunError
         A signal asked for the end.
     """
-    _drop_stale(store, say)
-    jobs, left = _remembered(store), []
-    for name in sorted({job.split(".", 1)[1] for job in jobs if not job.startswith("extremes.")}):
-        of_it = {job.split(".", 1)[0] for job in jobs if job.split(".", 1)[1] == name}
-        if name in names(store) and (why := _redo_features(store, name, of_it, run, say)):
-            left.append(Damage(spec_key(name), f"what was dropped could not be made again: {why}"))
-    if jobs and not left:
+    failed: dict[str, Damage] = {}
+    redone: set[str] = set()
+    for _ in range(_longest_chain()):
+        _drop_stale(store, say)
+        todo = [job for job in by_inputs(_remembered(store)) if job not in redone]
+        if not todo:
+            break
+        redone.update(todo)
+        _redo(store, todo, failed, run, say)
+    jobs = _remembered(store)
+    if jobs and not failed:
         store.objects.delete(TO_REDO)
-    return jobs, left
+    return jobs, list(failed.values())
 
 
-def _redo_features(
-    store: Store, name: str, kinds: set[str], run: RunOptions, say: Say
-) -> str | None:
-    """Encode and index what is missing of a set; return why not, where it could not be."""
-    from actlas.jobs.derived.encode import encode
-    from actlas.jobs.derived.index import index
-
-    try:
-        coded = not store.missing(f"encode.{name}")
-        coded &= receipts_of(store, f"encoded.{name}", 1).exists(0)
-        if kinds & {"encode", "encoded"} or not coded:
-            for _ in range(2):  # once the codes are new, their table is stale
-                say(f"encoding what is missing of {name}")
-                outcome, _made = encode(store, name, None, None, run)
-                if outcome.stopped:
-                    raise InterruptedRunError(outcome.line)
-                if outcome.exit_code:
-                    return None if _waits_for_rows(store, name, kinds) else outcome.line
-                _drop_stale(store, say)
-            kinds = kinds | {
-                k for j in _remembered(store) for k, n in [j.split(".", 1)] if n == name
-            }
-        if kinds & {"index", "indexed"}:
-            say(f"indexing {name}")
-            index(store, name)
-    except InterruptedRunError:
-        raise
-    except ActlasError as error:
-        again = shell("sae", "encode", store.path, "--sae", "DIR", "--name", name)
-        return f"{error} With its folder at hand: {again}"
-    return None
+def _longest_chain() -> int:
+    """Return how many jobs may be made from each other in turn: each may make the next stale."""
+    return max(map(depth, kinds()))
 
 
-def _waits_for_rows(store: Store, name: str, kinds: set[str]) -> bool:
-    """Whether all that was dropped is made again, and the rest is of shards not extracted yet."""
-    left = set(store.missing(f"encode.{name}")) - set(store.missing())
-    return not left and not kinds & {"encoded", "index", "indexed"}
+def _redo(
+    store: Store, jobs: Sequence[str], failed: dict[str, Damage], run: RunOptions, say: Say
+) -> None:
+    """Redo jobs in their order; add what could not be made again to ``failed``, by job.
+
+    A function that redoes several kinds of a subject's jobs is called once. A job is not tried
+    where one of the same subject that it is made from has failed.
+    """
+    dropped: dict[str, set[str]] = {}
+    for job in jobs:
+        name, _, subject = job.partition(".")
+        dropped.setdefault(subject, set()).add(name)
+    called: set[tuple[str, str]] = set()
+    for job in jobs:
+        kind, subject = kind_of(job)
+        if kind is None or kind.redo is None or (kind.redo, subject) in called:
+            continue
+        if kind.of_feature_set and subject not in names(store):
+            continue
+        if any(f"{before}.{subject}" in failed for before in made_from(kind)):
+            continue
+        called.add((kind.redo, subject))
+        redo: Redo = pkgutil.resolve_name(kind.redo)
+        why = redo(store, subject, frozenset(dropped[subject]), run, say)
+        if why is not None:
+            key = spec_key(subject) if kind.of_feature_set else receipt_key(job, 0)
+            failed[job] = Damage(key, f"what was dropped could not be made again: {why}")
 
 
 def _remember(store: Store, jobs: Iterable[str]) -> None:
@@ -138,12 +144,18 @@ def _remembered(store: Store) -> list[str]:
         return []
     if not isinstance(jobs, list):
         return []
-    return sorted(j for j in jobs if isinstance(j, str) and _JOB.fullmatch(j))
+    return sorted(job for job in jobs if isinstance(job, str) and _is_known(job))
+
+
+def _is_known(job: str) -> bool:
+    """Whether a string is the name of a job of a known kind."""
+    kind, subject = kind_of(job)
+    return kind is not None and re.fullmatch(NAME, subject, re.ASCII) is not None
 
 
 def _drop_stale(store: Store, say: Say) -> None:
     """Drop what was made from records that lie there no longer, until nothing is."""
-    for _ in range(ROUNDS):
+    for _ in range(_longest_chain()):
         stale = []
         for check in derived_checks(store, full=False):
             subject = check.otherwise("")
@@ -159,11 +171,11 @@ def _drop_stale(store: Store, say: Say) -> None:
 
 def _drop(store: Store, job: str, unit: int) -> None:
     """Remove a unit's receipt, and then the group that it names."""
-    receipts = receipts_of(store, job, 10**8)
+    receipts = job_receipts(store, job)
     group = None
     # Where it cannot be read its group is a leftover, swept by the next run.
     with suppress(FormatError, CorruptDataError, FileNotFoundError):
         group = group_of(receipts.read(unit))
     store.objects.delete(receipt_key(job, unit))
-    if group is not None and group.startswith(("features/", "extremes/")):
+    if group is not None:
         remove(store.objects, group)

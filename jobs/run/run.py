@@ -1,12 +1,10 @@
-"""The extraction job: plan where there is none, hold the lease, run, say what was made."""
+"""Runs of jobs: hold the lease, give the units that are missing to an executor, sum up."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from actlas.jobs import logs
 from actlas.jobs.executors import select
@@ -14,208 +12,149 @@ from actlas.jobs.formatting import command, count, counted, duration, n_bytes, r
 from actlas.jobs.monitor.progress import PlainProgress, display
 from actlas.jobs.monitor.run_stats import RunStats
 from actlas.jobs.monitor.run_summary import stage_line
+from actlas.jobs.run.outcome import Outcome, joined
+from actlas.jobs.run.work import Work, extraction, pooling
 from actlas.jobs.run.worker import open_pooler, open_worker
 from actlas.jobs.scheduler.faults import Ledger
 from actlas.jobs.scheduler.protocols import Job, MakeWorker
 from actlas.jobs.scheduler.stop import Stop
 from actlas.pipeline.options import RunOptions
-from actlas.store.errors import EXIT_DONE, EXIT_QUARANTINE, EXIT_RESUME
+from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE, EXIT_QUARANTINE, EXIT_RESUME
 from actlas.store.ledger import lease
 from actlas.store.ledger.receipts import EXTRACT, POOLED
-from actlas.store.store import Store
 
 if TYPE_CHECKING:
-    from actlas.store.store import Store
+    from actlas.store.read.reader import StoreReader
 
-SOUND_SHARE = 1.05
-"""Of the bare forward pass: more is no measure of anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes
-    ----------
-    exit_code : int
-        0, 3 with quarantine, 75 where it was stopped.
-    line : str
-        What was made and what to do next.
-    stopped : bool
-        Whether a signal asked for its end, though nothing of this job may be left: no other begins.
-    """
-
-    exit_code: int
-    line: str
-    quarantined: tuple[int, ...]
-    stopped: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A job over a store's shards, as it is told to a person.
-
-    Attributes
-    ----------
-    job : str
-        The folder of its receipts.
-    doing : str
-        ``extracting``.
-    what : str
-        What is worked on: a model over a corpus.
-    per_row : str
-        What each row gets: ``6 hookpoints``.
-    after : str
-        The command to run next.
-    rows : str
-        What its rows are: ``rows``, or ``documents``.
-    """
-
-    job: str
-    doing: str
-    what: str
-    per_row: str
-    after: str
-    rows: str = "rows"
-
-    def all(self, store: Store) -> list[int]:
-        """Return the shards that can be done: of what is made from rows, those that have some."""
-        if self.job in (EXTRACT, POOLED):
-            return list(range(store.n_shards(self.job)))
-        return sorted(store.done())
-
-    def missing(self, store: Store) -> list[int]:
-        """Return the shards that can be done and are not, by a fresh listing."""
-        return sorted(set(self.all(store)) - store.done(self.job))
-
-    def stages(self, tally: RunStats) -> str | None:
-        """Say where the time of a run went; None where nothing is known of it."""
-        return stage_line(tally)
-
-    def left(self, store: Store) -> list[int]:
-        """Return the shards that a run left: missing still."""
-        return self.missing(store)
-
-    def unfinished(self, store: Store, shards: list[int]) -> Outcome:
-        """Say that a run ended with shards neither done nor in quarantine: it must not."""
-        raise AssertionError(f"{store.path}: the run ended with shards {shards} not done")
-
-
-def extraction(store: Store) -> Work:
-    """Return the main job."""
-    plan = store.plan
-    per_row = counted(len(plan.hookpoints), "hookpoint")
-    what = f"{plan.model.id} over {plan.corpus.uri}, {per_row}"
-    return Work(EXTRACT, "extracting", what, per_row, command("verify", store.path))
-
-
-def pooling(store: Store) -> Work:
-    """Return the job of pooled rows."""
-    plan = store.plan
-    per_row = f"{counted(len(plan.hookpoints), 'hookpoint')} x {', '.join(plan.pools)}"
-    what = f"{plan.model.id} over {plan.corpus.uri}, {per_row}"
-    return Work(POOLED, "pooling", what, per_row, command("verify", store.path), "documents")
+MAX_SHARE = 1.05
+"""A run's speed over that of the bare forward pass is reported up to here: more only says that the
+bare pass was measured while other processes were at work."""
 
 
 def run_extraction(
-    store: Store,
+    store: StoreReader,
     run: RunOptions,
     make_worker: MakeWorker = open_worker,
     make_pooler: MakeWorker = open_pooler,
 ) -> Outcome:
-    """Extract what is missing from a store. Where there is nothing to do, nothing is written.
+    """Extract what is missing from a store. Where nothing is missing, nothing is written.
 
     Where a store has rows for tokens and pooled ones, the pooled ones come after the others, by a
     forward pass of their own.
+
+    Parameters
+    ----------
+    store : StoreReader
+    run : RunOptions
+        Executor, workers, device, budgets.
+    make_worker, make_pooler : callable
+        Open a worker for shards of tokens, and for shards of documents.
 
     Raises
     ------
     LeaseHeldError
         Another driver works on this store.
     ActlasError
-        What stopped the run where no shard is to blame.
+        The error that stopped the run, where no shard is to blame.
     """
     outcomes: list[Outcome] = []
     for job in store.jobs:
         work, make = extraction(store), make_worker
         if job == POOLED:
             work, make = pooling(store), make_pooler
-        if outcomes and outcomes[-1].stopped and work.missing(store):
-            line = f"stopped before {work.doing} -> next: run the same command again"
-            outcomes.append(Outcome(EXIT_RESUME, line, (), stopped=True))
+        if outcomes and outcomes[-1].stopped and work.units.missing():
+            state = f"stopped before {work.doing}"
+            again = "run the same command again"
+            outcomes.append(Outcome(EXIT_RESUME, state, next=again, stopped=True))
             break
         outcomes.append(run_work(store, work, run, make))
         if outcomes[-1].exit_code == EXIT_RESUME:
             break
-    return _joined(outcomes)
+    return joined(outcomes)
 
 
-def run_work(store: Store, work: Work, run: RunOptions, make_worker: MakeWorker) -> Outcome:
-    """Do what is missing of a job. Where there is nothing to do, nothing is written.
+def run_work(store: StoreReader, work: Work, run: RunOptions, make_worker: MakeWorker) -> Outcome:
+    """Do what is missing of a job. Where nothing is missing, nothing is written.
+
+    Parameters
+    ----------
+    store : StoreReader
+    work : Work
+    run : RunOptions
+        Executor, workers, device, budgets.
+    make_worker : callable
+        Opens a worker, in the worker's own process.
 
     Raises
     ------
     LeaseHeldError
         Another driver works on this store.
     ActlasError
-        What stopped the run where no shard is to blame.
+        The error that stopped the run, where no unit is to blame.
     """
+    floor_s = max(run.deadline_floor_s, work.least_deadline_s)
+    run = run.model_copy(update={"deadline_floor_s": floor_s})
     ledger = Ledger(store.objects, work.job, run)
-    missing = work.missing(store)
+    missing = work.units.missing()
     kept_out = set() if run.retry_quarantined else set(ledger.quarantined())
     if not set(missing) - kept_out:
-        return _outcome(store, work, ledger, _tally(store, work, missing), stopped=False)
-    told: list[RunStats] = []  # none before the lease is held
-    with lease.hold(store.objects, log=_say, run_state=lambda: _told(work, told)) as held:
+        return _outcome(store, work, ledger, _stats(work, missing), stopped=False)
+    told = {"job": work.job}
+    with lease.hold(store.objects, log=on_stderr, run_state=lambda: told) as held:
         log = logs.start(store.path, "driver")
         try:
             n_swept = store.objects.sweep()
             if n_swept:
                 logs.LOGGER.info("swept", extra={"n_files": n_swept})
             if run.retry_quarantined:
-                ledger.release(set(ledger.quarantined()) & set(work.all(store)))
-            missing = work.missing(store)
-            shards = tuple(sorted(set(missing) - set(ledger.quarantined())))
-            tally = _tally(store, work, missing)
-            told.append(tally)
-            watch = display(tally)
-            options = {"options": run.model_dump(), "n_shards": len(shards), "job": work.job}
-            logs.LOGGER.info("run", extra=options)
-            stop = Stop(watch.stopping, held.lost)
-            if shards:
-                _introduce(store, work, run, watch, shards)
-                with watch.shown():
-                    chained = follows(store, shards) if work.job == EXTRACT else frozenset[int]()
-                    job = Job(store.path, run, shards, make_worker, chained)
-                    select.named(run.executor)(job, ledger, watch, stop)
-            held.require()
-            if (stages := work.stages(tally)) is not None:
-                watch.log(stages)
-            outcome = _outcome(store, work, ledger, tally, stopped=stop.signalled)
-            outcome = replace(outcome, stopped=stop.signalled)
+                ledger.release(set(ledger.quarantined()) & set(work.units.ready()))
+            outcome = _drive(store, work, run, make_worker, ledger, held)
             logs.LOGGER.info("end", extra={"exit_code": outcome.exit_code, "line": outcome.line})
             return outcome
         finally:
             logs.end(log)
 
 
-def _told(work: Work, tallies: Sequence[RunStats]) -> dict[str, Any]:
-    """Return what goes with the lease's beat: `actlas status` reads it from any machine."""
-    return {"job": work.job, **(tallies[0].snapshot() if tallies else {})}
+def on_stderr(text: str) -> None:
+    """Print a line for the user, where there is no display yet."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - what it is for
 
 
-def _say(text: str) -> None:
-    import sys
+def _drive(
+    store: StoreReader,
+    work: Work,
+    run: RunOptions,
+    make_worker: MakeWorker,
+    ledger: Ledger,
+    held: lease.Lease,
+) -> Outcome:
+    """Run a job's missing units under the lease, which tells how the run stands."""
+    missing = work.units.missing()
+    shards = tuple(sorted(set(missing) - set(ledger.quarantined())))
+    stats = _stats(work, missing)
+    observer = display(stats)
+    options = {"options": run.model_dump(), "n_shards": len(shards), "job": work.job}
+    logs.LOGGER.info("run", extra=options)
+    stop = Stop(observer.stopping, held.lost)
+    with held.reporting(lambda: {"job": work.job, **stats.snapshot()}):
+        if shards:
+            _introduce(work, run, observer, len(shards))
+            with observer.shown():
+                job = Job(store.path, run, shards, make_worker, work.units.follows(shards))
+                select.named(run.executor)(job, ledger, observer, stop)
+        held.require()
+        stages = None if work.repairs else stage_line(stats)
+        if stages is not None:
+            observer.log(stages)
+        outcome = _outcome(store, work, ledger, stats, stopped=stop.signalled)
+    return replace(outcome, stopped=stop.signalled)
 
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - before there is a display
 
+def _stats(work: Work, missing: list[int]) -> RunStats:
+    def n_rows(units: list[int]) -> int:
+        return sum(stop - start for start, stop in map(work.units.covered, units))
 
-def _tally(store: Store, work: Work, missing: list[int]) -> RunStats:
-    def n_rows(shards: list[int]) -> int:
-        covered = (store.covered(shard, work.job) for shard in shards)
-        return sum(stop - start for start, stop in covered)
-
-    total = n_rows(work.all(store))
+    total = n_rows(work.units.ready())
     return RunStats(
         n_rows=max(1, total),
         n_rows_before=total - n_rows(missing),
@@ -224,84 +163,59 @@ def _tally(store: Store, work: Work, missing: list[int]) -> RunStats:
     )
 
 
-def _introduce(
-    store: Store, work: Work, run: RunOptions, watch: PlainProgress, shards: tuple[int, ...]
-) -> None:
+def _introduce(work: Work, run: RunOptions, observer: PlainProgress, n_units: int) -> None:
     n = "as many workers as fit" if run.workers == "auto" else counted(run.workers, "worker")
     workers = f", {n}" if run.executor == "ray" else ""
-    n_all = len(work.all(store)) if work.job == POOLED else store.plan.n_shards
-    whole = len(shards) == n_all
-    todo = counted(n_all, "shard") if whole else f"{len(shards):,} of {counted(n_all, 'shard')}"
-    rest = "" if whole else " (the rest is done)"
-    watch.log(f"{work.doing} {todo}{rest}: {work.what} ({run.executor}{workers})")
+    n_all = work.units.n
+    whole = n_units == n_all
+    todo = counted(n_all, work.unit)
+    if not whole:
+        todo = f"{n_units:,} of {todo} (the rest is done)"
+    observer.log(f"{work.doing} {todo}: {work.what} ({run.executor}{workers})")
 
 
 def _outcome(
-    store: Store, work: Work, ledger: Ledger, tally: RunStats, *, stopped: bool
+    store: StoreReader, work: Work, ledger: Ledger, stats: RunStats, *, stopped: bool
 ) -> Outcome:
-    missing = work.left(store)
+    missing = work.units.left()
     quarantined = tuple(sorted(set(ledger.quarantined()) & set(missing)))
-    made = _made(work, tally)
-    if stopped and set(missing) - set(quarantined):
-        left = len(missing) - len(quarantined)
-        line = f"stopped: {made}; {counted(left, 'shard')} left -> next: run the same command again"
-        return Outcome(EXIT_RESUME, line, quarantined)
-    if lost := sorted(set(missing) - set(quarantined)):
-        return work.unfinished(store, lost)
+    lost = sorted(set(missing) - set(quarantined))
+    made = _made(work, stats)
+    if stopped and lost:
+        left = f"{counted(len(lost), work.unit)} left"
+        again = "run the same command again"
+        return Outcome(EXIT_RESUME, "stopped", made, left, again, quarantined)
+    if lost and work.repairs:
+        state = f"{work.unit}s {ranges(lost)} of {store.path} are damaged still"
+        return Outcome(EXIT_DAMAGE, state)
+    if lost:
+        raise AssertionError(f"{store.path}: the run ended with {work.unit}s {lost} not done")
     if quarantined:
-        line = (
-            f"done but for shards in quarantine ({ranges(list(quarantined))}): "
-            f"{made} -> next: {_why(store, work)} says why; --retry-quarantined tries again"
-        )
-        return Outcome(EXIT_QUARANTINE, line, quarantined)
-    return Outcome(EXIT_DONE, f"done: {made} -> next: {work.after}", quarantined)
+        state = f"done but for {work.unit}s in quarantine ({ranges(list(quarantined))})"
+        why = f"{_tracebacks(store, work)} says why; --retry-quarantined tries again"
+        return Outcome(EXIT_QUARANTINE, state, made, next=why, quarantined=quarantined)
+    return Outcome(EXIT_DONE, "done", made, next=work.after)
 
 
-def _joined(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return what several jobs came to, one after the other."""
-    worst = max(reversed(outcomes), key=lambda outcome: outcome.exit_code)
-    lines = [o.line if o is worst else o.line.split(" -> next: ", 1)[0] for o in outcomes]
-    quarantined = tuple(shard for outcome in outcomes for shard in outcome.quarantined)
-    return Outcome(worst.exit_code, "\n".join(lines), quarantined)
-
-
-def _why(store: Store, work: Work) -> str:
+def _tracebacks(store: StoreReader, work: Work) -> str:
     """Return where the tracebacks of a job's quarantine are found."""
     if work.job == EXTRACT:
         return command("status", store.path)
     return f"{store.path}/ledger/quarantine/{work.job}"
 
 
-def _made(work: Work, tally: RunStats) -> str:
+def _made(work: Work, stats: RunStats) -> str:
     """Say what this run made."""
-    if not tally.n_rows_done:
-        before = f"{count(tally.n_rows_before)} {work.rows} x {work.per_row} were there already"
-        return before if tally.n_rows_before else "nothing"
-    share = tally.share_of_bare()
-    # Above the bare pass it says only that this was measured while others were at work.
-    sound = share is not None and share <= SOUND_SHARE
-    bare = f", {share:.2f} of the bare forward pass" if sound else ""
+    if not stats.n_rows_done:
+        before = f"{count(stats.n_rows_before)} {work.rows} x {work.per_row} were there already"
+        return before if stats.n_rows_before else "nothing"
+    share = stats.share_of_bare()
+    measured = share is not None and share <= MAX_SHARE
+    bare = f", {share:.2f} of the bare forward pass" if measured else ""
     text = (
-        f"{count(tally.n_rows_done)} {work.rows} x {work.per_row}, {n_bytes(tally.n_bytes)} in "
-        f"{duration(tally.seconds_made())} ({count(tally.mean_rate())} {work.rows}/s{bare})"
+        f"{count(stats.n_rows_done)} {work.rows} x {work.per_row}, {n_bytes(stats.n_bytes)} in "
+        f"{duration(stats.seconds_made())} ({count(stats.mean_rate())} {work.rows}/s{bare})"
     )
-    if tally.n_nonfinite:
-        text += f", {count(tally.n_nonfinite)} values are NaN or infinite"
+    if stats.n_nonfinite:
+        text += f", {count(stats.n_nonfinite)} values are NaN or infinite"
     return text
-
-
-def follows(store: Store, shards: Sequence[int]) -> frozenset[int]:
-    """Return those of the shards whose first tokens continue a sequence of the shard before.
-
-    Whoever computed that one has the sequence's cache. A sequence of a model that is not causal is
-    computed whole for either, so there is nothing to keep.
-    """
-    from actlas.pipeline.extract.inputs import window_tokens
-
-    plan = store.plan
-    if not plan.model.causal or not shards:
-        return frozenset()
-    numbers = np.array([shard for shard in shards if shard], dtype=np.int64)
-    borders = numbers * plan.shard_rows
-    starts = store.documents.start[store.documents.find(borders)]
-    return frozenset(numbers[(borders - starts) % window_tokens(plan) > 0].tolist())

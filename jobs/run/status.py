@@ -19,6 +19,7 @@ from actlas.jobs.run.reports.progress import (
 from actlas.jobs.scheduler.faults import Ledger
 from actlas.pipeline.options import RunOptions
 from actlas.store.format.schema import Receipt
+from actlas.store.ledger.job_kinds import kind_of
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.read.reader import StoreReader
 
@@ -125,20 +126,21 @@ def derived_jobs(store: StoreReader) -> list[str]:
 def _derived(store: StoreReader, job: str) -> DerivedProgress:
     """Return the progress of a derived job, counted from the names of its receipts.
 
-    Encoding has as many units as extraction has shards. The number of blocks of an index is unknown
-    (``all`` is None) until the table over all blocks is written, last; feature activations end with
-    a table too.
+    ``all`` is None while the number of units is unknown: of an index, until the table over all
+    blocks is written, last; and of a job whose kind is not known to this version.
     """
     done = {*_numbers(store, f"ledger/receipts/{job}")}
     quarantined = {*_numbers(store, f"ledger/quarantine/{job}")}
-    kind, _, name = job.partition(".")
-    n_all: int | None = 1
-    table = {"encode": "encoded", "index": "indexed"}.get(kind)
-    finished = table is None or bool([*_numbers(store, f"ledger/receipts/{table}.{name}")])
-    if kind == "encode":
-        n_all = store.plan.n_shards
-    elif kind == "index":
-        n_all = len(done) if finished else None
+    kind, subject = kind_of(job)
+    n_all: int | None = None
+    finished = kind is not None
+    if kind is not None:
+        table = kind.table and f"ledger/receipts/{kind.table}.{subject}"
+        finished = not table or bool([*_numbers(store, table)])
+        if not kind.sparse:
+            n_all = kind.n_units(store, subject)
+        elif finished:
+            n_all = len(done)
     return DerivedProgress(
         job=job,
         all=n_all,

@@ -274,6 +274,16 @@ def depth(kind: JobKind) -> int:
     return 1 + max((depth(before) for before in derived), default=0)
 
 
+def made_from(kind: JobKind) -> frozenset[str]:
+    """Return the names of the kinds that a kind's data is made from, at first or second hand.
+
+    >>> sorted(made_from(INDEX))
+    ['encode', 'encoded']
+    """
+    derived = [_KINDS[name] for name in kind.inputs if name in _KINDS]
+    return frozenset({before.name for before in derived}.union(*map(made_from, derived)))
+
+
 def by_inputs(jobs: Iterable[str]) -> list[str]:
     """Return jobs of known kinds, each behind those that it may be made from.
 
