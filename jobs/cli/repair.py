@@ -125,7 +125,7 @@ def command(
         asked_for(values).run,
         findings=None if findings is None else read_findings(findings),
         full=not fast,
-        remove_strays=remove_orphans or remove_strays,
+        remove_orphans=remove_orphans or remove_strays,
         say=lambda text: click.echo(text, err=True),
     )
     for damage in made.left:

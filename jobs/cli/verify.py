@@ -44,7 +44,7 @@ def _lines(report: Report, path: str, seconds: float) -> list[str]:
 
 def _damaged(report: Report, path: str, checked: str) -> str:
     """Return the last line of a report with damage: its extent and the command to repair it."""
-    orphans = all(damage.stray for damage in report.damages)
+    orphans = all(damage.orphan for damage in report.damages)
     extent = "; no row is affected" if orphans else ""
     if any(damage.start is not None for damage in report.damages):
         extent = "; the rows named are not reliable"

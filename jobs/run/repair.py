@@ -31,7 +31,7 @@ from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.objects.base import open_objects
 from actlas.store.store import Store, open_store
 from actlas.store.verify.damage import Damage
-from actlas.store.verify.orphans import remove_stray
+from actlas.store.verify.orphans import remove_orphan
 from actlas.store.verify.repair_plan import (
     ROOT_KEY,
     put_back_from,
@@ -122,7 +122,7 @@ def repair(
     *,
     findings: Sequence[Damage] | None = None,
     full: bool = True,
-    remove_strays: bool = False,
+    remove_orphans: bool = False,
     **run: Any,
 ) -> Repaired:
     """Put back what is damaged of a store, as ``actlas repair`` does.
@@ -131,7 +131,7 @@ def repair(
     ----------
     path : path
         Of the store.
-    findings, full, remove_strays
+    findings, full, remove_orphans
         See :func:`repair_at`.
     **run
         Fields of :class:`~actlas.pipeline.options.RunOptions`: ``executor``, ``workers``,
@@ -144,7 +144,7 @@ def repair(
     """
     asked = resolve({"plan": {}, "run": run}).run
     return repair_at(
-        os.fspath(path), asked, findings=findings, full=full, remove_strays=remove_strays
+        os.fspath(path), asked, findings=findings, full=full, remove_orphans=remove_orphans
     )
 
 
@@ -154,7 +154,7 @@ def repair_at(
     *,
     findings: Sequence[Damage] | None = None,
     full: bool = True,
-    remove_strays: bool = False,
+    remove_orphans: bool = False,
     make_mender: MakeWorker = open_mender,
     make_pool_mender: MakeWorker | None = None,
     say: Say = lambda _: None,
@@ -171,7 +171,7 @@ def repair_at(
         What ``verify`` found: only that is looked at. By default the whole store is verified.
     full : bool
         Read every byte where there are no findings; otherwise sizes, metadata and receipts.
-    remove_strays : bool
+    remove_orphans : bool
         Remove objects that nothing of a store has the name of.
     make_mender, make_pool_mender : callable
         Open a worker for shards, and for shards of documents.
@@ -204,7 +204,7 @@ def repair_at(
         damages = _find(store, findings, full, say)
         held.require()
         put_back += _repair_planned(store, damages, say)
-        damages, removed = _drop(store, held, damages, remove_strays, say)
+        damages, removed = _drop(store, held, damages, remove_orphans, say)
         drop_derived(store, damages, say)
         shards: dict[str, tuple[int, ...]] = {}
         for like in (extraction(store), pooling(store)):
@@ -278,10 +278,10 @@ def _drop(
     store: Store,
     held: lease.Lease,
     damages: Sequence[Damage],
-    remove_strays: bool,
+    remove_orphans: bool,
     say: Say,
 ) -> tuple[list[Damage], tuple[str, ...]]:
-    """Remove receipts that are superseded and damaged, and strays where that was asked for.
+    """Remove receipts that are superseded and damaged, and orphans where that was asked for.
 
     Returns
     -------
@@ -291,9 +291,9 @@ def _drop(
     removed: list[str] = []
     # Statistics before their rows: alone they would be in the way of rows with other bits.
     for damage in sorted(damages, key=lambda damage: not damage.key.startswith("statistics/")):
-        if damage.stray and remove_strays:
+        if damage.orphan and remove_orphans:
             held.require()
-            if remove_stray(store, damage.key):
+            if remove_orphan(store, damage.key):
                 removed.append(damage.key)
                 say(f"removed: {damage.key}")
         elif damage.job in store.jobs and damage.shard is not None:

@@ -1,4 +1,4 @@
-"""What is wrong with an object of a store, and what it takes to find that out."""
+"""Damage to an object of a store, and the checks that find it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from actlas.store.errors import ActlasError, RunFaultError, of_one_object
 
 @dataclass(frozen=True)
 class Damage:
-    """One object that is not what was written.
+    """One object that differs from what was written.
 
     Attributes
     ----------
     key : str
-        The object.
+        The object's key.
     what : str
-        What is wrong with it.
+        What is wrong with the object.
     start, stop : int or None
-        The rows [start, stop) that it takes with it, where it holds rows.
+        The rows [start, stop) that are lost with it, where the object holds rows.
     of : {"rows", "documents"}
-        What these are: pooled rows are one per document.
-    job, shard : str, int, or None
-        The shard of a job that it belongs to, or the unit of derived data.
-    stray : bool
+        What ``start`` and ``stop`` count: pooled rows are one per document.
+    job : str or None
+        The job that the object belongs to.
+    shard : int or None
+        The shard of that job, or the unit of a derived job.
+    orphan : bool
         Whether nothing of this store has its name.
     """
 
@@ -36,7 +38,7 @@ class Damage:
     of: str = "rows"
     job: str | None = None
     shard: int | None = None
-    stray: bool = False
+    orphan: bool = False
 
     def __str__(self) -> str:
         rows = f", {self.of} [{self.start}, {self.stop})" if self.start is not None else ""
@@ -44,7 +46,7 @@ class Damage:
 
 
 class Checked(NamedTuple):
-    """One check's outcome: how much was read, and what is wrong."""
+    """The outcome of one check: how much was read, and the damages found."""
 
     n_objects: int
     n_bytes: int
@@ -52,13 +54,13 @@ class Checked(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A check to do, and what is damaged if it cannot be done."""
+    """A check, and the damage to report where the check itself cannot be done."""
 
     run: Callable[[], Checked]
     otherwise: Callable[[str], Damage]
 
     def __call__(self) -> Checked:
-        """Do it. A fault that says nothing about the store is raised."""
+        """Run the check. A fault that says nothing about the store is raised."""
         try:
             return self.run()
         except (ActlasError, OSError, ValueError) as error:
@@ -67,16 +69,16 @@ class Check(NamedTuple):
 
 
 def raise_if_outside(error: Exception) -> None:
-    """Raise what says nothing about the store: an outage, no credentials, too many open files.
+    """Raise an error that says nothing about the store: an outage, no credentials, no descriptors.
 
-    A file that cannot be read for a fault of its own is damaged.
+    A file that cannot be read for a fault of its own counts as damaged.
     """
     if isinstance(error, RunFaultError) and not of_one_object(error):
         raise error
 
 
 def size_words(size: int | None, expected: int) -> str:
-    """Say how an object's size differs from the recorded one."""
+    """Return in words how an object's size differs from the recorded one, in bytes."""
     if size is None:
         return f"missing ({expected:,} bytes expected)"
     word = "empty" if size == 0 else "truncated" if size < expected else "too long"

@@ -1,4 +1,4 @@
-"""What lies in a store and belongs to nobody, and what only no receipt names yet."""
+"""Orphans: files in a store that no plan and no receipt names, and shards not committed yet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOLATILE = (
     *("ledger/staging/", "ledger/lease/", "ledger/logs/", "ledger/quarantine/"),
     "ledger/repairing/",
 )
-"""What belongs to runs, not to the store's content."""
+"""Folders of runs, not of the store's content."""
 
 _SHARD = re.compile(r".*/c/([0-9]+)(?:/0)*", re.ASCII)
 
@@ -36,19 +36,22 @@ class _Begun(NamedTuple):
     spec: ArraySpec
 
 
-def find_strays(
+def find_orphans(
     store: StoreReader, full: bool, only: Collection[str] | None = None
 ) -> tuple[list[Damage], tuple[str, ...]]:
-    """Find whatever lies in the store and belongs to nobody, and shards without a receipt.
+    """Return the orphans of a store, and the keys of shards that have no receipt yet.
 
-    These are read where ``full``: the next run adopts what is whole, and cannot what is not.
+    A shard without a receipt is left for the next run to adopt. With ``full`` it is read, and is
+    an orphan where it cannot be.
 
     Parameters
     ----------
     store : StoreReader
+        The store.
     full : bool
+        Whether to read shards that have no receipt.
     only : collection of str, optional
-        Keys that were found before: no other is read.
+        Keys that were found before: of shards without a receipt only these are read.
     """
     standing = claimed(store)
     expected = {PLAN_KEY, PLAN_COPY_KEY, *store.plan_file.objects, *standing}
@@ -60,7 +63,7 @@ def find_strays(
             expected.add(receipt_key(job, number))
         for number, generations in store.receipts(job).generations.items():
             expected.update(receipt_key(job, number, g) for g in generations)
-    strays, unclaimed, begun = [], [], []
+    orphans, unclaimed, begun = [], [], []
     for key in store.objects.walk():
         if key in in_shards:
             job, number = in_shards[key]
@@ -69,17 +72,22 @@ def find_strays(
         elif key not in expected and is_leftover(key, standing):
             unclaimed.append(key)
         elif key not in expected and not key.startswith(VOLATILE):
-            what = "a stray file: nothing of this store has this name"
-            strays.append(Damage(key, what, stray=True))
+            what = "an orphan: no part of this store has this name"
+            orphans.append(Damage(key, what, orphan=True))
     harmed = _harmed(store, begun if only is None else sorted({*begun} & {*only})) if full else {}
     for key, why in harmed.items():
-        strays.append(Damage(key, f"no receipt names it, and it is of no use: {why}", stray=True))
+        orphans.append(
+            Damage(key, f"no receipt names it, and it cannot be used: {why}", orphan=True)
+        )
     unclaimed += [key for key in begun if key not in harmed]
-    return strays, tuple(sorted(unclaimed))
+    return orphans, tuple(sorted(unclaimed))
 
 
-def remove_stray(store: StoreReader, key: str) -> bool:
-    """Remove what is of no use, unless a receipt names it by now; only under the lease."""
+def remove_orphan(store: StoreReader, key: str) -> bool:
+    """Remove an orphan, unless a receipt names it by now; return whether it was removed.
+
+    The caller must hold the lease.
+    """
     begun = _begun(store, key)
     if begun is not None:
         store.forget(begun.job)
@@ -90,7 +98,7 @@ def remove_stray(store: StoreReader, key: str) -> bool:
 
 
 def _begun(store: StoreReader, key: str) -> _Begun | None:
-    """Return which shard's object a key is; None where it is no shard's."""
+    """Return the shard that a key's object is of; None where it is of no shard."""
     match = _SHARD.fullmatch(key)
     number = -1 if match is None else int(match[1])
     for job in store.jobs:
@@ -102,11 +110,11 @@ def _begun(store: StoreReader, key: str) -> _Begun | None:
 
 
 def _harmed(store: StoreReader, keys: Iterable[str]) -> dict[str, str]:
-    """Return which objects of shards without a receipt nothing can adopt, and why."""
+    """Return the objects of shards without a receipt that no run can adopt, with the reason."""
     found = [begun for key in keys if (begun := _begun(store, key)) is not None]
     whys = map_in_order(partial(_why_unreadable, store), found, store.objects.n_readers)
     harmed = {begun.key: why for begun, why in zip(found, whys, strict=True) if why is not None}
-    for begun in found:  # statistics are of the very bits that lie there
+    for begun in found:  # statistics belong to the bits of the stored rows
         rows = store.arrays.activations.get(begun.spec.path.partition("statistics/")[2])
         if rows is None:
             continue
@@ -114,10 +122,10 @@ def _harmed(store: StoreReader, keys: Iterable[str]) -> dict[str, str]:
         if key in harmed:
             harmed.setdefault(begun.key, f"its rows, {key}, cannot be read")
         elif store.objects.size(key) is None:
-            harmed.setdefault(begun.key, f"its rows, {key}, are gone")
+            harmed.setdefault(begun.key, f"its rows, {key}, are missing")
     for job in store.jobs:
         store.forget(job)
-    done = {job: store.done(job) for job in store.jobs}  # a run may go on meanwhile
+    done = {job: store.done(job) for job in store.jobs}  # a run may be working meanwhile
     numbers = {begun.key: begun.number in done[begun.job] for begun in found}
     return {key: why for key, why in harmed.items() if not numbers[key]}
 

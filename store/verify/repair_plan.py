@@ -1,7 +1,7 @@
-"""Repairing what a store's plan stands for: the plan itself, and the metadata that follows from it.
+"""Repairing a store's plan, and the metadata that follows from it.
 
-All of it has its sha256 in the plan, and the plan has a copy, so what is put back is proved to be
-what was written.
+The plan has a copy, and it holds the sha256 of every other file repaired here, so each file is
+proved to be the one that was written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROOT_KEY = "zarr.json"
 
 
 def repair_plan(objects: Objects) -> list[str]:
-    """Put the plan, its copy and the root's metadata back; return the keys that were written.
+    """Restore the plan, its copy and the root's metadata; return the keys that were written.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def repair_plan(objects: Objects) -> list[str]:
     if not whole:
         raise CorruptDataError(
             f"{objects.url}: neither {PLAN_KEY} nor its copy can be read, and without a plan "
-            "nothing here can be proved. Put one of them back from a backup, or extract again.",
+            "nothing here can be verified. Restore one of them from a backup, or extract again.",
             path=objects.url,
         )
     if len({data for data, _ in whole.values()}) > 1:
@@ -68,10 +68,10 @@ def repair_plan(objects: Objects) -> list[str]:
 
 
 def repair_metadata(store: StoreReader, keys: Iterable[str]) -> list[str]:
-    """Put back metadata that follows from the plan; return the keys that could be.
+    """Restore metadata that follows from the plan; return the keys that were written.
 
-    Names (of labels, sources, codes) lie in their arrays' own metadata alone: what holds them is
-    put back only where another array has the same ones.
+    The names of labels, sources and token columns are only in the metadata of their arrays. Such
+    metadata is restored only where another array has the same names.
     """
     wanted = set(keys)
     written = []
@@ -83,9 +83,9 @@ def repair_metadata(store: StoreReader, keys: Iterable[str]) -> list[str]:
 
 
 def repair_descriptions(store: StoreReader) -> list[str]:
-    """Put descriptions of features and their copies back from each other; return the keys.
+    """Restore descriptions of features and their copies from each other; return the keys.
 
-    Where neither can be read, or both can and differ, they are left.
+    Where neither can be read, or both can and they differ, they are left as they are.
     """
     written = []
     for name in sorted({*names(store), *copies(store)}):
@@ -102,7 +102,7 @@ def repair_descriptions(store: StoreReader) -> list[str]:
 
 
 def put_back_from(store: StoreReader, other: StoreReader, keys: Iterable[str]) -> list[str]:
-    """Put back objects from another store of the same documents; return the keys that could be."""
+    """Restore objects from another store of the same documents; return the keys written."""
     written = []
     for key in keys:
         try:
@@ -138,7 +138,10 @@ def _read_plan(objects: Objects, key: str) -> tuple[bytes, PlanFile] | None:
 
 
 def _put_back(objects: Objects, plan_file: PlanFile, key: str, data: bytes) -> bool:
-    """Replace an object by what the plan's sha256 says that it was; False where it is whole."""
+    """Replace an object by these bytes; return whether it was replaced.
+
+    It is left where it is whole, and where the plan's sha256 is not that of the bytes.
+    """
     expected = plan_file.objects.get(key)
     if expected is None or (hashlib.sha256(data).hexdigest(), len(data)) != expected:
         return False
@@ -146,7 +149,7 @@ def _put_back(objects: Objects, plan_file: PlanFile, key: str, data: bytes) -> b
         if objects.read(key) == data:
             return False
     except (FileNotFoundError, FormatError, CorruptDataError):
-        pass  # gone, too long, or a link: no file of this store
+        pass  # missing, too long, or a link: not the file that was written
     except RunFaultError as error:
         if not of_one_object(error):
             raise
@@ -155,7 +158,7 @@ def _put_back(objects: Objects, plan_file: PlanFile, key: str, data: bytes) -> b
 
 
 def _metadata(store: StoreReader) -> Iterator[tuple[str, bytes]]:
-    """Yield what each ``zarr.json`` should be, as far as the plan says it."""
+    """Yield the key and the bytes of each ``zarr.json`` that follows from the plan."""
     plan = store.plan
     yield ROOT_KEY, metadata_bytes(root_metadata(plan))
     yield "ledger/zarr.json", metadata_bytes(ledger_metadata())

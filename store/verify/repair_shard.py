@@ -2,7 +2,7 @@
 
 Rows that come out with the same bits leave the shard's receipt as it is. Where they do not (another
 processor, another kernel), the shard gets a receipt of the next generation, which readers prefer.
-Only under the lease: no other driver may be at work.
+The caller must hold the lease: no other driver may be working.
 """
 
 from __future__ import annotations
@@ -261,10 +261,7 @@ def standing_receipt(receipts: Receipts, shard: int) -> Receipt | None:
 
 
 def drop_unreadable(receipts: Receipts, shard: int) -> list[str]:
-    """Remove the receipts of a shard that cannot be read and do not stand; return their keys.
-
-    Whatever they said, a later one says what is true now.
-    """
+    """Remove the superseded receipts of a shard that cannot be read; return their keys."""
     dropped = []
     for generation in [0, *receipts.generations.get(shard, [])][:-1]:
         key = receipt_key(receipts.job, shard, generation)

@@ -1,4 +1,4 @@
-"""Proving finished shards: what their receipts name against the bytes, and against the plan."""
+"""Verifying finished shards: the objects that their receipts name, against bytes and plan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from actlas.store.verify.damage import Check, Checked, Damage, raise_if_outside,
 
 
 class Shard(NamedTuple):
-    """One shard of a job, and what its damages take with them."""
+    """One shard of a job, and the rows that are lost with damage to it."""
 
     job: str
     number: int
@@ -30,7 +30,7 @@ class Shard(NamedTuple):
     def damage(
         self, key: str, what: str, start: int | None = None, stop: int | None = None
     ) -> Damage:
-        """Return a damage that takes these rows with it, or all of the shard's."""
+        """Return a damage with which these rows are lost, or all rows of the shard."""
         lo = self.start if start is None else start
         hi = self.stop if stop is None else stop
         of = "documents" if self.job == POOLED else "rows"
@@ -44,7 +44,7 @@ def shard_of(store: StoreReader, job: str, number: int) -> Shard:
 
 
 def shard_specs(store: StoreReader, job: str, number: int) -> dict[str, ArraySpec]:
-    """Return the arrays that a shard of a job has an object of, by that object's key."""
+    """Return the spec of every array of a shard, by the key of the shard's object."""
     arrays = store.arrays
     specs = [*arrays.pooled.values()]
     if job == EXTRACT:
@@ -54,7 +54,7 @@ def shard_specs(store: StoreReader, job: str, number: int) -> dict[str, ArraySpe
 
 
 def shard_checks(store: StoreReader, shard: Shard, full: bool) -> Iterator[Check]:
-    """Yield the checks of one finished shard: its receipts, then all that they name."""
+    """Yield the checks of one finished shard: its receipts, then every object that they name."""
     receipts = store.receipts(shard.job)
     for generation in [0, *receipts.generations.get(shard.number, [])][:-1]:
         key = receipt_key(shard.job, shard.number, generation)
@@ -84,7 +84,7 @@ def shard_checks(store: StoreReader, shard: Shard, full: bool) -> Iterator[Check
 
 
 def _check_superseded(receipts: Receipts, shard: Shard, generation: int) -> Checked:
-    """Check a receipt that a repair has put another in the place of. It may be gone."""
+    """Check a receipt that a repair has superseded. It may have been removed."""
     key = receipt_key(shard.job, shard.number, generation)
     if receipts.objects.size(key) is None:
         return Checked(0, 0, [])
@@ -106,7 +106,7 @@ def _check_record(store: StoreReader, shard: Shard, record: ObjectRecord, full: 
 
 
 def _locate(store: StoreReader, shard: Shard, record: ObjectRecord, what: str) -> list[Damage]:
-    """Narrow a damaged object down to the chunks that cannot be read."""
+    """Return the damage of an object chunk by chunk, where its chunks can be told apart."""
     whole, spec = [shard.damage(record.key, what)], shard.specs[record.key]
     if spec.path.startswith("statistics/"):
         return whole
@@ -126,12 +126,12 @@ def _locate(store: StoreReader, shard: Shard, record: ObjectRecord, what: str) -
 
 
 def _check_columns(store: StoreReader, shard: Shard) -> Checked:
-    """Hold the stored row columns against those that the plan gives."""
+    """Compare the stored row columns with those that the plan gives."""
     try:
         columns = store.shard_columns(shard.number)
     except (ActlasError, OSError, ValueError) as error:
         raise_if_outside(error)
-        # The documents are to blame, and named: the shard computed again would mend nothing.
+        # The documents are damaged, and are reported: recomputing the shard would not help.
         key = store.arrays.rows["doc_idx"].key(shard.number)
         unchecked = Damage(key, f"cannot be checked: {error}", shard.start, shard.stop)
         return Checked(0, 0, [unchecked])
@@ -142,7 +142,7 @@ def _check_columns(store: StoreReader, shard: Shard) -> Checked:
             reader = ShardReader(store.objects, spec, shard.number)
             stored = reader.read_rows(0, shard.stop - shard.start)
         except (CorruptDataError, FileNotFoundError):
-            continue  # _check_record names it
+            continue  # _check_record reports it
         if not np.array_equal(stored, expected):
             damages.append(shard.damage(spec.key(shard.number), "not the rows of this plan"))
     return Checked(0, 0, damages)

@@ -1,4 +1,4 @@
-"""Proving a store: every receipt against the bytes, every byte against its checksum."""
+"""Verifying a store: every receipt against the bytes, every byte against its checksum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from actlas.store.objects.threads import map_in_order
 from actlas.store.read.reader import StoreReader
 from actlas.store.verify.damage import Check, Checked, Damage, raise_if_outside, size_words
 from actlas.store.verify.derived import derived_checks
-from actlas.store.verify.orphans import find_strays
+from actlas.store.verify.orphans import find_orphans
 from actlas.store.verify.shards import Shard, shard_checks, shard_of
 
 _NO_UNIT = (None, None)
@@ -34,15 +34,15 @@ class Report:
     full : bool
         Whether every byte was read, or only sizes were compared.
     n_objects, n_bytes : int
-        Checked.
+        How many objects were checked, and their bytes.
     missing : tuple of int
-        Shards that are not extracted yet: no damage.
+        Shards that are not extracted yet; they are not damage.
     missing_pooled : tuple of int
         Shards of documents that are not pooled yet.
     damages : tuple of Damage
-        Empty where all is well.
+        Empty where nothing is damaged.
     unclaimed : tuple of str
-        Whole shards that no receipt names: a killed worker's, adopted by the next run.
+        Whole shards that no receipt names: a killed worker left them, and the next run adopts them.
     """
 
     full: bool
@@ -72,11 +72,11 @@ def verify(
     store : StoreReader
         The store.
     full : bool
-        Read every byte. Otherwise only metadata and receipts are read, and sizes compared.
+        Read every byte. Otherwise metadata and receipts are read, and sizes are compared.
     progress : callable, optional
-        Called with (objects checked, objects in all).
+        Called with the number of objects checked and their number in all.
     only : collection of Damage, optional
-        Look only at what was found before: at those shards, units and objects.
+        Earlier findings: check only their shards, units and objects.
     """
     done = {job: store.done(job) for job in store.jobs}
     shards = [shard_of(store, job, number) for job in done for number in sorted(done[job])]
@@ -84,32 +84,32 @@ def verify(
         return _verify_only(store, shards, full, only)
     n_all = len(store.plan_file.objects) + sum(len(shard.specs) for shard in shards)
     n_objects, n_bytes, damages = _run(store, _checks(store, shards, full), n_all, progress)
-    strays, unclaimed = find_strays(store, full)
+    orphans, unclaimed = find_orphans(store, full)
     missing = {j: tuple(sorted(set(range(store.n_shards(j))) - done[j])) for j in done}
     return Report(
         full=full,
         n_objects=n_objects,
         n_bytes=n_bytes,
         missing=missing.get(EXTRACT, ()),
-        damages=_once(damages + strays),
+        damages=_once(damages + orphans),
         unclaimed=unclaimed,
         missing_pooled=missing.get(POOLED, ()),
     )
 
 
 def open_to_verify(path: str | os.PathLike[str]) -> StoreReader:
-    """Open a store whose plan may be damaged, by the plan's copy where that can be read.
+    """Open a store whose plan may be damaged: by the plan's copy where only that can be read.
 
     Raises
     ------
     ActlasError
-        See :func:`~actlas.store.store.open_store`: where neither can be.
+        Neither can be read; see :func:`~actlas.store.store.open_store`.
     """
     try:
         return StoreReader.open(path)
     except (CorruptDataError, FormatError, StoreNotFoundError, RunFaultError) as error:
         raise_if_outside(error)
-        if "found" in error.details:  # it is of another version, which is no damage
+        if "found" in error.details:  # the format version is another one, which is not damage
             raise
         objects = open_objects(path)
         for key in (PLAN_KEY, PLAN_COPY_KEY):
@@ -124,7 +124,7 @@ def open_to_verify(path: str | os.PathLike[str]) -> StoreReader:
 def _verify_only(
     store: StoreReader, shards: list[Shard], full: bool, only: Collection[Damage]
 ) -> Report:
-    """Check again what was found damaged before."""
+    """Check again the objects that were found damaged before."""
     units, keys = {(d.job, d.shard) for d in only}, {d.key for d in only}
     wanted = [shard for shard in shards if (shard.job, shard.number) in units]
 
@@ -136,9 +136,9 @@ def _verify_only(
                 yield check
 
     n_objects, n_bytes, damages = _run(store, checks(), 0, None)
-    if any(d.stray for d in only):  # by what lies there now: who removes strays asks for no other
-        strays, _ = find_strays(store, full, keys)
-        damages += [d for d in strays if d.key in keys]
+    if any(d.orphan for d in only):  # by what lies there now: who removes orphans asks for no other
+        orphans, _ = find_orphans(store, full, keys)
+        damages += [d for d in orphans if d.key in keys]
     return Report(full, n_objects, n_bytes, (), _once(damages))
 
 
@@ -181,7 +181,7 @@ def _checks(store: StoreReader, shards: list[Shard], full: bool) -> Iterator[Che
 
 
 def _check_plan(store: StoreReader, key: str) -> Checked:
-    """Hold the plan, or its copy, against the one that this store was opened by."""
+    """Compare the plan, or its copy, with the one that this store was opened by."""
     try:
         data = store.objects.read(key)
     except FileNotFoundError:

@@ -1,9 +1,10 @@
-"""Making a store: its metadata, its documents, and the plan, which comes last.
+"""Creating a store: its metadata, its documents, and the plan, which is written last.
 
-Locally it is made beside its final place and renamed there whole, so a store either is there with
-its plan or is not there. A bucket has no renaming: there every object is created once, the root's
-metadata with the whole plan in it first and the plan's own object last. What lies between is no
-store; the same planning goes on with it, and another one is refused at its first object.
+On a file system the store is created beside its final path and renamed there whole, so that a store
+either exists with its plan or does not exist. A bucket has no renaming: every object is created
+once there, the root's metadata (which holds the whole plan) first and the plan's own object last. A
+prefix without the plan's object is not a store yet; planning the same again continues it, and
+planning anything else is refused at the first object.
 """
 
 from __future__ import annotations
@@ -52,23 +53,22 @@ def create(
     Parameters
     ----------
     path : path
-        Must not exist, or be an empty folder; or a bucket's URL with nothing below it but what an
-        interrupted planning of the same plan has left.
+        A path that does not exist or is an empty folder; or a bucket's URL with nothing below it
+        except objects of the same plan, from a planning that was interrupted.
     plan : Plan
-        What a row is.
+        What every row is.
     columns : DocumentColumns
-        The documents; their counts must be the plan's.
+        The documents; their counts must match the plan's.
     images : ImageColumns, optional
-        Their images, where the plan has a processor for them.
+        The documents' images, where the plan has an image processor.
 
     Raises
     ------
     StoreExistsError
-        There is something at ``path``; it is left as it is.
+        ``path`` is occupied; it is left as it is.
     RunFaultError
-        The disk is full or fails, and nothing is left behind, unless it was the very last step:
-        then the message says so. Or the object store does: what is there already is gone on with
-        when the same is planned again.
+        The disk is full or fails. Nothing is left behind, unless the very last step failed: the
+        message then says so. Where an object store fails, planning the same again continues.
     """
     check_counts(plan, columns, images)
     refuse_existing(path)
@@ -90,11 +90,11 @@ def create(
     except OSError as error:
         fault = run_fault(error, str(final))
         if fault is None:
-            refuse_existing(final)  # somebody else was faster
+            refuse_existing(final)  # another planner was faster
             raise
         if planned:
             raise type(fault)(
-                f"{fault} The plan lies there by now: `actlas extract {final}` goes on with it.",
+                f"{fault} The plan is complete by now: `actlas extract {final}` continues with it.",
                 **fault.details,
             ) from error
         raise fault from error
@@ -105,12 +105,12 @@ def write(
 ) -> None:
     """Write every object of a new store, the plan last.
 
-    What an interrupted planning left is gone on with where it is the same to the byte.
+    Objects that an interrupted planning left are kept where they are the same to the byte.
 
     Raises
     ------
     StoreExistsError
-        Something else lies there, or somebody else has planned meanwhile.
+        Another object is there, or another planner finished meanwhile.
     """
     labels = columns.label_names if columns.label is not None else None
     arrays = StoreArrays(plan, labels, columns.source_names, columns.token_column_names)
@@ -132,8 +132,8 @@ def write(
         if not created and object_sha256(objects, key) != written[key]:
             raise StoreExistsError(
                 f"{objects.url}/{key}: the planning of another plan was begun here, and not "
-                "finished. Plan with the same options to go on with it; or remove all that lies "
-                "below this prefix, or give another.",
+                "finished. Plan with the same options to continue it; or remove everything "
+                "below this prefix, or give another prefix.",
                 path=objects.url,
                 begun=True,
             )
@@ -156,32 +156,34 @@ def write(
     if not objects.create(PLAN_COPY_KEY, [sealed]):
         sealed = _begun_plan(objects, plan_file)
     if not objects.create(PLAN_KEY, [sealed]):
-        raise StoreExistsError(f"{objects.url}: somebody else planned here.", path=objects.url)
+        raise StoreExistsError(
+            f"{objects.url}: another planner has finished here.", path=objects.url
+        )
 
 
 def _require_conditions(objects: Objects) -> None:
-    """Raise ``ConfigError`` where an object can be created twice: nothing would be safe there."""
+    """Raise ``ConfigError`` where an object can be created twice: writes would not be safe."""
     key = f"{STAGING}/{uuid.uuid4().hex}.probe"
     objects.create(key, [b"first"])
     twice = objects.create(key, [b"second"])
     objects.delete(key)
     if twice:
         raise ConfigError(
-            f"{objects.url}: this server ignores `If-None-Match: *`, and puts an object over one "
-            "that is there. Two writers could then harm each other. Use a server that heeds it: "
+            f"{objects.url}: this server ignores `If-None-Match: *` and overwrites an object that "
+            "exists, so two writers could damage each other's data. Use a server that honours it: "
             "docs/object-stores.md names some.",
             field="store",
         )
 
 
 def _begun_plan(objects: Objects, ours: PlanFile) -> bytes:
-    """Return the plan that an interrupted planning was about to finish with."""
+    """Return the sealed plan that an interrupted planning had already copied."""
     sealed = objects.read(PLAN_COPY_KEY)
     theirs = unseal(sealed, PlanFile, f"{objects.url}/{PLAN_COPY_KEY}")
     if theirs.model_copy(update={"created_unix_s": ours.created_unix_s}) != ours:
         raise StoreExistsError(
-            f"{objects.url}/{PLAN_COPY_KEY}: this is another plan. Remove all that lies below "
-            "this prefix, or give another.",
+            f"{objects.url}/{PLAN_COPY_KEY}: this is another plan. Remove everything below "
+            "this prefix, or give another prefix.",
             path=objects.url,
             begun=True,
         )

@@ -1,4 +1,4 @@
-"""What a planner hands over to be written: every document, and its image where it has one."""
+"""The documents of a new store, and their images, as a planner hands them over to be written."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from actlas.store.format.schema import Plan
 
 
 class DocumentColumns(Protocol):
-    """What a planner hands over: every document, in the plan's order.
+    """Every document of a new store, in the plan's order.
 
     ``token_ids``, ``char_starts``, ``special`` and ``text`` are called for ascending, adjoining
-    ranges of at most a few million elements, so they may come from disk.
+    ranges of at most a few million elements, so the elements may come from disk.
     """
 
     n_documents: int
@@ -38,39 +38,39 @@ class DocumentColumns(Protocol):
     """[n_documents] Index into ``label_names``, -1 where there is none."""
     label_names: tuple[str, ...]
     token_column_names: Mapping[str, tuple[str, ...]]
-    """What the codes of each of the plan's columns of tokens mean, in the plan's order."""
+    """The names that the integers of each token column stand for, by column in plan order."""
 
     def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
         """Return the kept tokens [start, stop)."""
 
     def char_starts(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Return, for the same tokens, the character of the document where each begins."""
+        """Return the character of the document at which each of the same tokens begins."""
 
     def special(self, start: int, stop: int) -> NDArray[np.bool_] | None:
-        """Return, for the same tokens, which the tokenizer added; None where none has a row."""
+        """Return which of the same tokens the tokenizer added; None if none of them has a row."""
 
     def token_column(self, name: str, start: int, stop: int) -> NDArray[np.int32]:
-        """Return, for the same tokens, the codes of a column; -1 where there is none."""
+        """Return the values of a token column for the same tokens; -1 where a token has none."""
 
     def text(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return bytes [start, stop) of all texts, one after the other."""
 
 
 class ImageColumns(Protocol):
-    """The image files of documents, in the plan's order: their own bytes, as they were found.
+    """The image files of documents, in the plan's order, byte for byte as they were found.
 
     ``image`` is called for ascending, adjoining ranges, as ``text`` is.
     """
 
     image_start: NDArray[np.int64]
-    """[n_documents + 1] The first byte of each document's image; it may have none."""
+    """[n_documents + 1] The first byte of each document's image; a document may have no image."""
 
     def image(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return bytes [start, stop) of all image files, one after the other."""
 
 
 def check_counts(plan: Plan, columns: DocumentColumns, images: ImageColumns | None) -> None:
-    """Raise ``ValueError`` where documents are not as many, or as long, as the plan says."""
+    """Raise ``ValueError`` where the documents' number or lengths differ from the plan's."""
     if (plan.processor is None) != (images is None):
         raise ValueError("images: a plan has a processor if and only if documents may have images")
     if tuple(columns.token_column_names) != plan.token_columns:

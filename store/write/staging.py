@@ -1,4 +1,4 @@
-"""Where a new store is made: a place with nothing in it, and beside that the planner's own."""
+"""The path of a new store: it must be free, and the planner's working files lie beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from actlas.store.objects.base import Objects, is_url, open_objects
 
 
 def refuse_existing(path: str | os.PathLike[str]) -> None:
-    """Raise ``StoreExistsError`` where a new store would not be alone."""
+    """Raise ``StoreExistsError`` where the path of a new store is occupied."""
     if is_url(path):
         _refuse_objects(open_objects(path))
     else:
@@ -24,9 +24,9 @@ def refuse_existing(path: str | os.PathLike[str]) -> None:
 
 
 def workplace(path: str | os.PathLike[str]) -> Path:
-    """Return beside what a planner keeps its files while it works.
+    """Return the path beside which a planner keeps its working files.
 
-    Beside the store's own folder; where it will lie in a bucket, in the folder for temporary files
+    It is the store's own path; for a store in a bucket it is in the folder for temporary files
     (``TMPDIR``).
     """
     if not is_url(path):
@@ -35,13 +35,13 @@ def workplace(path: str | os.PathLike[str]) -> Path:
 
 
 def staging_of(final: Path) -> Path:
-    """Return a new path beside a store's place, by a name that says who is at work there."""
+    """Return a new path beside a store's, whose name holds this host and process."""
     here = f"{socket.gethostname()}-{os.getpid()}"
     return final.with_name(f".{final.name}.{here}.{uuid.uuid4().hex[:8]}.planning")
 
 
 def sweep(final: Path) -> None:
-    """Remove what a planner that was killed on this host left beside the store."""
+    """Remove the working files that a planner killed on this host left beside the store."""
     host = socket.gethostname()
     for left in final.parent.glob(f".{glob.escape(final.name)}.{host}-*.planning"):
         pid = left.name.split(f"{host}-", 1)[1].split(".", 1)[0]
@@ -52,8 +52,8 @@ def sweep(final: Path) -> None:
 def _refuse_objects(objects: Objects) -> None:
     if objects.size(PLAN_KEY) is not None:
         raise StoreExistsError(
-            f"{objects.url}: there is a store here already, and it is left as it is. `actlas "
-            f"extract {objects.url}` goes on with it; give another path for another plan.",
+            f"{objects.url}: a store exists here already, and it is left as it is. `actlas "
+            f"extract {objects.url}` continues it; give another path for another plan.",
             path=objects.url,
         )
     if next(objects.walk(), None) is None:
@@ -64,7 +64,7 @@ def _refuse_objects(objects: Objects) -> None:
         root = None
     if not isinstance(root, dict) or "actlas" not in root:
         raise StoreExistsError(
-            f"{objects.url}: there is something below this prefix, and it is no store. Give a "
+            f"{objects.url}: this prefix is not empty, and it is not a store. Give a "
             "prefix with nothing below it.",
             path=objects.url,
         )
@@ -82,12 +82,13 @@ def _refuse_files(path: Path) -> None:
         )
     if (path / PLAN_KEY).exists():
         raise StoreExistsError(
-            f"{path}: there is a store here already, and it is left as it is. `actlas extract "
-            f"{path}` goes on with it; give another path for another plan.",
+            f"{path}: a store exists here already, and it is left as it is. `actlas extract "
+            f"{path}` continues it; give another path for another plan.",
             path=str(path),
         )
     if path.is_dir() and any(path.iterdir()):
         raise StoreExistsError(
-            f"{path}: this folder is not empty and is no store. Give a path that is not there yet.",
+            f"{path}: this folder is not empty and is not a store. Give a path that does not exist "
+            "yet.",
             path=str(path),
         )

@@ -414,14 +414,14 @@ def test_what_was_made_from_other_codes_is_refused(tmp_path: Path) -> None:
     assert not again.features("made").indexed
 
 
-def test_a_stray_in_a_standing_group_is_a_stray(tmp_path: Path) -> None:
+def test_an_orphan_in_a_standing_group_is_one(tmp_path: Path) -> None:
     store = made_store(tmp_path / "run.zarr")
     encode(store, Relu(24, 16, HOOKPOINT))
     receipt = receipts_of(store, "encode.made", store.plan.n_shards).read(1)
     (Path(store.path) / group_of(receipt) / "data/c/1").write_bytes(b"junk")
     report = verify(store)
     assert not report.unclaimed
-    assert ["stray" in damage.what for damage in report.damages] == [True]
+    assert ["orphan" in damage.what for damage in report.damages] == [True]
 
 
 def test_tokens_that_begin_with_their_space_keep_their_own_shade(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def read(store: Store, kind: str, key: str) -> None:
         assert features.mean.shape
 
 
-def test_a_stray_file_is_named(chaos: Any, patient: Patient) -> None:
+def test_an_orphan_file_is_named(chaos: Any, patient: Patient) -> None:
     """Anywhere in the store, under any name that is not one of the store's."""
     n = chaos.count(20, 500) // len(PROFILES) + 1
     folders = sorted({str(Path(key).parent) for key in patient.files})
@@ -262,10 +262,10 @@ def test_a_stray_file_is_named(chaos: Any, patient: Patient) -> None:
         key = name.removeprefix("./")
         named_like_a_record = key.startswith("ledger/receipts/") or key == "ledger/features/1.json"
         unreadable = named_like_a_record and "a sealed record" in str(damages)
-        stray = "stray" in str(damages)
-        if not (stray or unreadable) or [d.key for d in damages] != [key]:
+        orphan = "orphan" in str(damages)
+        if not (orphan or unreadable) or [d.key for d in damages] != [key]:
             unnamed.append((key, damages))
-    chaos.record("a file stray", n, named=n - len(unnamed))
+    chaos.record("an orphan file", n, named=n - len(unnamed))
     assert not unnamed, unnamed[0]
     assert receipts_of(open_store(patient.path), f"indexed.{life.FEATURES}", 1).exists(0)
 

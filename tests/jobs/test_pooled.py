@@ -193,7 +193,7 @@ def test_damage_is_found_and_named_with_its_documents(compression: str, tmp_path
     stray.parent.mkdir(parents=True)
     stray.write_bytes(b"x")
     found = call("verify", store.path)
-    assert "pooled/resid_post.2/median/c/0/0: a stray file" in found.stdout
+    assert "pooled/resid_post.2/median/c/0/0: an orphan" in found.stdout
 
 
 def stimuli(folder: Path) -> Path:

@@ -213,7 +213,7 @@ def test_what_is_damaged_and_has_no_receipt_is_named_and_removed(store: Path) ->
     assert f"damaged: {harmed}" in found.output and whole not in found.output
     assert "statistics/resid_post.1" in found.output  # they follow from rows that are of no use
     assert call("extract", store).exit_code == EXIT_QUARANTINE
-    assert call("repair", store, "--remove-strays").exit_code == EXIT_DAMAGE  # codes wait for rows
+    assert call("repair", store, "--remove-orphans").exit_code == EXIT_DAMAGE  # codes wait for rows
     assert not (store / harmed).exists() and (store / whole).exists()
     again = call("extract", store, "--retry-quarantined")
     assert again.exit_code == EXIT_DONE, again.output

@@ -531,7 +531,7 @@ def test_planning_that_was_interrupted_goes_on(s3: S3, tmp_path: Path) -> None:
     with pytest.raises(StoreExistsError, match="actlas extract"):
         create(whole.path, plan, columns)
     s3.put("full", "notes.txt", b"mine")
-    with pytest.raises(StoreExistsError, match="no store"):
+    with pytest.raises(StoreExistsError, match="not a store"):
         create(s3.url("full"), plan, columns)
     assert s3.keys("full") == ["notes.txt"]
 

@@ -416,17 +416,17 @@ def test_verify_looks_again_only_at_what_was_found(make: Make) -> None:
     assert again.n_objects == len(store.receipt(0).objects)
     repair_shard(store, 0, rows_of(store, 0), attempt="again")
     assert verify(open_store(store.path), full=True, only=first).ok
-    gone = Damage("of/no/such", "a stray", stray=True)
+    gone = Damage("of/no/such", "an orphan", orphan=True)
     assert verify(open_store(store.path), full=True, only=[gone]).ok
 
 
-def test_what_is_called_a_stray_must_be_one(make: Make) -> None:
-    """Findings may be old, of another store, or a stranger's; strays are removed by their key."""
+def test_what_is_called_an_orphan_must_be_one(make: Make) -> None:
+    """Findings may be old, of another store, or a stranger's; orphans are removed by their key."""
     store = make()
     fill(store)
     keys = ["ledger/plan.json", store.arrays.activations["mlp.1"].key(0), "documents/text/c/0"]
-    said = [Damage(key, "a stray file", stray=True) for key in [*keys, "junk"]]
+    said = [Damage(key, "an orphan", orphan=True) for key in [*keys, "junk"]]
     assert verify(open_store(store.path), full=True, only=said).ok
     (Path(store.path) / "junk").write_text("really")
     (found,) = verify(open_store(store.path), full=True, only=said).damages
-    assert (found.key, found.stray) == ("junk", True)
+    assert (found.key, found.orphan) == ("junk", True)

@@ -18,7 +18,7 @@ from actlas.store.objects.local import LocalObjects
 from actlas.store.shards.reader import ShardReader
 from actlas.store.shards.writer import ShardWriter
 from actlas.store.store import Store, open_store
-from actlas.store.verify.orphans import remove_stray
+from actlas.store.verify.orphans import remove_orphan
 from actlas.store.verify.verify import verify
 
 Make = Callable[..., Store]
@@ -64,7 +64,7 @@ def test_statistics_whose_rows_are_gone_are_of_no_use(make: Make) -> None:
     assert rows in verify(store, full=True).unclaimed
     Path(store.path, rows).unlink()
     report = verify(store, full=True)
-    assert [(d.key, d.stray) for d in report.damages] == [(statistics, True)]
+    assert [(d.key, d.orphan) for d in report.damages] == [(statistics, True)]
 
 
 def test_a_fault_of_one_file_without_receipt_ends_nothing(
@@ -91,8 +91,8 @@ def test_what_has_a_receipt_by_now_is_not_removed(make: Make) -> None:
     path.unlink()
     path.with_name("stray").write_text("?")
     fill(open_store(store.path), shards=[1])
-    assert not remove_stray(store, rows) and path.exists()
-    assert remove_stray(store, f"{rows[:-1]}stray") and not path.with_name("stray").exists()
+    assert not remove_orphan(store, rows) and path.exists()
+    assert remove_orphan(store, f"{rows[:-1]}stray") and not path.with_name("stray").exists()
 
 
 @pytest.mark.parametrize("compression", ["none", "fast"])
@@ -135,7 +135,7 @@ def test_a_flipped_bit_is_located_to_the_rows_of_its_chunk(make: Make) -> None:
     assert damage.key in str(damage) and "[4096, 8192)" in str(damage)
 
 
-def test_missing_truncated_empty_and_stray_files_are_named_without_reading(make: Make) -> None:
+def test_missing_truncated_empty_and_orphan_files_are_named_without_reading(make: Make) -> None:
     store = make()
     fill(store)
     spec = store.arrays.activations["mlp.1"]
@@ -143,10 +143,10 @@ def test_missing_truncated_empty_and_stray_files_are_named_without_reading(make:
     first.unlink()
     second.write_bytes(second.read_bytes()[:-7])
     third.write_bytes(b"")
-    strays = [f"{spec.path}/c/900/0", f"{spec.path}/c/0/7", "activations/foo/zarr.json"]
-    strays += ["documents/text/c/9", "ledger/receipts/extract/00000099.json"]
-    strays += ["ledger/receipts/extract/1.json", "ledger/receipts/extract/²1.json"]
-    for key in strays:
+    orphans = [f"{spec.path}/c/900/0", f"{spec.path}/c/0/7", "activations/foo/zarr.json"]
+    orphans += ["documents/text/c/9", "ledger/receipts/extract/00000099.json"]
+    orphans += ["ledger/receipts/extract/1.json", "ledger/receipts/extract/²1.json"]
+    for key in orphans:
         (Path(store.path) / key).parent.mkdir(parents=True, exist_ok=True)
         (Path(store.path) / key).write_bytes(b"?")
     report = verify(open_store(store.path))
@@ -154,10 +154,10 @@ def test_missing_truncated_empty_and_stray_files_are_named_without_reading(make:
     assert "missing" in found[spec.key(0)].what
     assert "truncated" in found[spec.key(1)].what
     assert "empty" in found[spec.key(2)].what
-    for key in strays:
-        assert "stray" in found[key].what
+    for key in orphans:
+        assert "orphan" in found[key].what
     assert (found[spec.key(1)].start, found[spec.key(1)].stop) == (256, 512)
-    assert len(report.damages) == 3 + len(strays)
+    assert len(report.damages) == 3 + len(orphans)
     for shard in range(3):
         with pytest.raises(CorruptDataError, match=r"rows \[|receipt"):
             open_store(store.path).activations["mlp.1"][shard * 256]

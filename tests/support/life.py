@@ -270,7 +270,7 @@ def mend(path: str, noise: int = 0) -> tuple[Any, list[tuple[str, int]]]:
     made = repair_at(
         path,
         RunOptions.model_validate({"executor": "inline"}),
-        remove_strays=True,
+        remove_orphans=True,
         make_mender=opener(EXTRACT),
         make_pool_mender=opener(POOLED),
     )
