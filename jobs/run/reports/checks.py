@@ -35,11 +35,13 @@ class DamageEntry(Part):
     @classmethod
     def of_damage(cls, damage: Damage) -> Self:
         """Return the entry of a damaged object."""
-        return cls(**asdict(damage))
+        fields = asdict(damage)
+        return cls(stray=fields.pop("orphan"), **fields)
 
     def damage(self) -> Damage:
         """Return the damaged object that this entry describes."""
-        return Damage(**self.model_dump())
+        fields = self.model_dump()
+        return Damage(orphan=fields.pop("stray"), **fields)
 
 
 class VerifyReport(Report):
