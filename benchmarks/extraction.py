@@ -40,7 +40,11 @@ class Timed:
         self.n_rows = min(len(self.shards) * plan.shard_rows, plan.n_tokens)
         own = self.extractor
         self.best = range_batches(
-            own.store, 0, self.n_rows, own.tokens_per_batch, own.passes._replace(by_pieces=False)
+            own.store,
+            0,
+            self.n_rows,
+            own.tokens_per_batch,
+            own.strategy._replace(chunked_prefill=False),
         )
         self.noise = np.random.default_rng(0).bytes(8 << 20)
         self.n_stored = self.n_rows * 2 * sum(h.width for h in plan.hookpoints)

@@ -101,7 +101,7 @@ def bare(extractor: Extractor) -> float:
         0,
         extractor.plan.n_tokens,
         extractor.tokens_per_batch,
-        extractor.passes._replace(by_pieces=False),
+        extractor.strategy._replace(chunked_prefill=False),
     )
     for _ in range(2):  # The first one also compiles and allocates.
         clock = Clock()
@@ -114,7 +114,7 @@ def bare(extractor: Extractor) -> float:
             device=extractor.device,
             clock=clock,
         )
-    return sum(batch.n_fed for batch in batches) / clock.total_s
+    return sum(batch.n_input_tokens for batch in batches) / clock.total_s
 
 
 def flops_per_token(extractor: Extractor, mean_context: float) -> float:

@@ -13,7 +13,7 @@ from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.store import open_store
 
 if TYPE_CHECKING:
-    from actlas.pipeline.extract.extract import Computed
+    from actlas.pipeline.extract.extract import ComputedShard
 
 ENOUGH_S = 0.3
 """A forward pass measured for less than this is no measure of the others."""
@@ -23,20 +23,20 @@ class ShardWorker:
     """Extracts shards of one store with one model."""
 
     def __init__(
-        self, store: str, run: RunOptions, job: str = EXTRACT, *, mend: bool = False
+        self, store: str, run: RunOptions, job: str = EXTRACT, *, repair: bool = False
     ) -> None:
         from actlas.pipeline.extract.extract import Extractor
         from actlas.pipeline.extract.extract_pooled import PooledExtractor
 
         extractor = PooledExtractor if job == POOLED else Extractor
-        self._extractor = extractor(open_store(store), run, mend=mend)
+        self._extractor = extractor(open_store(store), run, repair=repair)
         self._how = {"executor": run.executor, "workers": run.workers}
 
     def extract(self, shard: int, *, attempt: str) -> Receipt:
         """Compute and write a shard; its receipt says how."""
         return self.commit(self.compute(shard), attempt)
 
-    def compute(self, shard: int) -> Computed:
+    def compute(self, shard: int) -> ComputedShard:
         """Compute a shard."""
         before = self._extractor.tokens_per_batch
         computed = self._extractor.compute(shard)
@@ -46,7 +46,7 @@ class ShardWorker:
             logs.LOGGER.warning(text, extra={"shard": shard, "before": before, "now": after})
         return dataclasses.replace(computed, run={**self._how, **computed.run})
 
-    def commit(self, computed: Computed, attempt: str) -> Receipt:
+    def commit(self, computed: ComputedShard, attempt: str) -> Receipt:
         """Write what was computed."""
         receipt = self._extractor.commit(computed, attempt)
         extra = {"shard": computed.shard, "attempt": attempt, **computed.run}
@@ -64,12 +64,12 @@ class ShardWorker:
 
 
 def open_worker(
-    store: str, run: RunOptions, job: str = EXTRACT, *, mend: bool = False
+    store: str, run: RunOptions, job: str = EXTRACT, *, repair: bool = False
 ) -> ShardWorker:
     """Open a store and load its model; on Ray, in a process of its own with a log of its own."""
     if run.executor == "ray":
         logs.start(store, "worker")
-    return ShardWorker(store, run, job, mend=mend)
+    return ShardWorker(store, run, job, repair=repair)
 
 
 def open_pooler(store: str, run: RunOptions) -> ShardWorker:
@@ -79,4 +79,4 @@ def open_pooler(store: str, run: RunOptions) -> ShardWorker:
 
 def open_mender(store: str, run: RunOptions, job: str = EXTRACT) -> ShardWorker:
     """Open a worker that puts back what is damaged of shards."""
-    return open_worker(store, run, job, mend=True)
+    return open_worker(store, run, job, repair=True)

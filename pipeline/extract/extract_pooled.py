@@ -1,4 +1,4 @@
-"""Ranges of whole documents become pooled rows: the forward pass of extraction, no row held."""
+"""Extraction of pooled rows: one row per document, without storing the rows of tokens."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from actlas.store.write.outputs import PooledRows
 
 
 @dataclass(frozen=True, slots=True)
-class ComputedPooled:
-    """The pooled rows of one shard, not yet written.
+class ComputedPooledShard:
+    """The pooled rows of one shard, computed and not yet written.
 
     Attributes
     ----------
-    pooled : dict of (hookpoint, pool) to ndarray of float32, shape [documents, width]
+    shard : int
+        The shard, from 0.
+    pooled : dict of (hookpoint, pool) to ndarray of float32, shape [documents, units]
+        The pooled rows.
     run : dict
-        How they were made, for the receipt.
+        Facts about the computation, for the receipt.
     """
 
     shard: int
@@ -38,25 +41,27 @@ class ComputedPooled:
 
 
 class PooledExtractor(Extractor):
-    """One model, loaded once, that computes the pooled rows of one store.
+    """An extractor of pooled rows, with a model that is loaded once.
 
-    A shard is a range of whole documents: no document is computed twice, and one of several windows
-    is pooled over all of them. Parameters and errors are those of
+    A shard is a range of whole documents: no document is computed twice, and a document of several
+    windows is pooled over all of them. Parameters and errors are those of
     :class:`~actlas.pipeline.extract.extract.Extractor`.
     """
 
     def __init__(
-        self, store: StoreReader, run: RunOptions, *, model: str | None = None, mend: bool = False
+        self, store: StoreReader, run: RunOptions, *, model: str | None = None, repair: bool = False
     ) -> None:
         super().__init__(store, run, model=model)
-        self._commit_pooled = repair_pooled if mend else commit_pooled
+        self._commit_pooled = repair_pooled if repair else commit_pooled
 
     def batches(self, shard: int) -> list[Batch]:
         """Return the batches of a shard, in the order in which they run."""
         first, last = self.store.documents.starts(*self.store.covered(shard, POOLED))[[0, -1]]
-        return range_batches(self.store, int(first), int(last), self.tokens_per_batch, self.passes)
+        return range_batches(
+            self.store, int(first), int(last), self.tokens_per_batch, self.strategy
+        )
 
-    def commit(self, computed: ComputedPooled, attempt: str) -> Receipt:  # type: ignore[override]
+    def commit(self, computed: ComputedPooledShard, attempt: str) -> Receipt:  # type: ignore[override]
         """Write a computed shard and return its receipt."""
         return self._commit_pooled(
             self.store,
@@ -67,14 +72,14 @@ class PooledExtractor(Extractor):
             on_nonfinite=self.run.on_nonfinite,
         )
 
-    def _compute(self, shard: int) -> ComputedPooled:  # type: ignore[override]
+    def _compute(self, shard: int) -> ComputedPooledShard:  # type: ignore[override]
         plan = self.plan
         start = self.store.documents.starts(*self.store.covered(shard, POOLED))
         pooler = Pooler(plan.hookpoints, plan.pools, start)
         batches, clock = self.batches(shard), Clock()
 
-        def take(name: str, gathered: torch.Tensor, inputs: Inputs) -> None:
+        def consume(name: str, gathered: torch.Tensor, inputs: Inputs) -> None:
             pooler.accumulate(name, gathered, inputs.token)
 
-        self._forward(batches, plan.hookpoints, take, clock)
-        return ComputedPooled(shard, pooler.finish(), self._record(batches, clock, 0.0))
+        self._forward(batches, plan.hookpoints, consume, clock)
+        return ComputedPooledShard(shard, pooler.finish(), self._record(batches, clock, 0.0))

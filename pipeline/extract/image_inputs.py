@@ -1,4 +1,4 @@
-"""From the images of a store to a model's input, batch by batch: decoded from the store's bytes."""
+"""The model's input for images, decoded batch by batch from the image files in the store."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from actlas.store.format.schema import Plan, ProcessorSpec
 from actlas.store.read.reader import StoreReader
 
 PIXELS_PER_TOKEN = 16 * 16
-"""A model of few positions, such as a network of convolutions, still computes every pixel."""
+"""Pixels that count as a token: a model of few positions, such as a convolutional network, computes
+every pixel too."""
 
 MAX_THREADS = 8
-"""That decode images; beyond, they wait for Python's lock."""
+"""Largest number of threads that decode images; more of them wait for Python's lock."""
 
 
-def around_image(plan: Plan) -> tuple[int, int]:
-    """Return how many positions of an image come before and after the kept ones."""
+def n_special_positions(plan: Plan) -> tuple[int, int]:
+    """Return the number of an image's positions before and after the kept ones."""
     processor = plan.processor
     if processor is None or plan.keep_special:
         return 0, 0
@@ -37,9 +38,16 @@ def around_image(plan: Plan) -> tuple[int, int]:
 
 
 def image_budget(plan: Plan, tokens_per_batch: int) -> int:
-    """Return the budget in positions under which a batch's pixels are within ``tokens_per_batch``.
+    """Return the budget in positions that keeps a batch's pixels within ``tokens_per_batch``.
 
-    A patch of 16 x 16 pixels counts as a token, where that makes more of them than positions.
+    A patch of 16 x 16 pixels counts as a token, where an image has more patches than positions.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of a store of images.
+    tokens_per_batch : int
+        The token budget of a pass.
     """
     assert plan.processor is not None
     n_positions = plan.windows.max_length
@@ -59,23 +67,30 @@ def _n_pixels_of(processor: str) -> int:
 
 
 def image_inputs(store: StoreReader, batches: Items[Batch]) -> Iterator[tuple[Batch, Inputs]]:
-    """Yield each batch of images with its pixels; at most one batch is decoded at a time.
+    """Yield each batch of images with its input; at most one batch is decoded at a time.
 
-    Every image is a sequence by itself and is always fed whole.
+    Each image is a sequence of its own and is always computed whole.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store of the image files.
+    batches : sequence of Batch
+        Batches of images.
     """
-    with ThreadPoolExecutor(_n_threads(), thread_name_prefix="actlas-images") as pool:
+    with ThreadPoolExecutor(_n_threads(), thread_name_prefix="actlas-images") as threads:
         for batch in batches:
-            documents = [fed.sequence.doc_idx for fed in batch.fed]
+            documents = [each.content.doc_idx for each in batch.sequences]
             first = min(documents)
             files = store.documents.images(first, max(documents) + 1)
             kept, token = [], []
-            for i, (sequence, n_prefix, _) in enumerate(batch.fed):
+            for i, (sequence, n_prefix, _) in enumerate(batch.sequences):
                 rows = np.arange(sequence.keep_start, sequence.keep_stop, dtype=np.int64)
                 kept.append(i * batch.length + n_prefix + rows - sequence.start)
                 token.append(rows)
             wanted = [files[doc_idx - first] for doc_idx in documents]
-            arrays = {"pixel_values": _pixels(store.plan, wanted, pool)}
-            shape = len(batch.fed), batch.length
+            arrays = {"pixel_values": _pixels(store.plan, wanted, threads)}
+            shape = len(batch.sequences), batch.length
             yield batch, Inputs(arrays, shape, np.concatenate(kept), np.concatenate(token))
 
 
@@ -83,10 +98,10 @@ def _n_threads() -> int:
     return min(n_cpus(), MAX_THREADS)
 
 
-def _pixels(plan: Plan, files: Items[bytes], pool: Executor) -> NDArray[Any]:
-    """Return ``pixel_values`` of image files in the dtype that computes: not every model rounds.
+def _pixels(plan: Plan, files: Items[bytes], threads: Executor) -> NDArray[Any]:
+    """Return ``pixel_values`` of image files in the compute dtype: not every model casts them.
 
-    Each is decoded and brought to size by itself, in threads: Pillow works without Python's lock.
+    Each file is decoded and resized on its own, in threads: Pillow releases Python's lock.
     """
     assert plan.processor is not None
     processor = build_processor(plan.processor)
@@ -95,23 +110,24 @@ def _pixels(plan: Plan, files: Items[bytes], pool: Executor) -> NDArray[Any]:
     def one(data: bytes) -> NDArray[Any]:
         return pixels(processor, [decode_image(data)]).astype(dtype)
 
-    return np.concatenate(list(pool.map(one, files)))
+    return np.concatenate(list(threads.map(one, files)))
 
 
 def whole_images(
     store: StoreReader, sequences: Iterable[Sequence], stop: int, content: int
 ) -> Iterator[Sequence]:
-    """Let no mixed sequence end inside an image: one that does goes on to the image's end.
+    """Yield the sequences of a mixed store, extended so that none ends inside an image.
 
     Parameters
     ----------
     store : StoreReader
+        The store of the tokens.
     sequences : iterable of Sequence
-        Of one shard, causal.
+        The sequences of one shard of a causal model.
     stop : int
-        The end of the shard: where sequences have been cut.
+        The token at which the shard ends, where sequences are cut.
     content : int
-        Kept tokens of a full window.
+        Number of kept tokens of a full window.
     """
     documents = store.documents
     for sequence in sequences:
@@ -125,23 +141,33 @@ def whole_images(
 
 
 def with_images(store: StoreReader, batch: Batch, inputs: Inputs) -> Inputs:
-    """Return a mixed batch's inputs with its pictures in the order in which they stand in it."""
+    """Return the input of a mixed batch with its images, in the order of the batch.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store of the image files.
+    batch : Batch
+        A batch of text with images.
+    inputs : Inputs
+        Its input without images.
+    """
     plan = store.plan
     assert plan.processor is not None
     assert plan.processor.image_token_id is not None
     ids = inputs.arrays["input_ids"]
     patches = ids == NO_TOKEN
-    places = batch.places or range(0, batch.n_padded, batch.length)
+    offsets = batch.offsets or range(0, batch.n_padded, batch.length)
     documents = [
-        fed.sequence.doc_idx
-        for fed, place in zip(batch.fed, places, strict=True)
-        if patches.reshape(-1)[place : place + fed.length].any()
+        each.content.doc_idx
+        for each, offset in zip(batch.sequences, offsets, strict=True)
+        if patches.reshape(-1)[offset : offset + each.length].any()
     ]
     if not documents:
         return inputs
     files = [store.documents.image(doc_idx) or b"" for doc_idx in documents]
-    with ThreadPoolExecutor(_n_threads(), thread_name_prefix="actlas-images") as pool:
-        pictures = _pixels(plan, files, pool)
+    with ThreadPoolExecutor(_n_threads(), thread_name_prefix="actlas-images") as threads:
+        pictures = _pixels(plan, files, threads)
     ids = np.where(patches, plan.processor.image_token_id, ids)
     arrays = {**inputs.arrays, "input_ids": ids, "pixel_values": pictures}
     return inputs._replace(arrays=arrays)

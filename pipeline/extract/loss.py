@@ -1,9 +1,9 @@
-"""The loss of the next token, for every row: what the model makes of what comes."""
+"""Next-token loss: the cross-entropy of the token that follows each row."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,8 +19,11 @@ from actlas.store.format.catalog import LOSS
 from actlas.store.format.schema import HookpointSpec, Plan
 from actlas.store.read.reader import StoreReader
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Int64
+
 CHUNK_VALUES = 1 << 25
-"""Logits that are in memory at once."""
+"""Largest number of logits in memory at once."""
 
 N_POSITIONS = 6
 
@@ -28,59 +31,74 @@ Finish = Callable[[torch.Tensor], torch.Tensor]
 
 
 class NextTokenLoss:
-    """Cross-entropy of the token that follows each row, in nats.
+    """The next-token loss of a causal language model, in nats.
 
-    The last norm's output is read as it enters the projection onto the vocabulary, and projected a
-    few rows at a time: the logits of a whole batch are never in memory.
+    The input of the projection onto the vocabulary is read at ``hookpoint`` and projected a few
+    rows at a time, so that the logits of a whole batch are never in memory.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A causal language model, whole.
+        A causal language model, with all blocks and its head loaded.
+
+    Attributes
+    ----------
+    hookpoint : HookpointSpec
+        The input of the projection, the place to read.
 
     Raises
     ------
     ModelError
-        It has no projection onto a vocabulary, or does something to its logits that is not known.
+        The model has no projection onto a vocabulary, or changes its logits afterwards in an
+        unknown way.
     """
 
     def __init__(self, model: nn.Module) -> None:
         head = model.get_output_embeddings()  # type: ignore[operator]
         if head is None:
             raise ModelError(
-                f"{type(model).__name__} has no projection onto a vocabulary, so it gives no next "
-                "token a loss. Plan without --with-loss.",
+                f"{type(model).__name__} has no projection onto a vocabulary: no next-token loss. "
+                "Plan without --with-loss.",
                 field="with_loss",
             )
         self._head: nn.Module = head
         path = next(path for path, module in model.named_modules() if module is head)
         width = int(head.weight.shape[1])
-        self.place = HookpointSpec(name=LOSS, module=path, side="input", width=width)
+        self.hookpoint = HookpointSpec(name=LOSS, module=path, side="input", width=width)
         self._finish = self._find_finish(model)
 
-    def __call__(self, entering: torch.Tensor, target: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the loss of each row; NaN where no next token is known.
+    def __call__(
+        self,
+        entering: Float[torch.Tensor, "rows d_model"],
+        target: Int64[NDArray[np.int64], " rows"],
+    ) -> Float32[NDArray[np.float32], " rows"]:
+        """Return the loss of each row.
 
         Parameters
         ----------
-        entering : Tensor[rows, width]
-            What enters the projection.
+        entering : Tensor, shape [rows, d_model]
+            The input of the projection.
         target : ndarray of int64, shape [rows]
-            The next token's id, -1 where there is none.
+            The id of the next token; -1 where none follows.
+
+        Returns
+        -------
+        ndarray of float32, shape [rows]
+            In nats; NaN where no token follows.
         """
         losses = np.full(len(target), np.nan, np.float32)
         known = np.flatnonzero(target >= 0)
         n_rows = max(1, CHUNK_VALUES // int(self._head.weight.shape[0]))  # type: ignore[index]
         for start in range(0, len(known), n_rows):
-            places = known[start : start + n_rows]
-            rows = entering.index_select(0, torch.from_numpy(places).to(entering.device))
+            chosen = known[start : start + n_rows]
+            rows = entering.index_select(0, torch.from_numpy(chosen).to(entering.device))
             logits = self._finish(self._head.forward(rows).float())  # without hooks
-            wanted = torch.from_numpy(target[places]).to(logits.device)
-            losses[places] = functional.cross_entropy(logits, wanted, reduction="none").cpu()
+            wanted = torch.from_numpy(target[chosen]).to(logits.device)
+            losses[chosen] = functional.cross_entropy(logits, wanted, reduction="none").cpu()
         return losses
 
     def _find_finish(self, model: nn.Module) -> Finish:
-        """Return what the model does to its projection's output, held against the model itself."""
+        """Return the function from the projection's output to the logits, tested on the model."""
         embedding = model.get_input_embeddings()  # type: ignore[operator]
         tokens = torch.arange(N_POSITIONS)[None] % embedding.num_embeddings
         tokens = tokens.to(input_device(model))
@@ -98,8 +116,8 @@ class NextTokenLoss:
             if torch.allclose(finish(plain), expected, rtol=share, atol=near):
                 return finish
         raise ModelError(
-            f"{type(model).__name__} does something to its logits that actlas does not know, so "
-            "their loss would be wrong. Plan without --with-loss.",
+            f"{type(model).__name__} changes its logits after the projection in a way that actlas "
+            "does not know, so the loss would be wrong. Plan without --with-loss.",
             field="with_loss",
         )
 
@@ -116,15 +134,26 @@ def _finishes(config: Any) -> list[Finish]:
         found.append(lambda logits: logits * factor)
     if divisor:
         found.append(lambda logits: logits / divisor)
-    # What is stated is not believed to be nothing, however small the logits it was tried on are.
+    # The identity is no candidate where the configuration names a change: with small logits the
+    # difference might not show.
     return found or [lambda logits: logits]
 
 
 def next_tokens(store: StoreReader, start: int, stop: int) -> NDArray[np.int64]:
-    """Return the id of the token after each of [start, stop) in its window; -1 where none follows.
+    """Return the id of the token that follows each token in its window.
 
-    Shape [stop - start]. The last token of a window is followed by none: what comes next in the
-    document is in another forward pass.
+    Parameters
+    ----------
+    store : StoreReader
+        The store of the tokens.
+    start, stop : int
+        Tokens [start, stop) of the corpus.
+
+    Returns
+    -------
+    ndarray of int64, shape [stop - start]
+        -1 for the last token of a window: the next token of the document is in another forward
+        pass.
     """
     plan: Plan = store.plan
     documents = store.documents

@@ -1,7 +1,7 @@
-"""Whole documents as one row each: rows are reduced as the model gives them, and none is held.
+"""Pooling of tokens: one row per document, reduced batch by batch without storing the tokens' rows.
 
-Everything is computed in float32 from the model's own output, on the device that it lies on,
-before anything is rounded to the dtype in which rows are stored.
+All pooling is in float32, from the model's own output and on its device, before any rounding to the
+dtype in which rows are stored.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from actlas.store.write.outputs import PooledRows
 
 
 class Pooler:
-    """Last rows, means and sums of some documents, from their rows in any order.
+    """An accumulator of the last rows, means and sums of documents, from rows in any order.
 
     Parameters
     ----------
     hookpoints : sequence of HookpointSpec
+        The hookpoints of the rows.
     pools : sequence of {"last", "mean", "sum"}
+        The kinds of pooling.
     start : ndarray of int64, shape [documents + 1]
-        The edges of these documents, in tokens of the corpus.
+        The edges of the documents, in tokens of the corpus.
 
     Examples
     --------
@@ -49,16 +51,16 @@ class Pooler:
         self._sum: dict[str, torch.Tensor] = {}
 
     def accumulate(self, name: str, gathered: torch.Tensor, token: NDArray[np.int64]) -> None:
-        """Take rows of these documents, each once.
+        """Add rows of the documents. Each row must come once.
 
         Parameters
         ----------
         name : str
-            The hookpoint.
+            The name of the hookpoint.
         gathered : Tensor, shape [n, units]
-            As the model computed them, in any dtype on any device.
+            Rows as the model computed them, in any dtype, on any device.
         token : ndarray of int64, shape [n]
-            Which token of the corpus each row is of.
+            The token of the corpus of each row.
         """
         document = np.searchsorted(self._start, token, side="right") - 1
         self._n_seen[name] += len(token)
@@ -69,15 +71,19 @@ class Pooler:
                 held = self._held(self._last, name, gathered)
                 held.index_copy_(0, _on(gathered, document[final]), picked)
         if self._pools != ("last",):
-            there, place = np.unique(document, return_inverse=True)
-            # Summed by batch first, and then added: rounding grows with the batches, not the rows.
-            sums = gathered.new_zeros((len(there), gathered.shape[1]), dtype=torch.float32)
+            present, place = np.unique(document, return_inverse=True)
+            # The batch is summed first: rounding errors grow with the batches, not the rows.
+            sums = gathered.new_zeros((len(present), gathered.shape[1]), dtype=torch.float32)
             sums.index_add_(0, _on(gathered, place), gathered.float())
             held = self._held(self._sum, name, gathered)
-            held.index_add_(0, _on(gathered, there), sums)
+            held.index_add_(0, _on(gathered, present), sums)
 
     def finish(self) -> PooledRows:
-        """Return the pooled rows by hookpoint and pool; NaN for documents without tokens.
+        """Return the pooled rows by hookpoint and pooling; NaN for documents without tokens.
+
+        Returns
+        -------
+        dict of (str, str) to ndarray of float32, shape [documents, units]
 
         Raises
         ------
@@ -86,7 +92,7 @@ class Pooler:
         """
         expected = int(self._lengths.sum())
         if wrong := {name: n for name, n in self._n_seen.items() if n != expected}:
-            raise RuntimeError(f"documents of {expected} tokens, pooled were {wrong}")
+            raise RuntimeError(f"expected {expected} rows for each hookpoint, pooled {wrong}")
         return {
             (hookpoint.name, pool): self._pooled(hookpoint, pool)
             for hookpoint in self._hookpoints
@@ -95,7 +101,7 @@ class Pooler:
 
     def _pooled(self, hookpoint: HookpointSpec, pool: Pool) -> NDArray[np.float32]:
         held = (self._last if pool == "last" else self._sum).get(hookpoint.name)
-        if held is None:  # none of the documents has a token
+        if held is None:  # no document has a token
             return np.full((len(self._lengths), hookpoint.width), np.nan, np.float32)
         rows: NDArray[np.float32] = held.cpu().numpy().copy()
         if pool == "mean":

@@ -1,6 +1,7 @@
-"""Reading activations out of a forward pass: hooks that always come off, and an early end.
+"""Capturing activations in a forward pass: hooks that always come off, and an early end.
 
-Nothing here assumes inference: no tensor is detached, no gradient mode is set. Who calls decides.
+Nothing here assumes inference: no tensor is detached and no gradient mode is set; the caller
+decides.
 """
 
 from __future__ import annotations
@@ -21,34 +22,35 @@ if TYPE_CHECKING:
     from torch import nn
 
 Read = Callable[[str, "torch.Tensor"], Any]
-"""What is kept of a hookpoint's tensor: called with its name and the tensor, inside the pass."""
+"""Called inside the pass with a hookpoint's name and tensor; returns what is kept of the tensor."""
 
 
 class _EndOfPassError(BaseException):
-    """Ends a forward pass whose remaining modules nobody reads.
+    """Raised inside a forward pass to end it: no later module is read.
 
-    Not an ``Exception``, so that no model's own ``except Exception`` can take it for a failure.
+    It is not an ``Exception``, so that a model's own ``except Exception`` cannot catch it.
     """
 
 
 class Capture:
-    """Activations of a model's forward passes at some hookpoints.
+    """A context manager that captures a model's activations at hookpoints.
 
-    The pass ends as soon as every hookpoint was read, in whatever order the model comes to them:
+    A pass ends as soon as every hookpoint was read, in whatever order the model comes to them:
     later blocks, the final norm and the projection onto the vocabulary do not run.
 
     Parameters
     ----------
     model : torch.nn.Module
+        The model, on any device.
     hookpoints : sequence of HookpointSpec
-        As :func:`actlas.pipeline.hookpoints.names.resolve` gives them.
+        The hookpoints, as :func:`actlas.pipeline.hookpoints.names.resolve` returns them.
     stop_early : bool
-        Whether the pass ends after the last hookpoint; if not, ``output`` holds what it returned.
+        Whether a pass ends after the last hookpoint. If not, ``output`` is what the model returned.
 
     Attributes
     ----------
     output : object
-        What the last complete forward pass returned; None where it was ended early.
+        The return value of the last pass; None where the pass was ended early.
 
     Examples
     --------
@@ -94,34 +96,37 @@ class Capture:
         read: Read | None = None,
         **inputs: Any,
     ) -> dict[str, Any]:
-        """Run one forward pass and return what was read at each hookpoint, in model order.
+        """Run one forward pass and return the activations, by hookpoint, in the order given.
 
         Parameters
         ----------
-        input_ids : Tensor[batch, position], optional
-        attention_mask : Tensor[batch, position], optional
+        input_ids : Tensor of int64, shape [batch, position], optional
+            Tokens.
+        attention_mask : Tensor of int64, shape [batch, position], optional
+            1 for tokens, 0 for padding. Default: no padding.
         shape : tuple of int, optional
-            Sequences and positions that every hookpoint gives. Default: those of ``input_ids``.
+            Sequences and positions of every hookpoint's tensor. Default: those of ``input_ids``.
         read : callable, optional
             ``read(name, tensor)`` is called inside the pass, as soon as the model comes to a
-            hookpoint; what it returns is kept. A model may write into its own tensors later on,
-            so whoever needs numbers only should copy or gather them here. Default: the tensor
+            hookpoint, and its result is kept. A model may write to its own tensors later in the
+            pass: where only the numbers matter, copy or gather them here. Default: the tensor
             itself, with its gradient history.
         **inputs
-            Anything else that the model takes.
+            Other inputs of the model, by name.
 
         Returns
         -------
-        dict of str to Tensor[batch, position, unit]
-            Or to whatever ``read`` returned.
+        dict of str to Tensor, shape [batch, position, unit]
+            Or to the results of ``read``.
 
         Raises
         ------
         HookpointError
-            A hookpoint gave another shape or width than it was resolved with, or was not reached.
+            A hookpoint's tensor has another shape than the hookpoint was resolved with, or the pass
+            did not reach it.
         """
         if not self._handles:
-            raise RuntimeError("Capture is used inside a with statement: its hooks are not in.")
+            raise RuntimeError("Capture is a context manager: call it inside its with statement.")
         self._found, self._read = {}, read or _whole
         if shape is None:
             if input_ids is None:
@@ -135,13 +140,13 @@ class Capture:
         try:
             self.output = self.model(**{**given, **inputs})
         except _EndOfPassError:
-            pass  # As meant: every hookpoint was read.
+            pass  # every hookpoint was read
         finally:
             found, self._found = self._found, None
         missing = [h.name for h in self.hookpoints if h.name not in found]
         if missing:
             raise HookpointError(
-                f"The forward pass never came to {', '.join(missing)}. Resolve the hookpoints on "
+                f"The forward pass did not reach {', '.join(missing)}. Resolve the hookpoints on "
                 "the model that runs.",
                 hookpoints=missing,
             )
@@ -152,7 +157,7 @@ class Capture:
 
     def _note(self, hookpoint: HookpointSpec, value: Any) -> None:
         if self._found is None or hookpoint.name in self._found:
-            return  # Somebody else runs the model, or the module runs again.
+            return  # not a pass of this capture, or the module runs again within it
         tensor = first_tensor(value)
         if tensor is not None and hookpoint.layout == "feature_map" and tensor.ndim == 4:
             tensor = tensor.flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What must hold of a model before its rows are trusted: seen in the model itself, not believed."""
+"""Checks of a loaded model: causality, and the comparison of activations up to rounding."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ N_POSITIONS = 6
 
 MIN_VOCABULARY = 16
 
-# How far rows may differ that should be equal, as a share of the largest magnitude: rounding in
-# another order, not another value.
+# Largest difference of activations that differ by rounding only, relative to the largest magnitude.
 _TOLERANCE = {"torch.float32": 1e-4, "torch.float16": 1e-2, "torch.bfloat16": 4e-2}
 
 
 def check_causal(
     model: nn.Module, hookpoints: Sequence[HookpointSpec], processor: ProcessorSpec | None = None
 ) -> None:
-    """See that a model which the plan calls causal looks at no later position.
+    """Check that a model which the plan calls causal does not attend to later positions.
 
-    Two sequences that differ in their last token go through the model; all other rows must agree.
-    Sequences are cut at shard borders and padded without a mask on the strength of this.
+    Two sequences that differ in their last token go through the model; the activations at all other
+    positions must agree. Cutting sequences at shard borders and padding without a mask rely on it.
 
     Parameters
     ----------
     model : torch.nn.Module
+        The loaded model.
     hookpoints : sequence of HookpointSpec
+        The hookpoints whose activations are compared.
     processor : ProcessorSpec, optional
-        Of a model that reads images in text: each sequence then has one in its middle.
+        The image processor of a model that reads images in text: each sequence then has an image in
+        its middle.
 
     Raises
     ------
     ModelError
-        They do not agree.
+        The activations differ.
     """
     import torch
 
@@ -67,23 +69,23 @@ def check_causal(
         if reason := difference(rows[0, :-1], rows[1, :-1]):
             raise ModelError(
                 f"The plan says that {type(model).__name__} is causal, but at {name} earlier rows "
-                f"change by {reason} with the last token. Set is_decoder "
-                "or is_causal in its config.json as the model really is, and plan anew.",
+                f"change by {reason} with the last token. Correct is_decoder or is_causal in its "
+                "config.json, and plan again.",
                 field="model.causal",
                 hookpoint=name,
             )
 
 
 def difference(found: torch.Tensor, truth: torch.Tensor, *, by_row: bool = False) -> str | None:
-    """Return by how much rows differ that should be equal; None where it is rounding only.
+    """Return the difference of activations in words, or None where it is rounding only.
 
     Parameters
     ----------
-    found, truth : Tensor[position, unit]
-        Where one is not finite and the other is, they differ.
+    found, truth : Tensor, shape [position, unit]
+        Activations to compare. They differ where only one of them is finite.
     by_row : bool
-        Measure each row by its own largest magnitude, so that one huge row hides no other; if
-        not, by the largest of all.
+        Whether the difference of each row is relative to the row's own largest magnitude, so that
+        one row of large norm hides no other; if not, to the largest of all rows.
     """
     dtype, found, truth = str(truth.dtype), found.float(), truth.float()
     finite = truth.isfinite()
@@ -99,7 +101,15 @@ def difference(found: torch.Tensor, truth: torch.Tensor, *, by_row: bool = False
 
 
 def probe_tokens(model: nn.Module, n: int) -> torch.Tensor | None:
-    """Return ``n`` tokens, no two neighbours alike, to try a model with; None if it knows few."""
+    """Return tokens to test a model with, or None where its vocabulary is too small.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+    n : int
+        Number of tokens. Consecutive ones differ.
+    """
     import torch
 
     from actlas.pipeline.model.device import input_device

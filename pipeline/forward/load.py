@@ -1,4 +1,4 @@
-"""Loading the model of a plan: what is reached of it, where it fits, or with fresh weights."""
+"""Loading the model of a plan: only the reached blocks, over several devices, or untrained."""
 
 from __future__ import annotations
 
@@ -30,13 +30,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def require_leave(spec: ModelSpec, run: RunOptions) -> None:
-    """Refuse to run the code of a plan's model that nobody has asked for on this very command.
+def require_code_consent(spec: ModelSpec, run: RunOptions) -> None:
+    """Check that the run itself allows the code of a plan's model.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The plan's model.
+    run : RunOptions
+        ``allow_remote_code`` is read.
 
     Raises
     ------
     ConfigError
-        The plan says ``trust_remote_code`` and the run does not.
+        The plan has ``trust_remote_code`` set, and the run does not allow it.
     """
     if spec.trust_remote_code and not run.allow_remote_code:
         raise ConfigError(
@@ -56,20 +63,21 @@ def load_model(
     hookpoints: Sequence[HookpointSpec] = (),
     run: RunOptions | None = None,
 ) -> nn.Module:
-    """Load the model that a plan names, and no other.
+    """Load the model of a plan; files of any other model are refused.
 
     Parameters
     ----------
     spec : ModelSpec
         The plan's model.
     path_or_id : str, optional
-        Where to load it from. Default: the plan's own id.
+        A folder or hub id to load from. Default: the plan's own id.
     device : str
         ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     dtype : str, optional
-        What computes. Default: the plan's compute dtype.
+        The compute dtype. Default: the plan's.
     hookpoints : sequence of HookpointSpec, optional
-        Blocks that no pass to these comes to are not loaded: they stay on the meta device.
+        The hookpoints that will be read: blocks after the deepest of them are not loaded and stay
+        on the meta device. Default: the whole model is loaded.
     run : RunOptions, optional
         ``device_map``, ``max_device_bytes`` and ``offload_folder`` are read.
 
@@ -81,10 +89,10 @@ def load_model(
     Raises
     ------
     ModelError
-        The files differ from the plan's (``details['field']`` says in what), lack weights, or
+        The files differ from the plan's (``details['field']`` names the field), lack weights, or
         cannot be loaded.
     ConfigError
-        A device map was asked for and cannot be had.
+        A device map is given for an untrained model.
     """
     import torch
 
@@ -95,8 +103,8 @@ def load_model(
     if spec.untrained_seed is not None:
         if spread:
             raise ConfigError(
-                "--device-map is for weights that lie in files, and an untrained model's are made "
-                "in memory. Leave it out.",
+                "--device-map is for weights in files, and the weights of an untrained model are "
+                "initialized in memory. Leave the option out.",
                 field="device_map",
             )
         return _finished(_untrained(spec, config).to(numbers), device)
@@ -109,16 +117,16 @@ def load_model(
         left_out = unreached(skeleton, hookpoints, mixed=spec.modality == "mixed")
     where: dict[str, Any] | None = None
     if spread and run is not None and skeleton is not None:
-        where = _pieces(skeleton, _spread(skeleton, run, numbers), left_out)
+        where = _device_map(skeleton, _spread(skeleton, run, numbers), left_out)
     elif left_out and skeleton is not None:
-        where = _pieces(skeleton, {"": device}, left_out)
+        where = _device_map(skeleton, {"": device}, left_out)
     more: dict[str, Any] = {}
     offload = None
     if where is not None:
         offload = _offload_folder(run if spread else None)
         more = {"device_map": where, "offload_folder": str(offload)}
     try:
-        with quiet(), _no_word_of_offload():
+        with quiet(), _without_offload_warnings():
             model, report = auto_class(spec.architecture).from_pretrained(
                 str(folder),
                 config=config,
@@ -136,7 +144,7 @@ def load_model(
     if left_out and not spread:
         from accelerate.hooks import remove_hook_from_module
 
-        remove_hook_from_module(model, recurse=True)  # all that is left lies on one device
+        remove_hook_from_module(model, recurse=True)  # all loaded modules are on one device
     return _finished(model, None if where is not None else device)
 
 
@@ -156,9 +164,9 @@ def _untrained(spec: ModelSpec, config: Any) -> nn.Module:
     found = state_sha256(model)
     if found != spec.weights_sha256:
         raise ModelError(
-            f"The fresh weights of seed {spec.untrained_seed} are not those of the plan: their "
-            f"sha256 is {found[:16]}…, the plan's is {spec.weights_sha256[:16]}…. Other versions "
-            "of torch and transformers draw others: use those that the plan was made with.",
+            f"The initial weights of seed {spec.untrained_seed} differ from the plan's: their "
+            f"sha256 is {found[:16]}…, expected {spec.weights_sha256[:16]}…. They depend on the "
+            "versions of torch and transformers: use the versions that the plan was made with.",
             field="model.weights_sha256",
             found=found,
             expected=spec.weights_sha256,
@@ -166,18 +174,19 @@ def _untrained(spec: ModelSpec, config: Any) -> nn.Module:
     return model
 
 
-def _pieces(
+def _device_map(
     skeleton: nn.Module, spread: Mapping[str, Any], left_out: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the device of every piece of a model: the largest that lie on one, or are left out.
+    """Return the device of each part of a model, in the largest parts that share a device.
 
     Parameters
     ----------
     skeleton : torch.nn.Module
+        The model on the meta device.
     spread : mapping of str to device
-        Module paths, ``""`` for the whole; all of the model is inside one of them.
+        Devices by module path, ``""`` for the whole model; the paths cover all of the model.
     left_out : sequence of str
-        Module paths, whatever ``spread`` says of them.
+        Paths of modules that are not loaded; they get the device "disk".
     """
     where: dict[str, Any] = {}
     cut = (*spread, *left_out)
@@ -198,7 +207,7 @@ def _pieces(
 
 
 def _spread(skeleton: nn.Module, run: RunOptions, dtype: Any) -> dict[str, Any]:
-    """Return the devices over which accelerate spreads a model."""
+    """Return the devices by module path, as accelerate distributes a model."""
     import torch
     from accelerate import infer_auto_device_map
     from accelerate.utils import get_balanced_memory
@@ -221,7 +230,7 @@ def _spread(skeleton: nn.Module, run: RunOptions, dtype: Any) -> dict[str, Any]:
 
 
 def _offload_folder(run: RunOptions | None) -> Path:
-    """Return where weights go that fit nowhere else and are not what their files hold."""
+    """Return the folder for weights that fit no device and differ from their files."""
     if run is None or run.offload_folder is None:
         return Path(tempfile.mkdtemp(prefix="actlas-offload-"))
     folder = Path(run.offload_folder)
@@ -230,8 +239,8 @@ def _offload_folder(run: RunOptions | None) -> Path:
 
 
 @contextmanager
-def _no_word_of_offload() -> Iterator[None]:
-    """Keep accelerate from warning of what was asked for."""
+def _without_offload_warnings() -> Iterator[None]:
+    """Silence accelerate's warnings about offloading, which is intended."""
     logger = logging.getLogger("accelerate.big_modeling")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -242,7 +251,7 @@ def _no_word_of_offload() -> Iterator[None]:
 
 
 def _check_complete(report: dict[str, Any], folder: Path) -> None:
-    """Refuse a checkpoint whose gaps transformers has filled with random numbers."""
+    """Check that a checkpoint had all weights: transformers initializes missing ones randomly."""
     # A pooler on top of the last block is often left out of a checkpoint; no hookpoint reads it.
     missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
     mismatched = sorted(str(key) for key in report["mismatched_keys"])
@@ -250,6 +259,6 @@ def _check_complete(report: dict[str, Any], folder: Path) -> None:
         raise ModelError(
             f"{folder}: the weight files lack {len(missing)} parameters ({', '.join(missing[:3])}) "
             f"and have {len(mismatched)} of another shape ({', '.join(mismatched[:3])}). "
-            f"Download the model again, or see that {CONFIG_FILE} belongs to these weights.",
+            f"Download the model again, or check that {CONFIG_FILE} belongs to these weights.",
             path=str(folder),
         )

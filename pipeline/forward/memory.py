@@ -1,4 +1,4 @@
-"""How much memory a run will need, said before it starts and not when it fails."""
+"""Memory of a run, projected and checked against the machine before the run starts."""
 
 from __future__ import annotations
 
@@ -18,23 +18,33 @@ from actlas.store.format.dtypes import numpy_dtype
 from actlas.store.format.schema import Plan
 
 SHARDS_IN_MEMORY = 2
-"""One that is computed, one that is written."""
+"""Shards of a worker in memory: one is computed while another is written."""
 
 DEFAULT_TOKENS_PER_BATCH = 8192
-"""Of a run that says nothing, on a device that is not known yet."""
+"""Default token budget, where the device is not known yet."""
 
 MASK_BYTES = 5
-"""Of each pair in the mask of a piece: measured with sdpa on a CPU."""
+"""Bytes of each (query, key) pair in the mask of a chunk: measured with sdpa on a CPU."""
 
 _BLOCK_TENSORS = 6
-"""Tensors of d_model per token that live at once in a block: residual, norm, q, k, v, output."""
+"""Tensors [token, d_model] in memory at once in a block: residual, norm, q, k, v, output."""
 
 _MLP_TENSORS = 3
-"""Tensors of the inner width of an MLP that live at once: gate, up, their product."""
+"""Tensors [token, d_mlp] in memory at once in an MLP: gate, up, their product."""
 
 
 class Projection(NamedTuple):
-    """Bytes that one worker will hold at most."""
+    """The projected peak memory of one worker, in bytes.
+
+    Attributes
+    ----------
+    weights : int
+        Weights of the model.
+    shards : int
+        Activations of SHARDS_IN_MEMORY shards.
+    batch : int
+        Tensors of a forward pass over one batch.
+    """
 
     weights: int
     shards: int
@@ -42,7 +52,7 @@ class Projection(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all, in bytes."""
         return sum(self)
 
     def __str__(self) -> str:
@@ -53,7 +63,13 @@ class Projection(NamedTuple):
 
 
 def shard_bytes(plan: Plan) -> int:
-    """Return the bytes of all activations of one shard: of pooled rows, where these are alone."""
+    """Return the bytes of all activations of one shard; of its pooled rows in a pooled store.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the store.
+    """
     if not plan.dense:
         pooled = StoreArrays(plan).pooled.values()
         return sum(min(spec.shard_rows, spec.n_rows) * spec.row_bytes for spec in pooled)
@@ -61,17 +77,30 @@ def shard_bytes(plan: Plan) -> int:
     return rows * sum(h.width for h in plan.hookpoints) * numpy_dtype(plan.dtype).itemsize
 
 
-def batch_bytes(plan: Plan, config: Any, tokens_per_batch: int, *, by_pieces: bool = False) -> int:
-    """Return the bytes that a forward pass over one batch holds beside the weights.
+def batch_bytes(
+    plan: Plan, config: Any, tokens_per_batch: int, *, chunked_prefill: bool = False
+) -> int:
+    """Estimate the bytes of a forward pass over one batch, without the weights.
 
-    An estimate: what a block of the usual shape holds at once, its attention scores where the
-    attention is not fused, and the rows gathered from every hookpoint. Where longer sequences go
-    through by pieces, a piece, and the cache of the longest.
+    The estimate is the sum of the tensors of a block of the usual shape, its attention scores where
+    the attention is not fused, the rows gathered from every hookpoint, and, with chunked prefill,
+    the mask of a chunk and the cache of the longest sequence.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the store.
+    config : transformers.PreTrainedConfig
+        The model's configuration.
+    tokens_per_batch : int
+        The token budget of a pass.
+    chunked_prefill : bool
+        Whether sequences longer than the budget are computed in chunks.
     """
     longest = plan.windows.max_length
-    n_tokens = tokens_per_batch if by_pieces else max(tokens_per_batch, longest)
+    n_tokens = tokens_per_batch if chunked_prefill else max(tokens_per_batch, longest)
     cache = 0
-    if by_pieces:
+    if chunked_prefill:
         mask = MASK_BYTES * min(tokens_per_batch * longest, MAX_MASK)
         cache = cache_bytes(config, longest, plan.model.compute_dtype) + mask
     item = numpy_dtype(plan.model.compute_dtype).itemsize
@@ -88,9 +117,18 @@ def batch_bytes(plan: Plan, config: Any, tokens_per_batch: int, *, by_pieces: bo
 
 
 def weight_bytes(plan: Plan, config: Any, folder: Path, run: RunOptions) -> int:
-    """Return the bytes of the weights that a worker loads: not of blocks that are never reached.
+    """Return the bytes of the weights that a worker loads, without blocks that no pass reaches.
 
-    With a device map accelerate puts them where they fit, and none is counted.
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the store.
+    config : transformers.PreTrainedConfig
+        The model's configuration.
+    folder : Path
+        The model's files, of which only the headers are read.
+    run : RunOptions
+        With a ``device_map`` the result is 0: accelerate places weights where they fit.
     """
     if run.device_map is not None:
         return 0
@@ -104,45 +142,57 @@ def weight_bytes(plan: Plan, config: Any, folder: Path, run: RunOptions) -> int:
         n = n_stored_parameters(weight_files(folder))
     else:
         n, n_left_out = sum(p.numel() for p in skeleton.parameters()), 0
-    drawn = spec.untrained_seed is not None  # in float32, then rounded
+    drawn = spec.untrained_seed is not None  # initialized in float32, then rounded
     return (n - n_left_out) * (4 if drawn else numpy_dtype(spec.compute_dtype).itemsize)
 
 
 def project(
-    plan: Plan, config: Any, folder: Path, run: RunOptions, *, by_pieces: bool = False
+    plan: Plan, config: Any, folder: Path, run: RunOptions, *, chunked_prefill: bool = False
 ) -> Projection:
-    """Project the memory of one worker, weights and shards and a batch.
+    """Project the peak memory of one worker.
 
     Parameters
     ----------
     plan : Plan
+        The plan of the store.
     config : transformers.PreTrainedConfig
+        The model's configuration.
     folder : Path
-        The model's files: only their headers are read.
+        The model's files, of which only the headers are read.
     run : RunOptions
-    by_pieces : bool
-        Whether sequences longer than the token budget go through in pieces.
+        ``tokens_per_batch`` and ``device_map`` are read.
+    chunked_prefill : bool
+        Whether sequences longer than the token budget are computed in chunks.
     """
     budget = run.tokens_per_batch or DEFAULT_TOKENS_PER_BATCH
     return Projection(
         weights=weight_bytes(plan, config, folder, run),
         shards=SHARDS_IN_MEMORY * shard_bytes(plan),
-        batch=batch_bytes(plan, config, budget, by_pieces=by_pieces),
+        batch=batch_bytes(plan, config, budget, chunked_prefill=chunked_prefill),
     )
 
 
 def check_memory(projection: Projection, run: RunOptions, device: str) -> None:
-    """Refuse a worker that needs more memory than it may use.
+    """Check that a worker's projected memory fits.
 
-    A worker must fit what is free now: what its living peers hold is taken off that already. The
-    workers of one machine must also fit its memory together, however much is free when the first
-    of them starts; those of a cluster lie on several machines. On an accelerator the weights and
-    the batch must fit its free memory too.
+    A worker must fit into the free memory, which already excludes the memory of running workers.
+    All workers of one machine together must fit into its total memory, however much is free when
+    the first of them starts; the workers of a cluster may run on several machines. On an
+    accelerator the weights and the batch must also fit into its free memory.
+
+    Parameters
+    ----------
+    projection : Projection
+        The projected memory of one worker.
+    run : RunOptions
+        ``max_memory_bytes``, ``n_workers`` and ``address`` are read.
+    device : str
+        The device of the model.
 
     Raises
     ------
     MemoryBudgetError
-        With the bytes projected and allowed in the message and in ``details``.
+        The memory does not fit; the message and ``details`` hold the projected and allowed bytes.
     """
     on_host = device == "cpu"
     needed = projection.total if on_host else projection.weights + projection.shards
@@ -151,13 +201,13 @@ def check_memory(projection: Projection, run: RunOptions, device: str) -> None:
         if needed > run.max_memory_bytes:
             raise _over_budget(needed, run.max_memory_bytes, "max_memory_bytes", projection, advice)
     else:
-        free, there = free_host_bytes(), total_host_bytes()
+        free, total = free_host_bytes(), total_host_bytes()
         if free is not None and needed > free:
             raise _over_budget(needed, free, "the free memory", projection, advice)
-        if run.address is None and there is not None and needed * run.n_workers > there:
+        if run.address is None and total is not None and needed * run.n_workers > total:
             source = f"this machine's memory over {run.n_workers} workers"
             advice = f"Fewer workers, {advice[0].lower()}{advice[1:]}"
-            raise _over_budget(needed, there // run.n_workers, source, projection, advice)
+            raise _over_budget(needed, total // run.n_workers, source, projection, advice)
     device_free = _free_device_bytes(device)
     on_device = projection.weights + projection.batch
     if device_free is not None and on_device > device_free:

@@ -1,4 +1,4 @@
-"""Sequences one behind the other in one row, where a model is seen to tell them apart."""
+"""Packing: several sequences in one row, for models that are seen to keep them apart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence as Items
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from actlas.pipeline.forward.batching import Batch, Fed, cut_batches
+from actlas.pipeline.forward.batching import Batch, InputSequence, cut_batches
 from actlas.pipeline.forward.capture import Capture
 from actlas.pipeline.forward.invariants import difference, probe_tokens
 from actlas.store.format.schema import HookpointSpec
@@ -18,46 +18,47 @@ if TYPE_CHECKING:
     from torch import nn
 
 PROBE_LENGTHS = (21, 13)
-"""Tokens of the two documents that a model is tried with."""
+"""Tokens of the two documents that a model is tested with."""
 
 
 def pack_rows(
-    fed: Iterable[Fed],
+    sequences: Iterable[InputSequence],
     tokens_per_batch: int,
     *,
     row_tokens: int | None = None,
     pass_tokens: int | None = None,
 ) -> list[Batch]:
-    """Put sequences one behind the other into rows, and rows of like length together.
+    """Pack sequences into rows, and batch rows of similar length.
 
     Parameters
     ----------
-    fed : iterable of Fed
+    sequences : iterable of InputSequence
+        In any order.
     tokens_per_batch, pass_tokens : int
-        As for :func:`pack`, of rows instead of sequences.
+        See :func:`actlas.pipeline.forward.batching.pack`, with rows instead of sequences.
     row_tokens : int, optional
-        Tokens of a row at most, and a pass for each row; a longer sequence has a row to itself.
-        Default: the longest sequence, so that attention over a whole row costs no more than it does
-        for that one, and as many rows in a pass as fit.
+        The largest number of tokens of a row, with one row per pass; a longer sequence has a row of
+        its own. Default: the longest sequence, so that attention over a whole row costs no more
+        than for that sequence, with as many rows per pass as fit.
 
     Returns
     -------
     list of Batch
-        With ``places``. Longest rows first.
+        Batches with ``offsets``, longest rows first.
 
     Notes
     -----
-    Best fit, longest first: each sequence goes into the fullest row that has room for it.
+    Best fit decreasing: each sequence, longest first, goes into the fullest row with room for it.
 
     Examples
     --------
     >>> from actlas.store.format.layout import Sequence
     >>> lengths = [3, 9, 4, 2]
-    >>> fed = [Fed(Sequence(i, 0, n, 0, n), 1, 0) for i, n in enumerate(lengths)]
-    >>> [([f.length for f in b.fed], b.length, b.places) for b in pack_rows(fed, 32)]
+    >>> sequences = [InputSequence(Sequence(i, 0, n, 0, n), 1, 0) for i, n in enumerate(lengths)]
+    >>> [([f.length for f in b.sequences], b.length, b.offsets) for b in pack_rows(sequences, 32)]
     [([10, 5, 4], 10, (0, 10, 15)), ([3], 3, (0,))]
     """
-    ordered = sorted(fed, key=lambda f: (-f.length, f.sequence.start))
+    ordered = sorted(sequences, key=lambda f: (-f.length, f.content.start))
     if not ordered:
         return []
     rows = _fill(ordered, row_tokens or ordered[0].length)
@@ -71,55 +72,55 @@ def pack_rows(
     ]
 
 
-def _fill(ordered: Items[Fed], row_tokens: int) -> list[list[Fed]]:
-    """Put sequences, longest first, into the fewest rows that best fit finds."""
-    rows: list[list[Fed]] = []
-    room: list[tuple[int, int]] = []  # what is free in a row, and which row it is
-    for fed in ordered:
-        at = bisect_left(room, (fed.length, 0))
+def _fill(ordered: Items[InputSequence], row_tokens: int) -> list[list[InputSequence]]:
+    """Distribute sequences, longest first, over rows by best fit."""
+    rows: list[list[InputSequence]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, row), ascending
+    for each in ordered:
+        at = bisect_left(room, (each.length, 0))
         if at < len(room):
             free, row = room.pop(at)
-            rows[row].append(fed)
+            rows[row].append(each)
         else:
-            free, row = max(row_tokens, fed.length), len(rows)
-            rows.append([fed])
-        if free > fed.length:
-            insort(room, (free - fed.length, row))
+            free, row = max(row_tokens, each.length), len(rows)
+            rows.append([each])
+        if free > each.length:
+            insort(room, (free - each.length, row))
     return rows
 
 
-def _in_rows(rows: Items[Items[Fed]], length: int) -> Batch:
-    fed, places = [], []
+def _in_rows(rows: Items[Items[InputSequence]], length: int) -> Batch:
+    sequences, offsets = [], []
     for i, row in enumerate(rows):
         at = i * length
         for each in row:
-            fed.append(each)
-            places.append(at)
+            sequences.append(each)
+            offsets.append(at)
             at += each.length
-    return Batch(tuple(fed), length, tuple(places))
+    return Batch(tuple(sequences), length, tuple(offsets))
 
 
-def can_pack(
+def packing_obstacle(
     model: nn.Module, hookpoints: Items[HookpointSpec], *, one_row: bool = False
 ) -> str | None:
-    """Return why sequences cannot share a row of this model's input; None where they can.
+    """Return the reason why a model cannot take packed rows, or None where it can.
 
-    It is tried: two documents in one row, in either order, must give the rows that each gives
-    alone, and changing one document must move no row of the other.
+    The model is tested: two documents in one row, in either order, must give the activations that
+    each gives alone, and a change of one document must not change the other's activations.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Loaded, with the attention it will run with.
+        The loaded model, with the attention implementation of the run.
     hookpoints : sequence of HookpointSpec
-        All rows at these are compared.
+        The hookpoints whose activations are compared.
     one_row : bool
-        Try one row at a time: attention of variable length tells documents apart only so.
+        Whether to test single rows: variable-length attention keeps documents apart only there.
 
     Notes
     -----
-    Of transformers' models those can that find several sequences in a row by their
-    ``position_ids``: each counts from 0, and no attention mask is given.
+    The models of transformers that can are those that infer sequence boundaries from
+    ``position_ids``, which count from 0 in each sequence, where no attention mask is given.
     """
     import torch
 
@@ -128,22 +129,22 @@ def can_pack(
     n, m = PROBE_LENGTHS
     tokens = probe_tokens(model, 2 * (n + m))
     if tokens is None:
-        return f"{type(model).__name__} knows too few tokens to try it with"
+        return f"{type(model).__name__} has too few tokens in its vocabulary to be tested"
     first, second, other_first, other_second = torch.split(tokens, [n, m, n, m])
     counted = [torch.arange(length, device=tokens.device) for length in PROBE_LENGTHS]
-    places = torch.stack([torch.cat(counted), torch.cat(counted[::-1])])
+    position_ids = torch.stack([torch.cat(counted), torch.cat(counted[::-1])])
 
     with torch.inference_mode(), Capture(model, hookpoints) as capture:
 
         def run(*rows: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
             ids = torch.stack([torch.cat(row) for row in rows])
-            return capture(ids, position_ids=places[: len(rows)])
+            return capture(ids, position_ids=position_ids[: len(rows)])
 
         alone = [capture(document[None]) for document in (first, second)]
         try:
             if one_row:
                 swapped_ids = torch.cat((second, first))[None]
-                other_row = capture(swapped_ids, position_ids=places[1:])
+                other_row = capture(swapped_ids, position_ids=position_ids[1:])
                 two = {
                     name: torch.cat([rows, other_row[name]])
                     for name, rows in run((first, second)).items()

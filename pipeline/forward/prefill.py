@@ -1,10 +1,10 @@
-"""Long causal sequences fed piece by piece, the model's cache going from piece to piece.
+"""Chunked prefill: long causal sequences in several passes, with a key-value cache between them.
 
-A sequence longer than the token budget goes through in pieces of at most that many tokens, and
-one that goes on in the next shard leaves its cache for it. How it is called::
+A sequence longer than the token budget is computed in chunks of at most that many tokens, and a
+sequence that continues in the next shard leaves its cache for that shard. Usage::
 
     prefill = Prefill(model)
-    batches = shard_batches(store, shard, budget, how, resume=prefill.standing)
+    batches = shard_batches(store, shard, budget, strategy, resume=prefill.cached)
     for batch, inputs in batch_inputs(store, batches, pad_id=pad_id):
         capture(**to_device(inputs.arrays, device), **prefill.kwargs(inputs), ...)
     prefill.finish()
@@ -18,7 +18,7 @@ from collections.abc import Sequence as Items
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from actlas.pipeline.forward.batching import Batch, Fed, Inputs, Piece
+from actlas.pipeline.forward.batching import Batch, Inputs, InputSequence, PrefillChunk
 from actlas.pipeline.forward.capture import Capture
 from actlas.pipeline.forward.invariants import difference, probe_tokens
 from actlas.store.format.dtypes import numpy_dtype
@@ -32,154 +32,176 @@ PROBE_TOKENS = 23
 MAX_PROBE_TOKENS = 1 << 13
 
 MAX_MASK = 1 << 27
-"""Pairs of a token and one that it may see for which a mask is made: a piece times all before it,
-a byte each, or four where the attention adds it."""
+"""Largest number of (query, key) pairs in the mask of a chunk, of one byte each, or four where the
+attention adds the mask to its scores."""
 
 
-class Standing(NamedTuple):
-    """A cache that stands ready: of which sequence, and how many of its positions are in it."""
+class CachedPrefix(NamedTuple):
+    """The prefix of a sequence that a key-value cache holds.
+
+    Attributes
+    ----------
+    doc_idx, window : int
+        The sequence: its document and its first kept token.
+    n_tokens : int
+        Positions of the sequence in the cache, special tokens included.
+    """
 
     doc_idx: int
     window: int
     n_tokens: int
 
 
-def pieces(
-    fed: Fed, tokens_per_batch: int, *, start: int = 0, goes_on: bool = False
+def prefill_chunks(
+    sequence: InputSequence, tokens_per_batch: int, *, start: int = 0, continues: bool = False
 ) -> list[Batch]:
-    """Cut a sequence into passes of at most ``tokens_per_batch`` tokens. Pure.
+    """Cut a sequence into chunks of at most ``tokens_per_batch`` tokens. Pure.
 
-    Of fewer where the sequence is so long that the mask would be too large.
+    Chunks are shorter where the sequence is so long that the mask would be too large.
 
     Parameters
     ----------
-    fed : Fed
-        Of a causal model.
+    sequence : InputSequence
+        A sequence of a causal model.
     tokens_per_batch : int
+        The token budget of a pass.
     start : int
-        Positions that are in the cache already.
-    goes_on : bool
-        Whether the next shard continues the sequence, so that the cache is kept after the last.
+        Number of positions that are in the cache already.
+    continues : bool
+        Whether the next shard continues the sequence, so that the cache is kept after the last
+        chunk.
 
     Examples
     --------
     >>> from actlas.store.format.layout import Sequence
-    >>> fed = Fed(Sequence(0, 0, 9, 0, 9), 1, 0)
-    >>> [batch.piece[2:] for batch in pieces(fed, 4)]
+    >>> sequence = InputSequence(Sequence(0, 0, 9, 0, 9), 1, 0)
+    >>> [batch.chunk[2:] for batch in prefill_chunks(sequence, 4)]
     [(0, 4, True), (4, 8, True), (8, 10, False)]
     """
     found = []
-    step = max(1, min(tokens_per_batch, MAX_MASK // fed.length))
-    for begin in range(start, fed.length, step):
-        end = min(begin + step, fed.length)
-        piece = Piece(
-            fed.sequence.doc_idx, fed.sequence.start, begin, end, goes_on or end < fed.length
+    step = max(1, min(tokens_per_batch, MAX_MASK // sequence.length))
+    for begin in range(start, sequence.length, step):
+        end = min(begin + step, sequence.length)
+        chunk = PrefillChunk(
+            sequence.content.doc_idx,
+            sequence.content.start,
+            begin,
+            end,
+            continues or end < sequence.length,
         )
-        found.append(Batch((fed,), end - begin, piece=piece))
+        found.append(Batch((sequence,), end - begin, chunk=chunk))
     return found
 
 
-def set_apart(
-    fed: Iterable[Fed], tokens_per_batch: int, open_at: int | None, resume: Standing | None
-) -> tuple[list[Batch], list[Fed]]:
-    """Tell sequences that are fed by pieces from those that are fed whole. Pure.
+def split_long(
+    sequences: Iterable[InputSequence],
+    tokens_per_batch: int,
+    open_at: int | None,
+    resume: CachedPrefix | None,
+) -> tuple[list[Batch], list[InputSequence]]:
+    """Separate the sequences that need chunked prefill from those that are computed whole. Pure.
 
     Parameters
     ----------
-    fed : iterable of Fed
-        Of one shard.
+    sequences : iterable of InputSequence
+        The sequences of one shard.
     tokens_per_batch : int
-        Longer sequences go by pieces.
+        The token budget: longer sequences are computed in chunks.
     open_at : int, optional
-        The token at which the shard ends, where the sequence that ends there goes on behind it:
-        that one's cache is kept.
-    resume : Standing, optional
-        A cache left by the shard before: the sequence it is of goes on from there, if the cache
-        ends where that sequence's first wanted row is.
+        The token at which the shard ends, where the sequence that ends there continues in the next
+        shard: its cache is kept.
+    resume : CachedPrefix, optional
+        The cache left by the shard before. Its sequence is resumed, if the cache ends where the
+        first kept row of that sequence is.
 
     Returns
     -------
     list of Batch
-        The pieces: the resumed sequence first and the one that goes on last, so that there is
-        one cache at a time.
-    list of Fed
-        The rest.
+        The chunks, the resumed sequence first and the one that continues last, so that there is one
+        cache at a time.
+    list of InputSequence
+        The sequences that are computed whole.
     """
     resumed: list[Batch] = []
     long: list[Batch] = []
     last: list[Batch] = []
-    whole: list[Fed] = []
-    for each in fed:
-        sequence = each.sequence
-        ready = Standing(
-            sequence.doc_idx, sequence.start, each.n_prefix + sequence.keep_start - sequence.start
+    whole: list[InputSequence] = []
+    for each in sequences:
+        content = each.content
+        ready = CachedPrefix(
+            content.doc_idx, content.start, each.n_prefix + content.keep_start - content.start
         )
         start = ready.n_tokens if resume == ready else 0
-        goes_on = sequence.stop == open_at
-        if not (start or goes_on or each.length > tokens_per_batch):
+        continues = content.stop == open_at
+        if not (start or continues or each.length > tokens_per_batch):
             whole.append(each)
             continue
-        found = pieces(each, tokens_per_batch, start=start, goes_on=goes_on)
-        (resumed if start else last if goes_on else long).extend(found)
+        found = prefill_chunks(each, tokens_per_batch, start=start, continues=continues)
+        (resumed if start else last if continues else long).extend(found)
     return [*resumed, *long, *last], whole
 
 
 class Prefill:
-    """The cache of the sequence that a model is being fed by pieces.
+    """The key-value cache of a chunked prefill.
 
     Parameters
     ----------
     model : torch.nn.Module
-        One for which :func:`can_prefill` found no reason against it.
+        A model for which :func:`prefill_obstacle` returned None.
 
     Attributes
     ----------
-    standing : Standing or None
-        What a next shard may go on from; none while passes run.
+    cached : CachedPrefix or None
+        The prefix that the next shard may continue from; None while passes run.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.standing: Standing | None = None
+        self.cached: CachedPrefix | None = None
         self._model = model
         self._cache: Any = None
-        self._after: Standing | None = None
+        self._after: CachedPrefix | None = None
 
     def kwargs(self, inputs: Inputs) -> dict[str, Any]:
-        """Return what the model is given beside ``inputs.arrays``: nothing for whole sequences.
+        """Return the model's arguments beside ``inputs.arrays``: none for whole sequences.
 
-        Pieces of one sequence must come in order, and none of another between them.
+        The chunks of a sequence must come in order, without chunks of another between them.
+
+        Parameters
+        ----------
+        inputs : Inputs
+            The input of the next pass.
 
         Raises
         ------
         RuntimeError
-            The cache is not that of what comes before this piece.
+            The cache does not hold the positions before this chunk.
         """
-        piece = inputs.piece
-        if piece is None:
+        chunk = inputs.chunk
+        if chunk is None:
             return {}
-        found = self._after or self.standing
-        wanted = Standing(piece.doc_idx, piece.window, piece.start)
-        cache, self.standing = self._cache, None
-        if piece.start == 0:
+        found = self._after or self.cached
+        wanted = CachedPrefix(chunk.doc_idx, chunk.window, chunk.start)
+        cache, self.cached = self._cache, None
+        if chunk.start == 0:
             cache = new_cache(self._model)
         elif found != wanted or cache is None:
-            raise RuntimeError(f"a piece goes on from {wanted}, and the cache is at {found}")
-        self._after = wanted._replace(n_tokens=piece.stop) if piece.goes_on else None
-        self._cache = cache if piece.goes_on else None
+            raise RuntimeError(f"expected a cache of {wanted} for the next chunk, got {found}")
+        self._after = wanted._replace(n_tokens=chunk.stop) if chunk.continues else None
+        self._cache = cache if chunk.continues else None
         return {"past_key_values": cache, "use_cache": True}
 
     def finish(self) -> None:
-        """Say that all passes went well: what is in the cache may be gone on from."""
-        self.standing = self._after or self.standing
+        """Mark all passes as successful: the next shard may continue from the cache."""
+        self.cached = self._after or self.cached
         self._after = None
 
     def drop(self) -> None:
-        """Forget the cache, as after a pass that failed, and give its memory back."""
-        self._cache = self._after = self.standing = None
+        """Drop the cache and its memory, as after a failed pass."""
+        self._cache = self._after = self.cached = None
 
 
 def new_cache(model: nn.Module) -> Any:
-    """Return an empty key-value cache, its layers as the model's configuration says."""
+    """Return an empty key-value cache for a model, with the layers of its configuration."""
     from transformers import DynamicCache
 
     config: Any = model.config
@@ -189,17 +211,17 @@ def new_cache(model: nn.Module) -> Any:
 def cache_bytes(config: Any, n_tokens: int, dtype: str) -> int:
     """Return the bytes of the keys and values of a sequence in the cache.
 
-    Twice the layers, the key and value heads and their width, for each token; in layers with a
-    sliding window for no more tokens than that. An upper bound where layers share or leave them
-    out.
+    For each token: 2 x layers x key-value heads x head dimension; layers with a sliding window hold
+    at most the tokens of the window. An upper bound for models whose layers share keys and values.
 
     Parameters
     ----------
     config : transformers.PreTrainedConfig
+        The model's configuration.
     n_tokens : int
-        The longest sequence, special tokens included.
+        Tokens of the sequence, special ones included.
     dtype : str
-        What computes.
+        The compute dtype.
 
     Examples
     --------
@@ -223,7 +245,7 @@ def cache_bytes(config: Any, n_tokens: int, dtype: str) -> int:
 
 
 def sliding_window(config: Any) -> int | None:
-    """Return how many tokens back a model's sliding layers look; None where none slides."""
+    """Return the sliding window of a model's attention in tokens; None where no layer has one."""
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
     slides = kinds is None or "sliding_attention" in kinds
@@ -231,21 +253,23 @@ def sliding_window(config: Any) -> int | None:
     return int(window) if window and getattr(text, "use_sliding_window", True) else None
 
 
-def can_prefill(model: nn.Module, hookpoints: Items[HookpointSpec], max_length: int) -> str | None:
-    """Return why this model cannot be fed piece by piece; None where it can.
+def prefill_obstacle(
+    model: nn.Module, hookpoints: Items[HookpointSpec], max_length: int
+) -> str | None:
+    """Return the reason why a model cannot use chunked prefill, or None where it can.
 
-    It is tried: a sequence fed in pieces of several sizes must give the rows that it gives in one
-    pass. Where windows are longer than the model's sliding attention looks back, so is the
-    sequence that it is tried with.
+    The model is tested: a sequence in chunks of several sizes must give the activations of one
+    pass. The test sequence is longer than the model's sliding window where windows are.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Loaded and causal, with the attention it will run with.
+        The loaded, causal model, with the attention implementation of the run.
     hookpoints : sequence of HookpointSpec
-        All rows at these are compared. The pass ends after the deepest, and so does the cache.
+        The hookpoints whose activations are compared. Passes end after the deepest of them, and so
+        does the cache.
     max_length : int
-        Tokens of a window.
+        The largest number of tokens of a window.
     """
     import torch
 
@@ -255,31 +279,31 @@ def can_prefill(model: nn.Module, hookpoints: Items[HookpointSpec], max_length: 
     n = PROBE_TOKENS if window is None or window >= max_length else window + PROBE_TOKENS
     n = min(n, max_length)
     if n > MAX_PROBE_TOKENS:
-        return f"its sliding window of {window} tokens is too long to try it with"
+        return f"its sliding window of {window} tokens is too long to be tested"
     tokens = probe_tokens(model, n)
     if tokens is None:
-        return f"{type(model).__name__} knows too few tokens to try it with"
+        return f"{type(model).__name__} has too few tokens in its vocabulary to be tested"
     positions = torch.arange(n, device=tokens.device)[None]
     with torch.inference_mode(), Capture(model, hookpoints) as capture:
         whole = capture(tokens[None])
-        for edges in _cuts(n):
+        for edges in _chunk_edges(n):
             try:
-                found = _by_pieces(capture, new_cache(model), tokens, positions, edges)
+                found = _chunked(capture, new_cache(model), tokens, positions, edges)
             except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-                return f"{type(model).__name__} was fed by pieces: {error}"
+                return f"{type(model).__name__} failed with chunked prefill: {error}"
             for name, rows in whole.items():
                 if reason := difference(found[name], rows[0], by_row=True):
-                    return f"at {name} rows fed by pieces differ from one pass by {reason}"
+                    return f"at {name} chunked prefill differs from one pass by {reason}"
     return None
 
 
-def _cuts(n: int) -> Iterator[list[int]]:
-    """Yield ways to cut n tokens: into a long and a short piece, and into four uneven ones."""
+def _chunk_edges(n: int) -> Iterator[list[int]]:
+    """Yield edges of chunks of n tokens: a long and a short chunk, and four uneven ones."""
     yield [0, n - n // 4, n]
     yield [0, *sorted({max(1, n // 5), max(1, n // 2), max(1, n - 2)}), n]
 
 
-def _by_pieces(capture: Capture, cache: Any, tokens: Any, positions: Any, edges: Items[int]) -> Any:
+def _chunked(capture: Capture, cache: Any, tokens: Any, positions: Any, edges: Items[int]) -> Any:
     import torch
 
     found: dict[str, list[Any]] = {}

@@ -1,4 +1,4 @@
-"""A model run over batches: what is kept is gathered inside the pass and handed on."""
+"""Running a model over batches: kept rows are gathered inside the pass and passed on."""
 
 from __future__ import annotations
 
@@ -18,29 +18,40 @@ from actlas.pipeline.model.config import quiet
 from actlas.pipeline.model.device import send, synchronize, to_device
 from actlas.store.format.schema import HookpointSpec
 
-Take = Callable[[str, "torch.Tensor", Inputs], None]
-"""Given, for each hookpoint of each batch, the kept rows [rows, units] as the model computed them,
-on the device they lie on."""
+Consume = Callable[[str, "torch.Tensor", Inputs], None]
+"""Called for each hookpoint of each batch with its name, its kept rows [rows, units] as the model
+computed them, on their device, and the input of the pass."""
 
 AHEAD = 2
-"""Batches that are laid out before they are needed."""
+"""Batches that are prepared before they are needed."""
 
 ItemT = TypeVar("ItemT")
 
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds spent in each stage of a shard."""
+    """Seconds spent in each stage of a shard.
+
+    Attributes
+    ----------
+    forward_s : float
+        Forward passes, without ``gather_s``.
+    gather_s : float
+        Gathering kept rows and passing them on.
+    input_s : float
+        Waiting for the next batch's input: reading tokens, decoding images.
+    started : float
+        The time of creation, by ``time.perf_counter``.
+    """
 
     forward_s: float = 0.0
     gather_s: float = 0.0
     input_s: float = 0.0
-    """Waiting for a batch to be laid out: reading tokens, decoding images."""
     started: float = field(default_factory=time.perf_counter)
 
     @property
     def total_s(self) -> float:
-        """Seconds since it was made."""
+        """Seconds since the clock was created."""
         return time.perf_counter() - self.started
 
 
@@ -48,38 +59,41 @@ def run_batches(
     model: nn.Module,
     hookpoints: Sequence[HookpointSpec],
     batches: Iterable[tuple[Batch, Inputs]],
-    take: Take,
+    consume: Consume,
     *,
     device: str,
     clock: Clock,
     extra: Callable[[Inputs], Mapping[str, Any]] = lambda _inputs: {},
 ) -> None:
-    """Run every batch to the deepest hookpoint and hand on what is kept.
+    """Run every batch as deep as the deepest hookpoint, and pass the kept rows on.
 
-    Rows are gathered inside the pass, on the device: a model may overwrite its tensors, and what
-    is not kept need not live any longer.
+    Rows are gathered inside the pass, on the device: a model may overwrite its tensors, and rows
+    that are not kept need not stay in memory.
 
     Parameters
     ----------
     model : torch.nn.Module
+        The model.
     hookpoints : sequence of HookpointSpec
+        The hookpoints to read.
     batches : iterable of (Batch, Inputs)
-        Laid out in a thread, a few ahead.
-    take : callable
-        ``take(name, gathered, inputs)``, once for each hookpoint of each batch.
+        Iterated in a thread, a few batches ahead.
+    consume : callable
+        ``consume(name, gathered, inputs)`` is called once for each hookpoint of each batch.
     device : str
-        Where the model's first layer is.
+        The device of the model's input.
     clock : Clock
-        Its seconds are added to. On a CUDA device the work goes on after a call returns:
-        ``gather_s`` is what the calls took, and the device's own time counts as ``forward_s``.
+        Seconds are added to it. A CUDA device still works after a call returns: ``gather_s`` is the
+        time of the calls, and the device's own time counts as ``forward_s``.
     extra : callable
-        More for the model's ``forward``, such as a key-value cache.
+        Returns further arguments of the model's ``forward`` for an input, such as a key-value
+        cache.
     """
     with quiet(), torch.inference_mode(), Capture(model, hookpoints) as capture:
         waiting = time.perf_counter()
         for _batch, inputs in ahead(batches, AHEAD):
             clock.input_s += time.perf_counter() - waiting
-            _run_one(capture, inputs, take, device, clock, extra(inputs))
+            _run_one(capture, inputs, consume, device, clock, extra(inputs))
             waiting = time.perf_counter()
         synchronize(device)
         clock.forward_s += time.perf_counter() - waiting
@@ -88,7 +102,7 @@ def run_batches(
 def _run_one(
     capture: Capture,
     inputs: Inputs,
-    take: Take,
+    consume: Consume,
     device: str,
     clock: Clock,
     extra: Mapping[str, Any],
@@ -102,7 +116,7 @@ def _run_one(
         kept = kept_on.get(tensor.device)
         if kept is None:
             kept = kept_on[tensor.device] = send(inputs.kept, tensor.device)
-        take(name, tensor.flatten(0, 1).index_select(0, kept), inputs)
+        consume(name, tensor.flatten(0, 1).index_select(0, kept), inputs)
         gather_s += time.perf_counter() - started
 
     began = time.perf_counter()
@@ -112,9 +126,16 @@ def _run_one(
 
 
 def ahead(items: Iterable[ItemT], n: int) -> Iterator[ItemT]:
-    """Yield items that a thread makes, at most ``n`` of them before they are asked for.
+    """Yield items from a thread that is at most ``n`` items ahead.
 
-    What making one raises is raised here. The thread ends when this generator does.
+    An error of ``items`` is raised here. The thread ends with this generator.
+
+    Parameters
+    ----------
+    items : iterable
+        Iterated in the thread.
+    n : int
+        Items that may wait.
     """
     made: queue.Queue[tuple[ItemT] | BaseException | None] = queue.Queue(n)
     ended = threading.Event()

@@ -1,4 +1,4 @@
-"""How fast a model goes here: a forward pass of the same shapes with empty weights, timed."""
+"""Speed of forward passes on this machine: with empty weights for estimates, bare for reports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from actlas.pipeline.model.vision import blank_pixels
 from actlas.store.format.schema import HookpointSpec
 
 MAX_PARAMETERS = 200_000_000
-"""A larger model is not built for this: its speed is reckoned from a product of matrices."""
+"""Largest model that is built with empty weights; of larger ones the speed is extrapolated from a
+matrix product."""
 
 _BATCH_TOKENS = 1024
 
@@ -31,18 +32,27 @@ _MATRIX = 1024
 
 
 class Speed(NamedTuple):
-    """Tokens per second, None where unknown; and how that was found, or why it was not."""
+    """An estimated speed.
+
+    Attributes
+    ----------
+    tokens_per_s : float or None
+        Tokens per second; None where unknown.
+    how : str
+        How the speed was measured, or why it is unknown.
+    """
 
     tokens_per_s: float | None
     how: str
 
 
 def forward_speed(model: ModelDescription, max_length: int) -> Speed:
-    """Measure a forward pass of the base model, without a vocabulary projection.
+    """Measure a forward pass of the base model, without the projection onto the vocabulary.
 
     Parameters
     ----------
     model : ModelDescription
+        The model; its weights are not read.
     max_length : int
         Tokens of each sequence of the batch.
     """
@@ -66,13 +76,13 @@ def _tokens_per_s(
 ) -> float:
     empty = copy.deepcopy(model.skeleton).to_empty(device=device).to(dtype)
     for tensor in (*empty.parameters(), *empty.buffers()):
-        tensor.data.zero_()  # What lies in memory may be slow to compute with.
+        tensor.data.zero_()  # arbitrary bits, such as subnormal numbers, may be slow
     body = getattr(empty, "base_model", empty)
     n_sequences = max(1, _BATCH_TOKENS // max_length)
     name, batch = _blank(model, n_sequences, max_length, device, dtype)
     seconds: list[float] = []
     with torch.inference_mode():
-        # The first pass of all also allocates and compiles.
+        # The first pass also allocates and compiles.
         body(**{name: batch[:1] if name == "pixel_values" else batch[:1, :8]})
         while len(seconds) < _PASSES and sum(seconds) < _ENOUGH_S:
             start = time.perf_counter()
@@ -85,7 +95,7 @@ def _tokens_per_s(
 def _blank(
     model: ModelDescription, n_sequences: int, max_length: int, device: str, dtype: torch.dtype
 ) -> tuple[str, torch.Tensor]:
-    """Return a batch of nothing, and what the model calls it."""
+    """Return a blank batch, and the name of the model's input."""
     if model.spec.modality == "image":
         pixels = torch.from_numpy(blank_pixels(model.processor, n_sequences))
         return "pixel_values", pixels.to(device, dtype)
@@ -111,11 +121,19 @@ def _wait(device: str) -> None:
 
 
 MIN_BATCHES = 3
-"""Batches differ in length and so in speed: one or two stand for none."""
+"""Batches of a measurement at least, since batches differ in length and so in speed."""
 
 
 class Rate(NamedTuple):
-    """Tokens that went through the model, padding not counted, and the seconds it took."""
+    """A measured speed.
+
+    Attributes
+    ----------
+    n_tokens : int
+        Tokens that went through the model, without padding.
+    seconds : float
+        Duration of the passes.
+    """
 
     n_tokens: int
     seconds: float
@@ -134,18 +152,23 @@ def bare_forward_rate(
     device: str,
     max_seconds: float = 2.0,
 ) -> Rate:
-    """Measure the forward pass as deep as the deepest hookpoint, with nothing gathered.
+    """Measure the forward pass as deep as the deepest hookpoint, without gathering rows.
 
     Parameters
     ----------
+    model : torch.nn.Module
+        The loaded model.
+    hookpoints : sequence of HookpointSpec
+        The hookpoints that a run would read.
     batches : sequence of Batch
-        Taken evenly from first to last, since they are sorted by length.
+        The batches of a run, sorted by length; some are chosen evenly over all.
     inputs : callable
-        Gives batches their tokens.
+        Yields batches with their inputs.
     device : str
+        The device of the model's input.
     max_seconds : float
-        After this long no further batch is begun; nor after half of it, once there were three
-        batches. The first batch runs once more before, since the first pass of all is slow.
+        No further batch starts after this time, or after half of it with at least MIN_BATCHES
+        batches. The first batch runs once before, not timed, since the first pass is slow.
     """
     n_tokens, seconds = 0, 0.0
     chosen = [batches[i] for i in _spread(len(batches))]
@@ -156,7 +179,7 @@ def bare_forward_rate(
             capture(**given, shape=tokens.shape, read=lambda _name, _tensor: None)
             synchronize(device)
             if n > 0:
-                n_tokens += batch.n_fed
+                n_tokens += batch.n_input_tokens
                 seconds += time.perf_counter() - began
             if seconds >= (max_seconds / 2 if n >= MIN_BATCHES else max_seconds):
                 break
@@ -164,7 +187,7 @@ def bare_forward_rate(
 
 
 def _spread(n: int) -> list[int]:
-    """Return 0 .. n - 1 so that every beginning of the list is spread evenly over the range.
+    """Return 0 .. n - 1 in an order whose every prefix is spread evenly over the range.
 
     Examples
     --------

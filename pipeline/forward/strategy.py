@@ -1,10 +1,10 @@
-"""How a model's sequences are put into forward passes: decided once, on the model as it is loaded.
+"""The strategy for forward passes (packing, chunked prefill), decided on the loaded model.
 
-How it is called::
+Usage::
 
-    passes = decide_passes(model, plan, run, device)
-    batches = shard_batches(store, shard, run.tokens_per_batch, passes, resume=prefill.standing)
-    receipt.run |= passes.record()
+    strategy = decide_strategy(model, plan, run, device)
+    batches = shard_batches(store, shard, run.tokens_per_batch, strategy, resume=prefill.cached)
+    receipt.run |= strategy.record()
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from actlas.pipeline.forward.packing import can_pack
-from actlas.pipeline.forward.prefill import can_prefill
+from actlas.pipeline.forward.packing import packing_obstacle
+from actlas.pipeline.forward.prefill import prefill_obstacle
 from actlas.pipeline.options import RunOptions
 from actlas.store.format.schema import HookpointSpec, Plan
 
@@ -21,70 +21,75 @@ if TYPE_CHECKING:
     from torch import nn
 
 CPU_PASS_TOKENS = 64
-"""What a forward pass costs on a CPU beside its tokens, in tokens: 20 to 80 were measured."""
+"""Cost of a forward pass on a CPU beside its tokens, in tokens: 20 to 80 were measured."""
 
 
-class Passes(NamedTuple):
-    """How sequences are put into forward passes. The default suits every model.
+class PassStrategy(NamedTuple):
+    """The strategy for forward passes. The default works with every model.
 
     Attributes
     ----------
     packed : bool
-        Several sequences one behind the other in a row, none seeing another.
+        Whether several sequences share a row of the input, without attention between them.
     one_row : bool
-        Packed into one row as long as the token budget: for attention of variable length, which
-        computes nothing between sequences. Else rows are as long as the longest sequence.
+        Whether sequences are packed into one row as long as the token budget, for variable-length
+        attention, which computes nothing between sequences. If not, rows are as long as the longest
+        sequence.
     pass_tokens : int, optional
-        What a pass costs beside its tokens, in tokens. Default: a sixteenth of the token budget.
-    by_pieces : bool
-        Sequences longer than the token budget go through in pieces, with a cache; and one that
-        goes on in the next shard leaves its cache for it.
-    why_packing, why_pieces : str
-        For the record.
+        The cost of a pass beside its tokens, in tokens. Default: a sixteenth of the token budget.
+    chunked_prefill : bool
+        Whether sequences longer than the token budget are computed in chunks, with a key-value
+        cache that also passes from shard to shard.
+    why_packing, why_chunked : str
+        The reasons, for the record.
     """
 
     packed: bool = False
     one_row: bool = False
     pass_tokens: int | None = None
-    by_pieces: bool = False
+    chunked_prefill: bool = False
     why_packing: str = ""
-    why_pieces: str = ""
+    why_chunked: str = ""
 
     def record(self) -> dict[str, str]:
-        """Return what a receipt says of it."""
+        """Return the strategy as a receipt records it."""
         return {
             "packing": ("packed" if self.packed else "padded") + f": {self.why_packing}",
-            "long_sequences": ("by pieces" if self.by_pieces else "whole") + f": {self.why_pieces}",
+            "long_sequences": ("by pieces" if self.chunked_prefill else "whole")
+            + f": {self.why_chunked}",
         }
 
 
-def decide_passes(
+def decide_strategy(
     model: nn.Module,
     plan: Plan,
     run: RunOptions,
     device: str,
-    places: Sequence[HookpointSpec] | None = None,
-) -> Passes:
-    """Decide how a loaded model is fed, trying on it whatever is not certain.
+    hookpoints: Sequence[HookpointSpec] | None = None,
+) -> PassStrategy:
+    """Decide the strategy for a loaded model; what the model can do is tested on it.
 
     Parameters
     ----------
     model : torch.nn.Module
+        The model, loaded.
     plan : Plan
+        The plan of the store.
     run : RunOptions
-        Its ``packing``: ``auto`` packs where attention is of variable length (flash attention).
-        Elsewhere packing needs a mask, under which attention computes what it then hides; on a
-        CPU passes so small that next to nothing is padding were measured to be as fast.
+        ``packing`` is read: ``auto`` packs where attention is variable-length (flash attention).
+        Other attention needs a mask for packed rows and computes the masked scores too; on a CPU,
+        small passes with next to no padding were measured to be as fast.
     device : str
-    places : sequence of HookpointSpec, optional
-        Where rows are read; the deepest decides how much of the model is tried. Default: the plan's
-        hookpoints.
+        The device of the model.
+    hookpoints : sequence of HookpointSpec, optional
+        The hookpoints that are read; the tests run the model as deep as the deepest of them.
+        Default: the plan's hookpoints.
     """
-    read = plan.hookpoints if places is None else tuple(places)
+    read = plan.hookpoints if hookpoints is None else tuple(hookpoints)
     pass_tokens = CPU_PASS_TOKENS if device == "cpu" else None
     if plan.model.modality != "text":
         why = f"of {plan.model.modality} sequences only the text alone could be shared or cut"
-        return Passes(pass_tokens=pass_tokens, why_packing=why, why_pieces=why)
+        return PassStrategy(pass_tokens=pass_tokens, why_packing=why, why_chunked=why)
     attention = str(getattr(model.config, "_attn_implementation", None))
     one_row = "flash" in attention
     if run.packing == "padded":
@@ -92,15 +97,15 @@ def decide_passes(
     elif run.packing == "auto" and not one_row:
         not_packed = f"{attention} attention would compute what packing hides"
     else:
-        not_packed = can_pack(model, read, one_row=one_row)
+        not_packed = packing_obstacle(model, read, one_row=one_row)
     not_cut: str | None = "the model is not causal"
     if plan.model.causal:
-        not_cut = can_prefill(model, read, plan.windows.max_length)
-    return Passes(
+        not_cut = prefill_obstacle(model, read, plan.windows.max_length)
+    return PassStrategy(
         packed=not_packed is None,
         one_row=one_row,
         pass_tokens=pass_tokens,
-        by_pieces=not_cut is None,
+        chunked_prefill=not_cut is None,
         why_packing=not_packed or "seen on this model: no sequence sees another",
-        why_pieces=not_cut or "seen on this model: equal to one pass",
+        why_chunked=not_cut or "seen on this model: equal to one pass",
     )

@@ -1,8 +1,8 @@
-"""The way of gathered activations into a shard's rows in memory.
+"""Transfer of gathered activations from the model's device into a shard's buffer.
 
-On the CPU they are put where they are stored at once. From a CUDA device they are copied on a
-stream of their own into pinned memory, and a thread puts them into place while the next batch
-computes; there is only so much pinned memory, and who finds none free waits.
+On the CPU, rows are written to their final places directly. From a CUDA device they are copied into
+pinned memory on a stream of their own, and a thread writes them to their places while the next
+batch computes; the amount of pinned memory is limited, and a copy waits until it has room.
 """
 
 from __future__ import annotations
@@ -18,62 +18,81 @@ from numpy.typing import NDArray
 
 from actlas.pipeline.model.device import to_numpy, torch_dtype
 
-MAX_STAGED_BYTES = 1 << 30
-"""Pinned memory for copies under way. A tensor larger than all of it goes alone."""
+MAX_PINNED_BYTES = 1 << 30
+"""Largest amount of pinned memory for running copies. A larger tensor is copied alone."""
 
 _SMALLEST = 1 << 16
 
 
 def scatter(buffer: NDArray[Any], rows: NDArray[np.int64], gathered: torch.Tensor) -> None:
-    """Put rows where they are stored, as plain words of memory, in this thread.
+    """Write rows to their places in a buffer, as plain integers, in this thread.
 
-    Torch's own ``index_copy_`` wakes all its threads for a copy of a few megabytes: on busy
-    processors that was ten times slower.
+    Torch's own ``index_copy_`` wakes all its threads for a copy of a few megabytes, which was ten
+    times slower on busy processors.
+
+    Parameters
+    ----------
+    buffer : ndarray, shape [rows of the shard, units]
+        Written to.
+    rows : ndarray of int64, shape [n]
+        Rows of the buffer.
+    gathered : Tensor, shape [n, units]
+        On the CPU, in the buffer's dtype.
     """
     words = f"u{buffer.dtype.itemsize}"
     buffer.view(words)[rows] = to_numpy(gathered).view(words)
 
 
-class Staging:
-    """Puts rows into place at once: for the CPU, and wherever copies cannot be had beside.
+class Transfer:
+    """Transfer without overlap: for the CPU, and for devices without asynchronous copies.
 
     Attributes
     ----------
     waited_s : float
-        Seconds for which the forward pass has had to wait for room.
+        Seconds for which the forward pass has waited for pinned memory.
     """
 
     def __init__(self) -> None:
         self.waited_s = 0.0
 
     def put(self, buffer: NDArray[Any], rows: NDArray[np.int64], gathered: torch.Tensor) -> None:
-        """Round [n, units] to the buffer's dtype, and put it into these rows of it."""
+        """Round rows to the buffer's dtype and write them to their places.
+
+        Parameters
+        ----------
+        buffer : ndarray, shape [rows of the shard, units]
+            Written to.
+        rows : ndarray of int64, shape [n]
+            Rows of the buffer.
+        gathered : Tensor, shape [n, units]
+            In any dtype, on any device.
+        """
         scatter(buffer, rows, gathered.to(torch_dtype(buffer.dtype)).cpu())
 
     def finish(self) -> None:
-        """Return once all that was given is in place."""
+        """Wait until all rows are in their places."""
 
     def close(self) -> None:
-        """Let go of what is held."""
+        """Release all resources."""
 
 
 class _Copy(NamedTuple):
-    """A copy under way: when it is there, where it is, and where it goes."""
+    """A running copy: its event, its pinned memory, its rows in it, and their destination."""
 
     copied: Any
     block: torch.Tensor
-    rows_there: torch.Tensor
+    pinned: torch.Tensor
     buffer: NDArray[Any]
     rows: NDArray[np.int64]
 
 
-class PinnedStaging(Staging):
-    """The same from CUDA devices, copied and put into place beside the computation.
+class PinnedTransfer(Transfer):
+    """Transfer from CUDA devices that overlaps with the computation.
 
     Raises
     ------
     RuntimeError
-        From ``put`` and ``finish``: whatever went wrong in the background.
+        In ``put`` and ``finish``: an earlier copy failed in the background.
     """
 
     def __init__(self) -> None:
@@ -89,7 +108,17 @@ class PinnedStaging(Staging):
         self._thread.start()
 
     def put(self, buffer: NDArray[Any], rows: NDArray[np.int64], gathered: torch.Tensor) -> None:
-        """Begin to copy; wait only where there is no room."""
+        """Start to copy rows; wait only where pinned memory has no room.
+
+        Parameters
+        ----------
+        buffer : ndarray, shape [rows of the shard, units]
+            Written to.
+        rows : ndarray of int64, shape [n]
+            Rows of the buffer.
+        gathered : Tensor, shape [n, units]
+            In any dtype, on any device.
+        """
         if gathered.device.type != "cuda":
             super().put(buffer, rows, gathered)
             return
@@ -97,40 +126,40 @@ class PinnedStaging(Staging):
         n_bytes = rounded.numel() * rounded.element_size()
         block = self._block(n_bytes)
         try:
-            there = block[:n_bytes].view(rounded.dtype).view(rounded.shape)
+            pinned = block[:n_bytes].view(rounded.dtype).view(rounded.shape)
             stream = self._streams.get(rounded.device)
             if stream is None:
                 stream = self._streams[rounded.device] = torch.cuda.Stream(rounded.device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(rounded.device))
             with torch.cuda.stream(stream):
-                there.copy_(rounded, non_blocking=True)
+                pinned.copy_(rounded, non_blocking=True)
                 copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 copied.record(stream)
-            rounded.record_stream(stream)  # its memory is nobody else's before that
-            self._queue.put(_Copy(copied, block, there, buffer, rows))
+            rounded.record_stream(stream)  # its memory is not reused before the copy ends
+            self._queue.put(_Copy(copied, block, pinned, buffer, rows))
         except BaseException:
             self._give_back(block, block.numel())
             raise
 
     def finish(self) -> None:
-        """Wait for every copy."""
+        """Wait for all copies."""
         with self._changed:
             self._changed.wait_for(lambda: self._n_copies == 0)
         self._check()
 
     def close(self) -> None:
-        """End the thread, and give the pinned memory back."""
+        """End the thread and release the pinned memory."""
         self._queue.put(None)
         self._thread.join()
         self._free.clear()
 
     def _check(self) -> None:
-        error, self._error = self._error, None  # of this shard alone
+        error, self._error = self._error, None  # an error is reported once
         if error is not None:
             raise RuntimeError("activations were not copied from the device") from error
 
     def _block(self, n_bytes: int) -> torch.Tensor:
-        """Return pinned memory of at least so many bytes, a power of two, free or new."""
+        """Return a free or new block of pinned memory; its size is a power of two."""
         size = max(_SMALLEST, 1 << (n_bytes - 1).bit_length())
         began = time.perf_counter()
         with self._changed:
@@ -152,7 +181,7 @@ class PinnedStaging(Staging):
             raise
 
     def _give_back(self, block: torch.Tensor | None, size: int) -> None:
-        """Take a block back, or forget one that was never had."""
+        """Return a block to the free ones; None for a block that could not be allocated."""
         with self._changed:
             if block is None:
                 self._n_bytes -= size
@@ -164,12 +193,12 @@ class PinnedStaging(Staging):
     def _has_room(self, size: int) -> bool:
         n_free = sum(n * len(blocks) for n, blocks in self._free.items())
         in_use = self._n_bytes - n_free
-        return self._n_copies == 0 or in_use + size <= MAX_STAGED_BYTES
+        return self._n_copies == 0 or in_use + size <= MAX_PINNED_BYTES
 
     def _drop_free(self, size: int) -> None:
-        """Give free blocks of other sizes back where a new one would be over the limit."""
+        """Release free blocks until a new block of a size is within the limit."""
         for n, blocks in self._free.items():
-            while blocks and self._n_bytes + size > MAX_STAGED_BYTES:
+            while blocks and self._n_bytes + size > MAX_PINNED_BYTES:
                 blocks.pop()
                 self._n_bytes -= n
 
@@ -178,13 +207,13 @@ class PinnedStaging(Staging):
             try:
                 if self._error is None:
                     copy.copied.synchronize()
-                    scatter(copy.buffer, copy.rows, copy.rows_there)
+                    scatter(copy.buffer, copy.rows, copy.pinned)
             except BaseException as error:  # noqa: BLE001 - raised in the thread that computes
                 self._error = error
             self._give_back(copy.block, copy.block.numel())
             del copy
 
 
-def staging_for(device: str) -> Staging:
-    """Return the way from a device."""
-    return PinnedStaging() if device.startswith("cuda") else Staging()
+def transfer_for(device: str) -> Transfer:
+    """Return the transfer for a device."""
+    return PinnedTransfer() if device.startswith("cuda") else Transfer()

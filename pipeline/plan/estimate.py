@@ -259,7 +259,7 @@ def _worker_memory(model: ModelDescription, plan: Plan) -> Projection:
     spec = model.spec
     config = load_config(model.folder, trust_remote_code=spec.trust_remote_code)
     chunked = spec.causal and spec.modality == "text"
-    return project(plan, config, model.folder, RunOptions(), by_pieces=chunked)
+    return project(plan, config, model.folder, RunOptions(), chunked_prefill=chunked)
 
 
 def _counts(names: Mapping[str, int]) -> str:

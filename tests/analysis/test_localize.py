@@ -19,7 +19,7 @@ from actlas.analysis.localizer.contrast import split_contrast
 from actlas.analysis.localizer.localize import localize
 from actlas.analysis.localizer.result import Localization
 from actlas.pipeline.extract import extract as extract_module
-from actlas.pipeline.forward.strategy import Passes
+from actlas.pipeline.forward.strategy import PassStrategy
 from actlas.store.errors import ConfigError, HookpointError, NonFiniteError, NotExtractedError
 from actlas.store.store import Store
 
@@ -87,7 +87,7 @@ def real(
     where = tmp_path_factory.mktemp("real")
     with pytest.MonkeyPatch.context() as patch:
         # One by one and whole, where a budget of one token would mean pieces of one token.
-        patch.setattr(extract_module, "decide_passes", lambda *_about: Passes())
+        patch.setattr(extract_module, "decide_strategy", lambda *_about: PassStrategy())
         stores = extracted(where, folder, shared, length)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     stimuli = published(shared)

@@ -31,7 +31,7 @@ from actlas.store.errors import (
 from actlas.store.store import Store
 
 HOOK = "resid_post.0"
-SMALL: dict[str, Any] = {"width": 48, "k": 4, "batch_size": 128, "steps": 40, "lr": 3e-3}
+SMALL: dict[str, Any] = {"d_sae": 48, "k": 4, "batch_size": 128, "steps": 40, "lr": 3e-3}
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_rows_that_are_not_finite(tmp_path: Path) -> None:
 def test_bad_input(store: Store, tmp_path: Path) -> None:
     for changes, field in (
         ({"k": 49}, "k"),
-        ({"width": 0}, "d_sae"),
+        ({"d_sae": 0}, "d_sae"),
         ({"lr": float("nan")}, "lr"),
         ({"kind": "gated"}, "architecture"),
         ({"fraction": 0.0}, "fraction"),
@@ -185,7 +185,7 @@ def test_going_on_with_other_options_or_a_damaged_checkpoint(store: Store, tmp_p
 
 
 def test_old_names_are_aliases_and_stay_on_disk(store: Store, tmp_path: Path) -> None:
-    options = {name: value for name, value in SMALL.items() if name != "width"}
+    options = {name: value for name, value in SMALL.items() if name != "d_sae"}
     new = train_sae(store, HOOK, tmp_path / "a", **options, d_sae=48, architecture="relu")
     old = train_sae(store, HOOK, tmp_path / "a", **options, width=48, kind="relu")
     assert old.was_done and old.sae.sha256 == new.sae.sha256

@@ -10,16 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actlas.pipeline.forward.batching import Batch, Fed, assemble, feed, pack, padding_share
+from actlas.pipeline.forward.batching import (
+    Batch,
+    InputSequence,
+    assemble,
+    input_sequences,
+    pack,
+    padding_share,
+)
 from actlas.store.format.layout import Sequence
 
 
-def made(lengths: list[int], n_prefix: int = 0, n_suffix: int = 0) -> list[Fed]:
+def made(lengths: list[int], n_prefix: int = 0, n_suffix: int = 0) -> list[InputSequence]:
     edges = np.cumsum([0, *lengths]).tolist()
     sequences = [
         Sequence(i, edges[i], edges[i + 1], edges[i], edges[i + 1]) for i in range(len(lengths))
     ]
-    return list(feed(sequences, n_prefix, n_suffix))
+    return list(input_sequences(sequences, n_prefix, n_suffix))
 
 
 @given(
@@ -31,14 +38,14 @@ def made(lengths: list[int], n_prefix: int = 0, n_suffix: int = 0) -> list[Fed]:
 def test_every_sequence_once_within_the_budget_longest_first(
     lengths: list[int], budget: int, n_prefix: int, n_suffix: int
 ) -> None:
-    fed = made(lengths, n_prefix, n_suffix)
-    batches = pack(fed, budget)
-    assert sorted(f for batch in batches for f in batch.fed) == sorted(fed)
+    sequences = made(lengths, n_prefix, n_suffix)
+    batches = pack(sequences, budget)
+    assert sorted(f for batch in batches for f in batch.sequences) == sorted(sequences)
     for batch in batches:
-        assert batch.length == max(f.length for f in batch.fed)
-        assert batch.n_padded <= budget or len(batch.fed) == 1
-        assert batch.n_fed == sum(f.length for f in batch.fed)
-    fed_lengths = [f.length for batch in batches for f in batch.fed]
+        assert batch.length == max(f.length for f in batch.sequences)
+        assert batch.n_padded <= budget or len(batch.sequences) == 1
+        assert batch.n_input_tokens == sum(f.length for f in batch.sequences)
+    fed_lengths = [f.length for batch in batches for f in batch.sequences]
     assert fed_lengths == sorted(fed_lengths, reverse=True)
 
 
@@ -68,13 +75,13 @@ def test_little_is_padding_at_the_lengths_of_the_pile() -> None:
 
 
 def test_the_order_of_the_sequences_does_not_matter() -> None:
-    fed = made([5, 3, 5, 8, 1, 3, 3])
-    shuffled = random.Random(1).sample(fed, len(fed))
-    assert pack(fed, 12) == pack(shuffled, 12)
+    sequences = made([5, 3, 5, 8, 1, 3, 3])
+    shuffled = random.Random(1).sample(sequences, len(sequences))
+    assert pack(sequences, 12) == pack(shuffled, 12)
 
 
 def test_a_sequence_longer_than_the_budget_goes_alone() -> None:
-    assert [len(batch.fed) for batch in pack(made([100, 3, 3]), 10)] == [1, 2]
+    assert [len(batch.sequences) for batch in pack(made([100, 3, 3]), 10)] == [1, 2]
 
 
 def test_the_padding_share_counts_computed_tokens() -> None:
@@ -85,8 +92,10 @@ def test_the_padding_share_counts_computed_tokens() -> None:
 
 def test_specials_padding_and_kept_rows_are_where_they_should_be() -> None:
     tokens = np.arange(100, 120, dtype=np.int32)  # token t has id 100 + t
-    whole = Fed(Sequence(0, 2, 6, 2, 6), 1, 1)
-    cut = Fed(Sequence(1, 6, 9, 8, 9), 1, 1)  # of three tokens only the last is this shard's
+    whole = InputSequence(Sequence(0, 2, 6, 2, 6), 1, 1)
+    cut = InputSequence(
+        Sequence(1, 6, 9, 8, 9), 1, 1
+    )  # of three tokens only the last is this shard's
     inputs = assemble(
         Batch((whole, cut), 6),
         tokens,

@@ -190,7 +190,7 @@ def test_a_wrong_width_and_an_unreached_module_are_refused() -> None:
         with torch.inference_mode(), Capture(model, [wide]) as capture:
             capture(TOKENS)
     idle = HookpointSpec(name="idle", module="model.layers", side="output", width=32)
-    with pytest.raises(HookpointError, match="never came to idle"):  # noqa: SIM117
+    with pytest.raises(HookpointError, match="did not reach idle"):  # noqa: SIM117
         with torch.inference_mode(), Capture(model, [good, idle]) as capture:
             capture(TOKENS)
 

@@ -157,7 +157,7 @@ def test_an_untrained_twin_of_another_library_is_refused(tmp_path: Path) -> None
     folder = save("llama", tmp_path / "llama")
     spec = describe_untrained(folder)
     other = spec.model_copy(update={"weights_sha256": "0" * 64})
-    with pytest.raises(ModelError, match="fresh weights of seed 3 are not those of the plan"):
+    with pytest.raises(ModelError, match="initial weights of seed 3 differ from the plan"):
         load_model(other)
     with pytest.raises(ConfigError, match="untrained"):
         load_model(spec, run=run_options(device_map="auto"))

@@ -82,7 +82,7 @@ def test_logits_that_are_something_else_are_refused(monkeypatch: pytest.MonkeyPa
         return output
 
     monkeypatch.setattr(model, "forward", odd)
-    with pytest.raises(ModelError, match="does something to its logits"):
+    with pytest.raises(ModelError, match="changes its logits after the projection"):
         NextTokenLoss(model)
     with pytest.raises(ModelError, match="no projection onto a vocabulary"):
         NextTokenLoss(build("bert"))

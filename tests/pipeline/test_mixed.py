@@ -156,8 +156,8 @@ def test_a_sequence_stops_at_a_border_but_never_inside_an_image(
     for shard in range(store.plan.n_shards):
         _, end = store.shard_range(shard)
         for batch in shard_batches(store, shard, 1000):
-            for fed in batch.fed:
-                sequence = fed.sequence
+            for each in batch.sequences:
+                sequence = each.content
                 if sequence.doc_idx == 1:
                     assert sequence.stop == min(end, store.plan.n_tokens)
                 elif first < end < stop:

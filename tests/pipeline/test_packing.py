@@ -25,10 +25,10 @@ from support.models import (
 
 from actlas.pipeline.extract.extract import Extractor
 from actlas.pipeline.extract.loss import NextTokenLoss
-from actlas.pipeline.forward.batching import Fed, assemble
+from actlas.pipeline.forward.batching import InputSequence, assemble
 from actlas.pipeline.forward.capture import Capture
-from actlas.pipeline.forward.packing import can_pack, pack_rows
-from actlas.pipeline.forward.strategy import decide_passes
+from actlas.pipeline.forward.packing import pack_rows, packing_obstacle
+from actlas.pipeline.forward.strategy import decide_strategy
 from actlas.pipeline.hookpoints.names import resolve
 from actlas.pipeline.model.config import quiet
 from actlas.pipeline.options import RunOptions
@@ -42,10 +42,10 @@ EDGES = np.cumsum([0, *LENGTHS])
 TOKENS = np.random.default_rng(0).integers(3, 97, int(EDGES[-1])).astype(np.int32)
 
 
-def made(lengths: list[int], n_prefix: int = 1) -> list[Fed]:
+def made(lengths: list[int], n_prefix: int = 1) -> list[InputSequence]:
     edges = np.cumsum([0, *lengths]).tolist()
     return [
-        Fed(Sequence(i, a, b, a, b), n_prefix, 0)
+        InputSequence(Sequence(i, a, b, a, b), n_prefix, 0)
         for i, (a, b) in enumerate(itertools.pairwise(edges))
     ]
 
@@ -58,18 +58,18 @@ def made(lengths: list[int], n_prefix: int = 1) -> list[Fed]:
 def test_every_token_once_in_rows_within_the_budget(
     lengths: list[int], budget: int, row_tokens: int | None
 ) -> None:
-    fed = made(lengths)
-    batches = pack_rows(fed, budget, row_tokens=row_tokens)
-    assert sorted(f for batch in batches for f in batch.fed) == sorted(fed)
-    longest = max((f.length for f in fed), default=0)
+    sequences = made(lengths)
+    batches = pack_rows(sequences, budget, row_tokens=row_tokens)
+    assert sorted(f for batch in batches for f in batch.sequences) == sorted(sequences)
+    longest = max((f.length for f in sequences), default=0)
     for batch in batches:
         assert batch.n_padded <= budget or batch.n_rows == 1
         assert batch.length <= max(row_tokens or longest, longest)
         taken: list[int] = []
-        for place, each in zip(batch.places, batch.fed, strict=True):
+        for place, each in zip(batch.offsets, batch.sequences, strict=True):
             assert place // batch.length == (place + each.length - 1) // batch.length
             taken += range(place, place + each.length)
-        assert len(taken) == len(set(taken)) == batch.n_fed
+        assert len(taken) == len(set(taken)) == batch.n_input_tokens
         assert max(taken) < batch.n_padded
     tokens = np.arange(sum(lengths), dtype=np.int32)
     seen = []
@@ -90,13 +90,13 @@ def test_no_document_sees_another(name: str, row_tokens: int | None) -> None:
     model = build(name)
     hookpoints = resolve(model, ["resid_p*.*"])
     with quiet():
-        assert can_pack(model, hookpoints) is None
-    fed = made(LENGTHS)
+        assert packing_obstacle(model, hookpoints) is None
+    sequences = made(LENGTHS)
 
     def run(tokens: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
         rows = {h.name: np.full((EDGES[-1], h.width), np.nan, np.float32) for h in hookpoints}
         with quiet(), torch.inference_mode(), Capture(model, hookpoints) as capture:
-            for batch in pack_rows(fed, 64, row_tokens=row_tokens):
+            for batch in pack_rows(sequences, 64, row_tokens=row_tokens):
                 inputs = assemble(
                     batch, tokens, 0, prefix_ids=(1,), suffix_ids=(), pad_id=0, causal=True
                 )
@@ -126,7 +126,7 @@ def test_a_model_that_cannot_tell_documents_apart_is_found_out(name: str) -> Non
     model = build(name)
     hookpoints = resolve(model, ["resid_post.*"])
     with quiet():
-        reason = can_pack(model, hookpoints)
+        reason = packing_obstacle(model, hookpoints)
     assert reason is not None
     assert "position_ids" in reason or "differ" in reason or "change" in reason
 
@@ -149,7 +149,7 @@ def test_a_model_that_looks_at_its_neighbours_is_found_out(
 
     monkeypatch.setattr(block, "forward", leaking)
     with quiet():
-        assert can_pack(model, hookpoints) is not None
+        assert packing_obstacle(model, hookpoints) is not None
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
@@ -161,7 +161,7 @@ def test_packed_rows_in_a_store(tmp_path: Path, name: str, order: str) -> None:
     store = plan_store(tmp_path / "run.zarr", folder, documents(lengths), patterns, order=order)
     run = RunOptions(device="cpu", threads=1, tokens_per_batch=64, packing="packed")
     extractor = Extractor(store, run)
-    assert extractor.passes.packed
+    assert extractor.strategy.packed
     receipts = list(extractor.extract_many(range(store.plan.n_shards), attempt="test"))
     assert receipts[0].run["packing"].startswith("packed")
     assert max(float(receipt.run["padding_share"]) for receipt in receipts) < 0.5
@@ -178,11 +178,11 @@ def test_who_may_not_is_padded_and_says_why(tmp_path: Path) -> None:
     model = build("bert")
     for packing, why in (("packed", "documents"), ("padded", "as asked"), ("auto", "attention")):
         run = RunOptions(packing=packing)
-        passes = decide_passes(model, store.plan, run, "cpu")
-        assert not passes.packed
-        assert passes.record()["packing"].startswith("padded: ")
-        assert why in passes.why_packing
-        assert passes.why_pieces == "the model is not causal"
+        strategy = decide_strategy(model, store.plan, run, "cpu")
+        assert not strategy.packed
+        assert strategy.record()["packing"].startswith("padded: ")
+        assert why in strategy.why_packing
+        assert strategy.why_chunked == "the model is not causal"
 
 
 def test_what_is_tried_is_as_deep_as_losses_are_read(
@@ -201,9 +201,9 @@ def test_what_is_tried_is_as_deep_as_losses_are_read(
 
     monkeypatch.setattr(block, "forward", leaking)
     run = RunOptions(packing="packed")
-    loss = NextTokenLoss(model).place
+    loss = NextTokenLoss(model).hookpoint
     with quiet():
-        assert decide_passes(model, store.plan, run, "cpu").packed
-        deeper = decide_passes(model, store.plan, run, "cpu", (*store.plan.hookpoints, loss))
+        assert decide_strategy(model, store.plan, run, "cpu").packed
+        deeper = decide_strategy(model, store.plan, run, "cpu", (*store.plan.hookpoints, loss))
     assert not deeper.packed
-    assert not deeper.by_pieces
+    assert not deeper.chunked_prefill

@@ -148,7 +148,9 @@ def test_rows_that_are_missing_are_noticed() -> None:
     spec = HookpointSpec(name="h", module="m", side="output", width=2)
     pooler = Pooler([spec], ("sum",), np.array([0, 3]))
     pooler.accumulate("h", torch.ones(2, 2), np.array([0, 2]))
-    with pytest.raises(RuntimeError, match=r"documents of 3 tokens, pooled were \{'h': 2\}"):
+    with pytest.raises(
+        RuntimeError, match=r"expected 3 rows for each hookpoint, pooled \{'h': 2\}"
+    ):
         pooler.finish()
 
 

@@ -1,4 +1,4 @@
-"""Long sequences piece by piece: the rows of one pass, whatever the pieces and the borders."""
+"""Long sequences chunk by chunk: the rows of one pass, whatever the chunks and the borders."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 from support.models import CONFIGS, build, documents, expected, oracle, plan_store, save, worst
 
 from actlas.pipeline.extract.extract import Extractor
-from actlas.pipeline.forward.batching import Batch, Fed, assemble
+from actlas.pipeline.forward.batching import Batch, InputSequence, assemble
 from actlas.pipeline.forward.capture import Capture
-from actlas.pipeline.forward.prefill import Prefill, Standing, can_prefill, pieces, set_apart
+from actlas.pipeline.forward.prefill import (
+    CachedPrefix,
+    Prefill,
+    prefill_chunks,
+    prefill_obstacle,
+    split_long,
+)
 from actlas.pipeline.hookpoints.names import resolve
 from actlas.pipeline.model.config import quiet
 from actlas.pipeline.options import RunOptions
@@ -32,22 +38,27 @@ def laid_out(batch: Batch) -> Any:
 
 
 @given(st.integers(1, 300), st.integers(1, 80), st.integers(0, 3), st.booleans(), st.data())
-def test_pieces_cover_a_sequence_once(
-    n: int, budget: int, n_prefix: int, goes_on: bool, data: st.DataObject
+def test_chunks_cover_a_sequence_once(
+    n: int, budget: int, n_prefix: int, continues: bool, data: st.DataObject
 ) -> None:
-    fed = Fed(Sequence(4, 10, 10 + n, 10, 10 + n), n_prefix, 0)
-    start = data.draw(st.integers(0, fed.length - 1))
-    found = [batch.piece for batch in pieces(fed, budget, start=start, goes_on=goes_on)]
-    covered = [place for piece in found if piece for place in range(piece.start, piece.stop)]
-    assert covered == list(range(start, fed.length))
-    assert all(piece is not None and piece.stop - piece.start <= budget for piece in found)
-    assert [piece.goes_on for piece in found if piece] == [True] * (len(found) - 1) + [goes_on]
-    assert all(batch.n_fed == batch.n_padded for batch in pieces(fed, budget, start=start))
+    sequence = InputSequence(Sequence(4, 10, 10 + n, 10, 10 + n), n_prefix, 0)
+    start = data.draw(st.integers(0, sequence.length - 1))
+    found = [
+        batch.chunk for batch in prefill_chunks(sequence, budget, start=start, continues=continues)
+    ]
+    covered = [place for chunk in found if chunk for place in range(chunk.start, chunk.stop)]
+    assert covered == list(range(start, sequence.length))
+    assert all(chunk is not None and chunk.stop - chunk.start <= budget for chunk in found)
+    assert [chunk.continues for chunk in found if chunk] == [True] * (len(found) - 1) + [continues]
+    assert all(
+        batch.n_input_tokens == batch.n_padded
+        for batch in prefill_chunks(sequence, budget, start=start)
+    )
 
 
 @pytest.mark.parametrize("pattern", ["resid_p*.*", "attn_out.1", "mlp_out.1", "resid_pre.0"])
 @pytest.mark.parametrize("name", CAUSAL)
-def test_pieces_give_the_rows_of_one_pass(name: str, pattern: str) -> None:
+def test_chunks_give_the_rows_of_one_pass(name: str, pattern: str) -> None:
     model = build(name)
     try:
         hookpoints = resolve(model, [pattern])
@@ -55,9 +66,9 @@ def test_pieces_give_the_rows_of_one_pass(name: str, pattern: str) -> None:
         assert name in {"bloom", "falcon"}  # their parts add the stream themselves
         return
     with quiet():
-        assert can_prefill(model, hookpoints, 64) is None
-    fed = Fed(Sequence(0, 0, 49, 0, 49), 1, 0)
-    whole = laid_out(Batch((fed,), 50))
+        assert prefill_obstacle(model, hookpoints, 64) is None
+    sequence = InputSequence(Sequence(0, 0, 49, 0, 49), 1, 0)
+    whole = laid_out(Batch((sequence,), 50))
     with quiet(), torch.inference_mode(), Capture(model, hookpoints) as capture:
         one = capture(torch.from_numpy(whole.arrays["input_ids"]))
         one = {key: rows[0].clone().numpy() for key, rows in one.items()}
@@ -67,14 +78,14 @@ def test_pieces_give_the_rows_of_one_pass(name: str, pattern: str) -> None:
         for size in (1, 7, 8, 9, 25, 49, 64):
             prefill = Prefill(model)
             found: dict[str, list[torch.Tensor]] = {h.name: [] for h in hookpoints}
-            for batch in pieces(fed, size):
+            for batch in prefill_chunks(sequence, size):
                 inputs = laid_out(batch)
                 given = {key: torch.from_numpy(array) for key, array in inputs.arrays.items()}
                 got = capture(**given, shape=inputs.shape, **prefill.kwargs(inputs))
                 for key, rows in got.items():
                     found[key].append(rows[0][inputs.kept].clone())
             prefill.finish()
-            assert prefill.standing is None
+            assert prefill.cached is None
             for key, parts in found.items():
                 assert worst(torch.cat(parts).numpy(), one[key][1:]) < 1e-4, (size, key)
 
@@ -98,14 +109,14 @@ def test_long_documents_in_a_store(tmp_path: Path, name: str, order: str) -> Non
         shard_rows=32,
     )
     extractor = Extractor(store, RunOptions(device="cpu", threads=1, tokens_per_batch=10))
-    assert extractor.passes.by_pieces
-    n_fed = 0
+    assert extractor.strategy.chunked_prefill
+    n_input_tokens = 0
     for shard in range(store.plan.n_shards):
         receipt = extractor.extract(shard, attempt="test")
-        n_fed += int(receipt.run["n_tokens_fed"])
+        n_input_tokens += int(receipt.run["n_tokens_fed"])
         assert receipt.run["long_sequences"].startswith("by pieces")
     n_windows = sum(-(-n // 63) for n in (5, 63, 100, 1, 63, 40, 63))
-    assert n_fed == store.plan.n_tokens + n_windows  # no token but the first was fed twice
+    assert n_input_tokens == store.plan.n_tokens + n_windows  # no token but the first was fed twice
     names = ["resid_pre.1", "resid_post.2"]
     truth = expected(store, build(name), names)
     assert all(worst(stored(store, each), truth[each]) < 1e-4 for each in names)
@@ -162,20 +173,20 @@ def test_a_pass_that_failed_leaves_no_cache_to_go_on_from(
 
 def test_a_cache_of_something_else_is_not_gone_on_from() -> None:
     model = build("llama")
-    fed = Fed(Sequence(0, 0, 30, 0, 30), 1, 0)
-    first, second, *_ = pieces(fed, 10)
+    sequence = InputSequence(Sequence(0, 0, 30, 0, 30), 1, 0)
+    first, second, *_ = prefill_chunks(sequence, 10)
     prefill = Prefill(model)
     prefill.kwargs(laid_out(first))
-    wrong = second._replace(piece=second.piece._replace(doc_idx=5))  # type: ignore[union-attr]
-    with pytest.raises(RuntimeError, match="goes on from"):
+    wrong = second._replace(chunk=second.chunk._replace(doc_idx=5))  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="for the next chunk, got"):
         prefill.kwargs(laid_out(wrong))
     prefill.drop()
-    with pytest.raises(RuntimeError, match="goes on from"):
+    with pytest.raises(RuntimeError, match="for the next chunk, got"):
         prefill.kwargs(laid_out(second))
-    ready = Standing(0, 0, 11)
-    later = Fed(Sequence(0, 0, 30, 10, 30), 1, 0)
-    assert set_apart([later], 100, None, ready)[0][0].piece == (0, 0, 11, 31, False)
-    assert set_apart([later], 100, None, Standing(0, 0, 12)) == ([], [later])
+    ready = CachedPrefix(0, 0, 11)
+    later = InputSequence(Sequence(0, 0, 30, 10, 30), 1, 0)
+    assert split_long([later], 100, None, ready)[0][0].chunk == (0, 0, 11, 31, False)
+    assert split_long([later], 100, None, CachedPrefix(0, 0, 12)) == ([], [later])
 
 
 def test_a_model_whose_cache_is_wrong_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,12 +195,12 @@ def test_a_model_whose_cache_is_wrong_is_found_out(monkeypatch: pytest.MonkeyPat
     forward = model.model.forward
 
     def forgetting(*args: Any, **given: Any) -> Any:
-        if given.get("position_ids") is not None:  # counts from 0 again in every piece
+        if given.get("position_ids") is not None:  # counts from 0 again in every chunk
             given["position_ids"] = given["position_ids"] - given["position_ids"][:, :1]
         return forward(*args, **given)
 
     monkeypatch.setattr(model.model, "forward", forgetting)
     with quiet():
-        reason = can_prefill(model, hookpoints, 64)
+        reason = prefill_obstacle(model, hookpoints, 64)
     assert reason is not None
-    assert "differ from one pass" in reason
+    assert "differs from one pass" in reason

@@ -197,7 +197,7 @@ def test_ranks_may_change_at_round_ends_and_lose_nothing(
     assert (seen == 1).all()
 
 
-def test_pieces_of_the_rest_differ_by_at_most_one_row_and_leave_no_batch_empty() -> None:
+def test_segments_of_the_tail_differ_by_at_most_one_row_and_leave_no_batch_empty() -> None:
     schedules = [
         RankSchedule(n_rows=33, batch_size=4, buffer_rows=16, rank=r, world_size=4)
         for r in range(4)
