@@ -99,7 +99,8 @@ def _seconds(n_units: int, workers: int, rounds: int) -> dict[str, tuple[float, 
     import ray
 
     from actlas.jobs.executors.ray import RayCluster, RayWorker
-    from actlas.jobs.scheduler.driver import IN_FLIGHT, Driver
+    from actlas.jobs.scheduler.driver import Driver
+    from actlas.jobs.scheduler.roster import IN_FLIGHT
 
     run = RunOptions(executor="ray", workers=workers)
     actor_class: Any = ray.remote(RayWorker)

@@ -28,7 +28,7 @@ from actlas.jobs.ray.cluster import (
     room,
     worker_options,
 )
-from actlas.jobs.scheduler.driver import IN_FLIGHT, Driver
+from actlas.jobs.scheduler.driver import Driver
 from actlas.jobs.scheduler.faults import Fault, Ledger, fault_of
 from actlas.jobs.scheduler.protocols import (
     Answer,
@@ -40,6 +40,7 @@ from actlas.jobs.scheduler.protocols import (
     Placed,
     Ready,
 )
+from actlas.jobs.scheduler.roster import IN_FLIGHT
 from actlas.jobs.scheduler.stop import Stop
 from actlas.jobs.scheduler.worker_loop import WorkerLoop, write_slots
 from actlas.pipeline.options import RunOptions

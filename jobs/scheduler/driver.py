@@ -1,24 +1,22 @@
-"""The driver: who gets which shard, what a fault costs, and when it is too late.
+"""The driver: assigns shards to workers, charges faults to shards, and enforces deadlines.
 
-Pure: workers are somewhere behind a :class:`~actlas.jobs.scheduler.protocols.Cluster`, and time is
-whatever the given clock says. So the same code runs on Ray and on a simulated cluster in simulated
-time. Every event costs the same however many workers and shards there are.
+The driver is pure: workers live behind a :class:`~actlas.jobs.scheduler.protocols.Cluster`, and
+time is the given clock's. The same code therefore runs on Ray and on a simulated cluster in
+simulated time. The cost of an event does not depend on the number of workers or shards.
 
-Two shards are in flight per worker, of which one is computed and one written. A worker that errs is
-dropped and another started in its place.
+Each worker has two shards in flight: one is computed while the other is written. A worker with a
+fault is dropped, and another is started in its place.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 from actlas.jobs.formatting import counted, ranges
 from actlas.jobs.redaction import redacted
 from actlas.jobs.scheduler.deadlines import Clocks, Limit
-from actlas.jobs.scheduler.faults import Fault, FaultKind, Ledger
+from actlas.jobs.scheduler.faults import Fault, Ledger
 from actlas.jobs.scheduler.protocols import (
     Answer,
     Cluster,
@@ -31,30 +29,19 @@ from actlas.jobs.scheduler.protocols import (
     Ready,
 )
 from actlas.jobs.scheduler.queue import ShardQueue
+from actlas.jobs.scheduler.roster import IN_FLIGHT, Member, Roster
 from actlas.jobs.scheduler.start_backoff import StartBackoff
 from actlas.jobs.scheduler.stop import Stop
 from actlas.store.errors import ActlasError
 
 SOON_S, WAIT_S = 0.01, 0.5
-"""How long to wait for events, at least and at most."""
+"""Shortest and longest wait for events, in seconds."""
 
 ROOM_S = 2.0
-"""How often a cluster is asked how many workers it has room for."""
+"""Seconds between two questions to the cluster how many workers it has room for."""
 
 PATIENCE_S = 30.0
-"""How long no worker may have a place before that is said."""
-
-IN_FLIGHT = 2
-"""Shards of one worker at once: one is computed, one written."""
-
-
-@dataclass(slots=True)
-class _Worker:
-    """A worker and the shards that are with it, in the order in which it got them."""
-
-    name: str
-    state: Literal["waiting", "starting", "ready"] = "waiting"
-    shards: list[int] = field(default_factory=list)
+"""Seconds without room for any worker before the user is told."""
 
 
 class Driver:
@@ -63,15 +50,17 @@ class Driver:
     Parameters
     ----------
     job : Job
+        The job.
     ledger : Ledger
-        Charged for each fault.
+        Counts the faults of each shard.
     observer : Observer
-        Told of everything.
+        Receives every event.
     stop : Stop
-        Asked before anything is begun.
+        Tells whether the user wants the run to stop; read before anything is begun.
     cluster : Cluster
+        Runs the workers.
     clock : callable
-        Seconds, never going back.
+        Returns monotonic seconds.
     """
 
     def __init__(
@@ -85,155 +74,141 @@ class Driver:
     ) -> None:
         self._job, self._ledger, self._observer, self._stop = job, ledger, observer, stop
         self._cluster, self._clock = cluster, clock
-        self._pending = ShardQueue(job.shards, job.follows)
+        self._queue = ShardQueue(job.shards, job.follows)
         self._retries: deque[int] = deque()
         self._alone: set[int] = set()
-        """Shards that failed before: nobody else pays for their next fault."""
-        self._workers: dict[int, _Worker] = {}
-        self._waiting: dict[int, None] = {}
-        self._open: tuple[dict[int, None], ...] = tuple({} for _ in range(IN_FLIGHT))
-        """Workers that may be given a shard, by how many they have."""
-        self._n_workers = self._most = 0
-        self._names: deque[str] = deque()
-        self._n_flying = 0
+        """Shards that failed before; each runs alone, so that no other shard pays for its fault."""
+        self._workers = Roster()
+        self._n_in_flight = 0
         self._loading, self._working = Clocks(), Clocks()
         self._limit = Limit(job.run.deadline_floor_s)
-        self._room, self._asked, self._placed = 1, float("-inf"), clock()
-        self._said_waiting = False
-        self._starts = StartBackoff(observer.log)
+        self._room, self._room_asked, self._last_placed = 1, float("-inf"), clock()
+        self._logged_waiting = False
+        self._backoff = StartBackoff(observer.log)
         self._error: ActlasError | None = None
 
     def run(self) -> None:
-        """Go on until nothing is in flight and nothing may be begun.
+        """Run until nothing is in flight and nothing more may be begun.
 
         Raises
         ------
         ActlasError
-            What stopped the run where no shard is to blame.
+            An error that no shard caused and that ends the run.
         """
         try:
-            while self._n_flying or self._may_begin():
+            while self._n_in_flight or self._may_begin():
                 if self._may_begin():
-                    self._staff()
-                    self._dispatch()
-                self._say_that_all_wait()
+                    self._start_workers()
+                    self._send_shards()
+                self._log_that_all_wait()
                 for event in self._cluster.wait(self._timeout()):
-                    if event.worker in self._workers:  # not dropped meanwhile
+                    if event.worker in self._workers:  # not stopped meanwhile
                         self._handle(event)
                 self._enforce_deadlines()
                 self._observer.tick()
         finally:
-            for number in list(self._workers):
-                self._drop(number)
+            for number in self._workers:
+                self._stop_worker(number)
         if self._error is not None:
             raise self._error
 
     def _may_begin(self) -> bool:
-        return bool(self._n_pending()) and not self._stop.requested and self._error is None
+        return bool(self._n_queued()) and not self._stop.requested and self._error is None
 
-    def _n_pending(self) -> int:
-        return len(self._pending) + len(self._retries)
+    def _n_queued(self) -> int:
+        return len(self._queue) + len(self._retries)
 
     def _timeout(self) -> float:
-        """Return how long to wait for events: no longer than to the next deadline or start."""
+        """Return the longest wait for events: until the next deadline or start."""
         now = self._clock()
         next_late = self._working.left(self._limit.value(), now)
-        return max(SOON_S, min(WAIT_S, next_late, self._starts.left(now)))
+        return max(SOON_S, min(WAIT_S, next_late, self._backoff.left(now)))
 
     # Workers
 
-    def _staff(self) -> None:
-        """Start workers while there are places and work for them; take back those that wait."""
-        places, useful = self._n_places(), self._n_pending() + self._n_flying
-        while len(self._workers) < min(places - self._n_held(), useful):
-            self._n_workers += 1
-            number = self._n_workers - 1
-            name = self._names.popleft() if self._names else f"worker {len(self._workers)}"
-            self._workers[number] = _Worker(name)
-            self._most = max(self._most, len(self._workers))
-            self._waiting[number] = None
+    def _start_workers(self) -> None:
+        """Start workers while there is room and work for them; stop waiting ones that are not."""
+        room, useful = self._n_wanted(), self._n_queued() + self._n_in_flight
+        while len(self._workers) < min(room - self._n_held_back(), useful):
+            number = self._workers.add()
+            name = self._workers[number].name
             self._observer.state(name, "waiting")
             self._cluster.start(number, name)
-        while len(self._workers) > min(places, useful) and self._waiting:
-            self._drop(next(reversed(self._waiting)))
+        while len(self._workers) > min(room, useful) and self._workers.waiting:
+            self._stop_worker(next(reversed(self._workers.waiting)))
 
-    def _n_places(self) -> int:
-        """Return how many workers there may be: as many as asked for, or as there is room for.
+    def _n_wanted(self) -> int:
+        """Return the number of workers to have: the given number, or the cluster's room.
 
-        With ``auto`` one is wanted where there is no room at all: waiting, it asks for a machine.
+        With ``auto`` it is at least 1: a waiting worker asks an autoscaler for a machine.
         """
-        asked = self._job.run.workers
-        if isinstance(asked, int):
-            return asked
+        workers = self._job.run.workers
+        if isinstance(workers, int):
+            return workers
         now = self._clock()
-        if now - self._asked >= ROOM_S:
-            self._room, self._asked = self._cluster.room(), now
+        if now - self._room_asked >= ROOM_S:
+            self._room, self._room_asked = self._cluster.room(), now
         return max(1, self._room)
 
-    def _n_held(self) -> int:
-        """Return how many workers are not started yet, for others failed to, while some work."""
-        some = len(self._workers) > len(self._waiting)
-        return self._starts.n_held(self._clock()) if some else 0
+    def _n_held_back(self) -> int:
+        """Return the number of workers whose start is delayed after failures, while others work."""
+        some_placed = len(self._workers) > len(self._workers.waiting)
+        return self._backoff.n_held_back(self._clock()) if some_placed else 0
 
-    def _say_that_all_wait(self) -> None:
+    def _log_that_all_wait(self) -> None:
         now = self._clock()
-        if len(self._waiting) < len(self._workers):
-            self._placed, self._said_waiting = now, False
-        elif not self._said_waiting and now - self._placed > PATIENCE_S:
-            self._said_waiting = True
+        if len(self._workers.waiting) < len(self._workers):
+            self._last_placed, self._logged_waiting = now, False
+        elif not self._logged_waiting and now - self._last_placed > PATIENCE_S:
+            self._logged_waiting = True
             self._observer.log(
-                f"no worker has found a place for {PATIENCE_S:.0f} s: no machine has room for "
-                "what --cpus-per-worker and --gpus-per-worker ask for. Waiting for one that has "
-                "(Ctrl-C stops)"
+                f"no worker could be placed for {PATIENCE_S:.0f} s: no machine has the resources "
+                "of --cpus-per-worker and --gpus-per-worker free. Waiting for one (Ctrl-C stops)"
             )
 
-    def _drop(self, number: int) -> None:
-        """End a worker. What it was at besides goes back to the queue, at nobody's charge."""
+    def _stop_worker(self, number: int, withheld: Sequence[int] = ()) -> None:
+        """End a worker. Its shards return to the queue without a charge, except the withheld."""
         self._cluster.kill(number)
-        worker = self._workers.pop(number)
-        self._waiting.pop(number, None)
-        self._close(number, worker)
+        worker = self._workers.remove(number)
+        assert set(withheld) <= set(worker.shards), f"{worker.name} has {worker.shards}"
         self._loading.stop(number)
         self._working.stop(number)
-        self._n_flying -= len(worker.shards)
-        self._pending.leave(number)
-        self._pending.give_back(worker.shards)
-        self._names.append(worker.name)
+        self._n_in_flight -= len(worker.shards)
+        self._queue.leave(number)
+        self._queue.give_back([shard for shard in worker.shards if shard not in withheld])
         self._observer.state(worker.name, "gone")
 
     # Shards
 
-    def _dispatch(self) -> None:
-        """Give shards to those who have the fewest, none of them a second before all have one.
+    def _send_shards(self) -> None:
+        """Send shards to the workers with the fewest; none gets a second before all have one.
 
-        A shard that failed before is alone with its worker, and the next who has none gets it.
+        A shard that failed before runs alone, on the next worker without a shard.
         """
-        for n, willing in enumerate(self._open):
-            while willing and (self._pending or (self._retries and not n)):
-                number = next(iter(willing))
-                worker = self._workers[number]
-                self._close(number, worker)
-                if self._retries and not n:
-                    shard = self._retries.popleft()
-                else:
-                    shard = self._pending.take(number)
-                worker.shards.append(shard)
-                self._n_flying += 1
-                self._reopen(number, worker)
-                if not n:
-                    self._working.start(number, self._clock())
-                self._observer.state(worker.name, "busy", shard)
-                self._cluster.send(number, shard)
+        for n in range(IN_FLIGHT):
+            while self._queue or (self._retries and not n):
+                number = self._workers.able(n)
+                if number is None:
+                    break
+                self._send(number, self._retries.popleft() if self._retries and not n else None)
 
-    def _close(self, number: int, worker: _Worker) -> None:
-        if len(worker.shards) < IN_FLIGHT:
-            self._open[len(worker.shards)].pop(number, None)
+    def _send(self, number: int, shard: int | None) -> None:
+        """Send a shard to a worker; None for the queue's next one."""
+        worker = self._workers[number]
+        self._workers.close(number)
+        if shard is None:
+            shard = self._queue.take(number)
+        worker.shards.append(shard)
+        self._n_in_flight += 1
+        self._reopen(number)
+        if len(worker.shards) == 1:
+            self._working.start(number, self._clock())
+        self._observer.state(worker.name, "busy", shard)
+        self._cluster.send(number, shard)
 
-    def _reopen(self, number: int, worker: _Worker) -> None:
-        """Let a worker be given shards, as many as it may have."""
-        n = len(worker.shards)
-        if n < IN_FLIGHT and not (n and worker.shards[0] in self._alone):
-            self._open[n][number] = None
+    def _reopen(self, number: int) -> None:
+        shards = self._workers[number].shards
+        self._workers.reopen(number, alone=bool(shards) and shards[0] in self._alone)
 
     # Events
 
@@ -242,130 +217,131 @@ class Driver:
         match event:
             case Placed():
                 if worker.state == "waiting":
-                    del self._waiting[number]
+                    del self._workers.waiting[number]
                     worker.state = "starting"
                     self._loading.start(number, self._clock())
                     self._observer.state(worker.name, "starting")
             case Ready():
-                self._waiting.pop(number, None)
+                self._workers.waiting.pop(number, None)
                 self._loading.stop(number)
                 worker.state = "ready"
-                self._starts.ready()
-                self._reopen(number, worker)
+                self._backoff.ready()
+                self._reopen(number)
                 self._observer.state(worker.name, "idle")
             case Answer(outcome=Done() as done):
                 self._finish(number, worker, done)
             case Answer(outcome=Fault() as fault):
-                # A process in which something went wrong is not trusted again.
-                self._give_up(number, fault, () if fault.shard is None else (fault.shard,))
+                # A process with a fault is not trusted again.
+                self._fail(number, fault, charged=[] if fault.shard is None else [fault.shard])
             case Lost(kind=kind, error=error, traceback=traceback, shard=shard):
-                self._lose(number, kind, error, traceback, shard)
+                # Of two shards in a process that died, either may be the cause: both are charged,
+                # and each runs alone from then on.
+                fault = Fault(None, kind, redacted(error), redacted(traceback), worker.name)
+                self._fail(number, fault, charged=worker.shards if shard is None else [shard])
 
-    def _finish(self, number: int, worker: _Worker, done: Done) -> None:
+    def _finish(self, number: int, worker: Member, done: Done) -> None:
         assert done.shard in worker.shards, f"{worker.name} was not given shard {done.shard}"
-        self._close(number, worker)
+        self._workers.close(number)
         worker.shards.remove(done.shard)
-        self._n_flying -= 1
+        self._n_in_flight -= 1
         self._alone.discard(done.shard)
         self._limit.add(done.seconds)
-        self._reopen(number, worker)
+        self._reopen(number)
         self._working.stop(number)
-        if worker.shards:  # it was behind the other: its own clock begins now
+        if worker.shards:  # the second shard's clock starts when the first is done
             self._working.start(number, self._clock())
         self._observer.done(done)
         if not worker.shards:
             self._observer.state(worker.name, "idle")
 
-    def _lose(
-        self, number: int, kind: FaultKind, error: str, traceback: str, shard: int | None = None
-    ) -> None:
-        """Drop a worker that is lost, and charge what it was at.
+    # Faults
 
-        Of two shards in a process that died either may have killed it. Both are charged, and from
-        then on each is alone with its worker.
+    def _fail(self, number: int, fault: Fault, *, charged: Sequence[int]) -> None:
+        """Stop a worker after a fault, and charge some of its shards.
+
+        If the worker never became ready, the fault counts as a failed start.
+
+        Parameters
+        ----------
+        number : int
+            Number of the worker.
+        fault : Fault
+            The fault.
+        charged : sequence of int
+            Those of the worker's shards that are charged. The others return to the queue.
         """
-        worker = self._workers[number]
-        lost = tuple(worker.shards) if shard is None else (shard,)
-        fault = Fault(None, kind, redacted(error), redacted(traceback), worker.name)
-        self._give_up(number, fault, lost)
-
-    def _give_up(self, number: int, fault: Fault, shards: tuple[int, ...]) -> None:
-        """Drop a worker and charge these of its shards; the start, where it had none."""
-        started = self._workers[number].state == "ready"
-        self._take_away(number, shards)
+        shards = tuple(charged)
+        was_ready = self._workers[number].state == "ready"
+        self._stop_worker(number, withheld=shards)
         for shard in shards:
-            self._blame(fault._replace(shard=shard))
-        if not started:
-            self._failed_start(fault)
+            self._charge(shard, fault)
+        if not was_ready:
+            self._start_failed(fault)
 
-    def _take_away(self, number: int, shards: tuple[int, ...]) -> None:
-        """Drop a worker, and keep these of its shards out of the queue."""
-        worker = self._workers[number]
-        self._close(number, worker)
-        for shard in shards:
-            worker.shards.remove(shard)
-        self._n_flying -= len(shards)
-        self._drop(number)
-
-    def _blame(self, fault: Fault) -> None:
-        """Charge a shard, or end the run where no shard is to blame."""
-        assert fault.shard is not None
+    def _charge(self, shard: int, fault: Fault) -> None:
+        """Charge a shard for a fault, or end the run if no shard caused the fault."""
         if fault.stops is not None:
             self._error = self._error or fault.stops
             return
-        in_quarantine = self._ledger.charge(fault)
+        charged = fault._replace(shard=shard)
+        in_quarantine = self._ledger.charge(charged)
         if in_quarantine:
-            self._alone.discard(fault.shard)
+            self._alone.discard(shard)
         else:
-            self._alone.add(fault.shard)
-            self._retries.append(fault.shard)
-        self._observer.fault(fault, in_quarantine)
+            self._alone.add(shard)
+            self._retries.append(shard)
+        self._observer.fault(charged, in_quarantine)
 
-    def _failed_start(self, fault: Fault) -> None:
+    def _start_failed(self, fault: Fault) -> None:
+        """Count a failed start, and end the run if there were too many."""
         self._observer.fault(fault, False)
         loading = len(self._loading), self._loading.since()
-        n_ready = len(self._workers) - len(self._waiting) - len(self._loading)
-        error = fault.stops or self._starts.failed(
-            fault, self._clock(), n_ready, loading, self._most
+        n_ready = len(self._workers) - len(self._workers.waiting) - len(self._loading)
+        error = fault.stops or self._backoff.failed(
+            fault, self._clock(), n_ready, loading, self._workers.n_most
         )
         self._error = self._error or error
 
     # Deadlines
 
     def _enforce_deadlines(self) -> None:
-        """Give up workers that have been at their first shard, or at loading, for too long.
+        """Stop the workers that exceed the time for their first shard, or for loading the model.
 
-        What lies behind the first is not on the clock: only when that is answered does its own
-        begin. So every shard's clock runs at some time, and no neighbour's work is on it.
+        The clock of a worker's second shard starts when the first is done. So the time of each
+        shard is measured, without that of the shard before it.
         """
         now, limit = self._clock(), self._limit.value()
         forgiven: list[int] = []
         while late := self._working.over(limit, now):
-            number, ran = late
+            number, seconds = late
             shard = self._workers[number].shards[0]
             if self._limit.forgives():
-                self._forgive(number, shard)
+                self._retry_later(number, shard)
                 forgiven.append(shard)
             else:
-                words = f"TimeoutError: not done after {ran:.0f} s; {self._limit.words()}"
-                self._lose(number, "task", words, words, shard)
+                error = f"TimeoutError: not done after {seconds:.0f} s; {self._limit.words()}"
+                self._fail(number, self._timed_out(number, error), charged=[shard])
         if forgiven:
             self._limit.reached()
             self._observer.log(
                 f"not done after {limit:.0f} s: {counted(len(forgiven), 'shard')} "
-                f"({ranges(sorted(forgiven))}), tried again later, at nobody's charge. From now on "
-                f"{self._limit.words()}"
+                f"({ranges(sorted(forgiven))}); they are retried later, without a charge. From now "
+                f"on {self._limit.words()}"
             )
         limit = max(self._job.run.start_limit_s, self._job.run.deadline_floor_s)
         while late := self._loading.over(limit, now):
-            number, ran = late
-            words = f"TimeoutError: the model was not loaded after {ran:.0f} s (--start-limit-s)"
-            self._lose(number, "task", words, words)
+            number, seconds = late
+            error = f"TimeoutError: model not loaded after {seconds:.0f} s (--start-limit-s)"
+            worker = self._workers[number]
+            self._fail(number, self._timed_out(number, error), charged=worker.shards)
 
-    def _forgive(self, number: int, shard: int) -> None:
-        """Drop a worker whose shard takes long, and have the others done before that."""
-        self._take_away(number, (shard,))
+    def _timed_out(self, number: int, error: str) -> Fault:
+        return Fault(None, "task", error, error, self._workers[number].name)
+
+    def _retry_later(self, number: int, shard: int) -> None:
+        """Stop a worker whose shard takes long; the shard is retried after the others."""
+        self._stop_worker(number, withheld=[shard])
         if shard in self._alone:
             self._retries.append(shard)
         else:
-            self._pending.put_last(shard)
+            self._queue.put_last(shard)

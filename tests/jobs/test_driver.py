@@ -226,7 +226,7 @@ def test_a_broken_place_ends_no_run(workers: str | int, bad_load_s: float) -> No
     assert len(said) == 2, "before the others were ready, and after"
     for text in said:
         assert "RuntimeError: no model" in text
-        assert "goes on with 7 workers, and tries another in 2.0 s" in text
+        assert "continues with 7 workers; the next start is tried in 2.0 s" in text
 
 
 def test_starts_that_fail_are_put_off_for_longer_each_time() -> None:
@@ -296,14 +296,14 @@ def test_starts_that_fail_together_count_as_one() -> None:
 
     for _ in range(5):
         fail(100.0)
-    assert (starts.n_held(101.0), starts.left(101.0)) == (5, 1.0)
-    assert (starts.n_held(102.0), starts.left(102.0)) == (0, math.inf)
+    assert (starts.n_held_back(101.0), starts.left(101.0)) == (5, 1.0)
+    assert (starts.n_held_back(102.0), starts.left(102.0)) == (0, math.inf)
     fail(110.0)
-    assert (starts.n_held(113.9), starts.n_held(114.0)) == (1, 0)
+    assert (starts.n_held_back(113.9), starts.n_held_back(114.0)) == (1, 0)
     assert len(said) == 1
     starts.ready()
     fail(120.0)
-    assert (starts.n_held(121.9), starts.n_held(122.0)) == (1, 0)
+    assert (starts.n_held_back(121.9), starts.n_held_back(122.0)) == (1, 0)
 
 
 def test_a_refused_model_ends_the_run_while_others_work() -> None:
@@ -348,7 +348,7 @@ def test_a_number_of_workers_waits_for_places() -> None:
 @pytest.mark.parametrize("workers", ["auto", 3])
 def test_a_cluster_without_room_is_waited_for(workers: str | int) -> None:
     world = play(scene(20, 0, 2, workers=workers, late_machines=(500.0,)))
-    assert [text for text in world.said if "no worker has found a place" in text]
+    assert [text for text in world.said if "no worker could be placed" in text]
     assert len(world.said) == 1
 
 
