@@ -19,7 +19,7 @@ from actlas.store.write.commit import commit_pooled
 
 HANGS = """
 import logging, os, signal, time
-from actlas.jobs import signals
+from actlas.jobs.scheduler import stop as signals
 
 signals.LAST_S = {last_s}
 signals.terminate_as_interrupt()

@@ -13,6 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+import actlas
 import actlas.jobs.derived.extremes
 import actlas.jobs.derived.index
 from actlas.analysis.features import index_plan
@@ -66,11 +69,7 @@ def plant_faults(patch: Any) -> None:
 
 def main() -> None:
     """Index a store in small blocks."""
-    from pytest import MonkeyPatch
-
-    import actlas
-
-    with MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         plant_faults(patch)
         actlas.index_sae(sys.argv[1], "made", max_memory_bytes=MEMORY_BYTES)
 

@@ -18,7 +18,7 @@ from support.stores import Columns, create, fill, plan_for, words_columns
 class Relu:
     """What the encoder needs of a sparse autoencoder: ReLU of rounded sums, so that codes tie."""
 
-    kind = "relu"
+    architecture = "relu"
 
     def __init__(self, d_in: int, d_sae: int, hookpoint: str | None, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
