@@ -33,7 +33,7 @@ K = 20
 class RandomTopK:
     """A dictionary of random directions: what it finds is nothing, what it costs is the same."""
 
-    kind = "topk"
+    architecture = "topk"
 
     def __init__(self, d_in: int, d_sae: int, k: int, hookpoint: str) -> None:
         generator = torch.Generator().manual_seed(0)
