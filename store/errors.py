@@ -1,7 +1,7 @@
-"""One small tree of errors. Each has a machine-readable ``kind`` and the command line's exit code.
+"""The errors of actlas, each with a machine-readable ``kind`` and an exit code.
 
-Messages say what was got, what was expected and what to do. Every error has a built-in parent
-where one fits, and survives pickling, since errors cross processes.
+A message says what was got, what was expected and what to do. Every error also derives from a
+built-in exception if one fits, and survives pickling, since errors cross processes.
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ import errno
 from typing import Any, ClassVar
 
 EXIT_DONE = 0
+"""Everything is done."""
 
 EXIT_ERROR = 1
+"""An error that no other exit code describes."""
 
 EXIT_USAGE = 2
+"""The command, its options or its inputs are wrong; the same command will fail again."""
 
 EXIT_QUARANTINE = 3
+"""Some shards failed repeatedly and are in quarantine; all others are done."""
 
 EXIT_DAMAGE = 4
+"""Stored data is damaged."""
 
 EXIT_RESUME = 75
+"""The run is incomplete; the same command resumes it."""
 
 
 class ActlasError(Exception):
-    """The parent of every error that actlas raises on purpose.
+    """The base class of every error that actlas raises on purpose.
 
     Parameters
     ----------
@@ -53,14 +59,14 @@ def _rebuild(cls: type[ActlasError], message: str, details: dict[str, Any]) -> A
 
 
 class ConfigError(ActlasError, ValueError):
-    """An option, a configuration key or a combination of them makes no sense."""
+    """An option, a configuration key, or a combination of them is invalid."""
 
     kind = "config"
     exit_code = EXIT_USAGE
 
 
 class CorpusError(ActlasError, ValueError):
-    """A corpus is missing, empty or cannot be read as asked."""
+    """A corpus is missing or empty, or cannot be read with these options."""
 
     kind = "corpus"
     exit_code = EXIT_USAGE
@@ -81,21 +87,21 @@ class HookpointError(ActlasError, LookupError):
 
 
 class MaskError(ActlasError, ValueError):
-    """A mask is damaged, or was made for another model. ``details['field']`` names where."""
+    """A mask is damaged, or belongs to another model. ``details['field']`` names the field."""
 
     kind = "mask"
     exit_code = EXIT_USAGE
 
 
 class SaeError(ActlasError, ValueError):
-    """A sparse autoencoder cannot be loaded, or does not fit: another width or hookpoint."""
+    """A sparse autoencoder cannot be loaded, or has another width or hookpoint."""
 
     kind = "sae"
     exit_code = EXIT_USAGE
 
 
 class FeatureError(ActlasError, LookupError):
-    """There is no such set of features, feature or unit, or it is not encoded or indexed yet."""
+    """A set of features, a feature or a unit does not exist, or is not encoded or indexed yet."""
 
     kind = "feature"
     exit_code = EXIT_USAGE
@@ -109,7 +115,7 @@ class StoreNotFoundError(ActlasError, FileNotFoundError):
 
 
 class StoreExistsError(ActlasError, FileExistsError):
-    """There is something at this path already, and it is left as it is."""
+    """Something exists at this path already; it is left unchanged."""
 
     kind = "store_exists"
     exit_code = EXIT_USAGE
@@ -122,14 +128,14 @@ class FormatError(ActlasError, ValueError):
 
 
 class PlanMismatchError(ActlasError, ValueError):
-    """What was asked differs from the frozen plan. ``details['field']`` names where."""
+    """A command differs from the frozen plan. ``details['field']`` names the field."""
 
     kind = "plan_mismatch"
     exit_code = EXIT_USAGE
 
 
 class NotExtractedError(ActlasError, LookupError):
-    """Rows were asked for whose shard has no receipt yet."""
+    """Rows were requested whose shard has no receipt yet."""
 
     kind = "not_extracted"
 
@@ -142,40 +148,40 @@ class CorruptDataError(ActlasError, ValueError):
 
 
 class ConflictError(ActlasError, RuntimeError):
-    """An object exists already under a final name and is not what this writer would write."""
+    """An object exists already under its final name, with other contents than this writer's."""
 
     kind = "conflict"
 
 
 class NonFiniteError(ActlasError, ArithmeticError):
-    """Activations hold NaN or infinity, and the run was told to refuse them."""
+    """Activations contain NaN or infinity, and the run is set to refuse them."""
 
     kind = "non_finite"
 
 
 class MemoryBudgetError(ActlasError, MemoryError):
-    """The projected memory exceeds what may be used."""
+    """The projected memory exceeds the budget."""
 
     kind = "memory_budget"
     exit_code = EXIT_USAGE
 
 
 class LeaseHeldError(ActlasError, RuntimeError):
-    """Another driver holds this store."""
+    """Another driver holds the lease of this store."""
 
     kind = "lease_held"
     exit_code = EXIT_RESUME
 
 
 class RunFaultError(ActlasError, OSError):
-    """The surroundings failed (disk full, read-only, I/O error): no shard is to blame."""
+    """The environment failed (disk full, read-only, I/O error); no shard is at fault."""
 
     kind = "run_fault"
     exit_code = EXIT_RESUME
 
 
 class InterruptedRunError(ActlasError, RuntimeError):
-    """The run was told to stop. Run the same command again to go on."""
+    """The run was stopped. The same command resumes it."""
 
     kind = "interrupted"
     exit_code = EXIT_RESUME
@@ -189,7 +195,7 @@ class QuarantineError(ActlasError, RuntimeError):
 
 
 def of_one_object(error: RunFaultError) -> bool:
-    """Whether a run fault may be one object's alone: it cannot be read, while others can."""
+    """Return whether a run fault may concern one object only, while others can be read."""
     return error.details.get("errno") in (errno.EIO, errno.EACCES, errno.EPERM)
 
 
@@ -209,12 +215,12 @@ _RUN_FAULT_ERRNOS = frozenset(
 
 
 def run_fault(error: OSError, path: str) -> RunFaultError | None:
-    """Return the run fault that an ``OSError`` means, or None where it means something else.
+    """Return the ``RunFaultError`` for an ``OSError``, or None if the environment is not at fault.
 
     Parameters
     ----------
     error : OSError
-        What the operating system said.
+        The error of the operating system.
     path : str
         The file or folder that was being written or read.
     """

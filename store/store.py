@@ -1,4 +1,4 @@
-"""The Store: one folder of activations with its documents, opened with numpy alone."""
+"""``Store``: a store with its activations, documents, features and contexts; ``open_store``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from actlas.store.read.reader import StoreReader
 
 
 class Store(StoreReader):
-    """A store that has a plan. Open one with :func:`actlas.open`.
+    """An open store of activations. Open one with :func:`actlas.open`.
 
     Attributes
     ----------
     path : str
-        Where it lies.
+        The store's folder or URL.
     plan : Plan
-        What a row is.
+        The definition of every row.
     rows : Rows
-        ``token_id``, ``doc_idx`` and ``pos_idx`` of every row.
+        The row columns: ``token_id``, ``doc_idx`` and ``pos_idx`` of every row.
     documents : Documents
-        Text, tokens, labels and origin of every document.
+        Text, tokens, labels and sources of the documents.
     activations : mapping of hookpoint to LazyArray, shape [row, unit]
+        The dense activations.
+    pooled : mapping of hookpoint and pool to LazyArray, shape [document, unit]
+        The pooled rows.
 
     Examples
     --------
@@ -34,28 +37,53 @@ class Store(StoreReader):
     """
 
     def context(self, doc_idx: int, pos_idx: int, words: int = 20) -> Context:
-        """Return a token with ``words`` words of its document on each side."""
+        """Return a token with some words of its document on each side.
+
+        Parameters
+        ----------
+        doc_idx : int
+            The document's number.
+        pos_idx : int
+            The token's position in the document.
+        words : int
+            The number of words on each side.
+
+        Raises
+        ------
+        IndexError
+            There is no such document, or it has no such token.
+        """
         return self.documents.context(doc_idx, pos_idx, words)
 
     def features(self, name: str) -> Features:
-        """Return a set of features: codes by token, and by feature where they are indexed.
+        """Return a set of feature activations, to read by token and, once indexed, by feature.
+
+        Parameters
+        ----------
+        name : str
+            The set's name.
 
         Raises
         ------
         FeatureError
-            There is no such set. The message says which there are.
+            The store has no such set. The message lists those that it has.
         """
         return open_features(self, name)
 
     def units(self, hookpoint: str) -> Units:
-        """Return the top and bottom tokens of every raw unit of a hookpoint.
+        """Return the raw units of a hookpoint, with the top and bottom tokens of each.
+
+        Parameters
+        ----------
+        hookpoint : str
+            The hookpoint's name.
 
         Raises
         ------
         HookpointError
-            There is no such hookpoint.
+            The store has no such hookpoint.
         FeatureError
-            They are not gathered yet.
+            The top and bottom tokens are not computed yet.
         """
         return open_units(self, hookpoint)
 
@@ -79,24 +107,25 @@ class Store(StoreReader):
 
 
 def open_store(path: str | os.PathLike[str], *, check: bool = True) -> Store:
-    """Open a store to read it: numpy and nothing heavier.
+    """Open a store for reading. Nothing heavier than numpy is imported.
 
     Parameters
     ----------
     path : path or URL
-        The store's folder, or its place in a bucket: ``s3://bucket/run.zarr``.
+        The store's folder, or its URL in a bucket: ``s3://bucket/run.zarr``.
     check : bool
-        Hold raw chunks against the receipts' checksums. Without that, scattered rows in profile
-        ``none`` are read alone and not with the whole chunk that the checksum is of: for looking at
-        single documents of large stores. Compressed chunks are always checked.
+        Whether uncompressed chunks are checked against the checksums in the receipts. Without the
+        check, scattered rows of an uncompressed array are read singly and not with their whole
+        chunk, which is faster for single documents of a large store. Compressed chunks are always
+        checked.
 
     Raises
     ------
     StoreNotFoundError
         There is no store at this path.
     FormatError
-        It was written by another version of the format, or its metadata was changed.
+        The store was written by another version of the format, or its metadata was changed.
     CorruptDataError
-        Its plan is not the one that was written.
+        The plan is not the one that was written.
     """
     return Store.open(path, check=check)

@@ -1,4 +1,4 @@
-"""Which actlas this is."""
+"""The version of actlas, and of the libraries that affect a row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ except PackageNotFoundError:
 
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """Return the versions of what may have had a hand in a row."""
+    """Return the versions of Python, actlas, and the libraries that affect the values of a row."""
     found = {"python": platform.python_version(), "actlas": VERSION}
     for name in ("numpy", "numcodecs", "torch", "transformers", "tokenizers"):
         with suppress(PackageNotFoundError):

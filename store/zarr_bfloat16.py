@@ -1,7 +1,7 @@
 """bfloat16 for zarr-python: the zarr-extensions data type of that name, on ``ml_dtypes``.
 
-It is an endian type. Without that, zarr drops ``endian`` from the ``bytes`` codec and tensorstore
-refuses the array. zarr 3.4 loads this class through the ``zarr.data_type`` entry point; for
+The type has a byte order. Without one, zarr omits ``endian`` from the ``bytes`` codec, and
+tensorstore rejects the array. zarr 3.4 loads this class through the ``zarr.data_type`` entry point; for
 zarr 3.1 see :mod:`actlas.store.zarr_hook`.
 """
 
@@ -18,7 +18,7 @@ from actlas.store.format.dtypes import BFLOAT16
 
 @dataclass(frozen=True, kw_only=True)
 class BFloat16(Float16):
-    """Brain floating point: float32's exponent in 16 bits.
+    """Brain floating point: 16 bits with the exponent range of float32.
 
     Source: zarr-extensions, ``data-types/bfloat16``.
     """
@@ -29,13 +29,13 @@ class BFloat16(Float16):
 
     @classmethod
     def from_native_dtype(cls, dtype: Any) -> Self:
-        """Wrap numpy's bfloat16; any other dtype is refused by zarr's own error."""
+        """Return the data type for numpy's bfloat16; zarr raises its own error for other dtypes."""
         if isinstance(dtype, np.dtype) and dtype == BFLOAT16:
             return cls(endianness="little")
         return super().from_native_dtype(dtype)
 
     def to_native_dtype(self) -> Any:
-        """Return numpy's bfloat16 (``ml_dtypes`` knows the machine's byte order alone)."""
+        """Return numpy's bfloat16; ``ml_dtypes`` has only the machine's byte order."""
         return BFLOAT16
 
 

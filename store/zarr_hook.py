@@ -1,8 +1,8 @@
-"""How zarr-python comes to know bfloat16, without anybody waiting for zarr to be imported.
+"""Registration of bfloat16 with zarr-python once zarr is imported, without importing it.
 
-:mod:`actlas.store.zarr_bfloat16` gives zarr the data type, through the ``zarr.data_type`` entry
-point. zarr 3.1 (the last for Python 3.11) collects that entry point and never loads it, so
-:func:`register_with_zarr` does, the moment zarr is imported and no earlier.
+:mod:`actlas.store.zarr_bfloat16` provides the data type through the ``zarr.data_type`` entry point.
+zarr 3.1 (the last version for Python 3.11) collects that entry point but never loads it, so
+:func:`register_with_zarr` registers the type as soon as zarr is imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 class _AfterZarr(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Lets the import of zarr run as always, then registers bfloat16 with it."""
+    """Imports zarr as usual, then registers bfloat16 with it."""
 
     def __init__(self) -> None:
         self._loader: importlib.abc.Loader | None = None
@@ -27,7 +27,7 @@ class _AfterZarr(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         path: Sequence[str] | None,
         target: ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
-        """Find zarr by the ordinary way, and put this loader around it."""
+        """Find zarr as usual, and wrap its loader in this one."""
         if fullname != "zarr":
             return None
         sys.meta_path.remove(self)
@@ -37,12 +37,12 @@ class _AfterZarr(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return spec
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        """Leave it to zarr's own loader."""
+        """Delegate to zarr's own loader."""
         assert self._loader is not None
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run zarr's own loader, then register."""
+        """Run zarr's own loader, then register the data type."""
         assert self._loader is not None
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
@@ -53,16 +53,16 @@ class _AfterZarr(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def _register() -> None:
     """Import the data type, which registers itself.
 
-    Where the import of :mod:`actlas.store.zarr_bfloat16` is what imports zarr, that module is in
-    ``sys.modules`` already, unfinished: nothing is done here, and it registers itself at its end.
+    If importing :mod:`actlas.store.zarr_bfloat16` is what imports zarr, that module is already in
+    ``sys.modules``, incomplete; then nothing happens here, and it registers itself at its end.
     """
     importlib.import_module("actlas.store.zarr_bfloat16")
 
 
 def register_with_zarr() -> None:
-    """Make zarr open bfloat16 arrays: now if it is loaded, else as soon as it is.
+    """Make zarr support bfloat16: now if it is imported, else as soon as it is.
 
-    Importing zarr takes 0.2-0.4 s, which ``actlas --help`` should not pay.
+    Importing zarr takes 0.2 to 0.4 s, which ``actlas --help`` must not spend.
     """
     if "zarr" in sys.modules:
         _register()

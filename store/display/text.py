@@ -1,10 +1,10 @@
-"""Numbers and strangers' strings as text for people."""
+"""Numbers and untrusted strings as plain text."""
 
 from __future__ import annotations
 
 
 def n_bytes(value: float) -> str:
-    """Return bytes in decimal units, three digits.
+    """Return a number of bytes in decimal units, with three digits.
 
     >>> n_bytes(512), n_bytes(1_234_567_890)
     ('512 B', '1.23 GB')
@@ -19,9 +19,9 @@ def n_bytes(value: float) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return text with control characters escaped, so that it cannot steer a terminal.
+    r"""Return text as one line with control characters escaped, so that it is safe to print.
 
-    Newlines and tabs are escaped too: the result is one line.
+    Newlines and tabs are escaped too.
 
     >>> printable("a\x1b[31mb\n")
     'a\\x1b[31mb\\n'

@@ -1,4 +1,4 @@
-"""Tokens among their words, shaded by an activation: what a feature or a unit fires on."""
+"""``Contexts``: tokens with the words around them and the activation of each token in them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ if TYPE_CHECKING:
     from actlas.store.read.reader import StoreReader
 
 Shade = Callable[[int, int], NDArray[Any]]
-"""Returns the activation of tokens [start, stop) of the corpus."""
+"""Returns the activations of tokens [start, stop) of the corpus; shape [stop - start]."""
 
 
 class Peak(NamedTuple):
-    """Tokens of the corpus with their activations, in the order asked for.
+    """Tokens of the corpus with their activations, in the order of the query.
 
     Attributes
     ----------
     t : ndarray of int64, shape [k]
+        The index of each token in the corpus.
     value : ndarray of float32, shape [k]
+        The activation on each token.
     """
 
     t: NDArray[np.int64]
@@ -41,9 +43,28 @@ class Peak(NamedTuple):
 class ActivationContext:
     """A token with the words around it, and the activation of every token in them.
 
-    ``before + token + after`` is a slice of the document's text, and so is the concatenation of
-    ``tokens``; ``peak`` is the place of the token in ``tokens``. Text beyond a document's last kept
-    token, where it was cut, is one more piece with activation 0.
+    ``before + token + after`` is a slice of the document's text, and the same as all ``tokens``
+    joined. Text beyond the last kept token of a truncated document is one more element of
+    ``tokens``, with activation 0.
+
+    Attributes
+    ----------
+    value : float
+        The activation on the token.
+    t, doc_idx, pos_idx : int
+        The token's index in the corpus, its document, and its position in the document.
+    label : str or None
+        The document's label.
+    source : str
+        The name of the document's source.
+    before, token, after : str
+        The words before the token, the token's text, and the words after it.
+    tokens : tuple of str, length n
+        The text of each token of the context.
+    activations : tuple of float, length n
+        The activation on each token of the context.
+    peak : int
+        The index of the token in ``tokens``.
     """
 
     value: float
@@ -67,22 +88,25 @@ class ActivationContext:
         return shaded_html(self.shaded(), largest)
 
     def shaded(self) -> ShadedText:
-        """Return what HTML shows of this context."""
+        """Return this context as HTML shows it."""
         label = f", label {self.label}" if self.label is not None else ""
         where = f"{self.value:.4g} · document {self.doc_idx}, token {self.pos_idx}{label}"
         return ShadedText(f"{where} · {self.source}", self.tokens, self.activations, self.peak)
 
 
 class Contexts(Sequence[ActivationContext]):
-    """Contexts in order. Shows itself as HTML in a notebook, all text escaped.
+    """A sequence of contexts, which a notebook shows as HTML with all text escaped.
 
     Attributes
     ----------
+    entries : tuple of ActivationContext
+        The contexts.
     title : str
+        Names the feature or unit.
     facts : mapping of str to str
-        What is known of the feature or unit.
+        Names and values of the feature or unit, such as its density.
     scale : float
-        The activation that is shaded fully.
+        The absolute activation that is shaded fully.
     """
 
     def __init__(
@@ -125,7 +149,7 @@ class Contexts(Sequence[ActivationContext]):
         return pd.DataFrame({n: [getattr(e, n) for e in self.entries] for n in names})
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as plain values."""
+        """Return everything as JSON values."""
         return {
             "title": self.title,
             "facts": self.facts,
@@ -137,7 +161,7 @@ class Contexts(Sequence[ActivationContext]):
         }
 
     def to_html(self) -> str:
-        """Return a whole page that needs nothing else."""
+        """Return a complete HTML page that needs no other file."""
         return contexts_page([self])
 
     def _repr_html_(self) -> str:
@@ -153,7 +177,7 @@ def contexts_page(several: Sequence[Contexts]) -> str:
 
 
 def _numbers(values: Sequence[float]) -> list[float | None]:
-    """Return what JSON has: None where a value is no number."""
+    """Return numbers as JSON has them: None stands for NaN and infinity."""
     return [value if math.isfinite(value) else None for value in values]
 
 
@@ -167,25 +191,26 @@ def contexts_of(
     scale: float,
     shade: Shade,
 ) -> Contexts:
-    """Return the context of each token, its tokens shaded.
+    """Return the contexts of some tokens, with the activation of every token in them.
 
     Parameters
     ----------
     store : StoreReader
+        The store that holds the documents.
     peaks : Peak
-        The tokens to show.
+        The tokens to show, with their activations.
     words : int
-        Of the document on each side.
+        The number of words on each side.
     title, facts, scale
         See :class:`Contexts`.
-    shade : callable
-        Gives the activation of consecutive tokens.
+    shade : callable of (start, stop)
+        Returns the activations of consecutive tokens of the corpus.
     """
     documents = store.documents
     read = lru_cache(maxsize=8)(lambda doc_idx: documents.document(doc_idx, {}))
     found = documents.find(peaks.t)
     entries: list[ActivationContext | None] = [None] * len(peaks.t)
-    for i in np.argsort(peaks.t, kind="stable"):  # a document is read once for all its peaks
+    for i in np.argsort(peaks.t, kind="stable"):  # each document is read once
         document = read(int(found[i]))
         entries[i] = _entry(store, document, int(peaks.t[i]), float(peaks.value[i]), words, shade)
     return Contexts([e for e in entries if e is not None], title, facts, scale)
@@ -206,7 +231,7 @@ def _entry(
     if edges[-1] < end:  # text beyond the last kept token has no activation
         edges.append(end)
         activations.append(0.0)
-    pieces = tuple(document.text[a:b] for a, b in itertools.pairwise(edges))
+    texts = tuple(document.text[a:b] for a, b in itertools.pairwise(edges))
     return ActivationContext(
         value=value,
         t=t,
@@ -217,14 +242,24 @@ def _entry(
         before=around.before,
         token=around.token,
         after=around.after,
-        tokens=pieces,
+        tokens=texts,
         activations=tuple(activations),
         peak=pos - lo,
     )
 
 
 def one_per_document(store: StoreReader, peaks: Peak, k: int) -> Peak:
-    """Return the first ``k`` of these that lie in different documents."""
+    """Return the first ``k`` of some tokens that lie in different documents.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store that holds the documents.
+    peaks : Peak
+        The tokens, best first.
+    k : int
+        The maximum number of tokens to return.
+    """
     _, first = np.unique(store.documents.find(peaks.t), return_index=True)
     first = np.sort(first)[:k]
     return Peak(peaks.t[first], peaks.value[first])

@@ -1,8 +1,9 @@
-"""Sets of features: every token's codes, by token and by feature. Needs numpy alone.
+"""``Features``: a set of feature activations of all tokens, read by token and by feature.
 
-``features/<name>/tokens`` holds the codes by token, a CSR group per shard, tokens in document
-order; ``features/<name>/index`` holds them by feature, each feature's values falling, so that the
-top, the bottom, a quantile, the count and the maximum are slices whatever the number of tokens.
+``features/<name>/tokens`` holds the activations by token: a CSR group per shard, with the tokens in
+document order. ``features/<name>/index`` holds them by feature, each feature's activations in
+descending order, so that the top, the bottom, a quantile, the count and the maximum of a feature
+are slices, whatever the number of tokens.
 """
 
 from __future__ import annotations
@@ -32,17 +33,22 @@ if TYPE_CHECKING:
     from actlas.store.read.reader import StoreReader
 
 STREAM_FEATURES = 7
+"""The hash stream that orders features for :meth:`Features.some`."""
 
 
 class Features:
-    """One set of features of a store. Get it with ``store.features(name)``.
+    """A set of feature activations of a store. Get one with ``store.features(name)``.
 
     Attributes
     ----------
-    name, hookpoint : str
+    name : str
+        The set's name.
+    hookpoint : str
+        The hookpoint whose activations were encoded.
     n_features : int
+        The number of features.
     spec : FeaturesSpec
-        Which sparse autoencoder made it.
+        The set's record, with the sparse autoencoder that encoded it.
 
     Examples
     --------
@@ -63,7 +69,7 @@ class Features:
 
     @property
     def indexed(self) -> bool:
-        """Whether the index by feature is there."""
+        """Whether the index by feature is complete."""
         return self._tables.written(INDEXED)
 
     def __len__(self) -> int:
@@ -79,14 +85,14 @@ class Features:
     # By token
 
     def codes(self, start: int, stop: int) -> Codes:
-        """Return the codes of tokens [start, stop) of the corpus, in document order.
+        """Return the feature activations of tokens [start, stop) of the corpus.
 
         Raises
         ------
         FeatureError
             Not every token is encoded.
         IndexError
-            Tokens out of range.
+            The tokens are out of range.
         """
         plan = self.store.plan
         if not 0 <= start <= stop <= plan.n_tokens:
@@ -114,11 +120,11 @@ class Features:
         return Codes(start, indptr, indices, data)
 
     def largest_shard(self) -> int:
-        """Return the codes of the shard that has most."""
+        """Return the largest number of non-zero feature activations in one shard."""
         return int(np.diff(self._tables.tokens.nnz_start).max(initial=0))
 
     def activations(self, feature: int, start: int, stop: int) -> NDArray[np.float32]:
-        """Return one feature's activation of tokens [start, stop); shape [stop - start]."""
+        """Return one feature's activation on tokens [start, stop); shape [stop - start]."""
         self.check(feature)
         return self.codes(start, stop).dense(feature)
 
@@ -126,41 +132,57 @@ class Features:
 
     @property
     def count(self) -> NDArray[np.int64]:
-        """The tokens on which each feature is above zero; shape [features]."""
+        """The number of tokens on which each feature is above zero; shape [features]."""
         return self._tables.features.n_active
 
     @property
     def density(self) -> NDArray[np.float64]:
-        """Each feature's share of tokens on which it is above zero; shape [features]."""
+        """The share of tokens on which each feature is above zero; shape [features]."""
         density: NDArray[np.float64] = self._tables.features.n_active / self.store.plan.n_tokens
         return density
 
     @property
     def max(self) -> NDArray[np.float32]:
-        """Each feature's largest activation, 0 where it never fires; shape [features]."""
+        """Each feature's largest activation; 0 if it never fires; shape [features]."""
         return self._tables.features.max
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """Each feature's mean activation over the tokens on which it fires, NaN where on none."""
+        """Each feature's mean over the tokens on which it fires, NaN if none; shape [features]."""
         count = self._tables.features.n_active
         mean = np.full(len(count), np.nan)
         np.divide(self._tables.features.sum, count, out=mean, where=count > 0)
         return mean
 
     def top(self, feature: int, k: int = 20) -> Peak:
-        """Return the tokens with the largest activations, falling; ties: the lower token first."""
+        """Return the tokens with the largest activations, descending; ties by ascending token.
+
+        Parameters
+        ----------
+        feature : int
+            The feature.
+        k : int
+            The maximum number of tokens.
+        """
         n = self._count(feature)
         return self.ranked(feature, 0, min(k, n))
 
     def bottom(self, feature: int, k: int = 20) -> Peak:
-        """Return the smallest activations above zero, rising; ties: the lower token first."""
+        """Return the smallest activations above zero, ascending; ties by ascending token.
+
+        Parameters
+        ----------
+        feature : int
+            The feature.
+        k : int
+            The maximum number of tokens.
+        """
         n = self._count(feature)
         k = min(k, n)
         if k == 0:
             return self.ranked(feature, 0, 0)
-        # Equal values lie with their lower tokens first: of the run of them at the cut, the first
-        # are wanted, and all that is smaller.
+        # Equal values are stored by ascending token. The result has everything below the value at
+        # the cut, and the first tokens of the run of that value.
         edge = self._value(feature, n - k)
         run = bisect.bisect_left(range(n), -edge, key=lambda rank: -self._value(feature, rank))
         below = bisect.bisect_right(range(n), -edge, key=lambda rank: -self._value(feature, rank))
@@ -176,7 +198,13 @@ class Features:
         return float(self.ranked(feature, rank, rank + 1).value[0])
 
     def ranked(self, feature: int, start: int, stop: int) -> Peak:
-        """Return ranks [start, stop) of a feature's tokens by falling activation."""
+        """Return the tokens of ranks [start, stop) of a feature, by descending activation.
+
+        Raises
+        ------
+        IndexError
+            The ranks are out of range.
+        """
         n = self._count(feature)
         if not 0 <= start <= stop <= n:
             raise IndexError(f"ranks [{start}, {stop}): feature {feature} has {n} tokens")
@@ -191,32 +219,52 @@ class Features:
         return Peak(t, group.data.read(at + start, at + stop))
 
     def quantile(self, feature: int, q: float) -> float:
-        """Return the quantile of a feature's activations above zero: the value at rank ``q``.
+        """Return a quantile of a feature's activations above zero.
 
-        The smallest stored value with at least a share ``q`` of the values at or below it
+        It is the smallest stored value with at least a share ``q`` of the values at or below it
         (numpy's ``method="inverted_cdf"``).
+
+        Parameters
+        ----------
+        feature : int
+            The feature.
+        q : float
+            The share, from 0 to 1.
+
+        Raises
+        ------
+        FeatureError
+            ``q`` is out of range, or the feature never fires.
         """
         n = self._count(feature)
         if not 0 <= q <= 1 or n == 0:
             raise FeatureError(
-                f"quantile {q} of feature {feature}: expected a share of 0 to 1, and a feature "
-                f"that fires; it fires on {n} tokens.",
+                f"quantile {q} of feature {feature}, which fires on {n} tokens: expected a share "
+                "from 0 to 1, and a feature that fires.",
                 feature=feature,
             )
         rank = n - max(1, int(np.ceil(q * n)))
         return float(self.ranked(feature, rank, rank + 1).value[0])
 
     def some(self, n: int = 3, seed: int = 0) -> list[int]:
-        """Return features to look at first, in a random order that the seed fixes.
+        """Return some features to look at first, in a pseudorandom order given by the seed.
 
-        Of those that fire on 0.1 % to 5 % of the tokens, where there are enough, else of all that
-        ever fire: what fires on most tokens, or on a handful, says little of the rest.
+        They are drawn from the features that fire on 0.1 % to 5 % of the tokens if there are
+        enough, else from all that ever fire: a feature that fires on most tokens, or on very few,
+        is not typical.
+
+        Parameters
+        ----------
+        n : int
+            The maximum number of features.
+        seed : int
+            Determines the order.
         """
-        telling = np.flatnonzero((self.density >= 1e-3) & (self.density <= 0.05))
-        if len(telling) < n:
-            telling = np.flatnonzero(self.count)
-        order = np.argsort(layout.hash64(seed, STREAM_FEATURES, telling), kind="stable")
-        return [int(feature) for feature in telling[order[:n]]]
+        typical = np.flatnonzero((self.density >= 1e-3) & (self.density <= 0.05))
+        if len(typical) < n:
+            typical = np.flatnonzero(self.count)
+        order = np.argsort(layout.hash64(seed, STREAM_FEATURES, typical), kind="stable")
+        return [int(feature) for feature in typical[order[:n]]]
 
     def contexts(
         self,
@@ -227,19 +275,20 @@ class Features:
         words: int = 20,
         distinct: bool = False,
     ) -> Contexts:
-        """Return the tokens where a feature fires most (or least), each among its words.
+        """Return the tokens with a feature's largest activations, with words around them.
 
         Parameters
         ----------
         feature : int
+            The feature.
         k : int
-            How many.
+            The maximum number of tokens.
         bottom : bool
-            The smallest activations above zero instead.
+            Whether to return the smallest activations above zero instead.
         words : int
-            On each side.
+            The number of words on each side.
         distinct : bool
-            At most one token of each document.
+            Whether to return at most one token of each document.
 
         Raises
         ------
@@ -273,7 +322,7 @@ class Features:
         return pd.DataFrame(columns, index=pd.RangeIndex(self.n_features, name="feature"))
 
     def check(self, feature: int) -> None:
-        """Raise ``FeatureError`` where there is no such feature."""
+        """Raise ``FeatureError`` if there is no feature of this number."""
         if not 0 <= feature < self.n_features:
             raise FeatureError(
                 f"feature {feature}: {self.name!r} has features 0 to {self.n_features - 1}.",
@@ -294,12 +343,19 @@ class Features:
 
 
 def open_features(store: StoreReader, name: str) -> Features:
-    """Open a set of features.
+    """Open a set of feature activations.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    name : str
+        The set's name.
 
     Raises
     ------
     FeatureError
-        There is no such set. The message says which there are.
+        The store has no such set. The message lists those that it has.
     """
     try:
         if not re.fullmatch(NAME, name):
@@ -307,17 +363,17 @@ def open_features(store: StoreReader, name: str) -> Features:
         data = store.objects.read(spec_key(name))
     except FileNotFoundError as error:
         have = names(store)
-        there = f"it has {', '.join(have)}" if have else "it has none"
+        known = f"it has {', '.join(have)}" if have else "it has none"
         raise FeatureError(
-            f"{store.path}: no features {name!r}; {there}. `actlas sae encode {store.path} --sae "
-            "DIR` makes some.",
+            f"{store.path}: this store has no features {name!r}; {known}. `actlas sae encode "
+            f"{store.path} --sae DIR` encodes some.",
             name=name,
         ) from error
     spec = unseal(data, FeaturesSpec, f"{store.objects.url}/{spec_key(name)}")
     if spec.plan_sha256 != store.plan_sha256:
         raise FeatureError(
-            f"{store.path}: features {name!r} were made for another plan "
-            f"({spec.plan_sha256[:16]}…, this store's is {store.plan_sha256[:16]}…).",
+            f"{store.path}: features {name!r} belong to another plan (got "
+            f"{spec.plan_sha256[:16]}…, expected {store.plan_sha256[:16]}…). Encode them again.",
             name=name,
         )
     return Features(store, spec, seal_of(data))

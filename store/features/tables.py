@@ -1,4 +1,4 @@
-"""Where the codes of a set of features lie: its tables, and the groups that they name."""
+"""The tables of a set of feature activations, and the groups of arrays that they list."""
 
 from __future__ import annotations
 
@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 
 
 class Group(NamedTuple):
-    """One group of codes: a shard's by token, or a block's by feature."""
+    """The arrays of one CSR group: a shard's activations by token, or a block's by feature.
+
+    Attributes
+    ----------
+    indptr : LazyArray, shape [tokens or features, plus 1]
+        Where the entries of each token or feature begin.
+    indices : LazyArray, shape [entries]
+        The feature, or the token, of each entry.
+    data : LazyArray, shape [entries]
+        The activation of each entry.
+    """
 
     indptr: LazyArray
     indices: LazyArray
@@ -32,14 +42,34 @@ class Group(NamedTuple):
 
 
 class TokenTable(NamedTuple):
-    """``nnz_start`` [shard + 1], and the group of each shard."""
+    """The table by token.
+
+    Attributes
+    ----------
+    nnz_start : ndarray of int64, shape [shards + 1]
+        The number of entries before each shard.
+    groups : list of str
+        The folder of each shard's group.
+    """
 
     nnz_start: NDArray[np.int64]
     groups: list[str]
 
 
 class FeatureTable(NamedTuple):
-    """The first feature of each block [block + 1], the blocks' groups, and totals [feature]."""
+    """The table by feature.
+
+    Attributes
+    ----------
+    block_start : ndarray of int64, shape [blocks + 1]
+        The first feature of each block.
+    groups : list of str
+        The folder of each block's group.
+    n_active : ndarray of int64, shape [features]
+        The number of tokens on which each feature fires.
+    sum, max : ndarray, shape [features]
+        The sum and the maximum of each feature's activations.
+    """
 
     block_start: NDArray[np.int64]
     groups: list[str]
@@ -49,14 +79,16 @@ class FeatureTable(NamedTuple):
 
 
 class FeatureTables:
-    """Reads the tables of one set of features when they are first needed.
+    """Reads the tables of one set of feature activations when they are first needed.
 
     Parameters
     ----------
     store : StoreReader
+        The store.
     name : str
-        Of the set.
+        The set's name.
     n_features : int
+        The number of features.
     """
 
     def __init__(self, store: StoreReader, name: str, n_features: int) -> None:
@@ -64,16 +96,16 @@ class FeatureTables:
         self._group = lru_cache(maxsize=64)(self._open_group)
 
     def written(self, table: JobKind) -> bool:
-        """Whether the table over all shards, or over all blocks, has its receipt."""
+        """Return whether the table over all shards, or over all blocks, has its receipt."""
         return table.receipts(self.store, self.name).exists(0)
 
     def require_encoded(self) -> None:
-        """Raise ``FeatureError`` where not every token is encoded."""
+        """Raise ``FeatureError`` unless every token is encoded."""
         _ = self.tokens
 
     @cached_property
     def tokens(self) -> TokenTable:
-        """Where each shard's codes lie.
+        """The table by token: the group of each shard.
 
         Raises
         ------
@@ -83,14 +115,17 @@ class FeatureTables:
         receipt = self._table(ENCODED, "encode")
         groups = _groups(receipt)
         if len(groups) != self.store.plan.n_shards:
-            raise _odd(receipt, f"names {len(groups)} groups of {self.store.plan.n_shards} shards")
+            raise _malformed(
+                receipt,
+                f"names {len(groups)} groups, expected {self.store.plan.n_shards}, one per shard",
+            )
         nnz_start = self._read(receipt, flat("nnz_start", len(groups) + 1, "int64", "edge"))
         check_edges(nnz_start, int(nnz_start[-1]), f"{receipt.job}: nnz_start")
         return TokenTable(nnz_start, groups)
 
     @cached_property
     def features(self) -> FeatureTable:
-        """Where each feature's codes lie, and how many there are.
+        """The table by feature: the group of each block, and totals of each feature.
 
         Raises
         ------
@@ -104,7 +139,7 @@ class FeatureTables:
         check_edges(block_start, n, f"{receipt.job}: block_start")
         count = self._read(receipt, flat("count", n, "int64", "feature"))
         if count.min() < 0 or count.max() > self.store.plan.n_tokens:
-            raise _odd(receipt, f"counts {count.min()} to {count.max()} tokens of a feature")
+            raise _malformed(receipt, f"counts {count.min()} to {count.max()} tokens of a feature")
         return FeatureTable(
             block_start,
             groups,
@@ -114,14 +149,14 @@ class FeatureTables:
         )
 
     def shard(self, shard: int) -> Group:
-        """Return the codes of a shard's tokens."""
+        """Return the group of a shard: the activations of its tokens."""
         table = self.tokens
         start, stop = self.store.shard_range(shard)
         nnz = int(table.nnz_start[shard + 1] - table.nnz_start[shard])
         return self._group(table.groups[shard], stop - start + 1, nnz, index_dtype(self.n_features))
 
     def block(self, block: int) -> Group:
-        """Return the codes of a block of features."""
+        """Return the group of a block of features."""
         table = self.features
         first, last = int(table.block_start[block]), int(table.block_start[block + 1])
         nnz = int(table.n_active[first:last].sum())
@@ -154,12 +189,12 @@ class FeatureTables:
 
 
 def _groups(receipt: Receipt) -> list[str]:
-    """Return the groups that a table is over, each where derived data lies."""
+    """Return the folders of the groups that a table lists, each a folder of derived data."""
     groups = receipt.run.get("groups")
     if not isinstance(groups, list) or not groups:
-        raise _odd(receipt, "names no groups")
+        raise _malformed(receipt, "names no groups")
     return [group_named(group, receipt) for group in groups]
 
 
-def _odd(receipt: Receipt, what: str) -> FormatError:
+def _malformed(receipt: Receipt, what: str) -> FormatError:
     return FormatError(f"the receipt of {receipt.job} {what}. {CHANGED}", job=receipt.job)

@@ -1,7 +1,7 @@
-"""The tokens on which each raw unit is largest and smallest, gathered in one pass for all units.
+"""``Units``: the raw units of a hookpoint, with the tokens of largest and smallest activation.
 
-``extremes/<hookpoint>`` holds, for every unit, its ``k`` largest and ``k`` smallest activations
-with their tokens, so that no single question scans the store.
+``extremes/<hookpoint>`` holds the ``k`` largest and ``k`` smallest activations of every unit with
+their tokens, so that a query need not scan the store. One pass computes them for all units.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from actlas.store.read.reader import StoreReader
 
 CHUNK_UNITS = 256
+"""Units per inner chunk."""
 
 KEEP_MAX = 1024
-"""Tokens of each end, at most."""
+"""The maximum number of tokens kept of each end."""
 
 ENDS = ("top", "bottom")
 
@@ -51,14 +52,16 @@ def extreme_specs(n_units: int, k: int) -> dict[str, ArraySpec]:
 
 
 class Units:
-    """The raw units of one hookpoint. Get it with ``store.units(hookpoint)``.
+    """The raw units of one hookpoint. Get them with ``store.units(hookpoint)``.
 
     Attributes
     ----------
     hookpoint : str
+        The hookpoint.
     n_units : int
+        The number of units: the hookpoint's width.
     k : int
-        How many tokens of each end are kept.
+        The number of tokens kept of each end.
     """
 
     def __init__(self, store: StoreReader, hookpoint: str, receipt: Receipt) -> None:
@@ -74,17 +77,17 @@ class Units:
         return f"<{self.n_units:,} units of {self.hookpoint}, {self.k} tokens of each end>"
 
     def top(self, unit: int, k: int = 20) -> Peak:
-        """Return the tokens with the largest activations, falling; ties: the lower token first."""
+        """Return the tokens with the largest activations, descending; ties by ascending token."""
         return self._end("top", unit, k)
 
     def bottom(self, unit: int, k: int = 20) -> Peak:
-        """Return the tokens with the smallest activations, rising; ties: the lower token first."""
+        """Return the tokens with the smallest activations, ascending; ties by ascending token."""
         return self._end("bottom", unit, k)
 
     def activations(self, unit: int, start: int, stop: int) -> NDArray[np.float32]:
-        """Return a unit's activation of tokens [start, stop) in document order.
+        """Return a unit's activation on tokens [start, stop); shape [stop - start].
 
-        These rows lie scattered in their shard: most of it is read.
+        The rows of these tokens are scattered over their shard, so most of it is read.
         """
         rows = self.store.row_of(np.arange(start, stop, dtype=np.int64))
         taken = self.store.activations[self.hookpoint].take(rows)[:, unit]
@@ -100,19 +103,25 @@ class Units:
         words: int = 20,
         distinct: bool = False,
     ) -> Contexts:
-        """Return the tokens where a unit is largest (or smallest), each among its words.
+        """Return the tokens with a unit's largest activations, with words around them.
 
         Parameters
         ----------
         unit : int
+            The unit.
         k : int
-            How many; no more than were kept.
+            The maximum number of tokens; at most :attr:`k` are kept.
         bottom : bool
-            The smallest instead.
+            Whether to return the smallest activations instead.
         words : int
-            On each side.
+            The number of words on each side.
         distinct : bool
-            At most one token of each document.
+            Whether to return at most one token of each document.
+
+        Raises
+        ------
+        FeatureError
+            There is no such unit, or fewer tokens were kept.
         """
         end = "bottom" if bottom else "top"
         if distinct:
@@ -142,7 +151,7 @@ class Units:
         )
 
     def check(self, unit: int) -> None:
-        """Raise ``FeatureError`` where there is no such unit."""
+        """Raise ``FeatureError`` if there is no unit of this number."""
         if not 0 <= unit < self.n_units:
             raise FeatureError(
                 f"unit {unit}: {self.hookpoint} has units 0 to {self.n_units - 1}.", unit=unit
@@ -152,8 +161,8 @@ class Units:
         self.check(unit)
         if k > self.k:
             raise FeatureError(
-                f"{k} tokens of unit {unit}: {self.k} of each end were kept. Ask for at most "
-                f"{self.k}.",
+                f"got a request for {k} tokens of unit {unit}, and {self.k} of each end were "
+                f"kept: request at most {self.k}.",
                 unit=unit,
             )
         t = self._arrays[f"{end}_t"].read(unit, unit + 1)[0, :k]
@@ -173,35 +182,42 @@ class Units:
 
 
 def _kept(receipt: Receipt) -> int:
-    """Return how many tokens of each end a receipt says were kept."""
+    """Return the number of tokens of each end that were kept, from a receipt."""
     k = receipt.run.get("k")
     if isinstance(k, int) and 1 <= k <= KEEP_MAX:
         return k
     raise FormatError(
-        f"the receipt of {receipt.job} says that {str(k)[:100]} tokens of each end were kept; "
-        f"expected 1 to {KEEP_MAX}. {CHANGED}",
+        f"the receipt of {receipt.job} records k = {str(k)[:100]}, expected 1 to {KEEP_MAX} tokens "
+        f"of each end. {CHANGED}",
         job=receipt.job,
     )
 
 
 def open_units(store: StoreReader, hookpoint: str) -> Units:
-    """Open the gathered extremes of a hookpoint.
+    """Open the raw units of a hookpoint with their extremes.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    hookpoint : str
+        The hookpoint.
 
     Raises
     ------
     HookpointError
-        There is no such hookpoint.
+        The store has no such hookpoint.
     FeatureError
-        They are not gathered yet.
+        The extremes are not computed yet.
     """
-    store.activations[hookpoint]  # raises, and says which there are
+    store.activations[hookpoint]  # raises, and lists the hookpoints
     try:
         receipt = EXTREMES.receipts(store, hookpoint).read(0)
     except FileNotFoundError as error:
         raise FeatureError(
-            f"{store.path}: the top and bottom tokens of {hookpoint} are not gathered yet: "
-            f"`actlas contexts {store.path} --hookpoint {hookpoint} --unit 0` does it in one pass "
-            "for all units.",
+            f"{store.path}: the top and bottom tokens of {hookpoint} are not computed yet: "
+            f"`actlas contexts {store.path} --hookpoint {hookpoint} --unit 0` computes them in one "
+            "pass for all units.",
             hookpoint=hookpoint,
         ) from error
     return Units(store, hookpoint, receipt)

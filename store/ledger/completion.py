@@ -1,4 +1,4 @@
-"""Which shards of which job are finished: their receipts, read when asked for and kept."""
+"""``Completion``: which shards of each job are done, from their receipts, which are cached."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from actlas.store.objects.base import Objects
 
 @dataclass(frozen=True, slots=True)
 class JobShards:
-    """How the tokens or documents that a job covers are cut into shards.
+    """How the tokens or documents that a job covers are split into shards.
 
     Attributes
     ----------
     n_tokens, shard_rows : int
-        Tokens of the corpus, and tokens per shard of a job over rows.
+        The number of tokens of the corpus, and of tokens per shard of a job over rows.
     n_documents, shard_documents : int
-        Documents, and documents per shard of the pooled rows; ``shard_documents`` is 0 where the
-        plan pools nothing.
+        The number of documents, and of documents per shard of pooled rows; ``shard_documents`` is
+        0 if the plan pools nothing.
     dense : bool
         Whether every token has a row.
     """
@@ -41,13 +41,13 @@ class JobShards:
 
     @classmethod
     def of(cls, arrays: StoreArrays) -> JobShards:
-        """Return the shards of the jobs of a plan, given its arrays."""
+        """Return how the jobs of a plan are split, given the plan's arrays."""
         plan = arrays.plan
         shard_documents = next((spec.shard_rows for spec in arrays.pooled.values()), 0)
         return cls(plan.n_tokens, plan.shard_rows, plan.n_documents, shard_documents, plan.dense)
 
     def n_shards(self, job: str) -> int:
-        """Return how many shards a job has; derived jobs over rows have as many as extraction."""
+        """Return a job's number of shards; derived jobs over rows have as many as extraction."""
         if job == POOLED:
             documents = self.shard_documents
             return layout.n_shards(self.n_documents, documents) if documents else 0
@@ -56,14 +56,14 @@ class JobShards:
         return layout.n_shards(self.n_tokens, self.shard_rows)
 
     def covered(self, shard: int, job: str) -> tuple[int, int]:
-        """Return the tokens [start, stop) of a shard, or its documents for pooled rows."""
+        """Return the tokens [start, stop) that a shard covers, or the documents for pooled rows."""
         if job == POOLED:
             return layout.shard_range(shard, self.shard_documents, self.n_documents)
         return layout.shard_range(shard, self.shard_rows, self.n_tokens)
 
 
 class Completion:
-    """Which shards of a store's jobs are done. A shard that was seen done is not asked for again.
+    """Which shards of a store's jobs are done; a shard known to be done is not looked up again.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class Completion:
     plan_sha256 : str
         The seal of the store's plan.
     job_shards : JobShards
-        How many shards each job has, and what they cover.
+        The number of shards of each job, and what they cover.
     """
 
     def __init__(self, objects: Objects, plan_sha256: str, job_shards: JobShards) -> None:
@@ -100,15 +100,15 @@ class Completion:
         Raises
         ------
         NotExtractedError
-            It has none.
+            The shard is not done.
         """
         return self._receipt(shard, job, self.receipts(job).generation(shard))
 
     def repaired_since(self, shard: int, job: str) -> Callable[[], bool]:
         """Return a function that tells whether a shard was repaired with other bytes after this.
 
-        The function lists the repairs afresh, and looks for a receipt of a later generation than
-        the one known now.
+        The function lists the repairs again and looks for a receipt of a later generation than the
+        one known now.
         """
         known = self.receipts(job).generation(shard)
 
@@ -118,27 +118,27 @@ class Completion:
         return repaired
 
     def forget(self, job: str) -> None:
-        """Forget what was read of a job's receipts: one of them was replaced."""
+        """Drop the cached receipts of a job, after one of them was replaced."""
         self._receipts.pop(job, None)
         self._seen.pop(job, None)
         self._receipt.cache_clear()
 
-    def shards(self, job: str) -> frozenset[int]:
-        """Return the finished shards of a job, by a fresh listing."""
+    def done(self, job: str) -> frozenset[int]:
+        """Return the shards of a job that are done, by a fresh listing."""
         self._seen[job] = self.receipts(job).done()
         return self._seen[job]
 
     def require(self, shards: NDArray[np.int64], job: str) -> None:
-        """Raise ``NotExtractedError`` where one of these shards is not finished."""
+        """Raise ``NotExtractedError`` if one of these shards is not done."""
         seen = self._seen.get(job)
         if seen is not None and seen.issuperset(shards.tolist()):
             return
-        absent = sorted(set(shards.tolist()) - self.shards(job))
+        absent = sorted(set(shards.tolist()) - self.done(job))
         if absent:
-            raise self._not_finished(absent, job)
+            raise self._not_done(absent, job)
 
     def checksums(self, shard: int, key: str, job: str) -> tuple[int, ...] | None:
-        """Return the crc32c of each chunk of an object, where the shard's receipt holds them."""
+        """Return the crc32c of each chunk of an object, or None if the receipt records none."""
         records = self.receipt(shard, job).objects
         return next((r.chunk_crc32c for r in records if r.key == key), None)
 
@@ -146,33 +146,33 @@ class Completion:
         try:
             return self.receipts(job).read(shard, generation)
         except FileNotFoundError:
-            self.shards(job)
-            # A repair removes a receipt that cannot be read: the one that stands is a later one.
+            self.done(job)
+            # A repair removes a receipt that cannot be read; the valid one is a later one.
             if self.receipts(job).generation(shard) > generation:
                 return self.receipts(job).read(shard)
             self.require(np.array([shard], dtype=np.int64), POOLED if job == POOLED else EXTRACT)
             raise
 
-    def _not_finished(self, absent: list[int], job: str) -> NotExtractedError:
+    def _not_done(self, absent: list[int], job: str) -> NotExtractedError:
         path, first = self._objects.url, absent[0]
         start, stop = self._job_shards.covered(first, job)
         if job == POOLED:
             what = (
                 f"{path}: documents [{start}, {stop}) (shard {first} of the pooled rows) are not "
-                f"pooled yet. `actlas extract {path}` goes on."
+                f"pooled yet. `actlas extract {path}` continues."
             )
         else:
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
             what = (
                 f"{path}: rows [{start}, {stop}) (shard {first}{more}) are not extracted yet. "
-                f"`actlas extract {path}` goes on, `actlas status {path}` tells how far it is."
+                f"`actlas extract {path}` continues, `actlas status {path}` shows the progress."
             )
         return NotExtractedError(what, path=path, shards=absent)
 
 
 @dataclass(frozen=True, slots=True)
 class JobGuard:
-    """Lets the shards of one job be read once they are complete: a ``ShardGuard`` of lazy arrays.
+    """A ``ShardGuard`` for lazy arrays: the shards of one job may be read once they are done.
 
     Attributes
     ----------
@@ -181,7 +181,7 @@ class JobGuard:
     job : str
         The job whose shards the array holds.
     check : bool
-        Whether :meth:`checksums` returns what the receipts record, or always None.
+        Whether :meth:`checksums` returns what the receipts record, or None.
     """
 
     completion: Completion
@@ -193,7 +193,7 @@ class JobGuard:
         self.completion.require(shards, self.job)
 
     def checksums(self, shard: int, key: str) -> tuple[int, ...] | None:
-        """Return the crc32c of each chunk of an object, if the shard's receipt records them."""
+        """Return the crc32c of each chunk of an object, or None."""
         return self.completion.checksums(shard, key, self.job) if self.check else None
 
     def repaired_since(self, shard: int) -> Callable[[], bool]:

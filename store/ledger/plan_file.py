@@ -1,4 +1,4 @@
-"""The plan as it lies in a store: where, how it is read, and what is held against it."""
+"""The plan's files in a store: reading them, and checking that the plan is still the same."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from actlas.store.objects.base import Objects, is_url
 PLAN_KEY = "ledger/plan.json"
 
 PLAN_COPY_KEY = "ledger/plan.copy.json"
-"""The same bytes once more: without them nothing else could be proved or repaired."""
+"""A copy of the plan: without the plan nothing else could be checked or repaired."""
 
 
 def read_plan(objects: Objects, path: str | os.PathLike[str]) -> tuple[PlanFile, str]:
-    """Return a store's plan and the sha256 that it is sealed with.
+    """Return a store's plan and its seal.
 
     Parameters
     ----------
     objects : Objects
+        The store's objects.
     path : path or URL
-        Of the store, as it was asked for.
+        The store's location as the user gave it, for messages.
 
     Raises
     ------
     StoreNotFoundError
-        There is no store here.
+        There is no store at this location.
     FormatError
-        It was written by another version of the format, or its metadata was changed.
+        The store was written by another version of the format, or its metadata was changed.
     CorruptDataError
         The plan is not the one that was written.
     """
@@ -43,13 +44,15 @@ def read_plan(objects: Objects, path: str | os.PathLike[str]) -> tuple[PlanFile,
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreNotFoundError(
             f"{objects.url}: there is no store here. `actlas plan {path} --model M --corpus C` "
-            "makes one.",
+            "creates one.",
             path=objects.url,
         ) from error
     ours = attributes_of(root).get("actlas")
     version = ours.get("format_version") if isinstance(ours, dict) else None
     if version is None:
-        raise FormatError(f"{objects.url}: a Zarr group, but no store of actlas.", path=path)
+        raise FormatError(
+            f"{objects.url}: got a Zarr group, expected a store of actlas.", path=path
+        )
     if version != FORMAT_VERSION:
         raise version_error(objects.url, version)
     try:
@@ -57,18 +60,16 @@ def read_plan(objects: Objects, path: str | os.PathLike[str]) -> tuple[PlanFile,
     except FileNotFoundError as error:
         again = "Plan again." if is_url(objects.url) else "Remove the folder and plan again."
         if objects.size(PLAN_COPY_KEY) is not None:
-            again = (
-                f"Its copy is there: `actlas repair {objects.url}` puts it back, or says why not."
-            )
+            again = f"Its copy exists: `actlas repair {objects.url}` restores it, or says why not."
         raise StoreNotFoundError(
-            f"{objects.url}: {PLAN_KEY} is missing: it is lost, or planning was not finished here. "
+            f"{objects.url}: {PLAN_KEY} is missing: it was lost, or planning was not completed. "
             + again,
             path=objects.url,
         ) from error
 
 
 def read_sealed_plan(objects: Objects, key: str) -> tuple[PlanFile, str]:
-    """Return the plan that lies at a key, and its seal; see :func:`read_plan`."""
+    """Return the plan stored under a key, and its seal; raises as :func:`read_plan` does."""
     data = objects.read(key)
     plan_file = unseal(data, PlanFile, f"{objects.url}/{key}")
     check_objects(plan_file, f"{objects.url}/{key}")
@@ -76,17 +77,17 @@ def read_sealed_plan(objects: Objects, key: str) -> tuple[PlanFile, str]:
 
 
 def require_plan(objects: Objects, plan_sha256: str) -> None:
-    """Raise ``ConflictError`` where the plan that lies there is not the one of this seal."""
+    """Raise ``ConflictError`` if the store's plan no longer has this seal."""
     try:
-        # Its end alone: a large store's plan is megabytes, and every commit asks.
+        # Only the end is read: a large store's plan has megabytes, and every commit checks it.
         size = objects.size(PLAN_KEY) or 0
         now = seal_of(objects.read(PLAN_KEY, max(0, size - 128)))
     except FileNotFoundError:
         now = "none"
     if now != plan_sha256:
         raise ConflictError(
-            f"{objects.url}: the plan here is {now[:16]}…, this worker's was "
-            f"{plan_sha256[:16]}…. The store was replaced; nothing more is written.",
+            f"{objects.url}: got the plan {now[:16]}…, expected {plan_sha256[:16]}…, which this "
+            "worker began with. The store was replaced; this worker writes nothing more.",
             path=objects.url,
         )
 
@@ -99,21 +100,32 @@ def names_in(
     *,
     distinct: bool = True,
 ) -> list[str]:
-    """Return the strings that an attribute of a ``zarr.json`` of the plan lists.
+    """Return the list of strings in an attribute of an array's ``zarr.json``.
 
-    They are the names of codes, and so ``distinct``: each is there once.
+    Parameters
+    ----------
+    objects : Objects
+        The store's objects.
+    plan_file : PlanFile
+        The plan, which records the sha256 of the ``zarr.json``.
+    key : str
+        The key of the ``zarr.json``.
+    attribute : str
+        The attribute's name.
+    distinct : bool
+        Whether the strings must be distinct, as the names of codes are.
 
     Raises
     ------
     CorruptDataError
-        That ``zarr.json`` is not the one that was written.
+        The ``zarr.json`` is not the one that was written.
     FormatError
-        The attribute lists something else.
+        The attribute is not a list of strings, or repeats one that must be distinct.
     """
     digest, _ = plan_file.objects.get(key, ("", 0))
     if hashlib.sha256(objects.read(key)).hexdigest() != digest:
         raise CorruptDataError(
-            f"{objects.url}/{key}: its sha256 is not the plan's: the names in it were changed.",
+            f"{objects.url}/{key}: its sha256 is not the one in the plan: its names were changed.",
             path=key,
         )
     names = attributes_of(read_json(objects, key)).get(attribute, [])
@@ -129,18 +141,20 @@ def names_in(
 
 
 def attributes_of(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return the attributes of a ``zarr.json``; none where they are no JSON object."""
+    """Return the attributes of a ``zarr.json``, or an empty dict if they are no JSON object."""
     attributes = metadata.get("attributes")
     return attributes if isinstance(attributes, dict) else {}
 
 
 def read_json(objects: Objects, key: str) -> dict[str, Any]:
-    """Return a JSON object of the store.
+    """Return an object of the store that holds a JSON object.
 
     Raises
     ------
+    FileNotFoundError
+        The object does not exist.
     FormatError
-        It is none.
+        The object is not JSON, or another JSON value.
     """
     data = objects.read(key)
     try:
@@ -148,5 +162,7 @@ def read_json(objects: Objects, key: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{objects.url}/{key}: expected JSON ({error})", path=key) from error
     if not isinstance(value, dict):
-        raise FormatError(f"{objects.url}/{key}: expected a JSON object", path=key)
+        raise FormatError(
+            f"{objects.url}/{key}: got another JSON value, expected a JSON object", path=key
+        )
     return value

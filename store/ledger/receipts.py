@@ -1,9 +1,9 @@
-"""The ledger of what is done: one receipt per shard of a job, written last.
+"""Receipts: the completion records in the ledger, one per shard of a job, written last.
 
-A shard that was repaired with other bits has a receipt of a later *generation* beside the first::
+A shard that was repaired with other bytes has a receipt of a later *generation* beside the first::
 
     ledger/receipts/extract/00000003.json          written by the run
-    ledger/repairs/extract/00000003.0001.json      written by a repair: this one stands
+    ledger/repairs/extract/00000003.0001.json      written by a repair: the valid one
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ _NAME = re.compile(r"[0-9]{8}\.json", re.ASCII)
 _REPAIRED = re.compile(r"([0-9]{8})\.([0-9]{4})\.json", re.ASCII)
 
 EXTRACT = "extract"
-"""The job that every store begins with: every token's rows."""
+"""The job that computes every token's row."""
 
 POOLED = "pooled"
-"""The job of pooled rows; its shards are ranges of documents."""
+"""The job that computes pooled rows; its shards are ranges of documents."""
 
 
 def receipt_key(job: str, shard: int, generation: int = 0) -> str:
-    """Return the key of a shard's receipt; generation 0 is the run's own."""
+    """Return the key of a shard's receipt; generation 0 is that of a run, not of a repair."""
     if generation:
         return f"ledger/repairs/{job}/{shard:08d}.{generation:04d}.json"
     return f"ledger/receipts/{job}/{shard:08d}.json"
 
 
 class Receipts:
-    """The receipts of one job. A shard is done if and only if its receipt exists.
+    """The receipts of one job. A shard is done if and only if it has a receipt.
 
     Parameters
     ----------
     objects : Objects
         The store's objects.
     job : str
-        Such as ``extract``.
+        The job's name, such as ``extract``.
     n_shards : int
-        How many shards the job has.
+        The number of shards of the job.
     plan_sha256 : str
         The seal of the store's plan.
     """
@@ -65,7 +65,7 @@ class Receipts:
 
     @cached_property
     def generations(self) -> dict[int, list[int]]:
-        """The generations of the shards that were repaired, rising; listed once."""
+        """The generations of each repaired shard, ascending; listed once and cached."""
         found: dict[int, list[int]] = {}
         for name in self.objects.names(f"ledger/repairs/{self.job}"):
             match = _REPAIRED.fullmatch(name)
@@ -74,27 +74,36 @@ class Receipts:
         return {shard: sorted(generations) for shard, generations in found.items()}
 
     def generation(self, shard: int) -> int:
-        """Return the generation that stands: the highest."""
+        """Return the valid generation of a shard's receipt: the highest one."""
         return self.generations.get(shard, [0])[-1]
 
     def key(self, shard: int) -> str:
-        """Return the key of the receipt that stands."""
+        """Return the key of a shard's valid receipt."""
         return receipt_key(self.job, shard, self.generation(shard))
 
     def exists(self, shard: int) -> bool:
-        """Whether a shard is done."""
+        """Return whether a shard is done."""
         first = receipt_key(self.job, shard)
         return self.objects.size(first) is not None or shard in self.generations
 
     def read(self, shard: int, generation: int | None = None) -> Receipt:
-        """Return a shard's receipt, checked: the one that stands, or an earlier one.
+        """Return a shard's receipt, checked.
+
+        Parameters
+        ----------
+        shard : int
+            The shard's number.
+        generation : int, optional
+            The receipt's generation; without it, the valid receipt is read.
 
         Raises
         ------
         FileNotFoundError
             The shard is not done.
-        CorruptDataError, FormatError
-            The receipt is not the one that was written, or belongs elsewhere.
+        CorruptDataError
+            The receipt is not the one that was written.
+        FormatError
+            The receipt belongs to another shard, job or plan.
         """
         if generation is None:
             generation = self.generation(shard)
@@ -102,31 +111,32 @@ class Receipts:
         receipt = unseal(self.objects.read(key), Receipt, f"{self.objects.url}/{key}")
         if (receipt.job, receipt.shard, receipt.generation) != (self.job, shard, generation):
             raise FormatError(
-                f"{self.objects.url}/{key}: this is the receipt of {receipt.job} shard "
-                f"{receipt.shard}, generation {receipt.generation}; the file was moved.",
+                f"{self.objects.url}/{key}: got the receipt of {receipt.job} shard "
+                f"{receipt.shard}, generation {receipt.generation}, expected the one that the "
+                "file's name says; the file was moved.",
                 path=key,
             )
         if receipt.plan_sha256 != self.plan_sha256:
             raise FormatError(
-                f"{self.objects.url}/{key}: this receipt was written for another plan "
-                f"({receipt.plan_sha256[:16]}…, this store's is {self.plan_sha256[:16]}…), by a "
-                "worker of an earlier store at this path: plan again at a new path.",
+                f"{self.objects.url}/{key}: this receipt was written for another plan (got "
+                f"{receipt.plan_sha256[:16]}…, expected {self.plan_sha256[:16]}…), by a worker of "
+                "an earlier store at this path: plan again at a new path.",
                 path=key,
             )
         return receipt
 
     def read_many(self, shards: Iterable[int]) -> Iterator[Receipt]:
-        """Yield several shards' receipts in the order asked, read in threads.
+        """Yield the receipts of several shards in the given order, read in threads.
 
         Raises
         ------
         FileNotFoundError, CorruptDataError, FormatError
-            As :meth:`read`.
+            As :meth:`read` does.
         """
         yield from map_in_order(self.read, shards, self.objects.n_readers)
 
     def write(self, receipt: Receipt) -> Receipt:
-        """Write a receipt and return the one that stands: the first writer's."""
+        """Write a receipt and return the valid one: that of the first writer."""
         key = receipt_key(self.job, receipt.shard, receipt.generation)
         created = self.objects.create(key, [seal(receipt)])
         if receipt.generation:

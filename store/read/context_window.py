@@ -1,4 +1,4 @@
-"""Words around a place in a text: where a context begins and ends."""
+"""The context window of a token: the slice of its document with some words on each side."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ import re
 _WORD = re.compile(r"\S+")
 
 WORD_CHARACTERS = 64
-"""A context has at most so many characters for each word asked for, and for one more."""
+"""A context window has at most this many characters per word on each side, plus one word's."""
 
 
 def context_window(text: str, lo: int, hi: int, words: int) -> tuple[int, int]:
-    """Return where ``words`` whole words before ``text[lo:hi]`` begin and as many after it end.
+    """Return the slice [start, stop) of a text with whole words around ``text[lo:hi]``.
 
-    A word that ``text[lo:hi]`` lies in is taken in whole and counts for neither side. Only the
-    neighbourhood is looked at, so that a book is no slower than a page; and on each side there are
-    at most ``64 * (words + 1)`` characters, since not every text has white space.
+    A word that contains an end of ``text[lo:hi]`` is included completely and counts for neither
+    side. Each side has at most ``64 * (words + 1)`` characters, since a text may have no white
+    space, and only these characters are searched.
+
+    Parameters
+    ----------
+    text : str
+        The document's text.
+    lo, hi : int
+        The characters of the token, half-open.
+    words : int
+        The number of words on each side.
     """
     limit = WORD_CHARACTERS * (words + 1)
     return _back(text, lo, words, limit), _forward(text, hi, words, limit)
@@ -31,7 +40,7 @@ def _back(text: str, lo: int, words: int, limit: int) -> int:
             cut = starts.pop()
         if first and not text[first].isspace() and not text[first - 1].isspace():
             if starts:
-                starts = starts[1:]  # where it begins is not seen
+                starts = starts[1:]  # this word begins before the part that was searched
             else:
                 cut = -1
         if first == 0 or (cut >= 0 and len(starts) >= max(words, 1)):

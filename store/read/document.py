@@ -1,4 +1,4 @@
-"""One document of a store, and one of its tokens among the words around it."""
+"""``Document``: one document with its activations; ``Context``: a token with words around it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """Where a document came from: a file (or hub or built-in name) and its record in it."""
+    """The source of a document.
+
+    Attributes
+    ----------
+    name : str
+        A file, a data set of the Hugging Face hub, or a built-in corpus.
+    record : int
+        The number of the document's record in it.
+    """
 
     name: str
     record: int
@@ -32,15 +40,28 @@ class Document:
 
     Attributes
     ----------
+    doc_idx : int
+        The document's number in the store.
     text : str
-        The whole text, also what lies beyond the last kept token.
+        The complete text, including what follows the last kept token.
+    label : str or None
+        The document's label.
+    source : Source
+        The file or data set, and the record in it.
+    start : int
+        The index of the document's first token in the corpus.
     token_id : ndarray of int32, shape [tokens]
+        The id of each kept token.
     char_start : ndarray of int32, shape [tokens]
-        Where in the text each token begins.
+        The index of each token's first character in the text.
+    char_stop : int
+        The index behind the last kept token's last character.
+    special : ndarray of bool, shape [tokens]
+        Whether the tokenizer added the token.
     activations : mapping of hookpoint to ndarray, shape [tokens, units]
-        Read when asked for.
-    columns : mapping of str to tuple of str or None, one per token
-        What each of the store's columns of tokens says: ``columns["role"][0] == "user"``.
+        The activations, read when a hookpoint is accessed.
+    columns : mapping of str to tuple of (str or None), one per token
+        The values of the store's token columns: ``columns["role"][0] == "user"``.
     """
 
     doc_idx: int
@@ -60,33 +81,40 @@ class Document:
 
     @cached_property
     def tokens(self) -> list[str]:
-        """The piece of text of each token; a token that the tokenizer added has an empty one.
+        """The text of each token; empty for a token that the tokenizer added.
 
-        A character that is cut into several tokens is shown with the first of them.
+        A character that is split into several tokens belongs to the first of them.
         """
         edges = [*self.char_start.tolist(), self.char_stop]
         return [self.text[a:b] for a, b in itertools.pairwise(edges)]
 
     def context(self, pos_idx: int, words: int = 20) -> Context:
-        """Return one token with ``words`` words on each side.
+        """Return one token with some words of the document on each side.
 
-        A word is a run without white space. The words that the token itself lies in count for
-        neither side.
+        A word is a run of characters other than white space. Words that contain an end of the token
+        count for neither side.
+
+        Parameters
+        ----------
+        pos_idx : int
+            The token's position in the document.
+        words : int
+            The number of words on each side.
 
         Raises
         ------
         IndexError
-            There is no such token in this document.
+            The document has no such token.
         """
         if not 0 <= pos_idx < len(self):
             raise IndexError(
-                f"token {pos_idx}: document {self.doc_idx} has {len(self)} tokens, from 0"
+                f"token {pos_idx}: document {self.doc_idx} has tokens 0 to {len(self) - 1}"
             )
         starts = self.char_start
         lo = int(starts[pos_idx])
         hi = int(starts[pos_idx + 1]) if pos_idx + 1 < len(self) else self.char_stop
         start, stop = context_window(self.text, lo, hi, words)
-        first = int(np.searchsorted(starts, start, side="right")) - 1  # a token may begin before
+        first = int(np.searchsorted(starts, start, side="right")) - 1  # a token may begin before it
         return Context(
             doc_idx=self.doc_idx,
             pos_idx=pos_idx,
@@ -98,7 +126,7 @@ class Document:
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return one row per token: token_id, text, its columns, each hookpoint's L2 norm."""
+        """Return one row per token: id, text, token columns, and the L2 norm at each hookpoint."""
         import pandas as pd
 
         columns: dict[str, Any] = {"token_id": self.token_id, "token": self.tokens, **self.columns}
@@ -119,9 +147,16 @@ class Document:
 
 @dataclass(frozen=True)
 class Context:
-    """A token among the words around it.
+    """A token with the words around it: ``before + token + after`` is a slice of the text.
 
-    ``before + token + after`` is a slice of the document's text.
+    Attributes
+    ----------
+    doc_idx, pos_idx : int
+        The document, and the token's position in it.
+    before, token, after : str
+        The words before the token, the token's text, and the words after it.
+    pos_start, pos_stop : int
+        The tokens of the document that lie in the slice, at least in part; half-open.
     """
 
     doc_idx: int
@@ -131,7 +166,6 @@ class Context:
     after: str
     pos_start: int
     pos_stop: int
-    """Tokens [pos_start, pos_stop) of the document lie in this slice, whole or in part."""
 
     def __str__(self) -> str:
         return f"{self.before}[{self.token}]{self.after}"

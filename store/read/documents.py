@@ -1,4 +1,4 @@
-"""The documents of a store: their text, their tokens, where each came from."""
+"""``Documents``: the text, tokens, labels, images and sources of a store's documents."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 class Documents:
-    """All documents of a store. ``len(documents)``, ``documents.text(3)``.
+    """All documents of a store: ``len(documents)``, ``documents.text(3)``.
 
     Parameters
     ----------
-    columns : dict of LazyArray
-        The arrays of group ``documents``.
+    columns : dict of str to LazyArray
+        The arrays of the group ``documents``.
     labels, sources : list of str
-        The names of the labels and of the sources.
+        The names that the codes of labels and sources stand for.
     token_columns : mapping of str to tuple of str
-        The names in each column of tokens.
+        The names that the codes of each token column stand for.
     """
 
     def __init__(
@@ -56,18 +56,24 @@ class Documents:
 
     @cached_property
     def start(self) -> NDArray[np.int64]:
-        """The first kept token of every document; shape [documents + 1]. Kept in memory."""
+        """The first kept token of each document, and the end of the last; shape [documents + 1].
+
+        It is kept in memory.
+        """
         start: NDArray[np.int64] = self.columns["start"][:]
         check_edges(start, len(self.columns["token_id"]), "documents/start")
         return start
 
     def starts(self, lo: int, hi: int) -> NDArray[np.int64]:
-        """Return ``start[lo : hi + 1]``: the edges of documents [lo, hi)."""
+        """Return the edges of documents [lo, hi), ``start[lo : hi + 1]``; shape [hi - lo + 1]."""
         return self.start[lo : hi + 1]
 
     @cached_property
     def label_codes(self) -> NDArray[np.int32] | None:
-        """The label of every document as an index into ``label_names``, -1 for none."""
+        """The label of each document as an index into ``label_names``; shape [documents].
+
+        -1 stands for no label. None if the store has no labels.
+        """
         if "label" not in self.columns:
             return None
         codes: NDArray[np.int32] = self.columns["label"][:]
@@ -79,52 +85,54 @@ class Documents:
     @overload
     def find(self, t: NDArray[np.int64]) -> NDArray[np.int64]: ...
     def find(self, t: int | NDArray[np.int64]) -> int | NDArray[np.int64]:
-        """Return the document that holds token ``t``, or each of several."""
+        """Return the document that contains token ``t`` of the corpus; shape of ``t``."""
         found = np.searchsorted(self.start, t, side="right") - 1
         return int(found) if np.ndim(t) == 0 else found
 
     def check(self, doc_idx: int) -> None:
-        """Raise ``IndexError`` where there is no such document."""
+        """Raise ``IndexError`` if there is no document of this number."""
         if not 0 <= doc_idx < len(self):
             raise IndexError(f"document {doc_idx}: this store has documents 0 to {len(self) - 1}")
 
     def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Return the kept tokens [start, stop) of the corpus."""
+        """Return the ids of tokens [start, stop) of the corpus; shape [stop - start]."""
         return self.columns["token_id"].read(start, stop)
 
     def special(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """Return which of these tokens the tokenizer added."""
+        """Return whether the tokenizer added each of tokens [start, stop); shape [stop - start]."""
         if "special" not in self.columns:
             return np.zeros(stop - start, dtype=np.bool_)
         special: NDArray[np.bool_] = self.columns["special"].read(start, stop) == 1
         return special
 
     def column_names(self, name: str) -> tuple[str, ...]:
-        """Return what the codes of a column of tokens mean.
+        """Return the names that the codes of a token column stand for.
 
         Raises
         ------
         KeyError
-            There is no such column.
+            The store has no such token column.
         """
         if name not in self.token_column_names:
-            there = ", ".join(self.token_column_names) or "none"
-            raise KeyError(f"column {name!r}: the columns of tokens in this store are: {there}")
+            known = ", ".join(self.token_column_names) or "none"
+            raise KeyError(f"column {name!r}: the columns of tokens in this store are: {known}")
         return self.token_column_names[name]
 
     def token_column(self, name: str, start: int, stop: int) -> NDArray[np.int32]:
-        """Return a column's codes of tokens [start, stop) of the corpus; -1 for none.
+        """Return a token column's codes for tokens [start, stop); shape [stop - start].
+
+        The code -1 stands for no value.
 
         Raises
         ------
         KeyError
-            There is no such column.
+            The store has no such token column.
         """
         self.column_names(name)
         return self.columns[name].read(start, stop)
 
     def text(self, doc_idx: int) -> str:
-        """Return a document's whole text."""
+        """Return a document's complete text."""
         self.check(doc_idx)
         lo, hi = self.columns["text_start"].read(doc_idx, doc_idx + 2).tolist()
         check_span(lo, hi, len(self.columns["text"]), f"documents/text_start, document {doc_idx}")
@@ -132,27 +140,27 @@ class Documents:
             return self.columns["text"].read(lo, hi).tobytes().decode("utf-8")
         except UnicodeDecodeError as error:
             raise CorruptDataError(
-                f"documents/text, document {doc_idx}: is not UTF-8 ({error.reason})",
+                f"documents/text, document {doc_idx}: the text is not UTF-8 ({error.reason})",
                 path="documents/text",
             ) from error
 
     def image(self, doc_idx: int) -> bytes | None:
-        """Return a document's image file, byte for byte as it was read; None where it has none."""
+        """Return the bytes of a document's image file as read from the corpus, or None."""
         self.check(doc_idx)
         if "image" not in self.columns:
             return None
         return self.images(doc_idx, doc_idx + 1)[0] or None
 
     def images(self, lo: int, hi: int) -> list[bytes]:
-        """Return the image files of documents [lo, hi), empty where one has none."""
+        """Return the bytes of the image file of each of documents [lo, hi); empty for no image."""
         edges = self.columns["image_start"].read(lo, hi + 1)
         check_rising(edges, len(self.columns["image"]), "documents/image_start")
         data = self.columns["image"].read(int(edges[0]), int(edges[-1]))
-        places = itertools.pairwise((edges - edges[0]).tolist())
-        return [data[start:stop].tobytes() for start, stop in places]
+        ranges = itertools.pairwise((edges - edges[0]).tolist())
+        return [data[start:stop].tobytes() for start, stop in ranges]
 
     def label(self, doc_idx: int) -> str | None:
-        """Return a document's label, or None."""
+        """Return a document's label, or None if it has none."""
         self.check(doc_idx)
         if "label" not in self.columns:
             return None
@@ -160,7 +168,7 @@ class Documents:
         return self._name(self.label_names, code, "label") if code >= 0 else None
 
     def source(self, doc_idx: int) -> Source:
-        """Return where a document came from."""
+        """Return the source of a document."""
         self.check(doc_idx)
         code = int(self.columns["source"].read(doc_idx, doc_idx + 1)[0])
         record = int(self.columns["record"].read(doc_idx, doc_idx + 1)[0])
@@ -171,7 +179,15 @@ class Documents:
         return names[code]
 
     def document(self, doc_idx: int, activations: Mapping[str, NDArray[Any]]) -> Document:
-        """Return one document, with the activations that are given for it."""
+        """Return one document with the given activations.
+
+        Parameters
+        ----------
+        doc_idx : int
+            The document's number.
+        activations : mapping of hookpoint to ndarray, shape [tokens, units]
+            The activations of its tokens; may be empty.
+        """
         self.check(doc_idx)
         start, stop = (int(t) for t in self.starts(doc_idx, doc_idx + 1))
         text = self.text(doc_idx)
@@ -200,11 +216,11 @@ class Documents:
         return tuple(names[code] for code in codes.tolist())
 
     def context(self, doc_idx: int, pos_idx: int, words: int = 20) -> Context:
-        """Return a token of a document among its words: :meth:`Document.context`."""
+        """Return a token with ``words`` words on each side: see :meth:`Document.context`."""
         return self.document(doc_idx, {}).context(pos_idx, words)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return one row per document: tokens, label, source, record."""
+        """Return one row per document: number of tokens, label, source and record."""
         import pandas as pd
 
         names = np.array(self.source_names, dtype=object)

@@ -1,4 +1,4 @@
-"""StoreReader: everything of a store that is read with numpy alone, except derived data."""
+"""``StoreReader``: plan, receipts, arrays, rows, documents and statistics of one store."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from actlas.store.statistics.total import Statistics, combine
 
 
 class StoreReader:
-    """A store that has a plan: its plan, receipts, arrays, rows, documents and statistics.
+    """An open store: its plan, receipts, arrays, rows, documents and statistics.
 
-    Everything that reads, writes, verifies or repairs a store takes one of these.
-    :class:`~actlas.store.store.Store` adds feature activations and notebook display.
+    All code that reads, writes, verifies or repairs a store takes a reader.
+    :class:`~actlas.store.store.Store` adds feature activations, contexts and notebook display.
 
     Parameters
     ----------
     objects : Objects
         The store's objects.
     plan_file : PlanFile
-        The plan as the ledger holds it, with the digests of all that it rests on.
+        The plan as the ledger stores it, with the digests of all that it rests on.
     plan_sha256 : str
         The seal of the plan.
     check : bool
@@ -51,11 +51,19 @@ class StoreReader:
     path : str
         The store's folder or URL.
     plan : Plan
-        What a row is.
+        The definition of every row.
     completion : Completion
         Which shards of which job are done.
     row_index : RowIndex
         Which token lies in which row.
+    rows : Rows
+        The row columns: ``token_id``, ``doc_idx`` and ``pos_idx`` of every row.
+    activations : Activations
+        The dense activations [row, unit] by hookpoint.
+    documents : Documents
+        Text, tokens, labels and sources of the documents.
+    pooled : Pooled
+        The pooled rows [document, unit] by hookpoint and pool.
     """
 
     def __init__(
@@ -91,7 +99,7 @@ class StoreReader:
 
     @cached_property
     def arrays(self) -> StoreArrays:
-        """The specs of every array: the plan's, with the statistics that the store was given."""
+        """The specs of every array of the plan, with the statistics that this store has."""
         first = self.plan.hookpoints[0]
         for names in (STATISTICS, EARLIER_STATISTICS):
             arrays = StoreArrays(self.plan, statistics_names=names)
@@ -112,7 +120,7 @@ class StoreReader:
         Raises
         ------
         NotExtractedError
-            The store holds pooled rows alone.
+            The store has only pooled rows.
         """
         self._require_dense()
         columns = {name: self._lazy(spec) for name, spec in self.arrays.rows.items()}
@@ -125,20 +133,20 @@ class StoreReader:
         Raises
         ------
         NotExtractedError
-            The store holds pooled rows alone.
+            The store has only pooled rows.
         """
         self._require_dense()
         return Activations({n: self._lazy(spec) for n, spec in self.arrays.activations.items()})
 
     @cached_property
     def documents(self) -> Documents:
-        """The documents."""
+        """The documents with their text, tokens, labels and sources."""
         specs = StoreArrays(self.plan).documents
         names: dict[str, list[str]] = {}
         for name in ("source", "label", *self.plan.token_columns):
             key = f"documents/{name}/zarr.json"
             if key in self.plan_file.objects:
-                distinct = name != "source"  # two files may have one name
+                distinct = name != "source"  # two files may have the same name
                 names[name] = names_in(self.objects, self.plan_file, key, distinct=distinct)
         if "label" in names:
             specs = StoreArrays(self.plan, tuple(names["label"])).documents
@@ -148,22 +156,22 @@ class StoreReader:
 
     @cached_property
     def pooled(self) -> Pooled:
-        """The pooled rows by hookpoint and pool; empty where the plan has none."""
+        """The pooled rows by hookpoint and pool; empty if the plan pools nothing."""
         guard = JobGuard(self.completion, POOLED)
         specs = self.arrays.pooled
         return Pooled(self.path, {k: LazyArray(self.objects, s, guard) for k, s in specs.items()})
 
     @property
     def jobs(self) -> tuple[str, ...]:
-        """The jobs of extraction: every token's rows, pooled rows, or both."""
+        """The jobs of extraction: ``extract`` (every token's row), ``pooled``, or both."""
         return (EXTRACT,) * self.plan.dense + (POOLED,) * bool(self.plan.pools)
 
     def n_shards(self, job: str = EXTRACT) -> int:
-        """Return how many shards a job has; derived jobs over rows have as many as extraction."""
+        """Return a job's number of shards; derived jobs over rows have as many as extraction."""
         return self.job_shards.n_shards(job)
 
     def covered(self, shard: int, job: str = EXTRACT) -> tuple[int, int]:
-        """Return what a shard of a job holds: tokens [start, stop), or documents if pooled."""
+        """Return the tokens [start, stop) that a shard covers, or the documents for pooled rows."""
         return self.job_shards.covered(shard, job)
 
     def receipts(self, job: str = EXTRACT) -> Receipts:
@@ -171,19 +179,25 @@ class StoreReader:
         return self.completion.receipts(job)
 
     def forget(self, job: str) -> None:
-        """Forget what was read of a job's receipts: one of them was replaced."""
+        """Drop the cached receipts of a job, after one of them was replaced."""
         self.completion.forget(job)
 
     def done(self, job: str = EXTRACT) -> frozenset[int]:
         """Return the shards of a job that have a receipt, by a fresh listing."""
-        return self.completion.shards(job)
+        return self.completion.done(job)
 
     def missing(self, job: str = EXTRACT) -> list[int]:
-        """Return the shards of a job that have no receipt, in order, by a fresh listing."""
+        """Return the shards of a job that have no receipt, ascending, by a fresh listing."""
         return sorted(set(range(self.n_shards(job))) - self.done(job))
 
     def receipt(self, shard: int, job: str = EXTRACT) -> Receipt:
-        """Return a shard's receipt."""
+        """Return a shard's receipt.
+
+        Raises
+        ------
+        NotExtractedError
+            The shard is not done.
+        """
         return self.completion.receipt(shard, job)
 
     def shard_range(self, shard: int) -> tuple[int, int]:
@@ -191,7 +205,7 @@ class StoreReader:
         return self.plan.shard_range(shard)
 
     def shard_columns(self, shard: int) -> dict[str, NDArray[Any]]:
-        """Return the row columns that a shard must have, worked out from the plan alone."""
+        """Return the row columns that a shard must have, from the plan and the documents."""
         return self.row_index.columns(shard, self.documents)
 
     def row_of(self, t: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -204,7 +218,7 @@ class StoreReader:
         Raises
         ------
         IndexError
-            There is no such document.
+            There is no document of this number.
         """
         self.documents.check(doc_idx)
         start, stop = self.documents.starts(doc_idx, doc_idx + 1).tolist()
@@ -213,23 +227,25 @@ class StoreReader:
         return self.documents.document(doc_idx, DocumentActivations(activations, rows))
 
     def statistics(self, hookpoint: str) -> Statistics:
-        """Return the statistics of every unit over all extracted rows.
+        """Return the statistics of every unit of a hookpoint over all extracted rows.
 
-        n, mean, variance, min and max; the variance within documents; and the mean norm of the
-        rows. Of a store that an earlier version extracted the last two are None.
+        They are n, mean, variance, min and max; the variance within documents; and the mean norm
+        of the rows. The last two are None for stores of earlier versions.
 
         Raises
         ------
         HookpointError
-            There is no such hookpoint.
+            The store has no such hookpoint.
         NotExtractedError
-            Nothing is extracted yet.
+            No shard is extracted yet.
         """
         if hookpoint not in self.arrays.statistics:
-            self.activations[hookpoint]  # raises, and says which there are
+            self.activations[hookpoint]  # raises, and lists the hookpoints
         done = sorted(self.done())
         if not done:
-            raise NotExtractedError(f"{self.path}: nothing is extracted yet: `actlas extract`.")
+            raise NotExtractedError(
+                f"{self.path}: no shard is extracted yet: run `actlas extract {self.path}`."
+            )
         stored = LazyArray(self.objects, self.arrays.statistics[hookpoint])
         names = self.arrays.statistics_names
         return combine(  # one shard in memory
@@ -241,11 +257,11 @@ class StoreReader:
         )
 
     def shard_documents(self, shard: int) -> ShardDocuments:
-        """Return which rows of a shard are of which document."""
+        """Return which rows of a shard belong to which document."""
         return self.row_index.shard_documents(shard, self.documents)
 
     def n_stored_bytes(self) -> int:
-        """Return the bytes of all extracted shards as they lie on disk, from the receipts."""
+        """Return the stored size of all extracted shards in bytes, from their receipts."""
         return sum(
             record.n_bytes
             for job in self.jobs
@@ -254,10 +270,9 @@ class StoreReader:
         )
 
     def require_same_plan(self) -> None:
-        """Raise ``ConflictError`` where the plan at this path is no longer the one that was opened.
+        """Raise ``ConflictError`` if the plan at this path is no longer the one that was opened.
 
-        A worker that slept while its store was removed and another planned in its place must not
-        write there.
+        A worker that was suspended while its store was replaced by another must not write to it.
         """
         require_plan(self.objects, self.plan_sha256)
 
@@ -265,8 +280,8 @@ class StoreReader:
         if not self.plan.dense:
             raise NotExtractedError(
                 f"{self.path}: this store was planned with --pooled-only: it has one row per "
-                f"document ({', '.join(self.plan.pools)}), and none per token. `store.pooled` and "
-                "`actlas localize` read those; for tokens, plan another store without "
+                f"document ({', '.join(self.plan.pools)}) and none per token. `store.pooled` and "
+                "`actlas localize` read them; for rows of tokens, plan another store without "
                 "--pooled-only.",
                 path=self.path,
             )
@@ -283,6 +298,6 @@ class StoreReader:
         )
 
     def progress(self) -> list[str]:
-        """Return how far each job is, in words."""
+        """Return the progress of each job of extraction as text: ``3 of 12 shards extracted``."""
         words = {EXTRACT: "shards extracted", POOLED: "shards of documents pooled"}
         return [f"{len(self.done(j)):,} of {self.n_shards(j):,} {words[j]}" for j in self.jobs]

@@ -1,4 +1,4 @@
-"""Which token lies in which row: computed from the plan and the documents alone."""
+"""``RowIndex``: which token lies in which row, computed from the plan and the documents."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RowIndex:
     Parameters
     ----------
     plan : Plan
-        Gives the order of the rows, its seed, and the shards.
+        Defines the order of the rows, its seed, and the shards.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -55,7 +55,15 @@ class RowIndex:
         return rows
 
     def columns(self, shard: int, documents: TokenSource) -> dict[str, NDArray[Any]]:
-        """Return the row columns that a shard must have, by name; shape [rows of the shard]."""
+        """Return the columns that a shard must have by name; each of shape [rows of the shard].
+
+        Parameters
+        ----------
+        shard : int
+            The shard's number.
+        documents : Documents
+            The store's documents.
+        """
         plan = self._plan
         start, stop = plan.shard_range(shard)
         t = layout.shard_tokens(plan.order, plan.seed, start, stop)

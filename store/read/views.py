@@ -18,16 +18,23 @@ if TYPE_CHECKING:
 
 
 class Rows:
-    """The columns that say which row is which, in the order of the dense rows.
+    """The row columns: the token of each dense row, in the order of the rows.
+
+    Parameters
+    ----------
+    columns : dict of str to LazyArray
+        The columns by name, each of shape [rows].
+    names : mapping of str to tuple of str, optional
+        The names that the codes of each token column stand for.
 
     Attributes
     ----------
     token_id, doc_idx, pos_idx : LazyArray
-        The token's id, its document, its place in the document. ``special`` beside them in a store
-        that keeps special tokens.
+        The token's id, its document, and its position in the document.
+    special : LazyArray or None
+        1 if the tokenizer added the token; None if the store keeps no special tokens.
     names : mapping of str to tuple of str
-        What the codes of each column of tokens mean: ``rows["role"]`` holds places in
-        ``rows.names["role"]``, and -1 for none.
+        ``rows["role"]`` holds indices into ``rows.names["role"]``, and -1 for no value.
     """
 
     def __init__(
@@ -48,7 +55,7 @@ class Rows:
     @overload
     def __getitem__(self, index: Any) -> dict[str, Any]: ...
     def __getitem__(self, index: Any) -> LazyArray | dict[str, Any]:
-        """Return the column of that name, or every column at ``index``.
+        """Return the column of that name, or every column at these rows.
 
         Raises
         ------
@@ -65,7 +72,7 @@ class Rows:
         return f"<{len(self):,} rows: {', '.join(self.columns)}>"
 
     def to_pandas(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
-        """Return rows [start, stop) as a table; columns of codes as categories."""
+        """Return rows [start, stop) as a table, with token columns as categoricals."""
         import pandas as pd
 
         stop = len(self) if stop is None else min(stop, len(self))
@@ -81,7 +88,13 @@ class Rows:
 
 
 class Activations(Mapping[str, LazyArray]):
-    """The hookpoints of a store, each with its lazy array of activations [row, unit]."""
+    """A mapping of hookpoint to its activations, a lazy array [row, unit].
+
+    Parameters
+    ----------
+    arrays : dict of str to LazyArray
+        The activations by hookpoint.
+    """
 
     def __init__(self, arrays: dict[str, LazyArray]) -> None:
         self._arrays = arrays
@@ -108,7 +121,15 @@ class Activations(Mapping[str, LazyArray]):
 
 
 class DocumentActivations(Mapping[str, NDArray[Any]]):
-    """A document's activations, read by hookpoint when asked for."""
+    """A mapping of hookpoint to a document's activations [tokens, units], read when accessed.
+
+    Parameters
+    ----------
+    arrays : Activations
+        The store's activations.
+    rows : ndarray of int64, shape [tokens]
+        The row of each token of the document.
+    """
 
     def __init__(self, arrays: Activations, rows: NDArray[np.int64]) -> None:
         self._arrays = arrays
@@ -128,7 +149,15 @@ class DocumentActivations(Mapping[str, NDArray[Any]]):
 
 
 class Pools(Mapping[str, LazyArray]):
-    """The pooled rows of one hookpoint: a lazy array [document, unit] for each pool."""
+    """A mapping of pool to one hookpoint's pooled rows, a lazy array [document, unit].
+
+    Parameters
+    ----------
+    hookpoint : str
+        The hookpoint's name, for messages.
+    arrays : dict of str to LazyArray
+        The pooled rows by pool: ``last``, ``mean`` or ``sum``.
+    """
 
     def __init__(self, hookpoint: str, arrays: dict[str, LazyArray]) -> None:
         self._hookpoint = hookpoint
@@ -154,7 +183,7 @@ class Pools(Mapping[str, LazyArray]):
 
 
 class Pooled(Mapping[str, Pools]):
-    """A store's hookpoints with their pooled rows: ``store.pooled["resid_post.3"]["mean"]``.
+    """A mapping of hookpoint to its pooled rows: ``store.pooled["resid_post.3"]["mean"]``.
 
     A document's pooled row is that of its last kept token, or the mean or the sum over all its kept
     tokens, in float32. A document without tokens has a row of NaN.

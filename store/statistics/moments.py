@@ -1,7 +1,8 @@
-"""Per-unit moments that combine: n, mean, m2, min and max.
+"""``Moments``: per-unit n, mean, m2, min and max that combine exactly.
 
-Two shards' moments make those of both (Chan, Golub and LeVeque 1979, "Updating formulae and a
-pairwise algorithm for computing sample variances"), so a total never sums squares of large means.
+The moments of two sets of rows combine into those of their union (Chan, Golub and LeVeque 1979,
+"Updating formulae and a pairwise algorithm for computing sample variances"), so no sum of squares
+of large means is ever formed.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_VALUES = 1 << 18
-"""Values of a block: 2 MiB in float64."""
+"""The number of values of a block: 2 MiB in float64."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of every unit over some rows, in float64; each of shape [units].
+    """The moments of every unit over some rows, in float64; each of shape [units].
 
     Attributes
     ----------
     n : ndarray
-        Finite values. NaN and infinity are left out of everything else too.
+        The number of finite values. NaN and infinity are excluded from the other moments too.
     mean, m2 : ndarray
         The mean, and the sum of squared deviations from it.
     min, max : ndarray
-        NaN where n is 0.
+        The smallest and the largest value; NaN if n is 0.
     """
 
     n: NDArray[np.float64]
@@ -39,19 +40,24 @@ class Moments:
 
     @property
     def variance(self) -> NDArray[np.float64]:
-        """The unbiased variance, m2 / (n - 1); NaN below two values."""
+        """The unbiased variance, m2 / (n - 1), shape [units]; NaN for fewer than two values."""
         return np.divide(self.m2, self.n - 1, out=np.full_like(self.m2, np.nan), where=self.n > 1)
 
     @property
     def std(self) -> NDArray[np.float64]:
-        """The square root of the variance."""
+        """The square root of the unbiased variance; shape [units]."""
         return np.sqrt(self.variance)
 
     @classmethod
     def of(cls, rows: NDArray[Any]) -> Moments:
-        """Return the moments of ``rows`` [n, units], block by block in float64.
+        """Return the moments of rows, computed block by block in float64.
 
-        Blocks and the two buffers that are used for all of them stay in the processor's cache.
+        Each block and the two buffers, which are reused, stay in the CPU's cache.
+
+        Parameters
+        ----------
+        rows : ndarray, shape [n, units]
+            Activations in any floating-point dtype.
         """
         n_units = rows.shape[1]
         block_rows = max(16, BLOCK_VALUES // max(1, n_units))
@@ -67,13 +73,21 @@ class Moments:
 
     @classmethod
     def of_block(cls, values: NDArray[Any], deviation: NDArray[np.float64]) -> Moments:
-        """Return the moments of some rows; ``deviation``, of their shape, is written to."""
-        lowest, highest = values.min(axis=0), values.max(axis=0)  # both are NaN where a value is
+        """Return the moments of one block of rows.
+
+        Parameters
+        ----------
+        values : ndarray of float, shape [n, units]
+            The rows.
+        deviation : ndarray of float64, shape [n, units]
+            A buffer that is overwritten.
+        """
+        lowest, highest = values.min(axis=0), values.max(axis=0)  # both are NaN if a value is NaN
         if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
             return cls._of_the_finite(values)
         n = len(values)
-        # From the first row and not from zero: no large mean is squared. That row's own deviation
-        # is part of m2, so what is subtracted below is at most n times what is left.
+        # Deviations are taken from the first row, not from zero, so that no large mean is squared.
+        # The first row's own deviation is part of m2: the subtrahend is at most n times the rest.
         np.subtract(values, values[0], out=deviation, dtype=np.float64)
         mean = deviation.sum(axis=0) / n
         np.multiply(deviation, deviation, out=deviation)
@@ -109,7 +123,7 @@ class Moments:
 
     @classmethod
     def combine(cls, parts: Iterable[Moments]) -> Moments:
-        """Return the moments of all rows of all parts."""
+        """Return the moments of the rows of all parts together."""
         total: Moments | None = None
         for part in parts:
             total = part if total is None else total._plus(part)

@@ -1,9 +1,10 @@
-"""Statistics of a shard's rows that combine exactly: moments, within documents too, and norms.
+"""``ShardStatistics``: one shard's moments, sums of squares within documents, and row norms.
 
-A document's rows lie anywhere in its shard, and a long document lies in several. So a shard has,
-besides the moments of all its rows, the sums of squares within the documents that lie wholly in it,
-and the plain moments of the part that it has of each of the (at most two) documents that cross its
-borders. Those parts are put together when shards are::
+They combine exactly over shards. A document's rows may lie anywhere in its shard, and a long
+document lies in several shards. Therefore a shard's statistics have, besides the moments of all its
+rows, the sums of squares within the documents that lie completely in it, and the moments of its
+part of each of the (at most two) documents that cross its borders. These parts are combined when
+shards are::
 
     documents     |-- 0 --|--- 1 ---|----------- 2 -----------|- 3 -|
     shards        |------- 0 -------|------- 1 -------|------ 2 ----|
@@ -31,32 +32,41 @@ STATISTICS = (
     *("left_n", "left_mean", "left_m2", "right_n", "right_mean", "right_m2"),
     *("norm_n", "norm_mean", "norm_m2"),
 )
-"""Along axis 1 of a statistics array, in float64:
+"""The statistics along axis 1 of a statistics array, in float64:
 
 - ``n`` finite values, their ``mean``, the sum ``m2`` of squared deviations, ``min``, ``max``
-- ``within_m2``: over the documents wholly in the shard, the sum of squared deviations from each
+- ``within_m2``: over the documents completely in the shard, the sum of squared deviations from each
   document's own mean; ``n_documents`` of them have a finite value
-- ``left_*``: of the rows of the document that began before this shard (and may go on after it);
-  ``right_*``: of the one that begins in it and goes on after it
-- ``norm_*``: of the rows' L2 norms, the same for every unit; rows with NaN or infinity left out
+- ``left_*``: moments of the rows of the document that began before this shard (and may continue
+  after it); ``right_*``: moments of the document that begins in this shard and continues after it
+- ``norm_*``: moments of the rows' L2 norms, the same for every unit; rows with NaN or infinity are
+  excluded
 """
 
 EARLIER_STATISTICS = STATISTICS[:5]
-"""What stores had before."""
+"""The statistics in stores of earlier versions."""
 
 SMALL, LARGE = 1e-30, 1e37
-"""Squared norms outside of this are summed again in float64."""
+"""Squared norms outside (SMALL, LARGE) are computed again in float64."""
 
 
 class Part(NamedTuple):
-    """Moments of the rows that a shard has of one document; each of shape [units]."""
+    """Moments of some rows, such as a shard's part of one document; each of shape [units].
+
+    Attributes
+    ----------
+    n : ndarray of float64
+        The number of finite values.
+    mean, m2 : ndarray of float64
+        The mean, and the sum of squared deviations from it.
+    """
 
     n: Array
     mean: Array
     m2: Array
 
     def plus(self, other: Part) -> Part:
-        """Return those of both."""
+        """Return the moments of the rows of both parts."""
         n = self.n + other.n
         share = np.divide(other.n, n, out=np.zeros_like(n), where=n > 0)
         delta = other.mean - self.mean
@@ -67,9 +77,22 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ShardStatistics:
-    """What a shard's slice of a statistics array holds; ``norms`` has one element.
+    """The statistics of one shard: its slice of a statistics array.
 
-    Of a store of an earlier version there are only the moments.
+    Stores of earlier versions have only the moments; the other attributes are then None.
+
+    Attributes
+    ----------
+    moments : Moments
+        The moments of all rows; shape [units].
+    within_m2 : ndarray of float64, shape [units]
+        The sum of squared deviations within the documents that lie completely in the shard.
+    n_documents : ndarray of float64, shape [units]
+        The number of these documents with a finite value.
+    left, right : Part
+        The moments of the shard's part of the document that crosses its left or right border.
+    norms : Part, of shape [1]
+        The moments of the rows' L2 norms.
     """
 
     moments: Moments
@@ -80,7 +103,7 @@ class ShardStatistics:
     norms: Part | None = None
 
     def table(self, names: Sequence[str] = STATISTICS) -> Array:
-        """Return these statistics, one row each; shape [len(names), units]."""
+        """Return these statistics as a table; shape [len(names), units]."""
         named = {name: getattr(self.moments, name) for name in ("n", "mean", "m2", "min", "max")}
         named |= {"within_m2": self.within_m2, "n_documents": self.n_documents}
         for prefix in ("left", "right", "norms"):
@@ -91,7 +114,15 @@ class ShardStatistics:
 
     @classmethod
     def from_table(cls, names: Sequence[str], table: Array) -> ShardStatistics:
-        """Return the statistics of a stored table; ``names`` are those of its rows."""
+        """Return the statistics of a stored table.
+
+        Parameters
+        ----------
+        names : sequence of str
+            The statistic in each row of the table.
+        table : ndarray of float64, shape [len(names), units]
+            A shard's slice of a statistics array.
+        """
         named = dict(zip(names, table, strict=True))
         moments = Moments(*(named[name] for name in ("n", "mean", "m2", "min", "max")))
         if not set(STATISTICS) <= set(names):
@@ -105,12 +136,20 @@ class ShardStatistics:
 
     @classmethod
     def of(cls, rows: NDArray[Any], documents: ShardDocuments) -> ShardStatistics:
-        """Return the statistics of a shard's rows [n, units], in whatever order they lie."""
+        """Return the statistics of a shard's rows.
+
+        Parameters
+        ----------
+        rows : ndarray, shape [n, units]
+            The shard's activations, in the order of its rows.
+        documents : ShardDocuments
+            Which of these rows belong to which document.
+        """
         return _Pass(rows).run(documents)
 
 
 class _Pass:
-    """One pass over rows, document after document, in blocks that stay in the processor's cache."""
+    """One pass over a shard's rows, by document, in blocks that stay in the CPU's cache."""
 
     def __init__(self, rows: NDArray[Any]) -> None:
         n_units = rows.shape[1]
@@ -139,7 +178,7 @@ class _Pass:
         return ShardStatistics(total, within, n_documents, left, right, self.norms)
 
     def _take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Return rows as floats, and add their norms."""
+        """Return rows as floats, and add their norms to the shard's."""
         taken, values = self.taken[: len(rows)], self.values[: len(rows)]
         np.take(self.words, rows, axis=0, out=taken, mode="clip")
         values[...] = taken.view(self.dtype)
@@ -158,7 +197,7 @@ class _Pass:
         return values
 
     def _part(self, rows: NDArray[np.int64]) -> Part:
-        """Return the moments of rows of one document, and add them to all."""
+        """Return the moments of one document's rows, and add them to the shard's."""
         part = Part(*np.zeros((3, self.n_units)))
         for at in range(0, len(rows), self.block_rows):
             values = self._take(rows[at : at + self.block_rows])
@@ -170,14 +209,14 @@ class _Pass:
     def _whole(
         self, rows: NDArray[np.int64], runs: Sequence[tuple[int, int]], within: Array, found: Array
     ) -> None:
-        """Add a block of whole documents to ``within``, to ``found`` (their count), and to all."""
+        """Add a block of complete documents to ``within``, ``found`` (their number) and the moments."""
         values = self._take(rows)
         deviation = self.deviation[: len(rows)]
-        lowest, highest = values.min(axis=0), values.max(axis=0)  # both NaN where a value is
+        lowest, highest = values.min(axis=0), values.max(axis=0)  # both NaN if a value is NaN
         if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
-            self._whole_of_the_finite(values, runs, within, found)
+            self._whole_with_nonfinite(values, runs, within, found)
             return
-        # From the block's first row and not from zero: no large mean is squared.
+        # Deviations are taken from the first row, not from zero: no large mean is squared.
         np.subtract(values, values[0], out=deviation, dtype=np.float64)
         total, of_means, at = np.zeros(self.n_units), np.zeros(self.n_units), 0
         for n_documents, length in runs:
@@ -204,7 +243,7 @@ class _Pass:
             )
         )
 
-    def _whole_of_the_finite(
+    def _whole_with_nonfinite(
         self, values: NDArray[Any], runs: Sequence[tuple[int, int]], within: Array, found: Array
     ) -> None:
         moments = Moments.of_block(values, self.deviation[: len(values)])

@@ -1,4 +1,4 @@
-"""Which rows of a shard are of which document, and in what order one pass takes them."""
+"""``ShardDocuments``: which rows of a shard belong to which document, in the order of one pass."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class ShardDocuments:
-    """Which rows of a shard are of which document.
+    """Which rows of a shard belong to which document.
 
     Attributes
     ----------
     rows : ndarray of int64
-        Those of the documents wholly in it, document after document, the shortest first.
+        The rows of the documents completely in the shard, by document, the shortest first.
     runs : tuple of (int, int)
-        How many documents of which length they are.
+        Pairs of a number of consecutive documents and their common length in ``rows``.
     left, right : ndarray of int64
-        Rows of the document that crosses the left border; of one that crosses only the right one.
+        The rows of the document that crosses the left border, and of the one that crosses only the
+        right border; empty if there is none.
     """
 
     rows: NDArray[np.int64]
@@ -32,13 +33,16 @@ class ShardDocuments:
     def of(
         cls, row_of: NDArray[np.int64], edges: NDArray[np.int64], start: int, stop: int
     ) -> ShardDocuments:
-        """Return them from the edges of the documents that touch tokens [start, stop).
+        """Return the documents of the shard with tokens [start, stop).
 
         Parameters
         ----------
         row_of : ndarray of int64, shape [stop - start]
             The row in the shard of each of its tokens.
         edges : ndarray of int64, shape [documents + 1]
+            The first token of each document that touches the shard, and the end of the last one.
+        start, stop : int
+            The shard's tokens, half-open.
         """
         left = row_of[: max(0, min(edges[1], stop) - start)] if edges[0] < start else row_of[:0]
         crosses = edges[-1] > stop and edges[-2] >= start
@@ -55,9 +59,15 @@ class ShardDocuments:
         return cls(row_of[tokens], runs, left, right)
 
     def blocks(self, block_rows: int) -> Iterator[tuple[NDArray[np.int64], list[tuple[int, int]]]]:
-        """Yield rows of whole documents, and the runs that they are, within a number of rows.
+        """Yield blocks of complete documents: their rows and their runs.
 
-        A document that is longer than that comes alone, and so do those of one token.
+        A document longer than a block is yielded alone, and documents of one token are yielded
+        apart from longer ones.
+
+        Parameters
+        ----------
+        block_rows : int
+            The maximum number of rows of a block.
         """
         at, stop, runs = 0, 0, list[tuple[int, int]]()
         for n_documents, length in self.runs:

@@ -1,4 +1,4 @@
-"""Statistics over all rows of a store, put together from those of its shards."""
+"""``Statistics`` over all rows of a store, combined from those of its shards."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Statistics(Moments):
-    """Moments of every unit, in all and within documents, and of the rows' norms.
+    """The moments of every unit, its variance within documents, and the moments of row norms.
 
-    What a store of an earlier version lacks is None.
+    The attributes below are None for stores of earlier versions.
 
     Attributes
     ----------
-    within_m2 : ndarray, shape [units]
+    within_m2 : ndarray of float64, shape [units]
         The sum of squared deviations of each value from its document's mean.
-    n_documents : ndarray, shape [units]
-        Documents with a finite value.
-    n_norms, mean_norm, norm_m2 : float
-        Rows without NaN and infinity, the mean of their L2 norms, and the sum of squared
-        deviations from it.
+    n_documents : ndarray of float64, shape [units]
+        The number of documents with a finite value.
+    n_norms : float
+        The number of rows without NaN and infinity.
+    mean_norm, norm_m2 : float
+        The mean of the L2 norms of these rows, and the sum of squared deviations from it.
     """
 
     within_m2: Array | None = None
@@ -40,9 +41,9 @@ class Statistics(Moments):
 
     @property
     def within_document_variance(self) -> Array | None:
-        """The unbiased variance within documents, ``within_m2 / (n - n_documents)``.
+        """The unbiased variance within documents, ``within_m2 / (n - n_documents)``; [units].
 
-        NaN where no document has two values.
+        It is NaN if no document has two values.
         """
         if self.within_m2 is None or self.n_documents is None:
             return None
@@ -52,12 +53,12 @@ class Statistics(Moments):
 
     @property
     def between_m2(self) -> Array | None:
-        """The sum of squared deviations of each value's document mean from the mean: the rest."""
+        """The sum of squares between documents, ``m2 - within_m2``; shape [units]."""
         return None if self.within_m2 is None else np.maximum(self.m2 - self.within_m2, 0)
 
     @property
     def between_share(self) -> Array | None:
-        """The share of the sum of squares that lies between documents; NaN where that is 0."""
+        """The share ``between_m2 / m2`` of the variance between documents, NaN if m2 is 0; [units]."""
         between = self.between_m2
         if between is None:
             return None
@@ -65,24 +66,42 @@ class Statistics(Moments):
 
     @property
     def norm_std(self) -> float | None:
-        """The unbiased standard deviation of the rows' norms; NaN below two."""
+        """The unbiased standard deviation of the rows' norms; NaN for fewer than two rows."""
         if self.norm_m2 is None or self.n_norms is None:
             return None
         return float(np.sqrt(self.norm_m2 / (self.n_norms - 1))) if self.n_norms > 1 else np.nan
 
 
 class Border(NamedTuple):
-    """The documents that a shard's ``left`` and ``right`` are of; None where there is none."""
+    """The documents that cross a shard's borders.
+
+    Attributes
+    ----------
+    left : int or None
+        The document that crosses the left border.
+    right : int or None
+        The document that crosses only the right border.
+    """
 
     left: int | None
     right: int | None
 
 
 def combine(shards: Iterable[tuple[Border, ShardStatistics]]) -> Statistics:
-    """Return the statistics of all rows of some shards, which come in order.
+    """Return the statistics of all rows of some shards.
 
-    Of a document that lies in several of them, the parts are put together first; where a shard
-    between them is missing, what there is of it.
+    The parts of a document that lies in several shards are combined first. If a shard between them
+    is missing, the parts before and after it are combined.
+
+    Parameters
+    ----------
+    shards : iterable of (Border, ShardStatistics)
+        The shards in ascending order.
+
+    Raises
+    ------
+    ValueError
+        There is no shard.
     """
     total: Moments | None = None
     within: Array | None = None

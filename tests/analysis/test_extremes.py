@@ -58,7 +58,7 @@ def test_a_stores_extremes(tmp_path: Path, order: str) -> None:
     store = create(tmp_path / "run.zarr", plan_for(columns, order=order), columns)
     fill(store)
     rows = rows_by_token(store, "mlp.1")
-    with pytest.raises(FeatureError, match="not gathered yet"):
+    with pytest.raises(FeatureError, match="not computed yet"):
         store.units("mlp.1")
     gather_extremes(store, "mlp.1", attempt="test", k=30)
     units = actlas.open(store.path).units("mlp.1")
