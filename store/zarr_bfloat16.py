@@ -1,8 +1,8 @@
 """bfloat16 for zarr-python: the zarr-extensions data type of that name, on ``ml_dtypes``.
 
 The type has a byte order. Without one, zarr omits ``endian`` from the ``bytes`` codec, and
-tensorstore rejects the array. zarr 3.4 loads this class through the ``zarr.data_type`` entry point; for
-zarr 3.1 see :mod:`actlas.store.zarr_hook`.
+tensorstore rejects the array. zarr 3.4 loads this class through the ``zarr.data_type`` entry point;
+for zarr 3.1 see :mod:`actlas.store.zarr_hook`.
 """
 
 from __future__ import annotations

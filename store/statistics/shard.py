@@ -209,7 +209,7 @@ class _Pass:
     def _whole(
         self, rows: NDArray[np.int64], runs: Sequence[tuple[int, int]], within: Array, found: Array
     ) -> None:
-        """Add a block of complete documents to ``within``, ``found`` (their number) and the moments."""
+        """Add a block of complete documents to ``within``, ``found`` (a count) and the moments."""
         values = self._take(rows)
         deviation = self.deviation[: len(rows)]
         lowest, highest = values.min(axis=0), values.max(axis=0)  # both NaN if a value is NaN

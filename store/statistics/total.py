@@ -58,7 +58,7 @@ class Statistics(Moments):
 
     @property
     def between_share(self) -> Array | None:
-        """The share ``between_m2 / m2`` of the variance between documents, NaN if m2 is 0; [units]."""
+        """The share ``between_m2 / m2``, NaN if m2 is 0; shape [units]."""
         between = self.between_m2
         if between is None:
             return None
