@@ -231,7 +231,7 @@ def test_bad_input_gets_one_line(tmp_path: Path, sae: Path) -> None:
         (("sae", "encode", path, "--sae", "my-sae", "--name", "x"), "--name x is another"),
         (("contexts", path, "--sae", "my-sae/x", "--feature", 0), "it has my-sae"),
         (("contexts", path, "--sae", "m" * 300, "--feature", 0), "it has my-sae"),
-        (("contexts", path, "--hookpoint", "mlp.1", "--unit", 0, "-k", 65), "Ask for at most 64"),
+        (("contexts", path, "--hookpoint", "mlp.1", "--unit", 0, "-k", 65), "request at most 64"),
         (("contexts", path, "--hookpoint", "mlp.1", "--unit", 0, "-k", 10**11), "at most 64"),
         (("contexts", path, "--sae", "my-sae", "--feature", 50), "features 0 to 49"),
         (("contexts", path, "--sae", "my-sae", "--feature", -1), "features 0 to 49"),
