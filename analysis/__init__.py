@@ -1,1 +1,5 @@
-"""Reading a store back: arrays for Dask, and what is computed from them."""
+"""Analysis of stored activations: batches, sparse autoencoders, localizers, interventions.
+
+Imports: the store, and of pipeline only ``model``, ``hookpoints`` and ``forward``; never ``jobs``.
+Start with ``batches/api.py`` (shuffled rows) or ``localizer/localize.py`` (a test of every unit).
+"""

@@ -1,4 +1,4 @@
-"""A store's activations as a Dask array: the same rows, read when they are computed."""
+"""``actlas.dask_array``: the activations of a hookpoint as a Dask array, read on computation."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def dask_array(
 ) -> da.Array:
     """Return the activations of one hookpoint as a Dask array, shape [row, unit].
 
-    Each block is a part of one shard, read and checked by our own reader; bfloat16 is widened on
-    the way, since numpy computes nothing well in it.
+    Each block is a part of one shard, read and verified by the store's reader. bfloat16 is cast,
+    since numpy hardly computes in it.
 
     Parameters
     ----------
     store : StoreReader
-        Extracted rows only: computing a block whose shard has no receipt raises.
+        The store. Computing a block of a shard that is not extracted raises an error.
     hookpoint : str
-        Such as ``resid_post.3``.
+        The name of a hookpoint, such as ``resid_post.3``.
     dtype : str
-        Of the blocks.
+        The dtype of the blocks.
     rows : int, optional
-        Of a block. Default: a shard, halved until a block is at most 128 MiB.
+        Rows of a block. Default: a shard, halved until a block is at most 128 MiB.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What an ablation found: loss by condition, said in numbers and in one plain sentence."""
+"""The result of an ablation: the loss by condition as a table, a sentence and a picture."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ BLUE, ORANGE, DARK = "#7fa8c9", "#d95f02", "#1a1a1a"
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """The model under one condition.
+    """The loss of a model under one condition.
 
     Attributes
     ----------
     name : {"intact", "top", "random"}
+        The condition.
     seed : int or None
-        Of the random units.
+        The seed of the random units.
     n_units : int
-        Set to zero.
+        Number of units set to zero.
     loss : float
-        Nats per predicted token.
+        Loss in nats per predicted token.
     loss_delta, se : float
-        Above the intact model, and the standard error of that over documents (paired; a ratio
-        estimate, since documents differ in length). NaN with fewer than two documents.
+        Increase over the intact model's loss, and its standard error over documents (paired; a
+        ratio estimate, since documents differ in length). NaN with fewer than two documents.
     n_tokens : int
-        Predicted.
+        Number of predicted tokens.
     """
 
     name: str
@@ -57,21 +58,21 @@ class Condition:
 
     @property
     def title(self) -> str:
-        """What it is called in tables and pictures."""
+        """The title of the condition in tables and pictures."""
         return title(self.name, self.seed)
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the loss."""
+        """The perplexity: the exponential of the loss."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
     def bits_per_token(self) -> float:
-        """The loss in bits."""
+        """The loss in bits per predicted token."""
         return self.loss / math.log(2)
 
     def row(self) -> dict[str, Any]:
-        """Return it as plain values."""
+        """Return the condition as plain values, by column of the table."""
         return {
             "condition": self.name,
             "seed": self.seed,
@@ -87,22 +88,30 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A prompt and how each condition went on."""
+    """A prompt with its continuations.
+
+    Attributes
+    ----------
+    prompt : str
+        The prompt.
+    texts : tuple of (str, str)
+        The title of each condition and its continuation.
+    """
 
     prompt: str
     texts: tuple[tuple[str, str], ...]
-    """(condition, text)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """What :func:`actlas.ablate` returns.
+    """The result of :func:`actlas.ablate`.
 
     Attributes
     ----------
     conditions : tuple of Condition
-        Intact, top, then one for each random seed.
+        Intact, top, then one for each random draw.
     samples : tuple of Sample
+        Prompts with the continuations of the first three conditions.
     about : dict
         Model, mask, corpus and options as plain values.
     """
@@ -113,50 +122,53 @@ class Ablation:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per condition."""
+        """The conditions as a table with one row per condition."""
         import pandas as pd
 
         return pd.DataFrame([condition.row() for condition in self.conditions])
 
     @property
     def top(self) -> Condition:
-        """Without the mask's units."""
+        """The condition without the mask's units."""
         return next(c for c in self.conditions if c.name == TOP)
 
     @property
     def random(self) -> tuple[Condition, ...]:
-        """Without random units, by seed."""
+        """The conditions without random units, by seed."""
         return tuple(c for c in self.conditions if c.name == RANDOM)
 
     def sentence(self) -> str:
-        """Say in one sentence whether the mask's units do more than random ones.
+        """Return one sentence on whether the mask's units matter more than random ones.
 
-        "Clearly" is more than the most costly draw by two standard errors of the difference, over
-        documents. Few draws say little of how random units vary: their number is named.
+        "Clearly" means more than the costliest draw by two standard errors of the difference, over
+        documents. The sentence names the number of draws, since few draws say little about the
+        variation of random units.
         """
         top, random = self.top, self.random
         units, delta = f"{top.n_units:,}", top.loss_delta
         if not random:
             return (
                 f"Without the {units} top units the loss changes by {delta:+.4f} nats per token; "
-                "there are no random units to compare with (--random 0)."
+                "no random units were measured to compare with (--random 0)."
             )
         most = max(random, key=lambda c: c.loss_delta)
         mean, largest = float(np.mean([c.loss_delta for c in random])), most.loss_delta
         draws = f"{len(random)} random {'draw' if len(random) == 1 else 'draws'}"
-        told = (
+        numbers = (
             f"{delta:+.4f} nats per token, against {mean:+.4f} on average and {largest:+.4f} at "
             f"most over {draws}"
         )
         if not math.isfinite(delta + mean):
-            return f"The loss is no finite number in some condition, so nothing is said: {told}."
+            return f"The loss is no finite number in some condition: {numbers}."
         if delta <= largest:
-            return f"The {units} top units do no more than {units} random ones: {told}."
+            return f"The {units} top units do no more than {units} random ones: {numbers}."
         losing, others = f"losing the {units} top units", f"losing {units} random ones"
         if delta <= 0:
-            return f"Neither {losing} nor {others} costs any loss: {told}."
-        # The root of the sum of squares forgets that the documents are the same: a safe bound.
-        clearly = delta - largest > 2 * math.hypot(top.se, most.se)  # False where one is unknown
+            return f"Neither {losing} nor {others} costs any loss: {numbers}."
+        # The root of the sum of squares ignores that the documents are the same: a safe bound.
+        clearly = delta - largest > 2 * math.hypot(
+            top.se, most.se
+        )  # False where a standard error is NaN
         if mean > 0:
             costs = f"{delta / mean:.3g} times as much loss as {others} on average"
             beside = f"and {delta / largest:.3g} times as much as the costliest"
@@ -167,15 +179,21 @@ class Ablation:
             if not clearly or largest > 0:
                 sure = "clearly more" if clearly else "but not clearly more"
                 beside = f"{sure} than the costliest of {draws}, which cost none on average"
-        return f"Losing the {units} top units costs {costs}, {beside}: {told}."
+        return f"Losing the {units} top units costs {costs}, {beside}: {numbers}."
 
     def summary(self) -> dict[str, Any]:
-        """Return all of it but the samples as plain values, as summary.json has it."""
+        """Return the result without samples as plain values: the content of summary.json."""
         rows = [{k: _plain(v) for k, v in c.row().items()} for c in self.conditions]
         return {**self.about, "sentence": self.sentence(), "conditions": rows}
 
     def save(self, folder: Path) -> None:
-        """Write ablation.csv, samples.txt, summary.json and ablation.png into a folder."""
+        """Write ablation.csv, samples.txt, summary.json and ablation.png into a folder.
+
+        Parameters
+        ----------
+        folder : Path
+            An existing folder.
+        """
         rows = [condition.row() for condition in self.conditions]
         with (folder / "ablation.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
@@ -204,14 +222,26 @@ class Ablation:
 
 
 def title(name: str, seed: int | None) -> str:
-    """Return a condition's name, with the seed of random units."""
+    """Return the title of a condition: its name, with the seed of random units."""
     return name if seed is None else f"{name}, seed {seed}"
 
 
 def condition_of(
     name: str, seed: int | None, n_units: int, found: Losses, intact: Losses
 ) -> Condition:
-    """Return a condition's numbers beside the intact model's, document by document."""
+    """Return a condition, compared with the intact model document by document.
+
+    Parameters
+    ----------
+    name : {"intact", "top", "random"}
+        The condition.
+    seed : int or None
+        The seed of the random units.
+    n_units : int
+        Number of units set to zero.
+    found, intact : Losses
+        The losses under the condition and of the intact model, on the same windows.
+    """
     difference = found.total - intact.total
     n = found.n_tokens
     delta = float(difference.sum() / n.sum())
@@ -291,7 +321,7 @@ def write_picture(found: Ablation, path: Path) -> None:
         The file, replaced where it exists.
     """
     with warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes; the table has it whole.
+        # Characters that the font lacks are drawn as boxes; the table has the whole name.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         draw(found).savefig(path, dpi=DPI)
 
@@ -309,12 +339,12 @@ def _short(text: str, limit: int = 60) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that JSON has: no NaN, no infinity."""
+    """Return a value for JSON, with None for NaN and infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shown(text: str) -> str:
-    """Return text that cannot steer a terminal; its lines stay lines."""
+    """Return text with control characters escaped, except newlines and tabs."""
     return "".join(
         c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
     )

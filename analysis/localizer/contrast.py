@@ -1,4 +1,4 @@
-"""Which documents a contrast sets against which."""
+"""Contrasts: the documents or tokens of two conditions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Contrast = str | tuple[str, str] | tuple[str, str, str]
 """``"S:N"``, ``("S", "N")`` of documents; ``"role=a:b"``, ``("role", "a", "b")`` of tokens."""
 
 OTHERS = "*"
-"""All other tokens, also those that a column says nothing of."""
+"""The name of all other tokens, also those without a value in the column."""
 
 
 class Condition(NamedTuple):
@@ -25,11 +25,11 @@ class Condition(NamedTuple):
     Attributes
     ----------
     label : str
-        The label of its documents, or of its tokens.
+        The label of the documents or tokens.
     n_documents : int
-        Its samples: documents with tokens on this side.
+        Number of samples: documents with tokens on this side.
     n_without_tokens : int
-        Its documents that have no tokens, and give no sample.
+        Number of documents without tokens, which give no sample.
     """
 
     label: str
@@ -38,9 +38,18 @@ class Condition(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """Both conditions; what is on which side; how many documents are on neither; the column.
+    """The two sides of a contrast.
 
-    ``group`` is the side of every document (0, 1, or -1 for neither), or of every token.
+    Attributes
+    ----------
+    conditions : tuple of Condition
+        The positive and the negative side.
+    group : ndarray of int8, shape [documents], or TokenSides
+        The side of every document (0, 1, or -1 for neither), or of every token.
+    n_ignored : int
+        Number of documents on neither side.
+    column : str or None
+        The token column of a contrast of tokens; None for labels of documents.
     """
 
     conditions: tuple[Condition, Condition]
@@ -50,12 +59,19 @@ class Sides(NamedTuple):
 
 
 def sides_of(store: StoreReader, contrast: Contrast) -> Sides:
-    """Return what is on which side, and how many samples there are.
+    """Return the two sides of a contrast.
+
+    Parameters
+    ----------
+    store : StoreReader
+        A store with labels or token columns.
+    contrast : str or tuple of str
+        See :func:`actlas.localize`.
 
     Raises
     ------
     ConfigError
-        There are no labels, a label or column does not exist, or a side has fewer than two
+        The store has no labels, a label or column does not exist, or a side has fewer than two
         documents with tokens.
     """
     if (column := column_of(store, contrast)) is not None:
@@ -64,10 +80,10 @@ def sides_of(store: StoreReader, contrast: Contrast) -> Sides:
     codes, names = store.documents.label_codes, store.documents.label_names
     if codes is None or not names:
         columns = ", ".join(store.documents.token_column_names)
-        tokens = f" Or contrast its tokens, COLUMN=POSITIVE:NEGATIVE: it has {columns}."
+        tokens = f" Or contrast tokens, COLUMN=POSITIVE:NEGATIVE, by a column of: {columns}."
         raise ConfigError(
-            f"{store.path}: its documents have no labels, so there is nothing to contrast. Plan it "
-            "again with --label-field, naming the field of the corpus that holds the condition."
+            f"{store.path}: expected documents with labels, got none. Plan the store again with "
+            "--label-field, naming the field of the corpus that holds the condition."
             f"{tokens * bool(columns)}"
         )
     pair = split_contrast(contrast, names)
@@ -93,10 +109,17 @@ def sides_of(store: StoreReader, contrast: Contrast) -> Sides:
 def column_of(store: StoreReader, contrast: Contrast) -> tuple[str, str, str] | None:
     """Return the column and the two names of a contrast of tokens; None for one of documents.
 
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    contrast : str or tuple of str
+        See :func:`actlas.localize`.
+
     Raises
     ------
     ConfigError
-        There is no such column, or it has no such name.
+        The column does not exist, or it has no such name.
     """
     columns = store.documents.token_column_names
     if isinstance(contrast, str):
@@ -111,15 +134,15 @@ def column_of(store: StoreReader, contrast: Contrast) -> tuple[str, str, str] | 
         return None
     if column not in columns:
         raise ConfigError(
-            f"contrast {contrast!r}: there is no column of tokens {column!r}. This store's are: "
-            f"{', '.join(columns) or 'none'}. They come from --span-fields, --messages-field and "
-            "images in texts.",
+            f"contrast {contrast!r}: no token column {column!r}. The columns of this store are: "
+            f"{', '.join(columns) or 'none'}. Columns come from --span-fields, --messages-field "
+            "and images in texts.",
             column=column,
         )
     positive, negative = split_contrast(pair, (*columns[column], OTHERS), column)
     if positive == OTHERS:
         raise ConfigError(
-            f"contrast {contrast!r}: {OTHERS} stands for all other tokens, and comes second."
+            f"contrast {contrast!r}: {OTHERS} stands for all other tokens, so it must come second."
         )
     return column, positive, negative
 
@@ -146,6 +169,15 @@ def split_contrast(
 ) -> tuple[str, str]:
     """Return the two labels of a contrast.
 
+    Parameters
+    ----------
+    contrast : str or tuple of str
+        ``"POSITIVE:NEGATIVE"`` or the two labels.
+    names : sequence of str
+        Existing labels.
+    column : str, optional
+        The token column that has these names. Default: they are labels of documents.
+
     Examples
     --------
     >>> split_contrast("S:N", ["N", "S"]), split_contrast("a:b:c", ["a:b", "c"])
@@ -170,7 +202,7 @@ def split_contrast(
         unknown = [label for label in pairs[0] if label not in names]
         of = "" if column is None else f" in column {column}"
         raise ConfigError(
-            f"contrast {contrast!r}: there is no label {' and no label '.join(map(repr, unknown))}"
+            f"contrast {contrast!r}: no label {' and no label '.join(map(repr, unknown))}"
             f"{of}. {_labels(names, column)}",
             labels=list(names),
         )
@@ -187,6 +219,6 @@ def split_contrast(
 def _labels(names: Sequence[str], column: str | None = None, limit: int = 50) -> str:
     if column is not None:
         named = [name for name in names if name != OTHERS]
-        return f"It has: {', '.join(named[:limit])}; {OTHERS} is every other token."
+        return f"Its labels are: {', '.join(named[:limit])}; {OTHERS} is every other token."
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"This store's labels are: {', '.join(names[:limit])}{more}."

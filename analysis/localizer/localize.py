@@ -1,4 +1,4 @@
-"""The localizer: which units answer more to one condition than to another."""
+"""``actlas.localize``: the units that respond more to one condition than to another."""
 
 from __future__ import annotations
 
@@ -43,46 +43,53 @@ def localize(
 ) -> Localization:
     """Test every unit for a difference between two conditions, and select the largest t.
 
-    Every document with tokens is one sample: its last kept token's activation, or the mean over
-    its kept tokens, then (unless ``signed``) the absolute value. Where the store was extracted with
-    that pool, these are its pooled rows; else they are made from the tokens' rows. Welch's t-test,
-    two-sided, on samples of the two conditions; the selected units are those with the largest t
-    over all hookpoints together, so of positive selectivity.
+    Every document with tokens is one sample: the activation of its last kept token, or the mean
+    over its kept tokens, then (unless ``signed``) the absolute value. Samples are the store's
+    pooled rows where it was extracted with that pooling; otherwise they are pooled from the rows of
+    tokens. Each unit gets a two-sided Welch's t-test between the samples of the two conditions; the
+    selected units have the largest t over all hookpoints together, hence positive selectivity.
 
     Parameters
     ----------
     store : Store or path
-        Every shard extracted, with labels. It may be larger than memory.
+        A store with labels, whose shards are all extracted. It may be larger than memory.
     contrast : str or tuple of str
-        ``"S:N"`` or ``("S", "N")``: labels of the positive and of the negative condition. Documents
-        with another label, or none, are left out. ``"role=user:assistant"`` or
-        ``("role", "user", "assistant")``: what a column of tokens says of them; ``"entity=PER:*"``
-        sets PER against all other tokens. Each document then gives one sample to every side that it
-        has tokens of: the last, or the mean, of these.
+        ``"S:N"`` or ``("S", "N")``: the labels of the positive and of the negative condition.
+        Documents with another label, or none, are left out. ``"role=user:assistant"`` or
+        ``("role", "user", "assistant")``: values of a token column; ``"entity=PER:*"`` compares PER
+        with all other tokens. Each document then gives one sample to every side that it has tokens
+        of, pooled from these tokens.
     pool : {"last", "mean"}
+        The pooling of a document's tokens: the last one, or their mean.
     signed : bool
+        Whether samples keep their sign.
     top : str or int
-        ``"1%"`` of all tested units, or a count.
+        The units to select: ``"1%"`` of all tested units, or a count.
     hookpoints : str or sequence of str, optional
-        Names or globs of the store's hookpoints, ``"resid_post.*"``; ``*`` stays between two dots,
-        ``**`` does not. Default: all.
+        Names or globs of the store's hookpoints, such as ``"resid_post.*"``; ``*`` matches no dot,
+        ``**`` does. Default: all.
     on_nonfinite : {"refuse", "omit"}
-        Where a unit's pooled samples hold NaN or infinity: refuse to go on, or leave that unit
-        untested (NaN in everything).
+        For units whose samples hold NaN or infinity: raise an error, or leave the unit untested
+        (NaN in all results).
     scheduler : str, optional
-        Of Dask. Default: the one that Dask is configured with, else threads.
+        The Dask scheduler. Default: Dask's configuration, else threads.
+
+    Returns
+    -------
+    Localization
+        The test of every unit, and the mask of the selected ones.
 
     Raises
     ------
     ConfigError
-        A label that does not exist, a store without labels, a condition with fewer than two
-        documents that have tokens, a ``top`` that is no share or count.
+        A label does not exist, the store has no labels, a condition has fewer than two documents
+        with tokens, or ``top`` is neither a share nor a count.
     HookpointError
         No hookpoint matches.
     NotExtractedError
         Shards are missing.
     NonFiniteError
-        Pooled samples hold NaN or infinity.
+        Samples hold NaN or infinity.
 
     References
     ----------
@@ -103,13 +110,13 @@ def localize(
     sides = sides_of(store, contrast)
     tokens = isinstance(sides.group, TokenSides)
     if tokens:
-        store.rows  # noqa: B018 - raises, where only whole documents have rows
+        store.rows  # noqa: B018 - raises where the store has only pooled rows
     job = EXTRACT if tokens else source_of(store, pool)
     missing = store.missing(job)
     if missing:
         raise NotExtractedError(
             f"{store.path}: {len(missing)} of {store.n_shards(job)} shards are missing, and a test "
-            "needs them all: `actlas extract` the rest first.",
+            "needs all of them: run `actlas extract` first.",
             missing=len(missing),
         )
     names = [spec.name for spec in specs]
@@ -125,7 +132,7 @@ def localize(
     if on_nonfinite == "refuse":
         _refuse_nonfinite(store, specs, finite)
     test = welch(positive, negative)
-    # A unit with one value that is no number was not measured on the same documents as the others.
+    # A unit with a value that is not finite was not measured on all documents.
     test = type(test)(*(np.where(finite, x, np.nan) for x in test))
     key = MaskKey.of(
         store.plan,
@@ -176,7 +183,7 @@ def _hookpoints(store: Store, asked: str | Sequence[str] | None) -> tuple[Hookpo
 
 
 def _joined(pooled: Mapping[str, ByGroup], names: Sequence[str], group: int) -> Moments:
-    """Return one condition's moments of all hookpoints, side by side."""
+    """Return the moments of a condition, concatenated over hookpoints."""
     parts = [moments for name in names if (moments := pooled[name][group]) is not None]
     fields = ("n", "mean", "m2", "min", "max")
     return Moments(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
@@ -189,22 +196,22 @@ def _refuse_nonfinite(
         return
     edges = np.cumsum([0, *(spec.width for spec in specs)])
     counts = [int((~finite[a:b]).sum()) for a, b in pairwise(edges)]
-    told = [
+    affected = [
         f"{spec.name} ({count} of {spec.width} units)"
         for spec, count in zip(specs, counts, strict=True)
         if count
     ]
     raise NonFiniteError(
-        f"{store.path}: NaN or infinity in the pooled samples of {', '.join(told[:8])}"
-        f"{f' and {len(told) - 8} more hookpoints' if len(told) > 8 else ''}. Extract in a dtype "
-        "that holds them (float16 ends at 65,504), leave those hookpoints out, or leave those "
-        "units untested: --on-nonfinite omit.",
+        f"{store.path}: NaN or infinity in the pooled samples of {', '.join(affected[:8])}"
+        f"{f' and {len(affected) - 8} more hookpoints' if len(affected) > 8 else ''}. Extract in "
+        "a dtype with a larger range (float16 ends at 65,504), leave these hookpoints out, or give "
+        "--on-nonfinite omit to leave these units untested.",
         units={spec.name: n for spec, n in zip(specs, counts, strict=True) if n},
     )
 
 
 def _versions(store: Store, job: str) -> dict[str, str]:
-    """Return the versions of what made the activations, and of what tested them."""
+    """Return the versions of the software of the extraction and of the test."""
     found = {name: version(name) for name in ("dask", "scipy")}
     found |= {name: versions()[name] for name in ("actlas", "numpy", "python")}
     receipts = [store.receipt(shard, job).versions for shard in range(store.n_shards(job))]

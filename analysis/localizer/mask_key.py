@@ -1,4 +1,4 @@
-"""The key of a mask: all that it depends on, in the file itself."""
+"""The key of a mask: everything that the mask depends on, kept in its file."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ Pool = Literal["last", "mean"]
 
 
 class MaskKey(BaseModel):
-    """All that a mask depends on.
+    """The key of a mask: everything that the mask depends on.
 
     Attributes
     ----------
     model_id, revision, weights_sha256, config_sha256, architecture, d_model, n_layers
         The model, as the store's plan names it.
     compute_dtype, store_dtype : str
-        What the activations were computed and stored in; pooled rows are float32.
+        The dtypes in which activations were computed and stored; float32 for pooled rows.
     tokenizer_sha256, max_length, long, keep_special
-        How the stimuli became tokens. ``max_length`` counts the special tokens too.
+        The tokenization of the stimuli. ``max_length`` includes special tokens.
     stimuli, stimuli_sha256, text_field, label_field, lowercase
-        The corpus, and a sha256 over the chosen documents' text in plan order.
+        The corpus, and a SHA-256 over the chosen documents' text in plan order.
     plan_sha256 : str
         The seal of the store's plan.
     hookpoints : tuple of HookpointSpec
-        All that were tested, in the store's order.
+        The tested hookpoints, in the store's order.
     positive, negative, pool, signed, top
-        The contrast, and how many units were asked for: ``"1%"`` or ``"128"``.
+        The contrast, and the share or number of units to select: ``"1%"`` or ``"128"``.
     column : str or None
-        Of tokens, that ``positive`` and ``negative`` are names in; None for labels of documents.
+        The token column that has the names ``positive`` and ``negative``; None for labels of
+        documents.
     versions : dict
-        Of the programs that made it.
+        Versions of the software that made the activations and the mask.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -82,9 +83,19 @@ class MaskKey(BaseModel):
         store_dtype: str | None = None,
         column: str | None = None,
     ) -> MaskKey:
-        """Return the key of a mask that is made from a store with this plan."""
+        """Return the key of a mask from a store.
+
+        Parameters
+        ----------
+        plan : Plan
+            The plan of the store.
+        plan_sha256 : str
+            The seal of the plan.
+        hookpoints, positive, negative, pool, signed, top, versions, store_dtype, column
+            Fields of the key; ``store_dtype`` is the plan's by default.
+        """
         model, corpus = plan.model, plan.corpus
-        cutter = plan.tokenizer or plan.processor
+        preprocessing = plan.tokenizer or plan.processor
         return cls(
             model_id=model.id,
             revision=model.revision,
@@ -94,7 +105,7 @@ class MaskKey(BaseModel):
             d_model=model.d_model,
             n_layers=model.n_layers,
             compute_dtype=model.compute_dtype,
-            tokenizer_sha256=cutter.sha256 if cutter is not None else "",
+            tokenizer_sha256=preprocessing.sha256 if preprocessing is not None else "",
             stimuli=corpus.uri,
             stimuli_sha256=corpus.fingerprint,
             text_field=corpus.text_field,
@@ -117,5 +128,5 @@ class MaskKey(BaseModel):
 
     @property
     def n_units(self) -> int:
-        """Units of all hookpoints that were tested."""
+        """Number of units of all tested hookpoints."""
         return sum(hookpoint.width for hookpoint in self.hookpoints)

@@ -1,8 +1,8 @@
-"""Masks: which units were selected, and all that they were selected from.
+"""Masks: selected units, with the key of everything that the selection depends on.
 
-A mask file holds its whole key, not a name that stands for one: model, stimuli, windows,
-hookpoints, pooling, sign, contrast and count. Nothing is looked up by a shortened key, so nothing
-that was made with other settings can come back in its place.
+A mask file holds its whole key: model, stimuli, windows, hookpoints, pooling, sign, contrast and
+count. Nothing is looked up by a shortened key, so a mask of other settings cannot be returned by
+mistake.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FILE_NAME = "mask.json"
 MAX_FILE_BYTES = 256 << 20
 
 MAX_UNITS = 1 << 26
-"""Of all hookpoints together: more than the largest models have, and what fits memory."""
+"""Largest number of units of all hookpoints: more than the largest models have."""
 
 _CHECKED = ("weights_sha256", "config_sha256", "architecture", "d_model", "n_layers")
 
@@ -50,22 +50,22 @@ class _MaskFile(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Some units of some hookpoints, with the key of what they were selected from.
+    """Selected units of hookpoints, with the key of the selection.
 
     Parameters
     ----------
     key : MaskKey
-        What the units were selected from.
+        Everything that the selection depends on.
     units : mapping of hookpoint to tuple of int
-        Ascending and distinct unit indices. Hookpoints without any are dropped, the others are
-        kept in the key's order: equal masks are equal values.
+        Ascending, distinct indices of units. Hookpoints without units are dropped, the others are
+        kept in the key's order: equal masks compare equal.
     seed : int, optional
-        Of a random mask.
+        The seed of a random mask.
 
     Raises
     ------
     MaskError
-        A unit is out of range, twice there or out of order, or of a hookpoint that was not tested.
+        A unit is out of range, repeated or out of order, or of a hookpoint that was not tested.
 
     Examples
     --------
@@ -96,7 +96,17 @@ class Mask:
 
     @classmethod
     def from_flat(cls, key: MaskKey, flat: NDArray[np.integer], *, seed: int | None = None) -> Mask:
-        """Return a mask of units that are counted through all hookpoints of the key, in order."""
+        """Return a mask from flat indices of units.
+
+        Parameters
+        ----------
+        key : MaskKey
+            The key of the mask.
+        flat : ndarray of int, shape [units]
+            Indices into the units of all hookpoints of the key, concatenated in its order.
+        seed : int, optional
+            The seed of a random mask.
+        """
         edges = np.cumsum([0, *(hookpoint.width for hookpoint in key.hookpoints)])
         ordered = np.sort(flat)
         parts = np.split(ordered, np.searchsorted(ordered, edges[1:-1]))
@@ -108,11 +118,11 @@ class Mask:
 
     @property
     def n_units(self) -> int:
-        """Units of the mask, over all hookpoints."""
+        """Number of units of the mask, over all hookpoints."""
         return sum(map(len, self.units.values()))
 
     def selected(self) -> NDArray[np.bool_]:
-        """Return which units are in it; shape [units of all hookpoints], in the key's order."""
+        """Return whether each unit is in the mask; shape [units of all hookpoints]."""
         found = []
         for hookpoint in self.key.hookpoints:
             inside = np.zeros(hookpoint.width, dtype=np.bool_)
@@ -121,20 +131,25 @@ class Mask:
         return np.concatenate(found)
 
     def random(self, seed: int) -> Mask:
-        """Return a mask of as many units, drawn from all the units that are not in this one.
+        """Return a random control: as many units, drawn from the units outside this mask.
 
-        Without replacement, by ``numpy.random.default_rng(seed)``, from every hookpoint of the key:
-        the published control.
+        Units are drawn without replacement from all hookpoints of the key, by
+        ``numpy.random.default_rng(seed)``: the published control.
+
+        Parameters
+        ----------
+        seed : int
+            The seed of the draw.
 
         Raises
         ------
         MaskError
-            More than half of all units are in this mask: too few are left.
+            More than half of all units are in this mask, so too few are left.
         """
         outside = np.flatnonzero(~self.selected())
         if len(outside) < self.n_units:
             raise MaskError(
-                f"a random control needs {self.n_units:,} units outside the mask, and there are "
+                f"a random control needs {self.n_units:,} units outside the mask, which leaves "
                 f"{len(outside):,}: select fewer units.",
                 field="units",
             )
@@ -146,15 +161,20 @@ class Mask:
         return Mask(self.key, {})
 
     def check_model(self, spec: ModelSpec) -> None:
-        """Raise where this mask was made for another model.
+        """Check that this mask was made for a model.
 
-        Weights, configuration, architecture and sizes are compared. The id and the revision are
-        not (the same weights may lie elsewhere), nor is the dtype that it computes in.
+        Weights, configuration, architecture and sizes are compared. Id, revision and compute dtype
+        may differ: the same weights may be stored elsewhere.
+
+        Parameters
+        ----------
+        spec : ModelSpec
+            The model to check.
 
         Raises
         ------
         MaskError
-            ``details["field"]`` is the first field that differs.
+            The models differ; ``details["field"]`` is the first field that does.
         """
         for field in _CHECKED:
             got, expected = getattr(spec, field), getattr(self.key, field)
@@ -169,9 +189,14 @@ class Mask:
                 )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the mask as one line of JSON that ends with its own sha256.
+        """Write the mask as one line of JSON that ends with its own SHA-256.
 
-        The file appears whole, under its name; one that lies there is replaced.
+        The file is replaced atomically.
+
+        Parameters
+        ----------
+        path : path
+            The file to write.
         """
         final = Path(path)
         record = _MaskFile(key=self.key, seed=self.seed, units=dict(self.units))
@@ -184,12 +209,17 @@ class Mask:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mask:
-        """Read a mask; ``path`` may be the folder that holds ``mask.json``.
+        """Read a mask.
+
+        Parameters
+        ----------
+        path : path
+            A mask file, or the folder that holds ``mask.json``.
 
         Raises
         ------
         MaskError
-            There is none, or it is not the one that was written.
+            The file does not exist, is not a mask, or was changed after it was written.
         """
         file = Path(path)
         if file.is_dir():
@@ -197,19 +227,19 @@ class Mask:
         try:
             record = unseal(_bytes_of(file), _MaskFile, str(file))
         except FileNotFoundError as error:
-            raise _error(
-                f"{file}: there is no mask here. `actlas localize` makes one", "path"
-            ) from error
+            raise _error(f"{file}: no such mask. `actlas localize` makes one", "path") from error
         except CorruptDataError as error:
             raise _error(
-                f"{file}: expected a mask of actlas that ends with its own sha256; this file was "
-                "changed or cut after it was written, or is none. Localize again",
+                f"{file}: expected a mask that ends with its own sha256; this file is not "
+                "a mask, or was changed or truncated after it was written. Localize again",
                 "sha256",
             ) from error
         except FormatError as error:
             reason = error.__cause__
             told = summarize(reason) if isinstance(reason, ValidationError) else str(error)
-            raise _error(f"{file}: no mask that this actlas reads ({told})", "format") from error
+            raise _error(
+                f"{file}: not a mask that this version reads ({told})", "format"
+            ) from error
         return cls(record.key, record.units, record.seed)
 
     def __repr__(self) -> str:
@@ -230,7 +260,7 @@ class Mask:
 
 
 def _bytes_of(file: Path) -> bytes:
-    """Return the bytes of a plain file that can be a mask; a pipe would be waited for for ever."""
+    """Return the bytes of a plain file; reading a pipe would wait for ever."""
     try:
         found = file.stat()
         if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_FILE_BYTES:
@@ -240,8 +270,8 @@ def _bytes_of(file: Path) -> bytes:
     except OSError as error:
         raise _error(f"{file}: cannot be read ({error.strerror})", "path") from error
     raise _error(
-        f"{file}: expected a file of at most {MAX_FILE_BYTES >> 20} MiB, as `actlas localize` "
-        "writes it",
+        f"{file}: expected a plain file of at most {MAX_FILE_BYTES >> 20} MiB, as written by "
+        "`actlas localize`",
         "path",
     )
 

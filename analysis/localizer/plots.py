@@ -1,4 +1,4 @@
-"""The pictures of a localization: t of every unit, selected units by layer, all t beside chance."""
+"""The pictures of a localization: t of every unit, selected units by layer, distribution of t."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 DPI = 150
 
 COLUMNS_MAX = 1200
-"""Columns of a row in the brain map; a wider hookpoint shows the strongest of several units."""
+"""Columns of a row in the brain map; in wider hookpoints each is the strongest of several units."""
 
 STRIP = 0.26
-"""The part of a row in which its selected units are marked."""
+"""Share of a row's height in which its selected units are marked."""
 
 BINS = 80
 
@@ -66,15 +66,28 @@ class Plotted(Protocol):
 
 
 def save_all(found: Plotted, folder: Path) -> None:
-    """Write brain_map.png, layers.png and t_histogram.png."""
+    """Write brain_map.png, layers.png and t_histogram.png.
+
+    Parameters
+    ----------
+    found : Plotted
+        The localization.
+    folder : Path
+        An existing folder.
+    """
     for draw in (brain_map, layers, t_histogram):
         _write(draw(found), folder / f"{draw.__name__}.png")
 
 
 def brain_map(found: Plotted) -> Figure:
-    """Draw t of every unit: a row per hookpoint, selected units marked below it.
+    """Draw t of every unit: a row per hookpoint, with selected units marked below it.
 
-    Hookpoints of one width share a panel.
+    Hookpoints of the same width share a panel.
+
+    Parameters
+    ----------
+    found : Plotted
+        The localization.
     """
     specs = found.mask.key.hookpoints
     widths = sorted({spec.width for spec in specs})
@@ -122,7 +135,7 @@ def _row(
 
 
 def _strongest(t: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return at most :data:`COLUMNS_MAX` values: of neighbours, the one farthest from zero."""
+    """Return at most COLUMNS_MAX values: of adjacent units, the value farthest from zero."""
     step = -(-len(t) // COLUMNS_MAX)
     if step == 1:
         return t
@@ -137,7 +150,7 @@ def _strongest(t: NDArray[np.float64]) -> NDArray[np.float64]:
 def _label_rows(ax: Axes, specs: Sequence[HookpointSpec]) -> None:
     width, n = specs[0].width, len(specs)
     step = -(-width // COLUMNS_MAX)
-    more = f"; a column is the strongest of {step} neighbours" if step > 1 else ""
+    more = f"; a column is the strongest of {step} adjacent units" if step > 1 else ""
     ax.set_xlim(0, width)
     ax.set_ylim(n - 0.5, -0.5)
     ax.set_yticks(range(n), [spec.name for spec in specs], fontsize=9 if n <= 40 else 7)
@@ -148,7 +161,13 @@ def _label_rows(ax: Axes, specs: Sequence[HookpointSpec]) -> None:
 
 
 def layers(found: Plotted) -> Figure:
-    """Draw how many units of each hookpoint are selected: the count, and the share of its units."""
+    """Draw the number of selected units of each hookpoint, and their share of its units.
+
+    Parameters
+    ----------
+    found : Plotted
+        The localization.
+    """
     specs, mask = found.mask.key.hookpoints, found.mask
     n = len(specs)
     figure = Figure(figsize=(8, min(60, 1.6 + 0.3 * max(n, 4))), layout="constrained")
@@ -178,14 +197,20 @@ def layers(found: Plotted) -> Figure:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("selected units (and their share of the hookpoint's units)")
     ax.spines[["right", "top"]].set_visible(False)
-    # Above the axes, where no bar can reach it.
+    # Above the axes, where no bar can overlap it.
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
     _title(ax, found, f"{mask.n_units:,} of {mask.key.n_units:,} units selected")
     return figure
 
 
 def t_histogram(found: Plotted) -> Figure:
-    """Draw the distribution of t over all units, the selected ones, and what chance would give."""
+    """Draw the distribution of t over all units and the selected ones, with that of chance.
+
+    Parameters
+    ----------
+    found : Plotted
+        The localization.
+    """
     figure = Figure(figsize=(8, 5), layout="constrained")
     ax = figure.subplots()
     t = found.test.t
@@ -203,7 +228,7 @@ def t_histogram(found: Plotted) -> Figure:
         cut = ", goes on above" if chance.max() > 1.25 * tallest else ""
         label = f"if no unit differed (standard normal{cut})"
         ax.plot(grid, chance, color=DARK, linewidth=1.2, linestyle="--", label=label)
-        ax.set_ylim(0, 1.25 * tallest)  # the curve of chance may end above: it is far taller
+        ax.set_ylim(0, 1.25 * tallest)  # the curve of chance may be far taller
     if np.isfinite(found.t_threshold):
         label = f"smallest selected: t = {found.t_threshold:.3g}"
         ax.axvline(found.t_threshold, color=ORANGE, linewidth=1.5, linestyle=":", label=label)
@@ -220,7 +245,7 @@ def t_histogram(found: Plotted) -> Figure:
 
 
 def _bins(t: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
-    """Return the edges of equal bins, of which one is the threshold: no bin holds both sides."""
+    """Return the edges of equal bins. The threshold is an edge, so no bin holds both sides."""
     edges: NDArray[np.float64] = np.asarray(np.histogram_bin_edges(t, bins=BINS), dtype=np.float64)
     if not np.isfinite(threshold):
         return edges
@@ -231,7 +256,7 @@ def _bins(t: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
 
 
 def _scale(t: NDArray[np.float64]) -> tuple[Normalize, str]:
-    """Return a scale symmetric about zero that the rarest extremes do not stretch."""
+    """Return a colour scale symmetric about zero, up to a percentile of abs(t)."""
     size = np.abs(t[np.isfinite(t)])
     limit = float(np.percentile(size, _SHOWN_SHARE)) if len(size) else 0.0
     limit = limit or float(size.max(initial=0.0)) or 1.0
@@ -243,7 +268,7 @@ def _scale(t: NDArray[np.float64]) -> tuple[Normalize, str]:
 def _colours() -> Any:
     from matplotlib import colormaps
 
-    # From blue over white to red: told apart by people who see no difference of red and green.
+    # Blue, white and red: distinguishable with red-green colour blindness.
     return colormaps["RdBu_r"].with_extremes(bad=GREY)
 
 
@@ -272,6 +297,6 @@ def _short(text: str, limit: int = 24, *, tail: bool = False) -> str:
 
 def _write(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
-        # A label in a script that the font lacks is drawn as boxes; the table has it whole.
+        # Characters that the font lacks are drawn as boxes; the table has the whole label.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure.savefig(path, dpi=DPI)

@@ -1,8 +1,9 @@
-"""One sample per document from rows that lie shuffled in their shards, and the samples' moments.
+"""Pooling of tokens, out of core: one sample per document, and the moments of the samples.
 
-Each task reads one shard of one hookpoint, chunk by chunk, and keeps a float64 sum per document.
-Documents that lie wholly in the shard become samples, and the samples moments; of the at most two
-that cross its borders, the sums go on. Neighbours are then merged in a tree of fixed shape::
+Rows are stored shuffled within their shards. Each task reads one shard of one hookpoint, chunk by
+chunk, and keeps a float64 sum per document. Documents that lie wholly in the shard become samples,
+and the samples moments; the sums of the at most two documents that cross its borders are passed on.
+Adjacent parts are then merged in a tree of fixed shape::
 
     documents     |--- 0 ---|-- 1 --|--------- 2 ---------|- 3 -|
     shards        |-------- 0 -------|--- 1 ---|-------- 2 ------|
@@ -10,7 +11,7 @@ that cross its borders, the sums go on. Neighbours are then merged in a tree of 
     of 0 and 1    moments of 0, 1; still the beginning of 2
     of all        moments of 0, 1, 2, 3
 
-so no part ever holds more than two unfinished documents, however long the store is.
+so no part ever holds more than two unfinished documents, whatever the size of the store.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
 
 MAX_TASKS = 8
-"""Tasks at once, by default: each reads its chunks in threads of its own."""
+"""Default number of concurrent tasks; each reads its chunks in threads of its own."""
 
 FAN_IN = 16
 
@@ -46,34 +47,45 @@ def pooled_moments(
     signed: bool = False,
     scheduler: str | None = None,
 ) -> dict[str, ByGroup]:
-    """Return the moments, by condition, of every hookpoint's pooled documents.
+    """Return the moments of every hookpoint's pooled documents, by condition.
 
-    One pass over the shards that hold a document of a condition. At a time, at most
-    :data:`MAX_TASKS` shards are in work; each task holds its sums (256 MiB at most) and
+    The function makes one pass over the shards that hold a document of a condition. At most
+    :data:`MAX_TASKS` shards are processed at a time; each task holds its sums (256 MiB at most) and
     a few chunks.
 
     Parameters
     ----------
     store : StoreReader
-        With a receipt for every shard.
+        A store whose shards are all extracted.
     hookpoints : sequence of str
-    group : ndarray of int8, shape [documents]
-        The condition of each document, in [0, n_groups), or -1. Documents without tokens are left
-        out, whatever their condition. Or the two sides of tokens: each document then gives a
-        sample to every side that it has tokens of.
+        Names of hookpoints.
+    group : ndarray of int8, shape [documents], or TokenSides
+        The condition of each document, in [0, n_groups), or -1 for none; documents without tokens
+        are left out. Or the two sides of a contrast of tokens: each document then gives a sample to
+        every side that it has tokens of.
+    n_groups : int
+        Number of conditions.
     pool : {"last", "mean"}
-        A document's sample: the row of its last kept token, or the mean over its kept tokens, in
-        float64.
+        The sample of a document: the row of its last kept token, or the mean over its kept tokens
+        in float64.
     signed : bool
-        Leave the sign of the pooled sample. Otherwise its absolute value is taken, after pooling.
+        Whether samples keep their sign; if not, their absolute value is taken after pooling.
     scheduler : str, optional
-        Of Dask. Default: the one that Dask is configured with, else threads. The result does not
-        depend on it.
+        The Dask scheduler. Default: Dask's configuration, else threads. The result does not depend
+        on it.
+
+    Returns
+    -------
+    dict of str to tuple of (Moments or None)
+        For each hookpoint, the moments of each condition, shape [units]; None for a condition
+        without samples.
 
     Raises
     ------
-    NotExtractedError, CorruptDataError
-        A shard has no receipt; its bytes are not the ones that were written.
+    NotExtractedError
+        A shard is not extracted.
+    CorruptDataError
+        Stored bytes differ from the bytes that were written.
     """
     import dask.base
     import dask.config
@@ -87,7 +99,9 @@ def pooled_moments(
         *roots, optimize_graph=False, **options
     )
     if left := [doc for part in parts for doc in part.borders]:
-        raise AssertionError(f"documents {left[:5]} were not finished: the tree lost a shard")
+        raise AssertionError(
+            f"documents {left[:5]} were not finished: a shard is missing in the tree"
+        )
     return {name: part.moments for name, part in zip(hookpoints, parts, strict=True)}
 
 

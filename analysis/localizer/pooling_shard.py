@@ -1,10 +1,10 @@
-"""What is pooled of one shard, and how neighbours are merged: the steps of ``pooling``."""
+"""The steps of pooling: samples of one shard, and the merge of adjacent parts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +14,30 @@ from actlas.store.format import layout
 from actlas.store.shards.lazy_array import LazyArray
 from actlas.store.statistics.moments import Moments
 
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Int64
+
 SUM_BYTES = 256 << 20
-"""What the sums of one task may take; beyond it, a shard is read once per block of units."""
+"""Largest memory of the sums of one task; beyond it, a shard is read once per block of units."""
 
 ByGroup = tuple[Moments | None, ...]
 """The moments of each condition's samples; None where a condition has no sample."""
 
 
 class Border(NamedTuple):
-    """A document that crosses a border: its condition, its tokens, the sum of some of its rows."""
+    """A document that crosses the border of a part.
+
+    Attributes
+    ----------
+    group : int
+        Its condition.
+    start, stop : int
+        Its pooled tokens lie in [start, stop) of the corpus.
+    n_pooled : int
+        Number of its pooled tokens.
+    total : ndarray of float64, shape [units]
+        Sum of its rows in the part.
+    """
 
     group: int
     start: int
@@ -33,7 +48,17 @@ class Border(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What is known of tokens [start, stop): moments of whole samples, and border documents."""
+    """The pooled result of a range of tokens.
+
+    Attributes
+    ----------
+    start, stop : int
+        Tokens [start, stop) of the corpus.
+    moments : tuple of (Moments or None)
+        The moments of the samples that lie wholly in the range, by condition.
+    borders : dict of int to Border
+        The documents that cross a border of the range, by document.
+    """
 
     start: int
     stop: int
@@ -42,16 +67,19 @@ class Part:
 
 
 class ShardSamples(NamedTuple):
-    """The documents of a shard that are pooled, in slots: whole ones by condition, then others.
+    """The pooled documents of a shard, in slots: whole documents by condition, then the others.
 
     Attributes
     ----------
+    start, stop : int
+        The tokens of the shard.
     doc_idx, group, doc_start, doc_stop, n_pooled : ndarray, shape [slots]
-        The document, its condition, its tokens, and how many of them are pooled.
+        The document, its condition, its range of tokens, and the number of them that are pooled.
     edges : tuple of int
-        Slots [edges[g], edges[g + 1]) are whole and of condition g; beyond are border documents.
+        Slots [edges[g], edges[g + 1]) are whole documents of condition g; slots after the last edge
+        are documents that cross a border.
     slot_of_row : ndarray of int32, shape [rows of the shard]
-        -1 for rows that are not pooled.
+        The slot of each row; -1 for rows that are not pooled.
     """
 
     start: int
@@ -76,21 +104,27 @@ def shard_samples(
     pool: Pool,
     n_groups: int,
 ) -> ShardSamples:
-    """Return which rows of a shard are pooled into which documents. Integers only.
+    """Return the rows of a shard that are pooled, with their documents. Integers only.
 
     Parameters
     ----------
     start, stop : int
-        The shard's tokens.
+        The tokens of the shard.
     first_doc : int
-        The first document that touches it.
+        The first document with tokens in the shard.
     doc_start : ndarray of int64, shape [n + 1]
-        The edges of the documents that touch it.
+        The edges of the documents with tokens in the shard.
     group : ndarray of int8, shape [n]
-        Their conditions.
+        The conditions of these documents.
+    seed, order
+        The seed and the row order of the store's plan.
+    pool : {"last", "mean"}
+        The kind of pooling.
+    n_groups : int
+        Number of conditions.
     """
     begin, end = doc_start[:-1], doc_start[1:]
-    # What is pooled of each document: all its tokens, or the last one.
+    # The pooled tokens of each document: all of them, or the last one.
     pool_start = begin if pool == "mean" else np.maximum(begin, end - 1)
     used = (group >= 0) & (pool_start < end) & (pool_start < stop) & (end > start)
     whole = used & (pool_start >= start) & (end <= stop)
@@ -117,7 +151,19 @@ def shard_samples(
 
 
 def pool_shard(array: LazyArray, shard: int, samples: ShardSamples, signed: bool) -> Part:
-    """Read one shard of one hookpoint and pool it; chunks without a pooled row are not read."""
+    """Read one shard of one hookpoint and pool it; chunks without a pooled row are not read.
+
+    Parameters
+    ----------
+    array : LazyArray, shape [rows, units]
+        The activations of the hookpoint.
+    shard : int
+        The shard, from 0.
+    samples : ShardSamples
+        The pooled rows and their documents.
+    signed : bool
+        Whether samples keep their sign.
+    """
     n_slots, width = len(samples.doc_idx), array.shape[1]
     step = width if n_slots == 0 else max(1, min(width, SUM_BYTES // (8 * n_slots)))
     blocks: list[ByGroup] = []
@@ -152,7 +198,9 @@ def _sums(array: LazyArray, shard: int, samples: ShardSamples, units: slice) -> 
     pooled = np.flatnonzero(samples.slot_of_row >= 0)
     chunk_of = pooled // chunk_rows
     chunks = np.unique(chunk_of)
-    with np.errstate(invalid="ignore"):  # of infinities of both signs: NaN, and told later
+    with np.errstate(
+        invalid="ignore"
+    ):  # infinities of both signs give NaN, which is reported later
         for chunk, values in zip(
             chunks, array.reader(shard).read_chunks(chunks.tolist()), strict=True
         ):
@@ -167,15 +215,35 @@ def _sums(array: LazyArray, shard: int, samples: ShardSamples, units: slice) -> 
 
 
 def finish(
-    sums: NDArray[np.float64], n_pooled: NDArray[np.int64], signed: bool
-) -> NDArray[np.float64]:
-    """Make samples of sums, in place: divide by the tokens, then take absolute values."""
+    sums: Float64[NDArray[np.float64], "samples units"],
+    n_pooled: Int64[NDArray[np.int64], " samples"],
+    signed: bool,
+) -> Float64[NDArray[np.float64], "samples units"]:
+    """Turn sums into samples, in place: divide by the tokens, then take absolute values.
+
+    Parameters
+    ----------
+    sums : ndarray of float64, shape [samples, units]
+        Sums of rows; overwritten.
+    n_pooled : ndarray of int64, shape [samples]
+        Number of rows of each sum.
+    signed : bool
+        Whether samples keep their sign.
+    """
     sums /= n_pooled[:, None]
     return sums if signed else np.abs(sums, out=sums)
 
 
 def merge(parts: Sequence[Part], signed: bool) -> Part:
-    """Merge neighbours, in order; documents that are whole now become samples."""
+    """Merge adjacent parts; documents that are complete now become samples.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+        Adjacent parts, in order.
+    signed : bool
+        Whether samples keep their sign.
+    """
     start, stop = parts[0].start, parts[-1].stop
     by_doc: dict[int, Border] = {}
     for part in parts:
@@ -188,7 +256,7 @@ def merge(parts: Sequence[Part], signed: bool) -> Part:
     samples: dict[int, list[NDArray[np.float64]]] = {}
     for border in done.values():
         n_pooled = np.array([border.n_pooled], dtype=np.int64)
-        # A copy: what came in may be looked at again.
+        # A copy, since the parts are not to be changed.
         samples.setdefault(border.group, []).append(
             finish(border.total[None].copy(), n_pooled, signed)
         )
@@ -208,7 +276,7 @@ def _combined(found: Iterable[Moments | None]) -> Moments | None:
 
 
 def _beside(blocks: Sequence[ByGroup]) -> ByGroup:
-    """Put the moments of blocks of units side by side."""
+    """Concatenate the moments of blocks of units."""
     if len(blocks) == 1:
         return blocks[0]
     joined: list[Moments | None] = []

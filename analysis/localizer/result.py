@@ -1,4 +1,4 @@
-"""What a localizer found: the test of every unit, the mask, and how both are saved and shown."""
+"""The result of a localization: the test of every unit and the mask, saved and displayed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,15 @@ Q_SIGNIFICANT = 0.05
 
 
 class HookpointCounts(NamedTuple):
-    """A hookpoint's units: all, selected, and with q below 0.05."""
+    """Counts of a hookpoint's units.
+
+    Attributes
+    ----------
+    hookpoint : str
+        The name of the hookpoint.
+    n_units, n_selected, n_significant : int
+        All units, the selected ones, and those with q below 0.05.
+    """
 
     hookpoint: str
     n_units: int
@@ -39,28 +47,30 @@ class HookpointCounts(NamedTuple):
 class Localization:
     """The result of :func:`~actlas.analysis.localizer.localize.localize`.
 
-    All arrays run through the units of all tested hookpoints, in the key's order.
+    All arrays have the shape [units]: the units of all tested hookpoints, in the key's order.
 
     Attributes
     ----------
+    store_path : str
+        The path of the store.
     mask : Mask
-        The selected units, with the key of all that they depend on.
+        The selected units, with the key of the selection.
     k : int
-        Units asked for. ``n_selected`` is less only where fewer could be tested.
+        Number of units to select. ``n_selected`` is smaller only where fewer could be tested.
     t_threshold : float
-        The smallest selected t.
+        The smallest selected t; NaN where no unit is selected.
     conditions : tuple of Condition
         The positive and the negative side.
     n_ignored : int
-        Documents of neither.
+        Number of documents on neither side.
     n_nonfinite_units : int
-        Left untested, since a pooled sample was NaN or infinite.
+        Number of units left untested because a sample was NaN or infinite.
     test : Welch
         t, df, p and Cohen's d.
-    q : ndarray
-        p by Benjamini and Hochberg over all units tested.
+    q : ndarray of float64
+        p adjusted by Benjamini and Hochberg over all tested units.
     positive, negative : Moments
-        Of each condition's samples.
+        The moments of each condition's samples.
     """
 
     store_path: str
@@ -77,31 +87,31 @@ class Localization:
 
     @property
     def n_selected(self) -> int:
-        """Units in the mask."""
+        """Number of units in the mask."""
         return self.mask.n_units
 
     @property
     def n_units(self) -> int:
-        """Units of all tested hookpoints."""
+        """Number of units of all tested hookpoints."""
         return len(self.test.t)
 
     @property
     def n_significant(self) -> int:
-        """Units with q below 0.05, of either sign."""
+        """Number of units with q below 0.05, of either sign."""
         return int((self.q < Q_SIGNIFICANT).sum())
 
     @cached_property
     def selected(self) -> NDArray[np.bool_]:
-        """Which units are selected."""
+        """Whether each unit is selected."""
         return self.mask.selected()
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per unit, in the order of hookpoints and units.
+        """The results as a table with one row per unit, in the order of hookpoints and units.
 
-        ``hookpoint``, ``unit``, ``t``, ``df``, ``p``, ``q``, ``cohen_d``, then ``mean_pos``,
-        ``var_pos``, ``n_pos`` and the same of ``neg`` (of the pooled samples; the variance is the
-        unbiased one, n counts finite samples), ``selected``.
+        The columns are ``hookpoint``, ``unit``, ``t``, ``df``, ``p``, ``q``, ``cohen_d``;
+        ``mean_pos``, ``var_pos``, ``n_pos`` and the same for ``neg`` (of the samples; the variance
+        is unbiased, n counts finite samples); ``selected``.
         """
         import pandas as pd
 
@@ -120,7 +130,7 @@ class Localization:
         return pd.DataFrame({**columns, "selected": self.selected})
 
     def counts(self) -> list[HookpointCounts]:
-        """Return how many units of each hookpoint are selected, and how many have q < 0.05."""
+        """Return the number of selected and of significant units of each hookpoint."""
         rows, at = [], 0
         for spec in self.mask.key.hookpoints:
             part = slice(at, at + spec.width)
@@ -132,7 +142,7 @@ class Localization:
         return rows
 
     def summary(self) -> dict[str, Any]:
-        """Return the whole result in numbers that JSON has; the key is the mask's own."""
+        """Return the result, without the values of single units, as plain values for JSON."""
         positive, negative = self.conditions
         chosen = self.test.cohen_d[self.selected]
         return {
@@ -156,20 +166,25 @@ class Localization:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write units.csv, mask.json, summary.json and three pictures to a new or empty folder.
 
-        Floats in ``units.csv`` are written so that ``float`` gives the very value back; with
-        pandas, read them with ``float_precision="round_trip"``.
+        Floats in ``units.csv`` round-trip exactly; with pandas, read them with
+        ``float_precision="round_trip"``.
+
+        Parameters
+        ----------
+        folder : path
+            Created where it does not exist.
 
         Raises
         ------
         StoreExistsError
-            There is something in the folder; it is left as it is.
+            The folder is not empty; it is left as it is.
         """
         from actlas.analysis.localizer import plots
 
         where = Path(folder)
         if where.exists() and (not where.is_dir() or any(where.iterdir())):
             raise StoreExistsError(
-                f"{where}: there is something here already, and it is left as it is. Give a new "
+                f"{where}: expected a new or empty folder; this one is left as it is. Give another "
                 "folder.",
                 path=str(where),
             )
@@ -205,5 +220,5 @@ class Localization:
 
 
 def _number(value: float) -> float | str:
-    """Return a number that JSON has: infinity and NaN as words."""
+    """Return a number for JSON, with infinity and NaN as strings."""
     return float(value) if math.isfinite(value) else str(float(value))

@@ -1,4 +1,4 @@
-"""Samples that extraction pooled already: one row per document, read a few chunks at a time."""
+"""The moments of pooled rows that a store holds: one row per document, read in blocks."""
 
 from __future__ import annotations
 
@@ -15,21 +15,28 @@ from actlas.store.shards.lazy_array import LazyArray
 from actlas.store.statistics.moments import Moments
 
 BLOCK_BYTES = 64 << 20
-"""Samples in memory at once, in float64."""
+"""Memory of a block of samples, in float64."""
 
 
 def source_of(store: StoreReader, pool: Pool) -> str:
-    """Return the job whose rows are tested: pooled ones where there are all, else tokens'.
+    """Return the job whose rows are tested: stored pooled rows if complete, else rows of tokens.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    pool : {"last", "mean"}
+        The kind of pooling.
 
     Raises
     ------
     NotExtractedError
-        The store has rows for documents alone, and they are pooled in another way.
+        The store has only pooled rows, and they are pooled in another way.
     """
     if pool in store.plan.pools and not (store.plan.dense and store.missing(POOLED)):
         return POOLED
     if not store.plan.dense:
-        next(iter(store.pooled.values()))[pool]  # raises, and says which pools there are
+        next(iter(store.pooled.values()))[pool]  # raises an error that names the available kinds
     return EXTRACT
 
 
@@ -42,10 +49,25 @@ def stored_moments(
     pool: Pool = "last",
     signed: bool = False,
 ) -> dict[str, ByGroup]:
-    """Return the moments, by condition, of every hookpoint's stored pooled rows.
+    """Return the moments of every hookpoint's stored pooled rows, by condition.
 
-    As :func:`actlas.analysis.localizer.pooling.pooled_moments` does from the rows of tokens: there
-    a mean is over stored rows, here over what the model gave before it was rounded.
+    The counterpart of :func:`actlas.analysis.localizer.pooling.pooled_moments`, which pools rows of
+    tokens: there a mean is over stored, rounded rows, here over the model's own output.
+
+    Parameters
+    ----------
+    store : StoreReader
+        A store whose pooled rows are all extracted.
+    hookpoints : sequence of str
+        Names of hookpoints.
+    group : ndarray of int8, shape [documents]
+        The condition of each document, in [0, n_groups), or -1 for none.
+    n_groups : int
+        Number of conditions.
+    pool : {"last", "mean"}
+        The kind of pooling.
+    signed : bool
+        Whether samples keep their sign; if not, their absolute value is taken.
     """
     return {
         name: _moments(store.pooled[name][pool], group, n_groups, signed) for name in hookpoints
@@ -56,13 +78,13 @@ def _moments(array: LazyArray, group: NDArray[np.int8], n_groups: int, signed: b
     block = max(array.spec.chunk_rows, BLOCK_BYTES // (8 * array.shape[1]))
     parts: list[list[Moments]] = [[] for _ in range(n_groups)]
     for start in range(0, len(array), block):
-        of = group[start : start + block]
-        if not (of >= 0).any():
+        part = group[start : start + block]
+        if not (part >= 0).any():
             continue
-        samples = array.read(start, start + len(of)).astype(np.float64)
+        samples = array.read(start, start + len(part)).astype(np.float64)
         if not signed:
             np.abs(samples, out=samples)
         for side in range(n_groups):
-            if (of == side).any():
-                parts[side].append(Moments.of(samples[of == side]))
+            if (part == side).any():
+                parts[side].append(Moments.of(samples[part == side]))
     return tuple(Moments.combine(found) if found else None for found in parts)

@@ -1,7 +1,7 @@
-"""Tokens on two sides of a contrast: by what a column of tokens says of each.
+"""Contrasts of tokens: the two sides of a contrast, by the values of a token column.
 
-A sample is then a document's tokens of one side: of every pair (document, side) that has a token,
-one. The tokens of one document depend on each other, so that they are no samples of their own.
+Every pair (document, side) that has tokens gives one sample, pooled from these tokens: the tokens
+of a document depend on each other, so single tokens would not be independent samples.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ N_SIDES = 2
 
 @dataclass(frozen=True, slots=True)
 class SideReader:
-    """Says of tokens on which side they are: 0, 1, or -1 for neither.
+    """A reader of the side of tokens: 0, 1, or -1 for neither.
 
     Attributes
     ----------
-    codes : LazyArray, shape [token]
+    codes : LazyArray, shape [tokens]
+        The token column.
     positive : int
-        The code of side 0.
+        The value of the column on side 0.
     negative : int or None
-        The code of side 1; None for all other tokens.
+        The value of the column on side 1; None for all other tokens.
     special : LazyArray or None
-        Which tokens the tokenizer added: these are not among "all others".
+        1 for special tokens of the tokenizer, which do not count as other tokens.
     """
 
     codes: LazyArray
@@ -43,7 +44,7 @@ class SideReader:
     special: LazyArray | None
 
     def read(self, start: int, stop: int) -> NDArray[np.int8]:
-        """Return the sides of tokens [start, stop)."""
+        """Return the sides of tokens [start, stop); shape [stop - start]."""
         codes = self.codes.read(start, stop)
         sides = np.full(len(codes), -1, np.int8)
         if self.negative is not None:
@@ -58,14 +59,15 @@ class SideReader:
 
 @dataclass(frozen=True, slots=True)
 class TokenSides:
-    """Which tokens of which documents are on which side.
+    """The two sides of a contrast of tokens.
 
     Attributes
     ----------
     reader : SideReader
+        Reads the side of each token.
     n, first, last : ndarray of int64, shape [documents, 2]
-        Tokens of a document on each side, and the first and the last of them; without any, 0, 0
-        and -1.
+        Number of tokens of each document on each side, and the first and the last of these tokens;
+        0, 0 and -1 for none.
     """
 
     reader: SideReader
@@ -75,15 +77,18 @@ class TokenSides:
 
 
 def read_sides(store: StoreReader, column: str, positive: int, negative: int | None) -> TokenSides:
-    """Count each document's tokens on each side, in one pass over a column of tokens.
+    """Find the sides of a contrast, in one pass over a token column.
 
     Parameters
     ----------
     store : StoreReader
+        The store.
     column : str
         One of ``store.plan.token_columns``.
-    positive, negative : int
-        Codes in it; a negative of None is every other token, also those without a code.
+    positive : int
+        The value of the column on side 0.
+    negative : int or None
+        The value of the column on side 1; None for every other token, also those without a value.
     """
     columns, start = store.documents.columns, store.documents.start
     reader = SideReader(columns[column], positive, negative, columns.get("special"))
@@ -117,22 +122,27 @@ def side_samples(
     order: str,
     pool: Pool,
 ) -> ShardSamples:
-    """Return which rows of a shard are pooled into which (document, side).
+    """Return the rows of a shard that are pooled, with their pairs (document, side).
 
-    As :func:`actlas.analysis.localizer.pooling_shard.shard_samples`, where ``doc_idx`` is
-    ``2 * document + side``.
+    The counterpart of :func:`actlas.analysis.localizer.pooling_shard.shard_samples`; ``doc_idx`` of
+    the result is ``2 * document + side``.
 
     Parameters
     ----------
     start, stop : int
-        The shard's tokens.
+        The tokens of the shard.
     first_doc : int
-        The first document that touches it.
+        The first document with tokens in the shard.
     doc_start : ndarray of int64, shape [n + 1]
-        The edges of the documents that touch it.
+        The edges of the documents with tokens in the shard.
     extent : tuple of ndarray of int64, shape [n, 2]
-        Of these documents, ``n``, ``first`` and ``last`` of :class:`TokenSides`.
+        ``n``, ``first`` and ``last`` of :class:`TokenSides` for these documents.
     reader : SideReader
+        Reads the side of each token.
+    seed, order
+        The seed and the row order of the store's plan.
+    pool : {"last", "mean"}
+        The kind of pooling.
     """
     n, first, last = (part.ravel() for part in extent)
     group = np.tile(np.arange(N_SIDES, dtype=np.int8), len(n) // N_SIDES)

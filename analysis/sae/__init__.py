@@ -1,1 +1,5 @@
-"""Sparse autoencoders: training on a store's batches, metrics, the format that SAELens reads."""
+"""Sparse autoencoders: the module, SAELens's file format, and metrics; training is in ``train``.
+
+Imports: the store and torch. ``train`` also imports ``batches``.
+Start with ``model.py``.
+"""

@@ -8,7 +8,7 @@ variances are involved"; degrees of freedom by Satterthwaite 1946. Selection as 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,36 +16,42 @@ from numpy.typing import NDArray
 from actlas.store.errors import ConfigError
 from actlas.store.statistics.moments import Moments
 
-Float = NDArray[np.float64]
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Int64
 
 
 class Welch(NamedTuple):
-    """The test of every unit; each of shape [units].
+    """The results of Welch's t-test for every unit.
 
     Attributes
     ----------
-    t : ndarray
-        (mean of the positive - mean of the negative) / its standard error. NaN where both are
-        constant and equal, infinite where both are constant and differ.
-    df : ndarray
-        Welch-Satterthwaite degrees of freedom; 1 where both are constant, as scipy has it.
-    p : ndarray
-        Two-sided.
-    cohen_d : ndarray
-        The difference of the means in pooled standard deviations: the size of the effect, which
-        does not grow with the number of documents.
+    t : ndarray of float64, shape [units]
+        (mean of the positive condition - mean of the negative) / its standard error. NaN where both
+        conditions are constant and equal, infinite where they are constant and differ.
+    df : ndarray of float64, shape [units]
+        Welch-Satterthwaite degrees of freedom; 1 where both conditions are constant, as in scipy.
+    p : ndarray of float64, shape [units]
+        Two-sided p-value.
+    cohen_d : ndarray of float64, shape [units]
+        Difference of the means in pooled standard deviations: the effect size, which does not grow
+        with the number of documents.
     """
 
-    t: Float
-    df: Float
-    p: Float
-    cohen_d: Float
+    t: NDArray[np.float64]
+    df: NDArray[np.float64]
+    p: NDArray[np.float64]
+    cohen_d: NDArray[np.float64]
 
 
 def welch(positive: Moments, negative: Moments) -> Welch:
-    """Test every unit: as ``scipy.stats.ttest_ind(positive, negative, equal_var=False)``.
+    """Test every unit, as ``scipy.stats.ttest_ind(positive, negative, equal_var=False)`` does.
 
-    Units with fewer than two values in a condition are NaN in everything. No warning is raised.
+    Units with fewer than two values in a condition have NaN in all results, without a warning.
+
+    Parameters
+    ----------
+    positive, negative : Moments, shape [units]
+        The moments of the two conditions.
 
     Examples
     --------
@@ -63,7 +69,7 @@ def welch(positive: Moments, negative: Moments) -> Welch:
         a = positive.m2 / (n_a - 1) / n_a
         b = negative.m2 / (n_b - 1) / n_b
         t = difference / np.sqrt(a + b)
-        # By shares of the squared standard error: its fourth power would underflow.
+        # Relative to the squared standard error, whose square could underflow.
         share = a / (a + b)
         df = 1 / (share**2 / (n_a - 1) + (1 - share) ** 2 / (n_b - 1))
         df = np.where(a + b == 0, 1.0, df)
@@ -72,11 +78,20 @@ def welch(positive: Moments, negative: Moments) -> Welch:
     return Welch(*(np.where(enough, x, np.nan) for x in (t, df, p, cohen_d)))
 
 
-def benjamini_hochberg(p: Float) -> Float:
-    """Return q: p adjusted for the false discovery rate over all finite p; NaN stays NaN.
+def benjamini_hochberg(
+    p: Float64[NDArray[np.float64], " units"],
+) -> Float64[NDArray[np.float64], " units"]:
+    """Return q-values: p adjusted for the false discovery rate over all finite p; NaN stays NaN.
 
-    Source: Benjamini and Hochberg 1995; ``scipy.stats.false_discovery_control``, which refuses an
-    array with one NaN in it.
+    Parameters
+    ----------
+    p : ndarray of float64, shape [units]
+        p-values; NaN for units that were not tested.
+
+    Notes
+    -----
+    Source: Benjamini and Hochberg 1995; ``scipy.stats.false_discovery_control``, which does not
+    accept NaN.
     """
     from scipy import stats
 
@@ -88,14 +103,21 @@ def benjamini_hochberg(p: Float) -> Float:
 
 
 def count_of(top: str | int, n_units: int) -> int:
-    """Return how many units ``"1%"`` or ``128`` of all ``n_units`` are.
+    """Return the number of units that a share or a count stands for.
 
-    A share is ``int(percent / 100 * n_units)``, as the published code has it, and at least 1.
+    A share is ``int(percent / 100 * n_units)``, as in the published code, and at least 1.
+
+    Parameters
+    ----------
+    top : str or int
+        ``"1%"`` or ``128``.
+    n_units : int
+        Number of tested units.
 
     Raises
     ------
     ConfigError
-        It is neither, or not in (0, 100] % or [1, n_units].
+        ``top`` is neither a share in (0, 100] % nor a count in [1, n_units].
 
     Examples
     --------
@@ -119,10 +141,19 @@ def count_of(top: str | int, n_units: int) -> int:
     )
 
 
-def select(t: Float, k: int) -> NDArray[np.int64]:
-    """Return the places of the ``k`` largest t, largest first; never more, and never NaN.
+def select(
+    t: Float64[NDArray[np.float64], " units"], k: int
+) -> Int64[NDArray[np.int64], " selected"]:
+    """Return the indices of the largest t, largest first. NaN is never selected.
 
-    Of equal t the one at the lower place comes first.
+    Of equal t, the one with the lower index comes first.
+
+    Parameters
+    ----------
+    t : ndarray of float64, shape [units]
+        Statistics; NaN for units that were not tested.
+    k : int
+        Largest number of indices.
 
     Examples
     --------

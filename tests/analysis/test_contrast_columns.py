@@ -122,11 +122,11 @@ def test_special_tokens_are_not_among_all_others(tmp_path: Path) -> None:
 
 
 def test_errors(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no column of tokens 'rol'.* role"):
+    with pytest.raises(ConfigError, match=r"no token column 'rol'.* role"):
         localize(store, "rol=user:assistant")
     with pytest.raises(ConfigError, match=r"no label 'tool'.*assistant, user"):
         localize(store, "role=tool:user")
-    with pytest.raises(ConfigError, match="comes second"):
+    with pytest.raises(ConfigError, match="must come second"):
         localize(store, "role=*:user")
     columns = chats(5, [6, 6, 6])
     columns.codes = {"role": np.array([0] + [1] * 17, np.int32)}

@@ -128,7 +128,7 @@ def test_prompts_are_the_users(mask: Path, text: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--mask": "none.json"}, "there is no mask here"),
+        ({"--mask": "none.json"}, "no such mask"),
         ({"--corpus": "none.jsonl"}, "none.jsonl"),
         ({"--corpus": "{empty}"}, "no document of it has a token to predict"),
         ({"--max-length": 1}, "leaves no room"),
