@@ -150,21 +150,19 @@ def product_slowdown(dtype: str) -> float:
     """
     import torch
 
+    from actlas.pipeline.model.device import torch_threads
+
     operands = [
         (torch.ones(_ROWS, _INNER, dtype=one), torch.ones(_COLUMNS, _INNER, dtype=one))
         for one in (getattr(torch, dtype), torch.float32)
     ]
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    timed: list[list[float]] = []
+    with torch_threads(1):
         for pair in operands:
             _seconds(*pair)  # The first product of a dtype also prepares its kernel.
-        timed: list[list[float]] = []
         until = time.perf_counter() + _MAX_SECONDS
         while len(timed) < _ROUNDS and (not timed or time.perf_counter() < until):
             timed.append([_seconds(*pair) for pair in operands])
-    finally:
-        torch.set_num_threads(n_threads)
     return min(own for own, _ in timed) / min(float32 for _, float32 in timed)
 
 

@@ -1,4 +1,4 @@
-"""What a model's configuration and class say of it, before it has any weights."""
+"""Properties of a model that follow from its configuration and class, without its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from actlas.store.format.schema import Modality
 if TYPE_CHECKING:
     from torch import nn
 
-# What transformers raises for a folder that it cannot make a model or a tokenizer of.
+# Exceptions of transformers for a folder that it can make no model or tokenizer of.
 LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -33,7 +33,7 @@ _STAGES = {"hidden_size": "hidden_sizes", "num_hidden_layers": "depths"}
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from drawing progress bars and from logging less than errors."""
+    """Keep transformers from drawing progress bars and from logging anything below errors."""
     from transformers.utils import logging as untyped
 
     logging: Any = untyped
@@ -51,7 +51,7 @@ def quiet() -> Iterator[None]:
 
 
 def modality_of(config: Any) -> Modality:
-    """Say what a model reads: texts, images, or texts with images in them."""
+    """Return what a model reads: text, images, or mixed texts with images in them."""
     from transformers import AutoModel
 
     mapping = AutoModel._model_mapping
@@ -65,7 +65,11 @@ def modality_of(config: Any) -> Modality:
 
 
 def tower_of(config: Any) -> Any:
-    """Return the configuration of the image tower, of a model with one for each; else as it is."""
+    """Return the image tower's configuration for a model with two towers, such as CLIP.
+
+    Other configurations are returned unchanged, also those of models that generate text from
+    images.
+    """
     from transformers.models.auto import modeling_auto as auto
 
     generates = config.model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -74,11 +78,18 @@ def tower_of(config: Any) -> Any:
 
 
 def is_causal(config: Any, architecture: str) -> bool:
-    """Say whether a position sees only earlier ones, from the configuration and the class.
+    """Return whether each position attends to itself and earlier positions alone.
 
-    An explicit word in the configuration counts most (``is_causal``,
-    ``use_bidirectional_attention``, ``is_decoder``), then the class's own name, then whether
+    An explicit field of the configuration counts most (``is_causal``,
+    ``use_bidirectional_attention``, ``is_decoder``), then the name of the class, then whether
     transformers offers the architecture for causal and not for masked language modelling.
+
+    Parameters
+    ----------
+    config : transformers.PreTrainedConfig
+        The model's configuration.
+    architecture : str
+        The class of the checkpoint, such as ``LlamaForCausalLM``.
     """
     from transformers.models.auto import modeling_auto as auto
 
@@ -101,7 +112,15 @@ def _is_causal_class(architecture: str) -> bool:
 
 
 def architecture_of(config: Any) -> str:
-    """Return the class that the checkpoint was saved from, or the one transformers would choose."""
+    """Return the name of the class that the checkpoint was saved from.
+
+    Where the configuration names none, it is the class that transformers would choose.
+
+    Raises
+    ------
+    ModelError
+        The configuration names no class, and transformers knows none for it.
+    """
     named = getattr(config, "architectures", None)
     if named:
         return str(named[0])
@@ -118,7 +137,10 @@ def architecture_of(config: Any) -> str:
 
 
 def auto_class(architecture: str) -> Any:
-    """Return transformers' loader: with the head for causal models, else the model alone."""
+    """Return transformers' auto class for an architecture.
+
+    Causal models and models of text with images are loaded with their head, others without one.
+    """
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto import modeling_auto as auto
 
@@ -129,23 +151,39 @@ def auto_class(architecture: str) -> Any:
 
 
 def context_length_of(text: Any, skeleton: nn.Module) -> int | None:
-    """Return how many positions the model knows; None where it says nothing of it."""
+    """Return the number of positions that a model supports; None where nothing states it."""
     length = getattr(text, "max_position_embeddings", None)
     for name, module in skeleton.named_modules():
         rows = getattr(module, "num_embeddings", None)
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and rows is not None and padding is not None:
-            # RoBERTa counts positions from padding_idx + 1.
+            # RoBERTa numbers positions from padding_idx + 1.
             length = min(length or rows, rows - padding - 1)
     return int(length) if length else None
 
 
 def size_of(text: Any, name: str, folder: Path, skeleton: nn.Module | None = None) -> int:
-    """Return a size from the configuration, or raise a :class:`ModelError`.
+    """Return the width or the number of blocks of a model.
 
-    A model of stages has one size for each: its width is that of the last, its blocks are all. One
-    of images whose configuration says neither is given as ``skeleton``, and counted: the outputs
-    of its last matrix or convolution, the members of its longest list.
+    A model of several stages has sizes for each: its width is that of the last stage, and its
+    blocks are those of all stages together.
+
+    Parameters
+    ----------
+    text : transformers.PreTrainedConfig
+        The configuration of the part that has the blocks.
+    name : {"hidden_size", "num_hidden_layers"}
+        The requested size.
+    folder : Path
+        The model's folder, for messages.
+    skeleton : torch.nn.Module, optional
+        A model of images whose configuration may state neither size. They are then counted: the
+        outputs of its last matrix or convolution, and the members of its longest list of modules.
+
+    Raises
+    ------
+    ModelError
+        The size is not stated, or is no positive integer.
     """
     size = getattr(text, name, None)
     stages = getattr(text, _STAGES.get(name, ""), None)
@@ -174,10 +212,24 @@ def _counted(skeleton: nn.Module) -> dict[str, int]:
 
 
 def build_skeleton(config: Any, architecture: str, *, trust_remote_code: bool = False) -> nn.Module:
-    """Return the model on torch's meta device: its modules and shapes, no memory.
+    """Return a model on torch's meta device: modules and shapes that take no memory.
 
-    Attention and experts are the plain implementations, the ones whose shapes can be followed
-    without numbers.
+    Attention and experts use the plain implementations, whose operations can be traced without
+    values.
+
+    Parameters
+    ----------
+    config : transformers.PreTrainedConfig
+        The model's configuration; it is not changed.
+    architecture : str
+        The class of the checkpoint.
+    trust_remote_code : bool
+        Whether code that comes with the model may run.
+
+    Raises
+    ------
+    ModelError
+        The architecture cannot be built.
     """
     import torch
 
@@ -195,12 +247,22 @@ def build_skeleton(config: Any, architecture: str, *, trust_remote_code: bool = 
 
 
 def loading_error(what: str, where: str, error: Exception) -> ModelError:
-    """Say what could not be loaded, why, and what to do."""
+    """Return an error that names what could not be loaded, the reason, and a remedy.
+
+    Parameters
+    ----------
+    what : str
+        The kind of object, such as ``tokenizer``.
+    where : str
+        The folder or name that it should have come from.
+    error : Exception
+        The exception that transformers raised.
+    """
     reason = " ".join(str(error).split())[:400] or type(error).__name__
     advice = (
-        "It needs Python code from its repository: read that code, then say --trust-remote-code."
+        "It needs Python code from its repository: read that code, then add --trust-remote-code."
         if "trust_remote_code" in str(error)
-        else "See that the folder is whole and that this transformers version knows the model."
+        else "Check that the folder is complete and that this transformers version knows the model."
     )
     return ModelError(
         f"The {what} of {where} cannot be loaded: {reason}. {advice}",
@@ -210,29 +272,39 @@ def loading_error(what: str, where: str, error: Exception) -> ModelError:
 
 
 def check_windows(config: Any, context_length: int | None, max_length: int) -> None:
-    """See that the model knows as many positions as a window has, and reads each the same way.
+    """Check that a model supports windows of a length, and encodes positions independent of it.
 
-    Some rotary embeddings turn every position otherwise once a sequence passes a given length.
-    Rows would then depend on what else is in the batch and on where a shard is cut.
+    Some rotary embeddings (dynamic NTK, LongRoPE) rotate every position by other angles once a
+    sequence exceeds a given length. Activations would then depend on the other sequences of a
+    batch and on the borders of shards.
+
+    Parameters
+    ----------
+    config : transformers.PreTrainedConfig
+        The model's configuration.
+    context_length : int or None
+        Positions that the model supports; None where not known.
+    max_length : int
+        Tokens of a window, special tokens included.
 
     Raises
     ------
     ModelError
-        With the longest window that is right.
+        The windows are too long; the message gives the longest permitted length.
     """
     longest = min(filter(None, (context_length, _steady_length(config))), default=None)
     if longest is not None and max_length > longest:
         raise ModelError(
-            f"Windows of {max_length} tokens are longer than the {longest} up to which "
-            f"{type(config).__name__} reads a position the same way whatever follows it. Plan with "
-            f"--max-length {longest} or less.",
+            f"Windows of {max_length} tokens are longer than {longest}, up to which "
+            f"{type(config).__name__} encodes a position the same way whatever follows it. Plan "
+            f"with --max-length {longest} or less.",
             max_length=max_length,
             longest=longest,
         )
 
 
 def _steady_length(config: Any) -> int | None:
-    """Return the length at which rotary embeddings change, where they do."""
+    """Return the length beyond which rotary embeddings change; None where they do not."""
     text = config.get_text_config()
     stated = getattr(text, "rope_parameters", None) or {}
     kinds = [stated, *(value for value in stated.values() if isinstance(value, dict))]

@@ -1,4 +1,4 @@
-"""A model as a plan names it: described without its weights, loaded only when it is that one."""
+"""Descriptions of models for a plan, made without weights, and the search for a plan's model."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ class ModelDescription:
     Attributes
     ----------
     spec : ModelSpec
-        What the plan holds.
+        The plan's entry for the model.
     tokenizer : transformers.PreTrainedTokenizerBase
         The plan's tokenizer: the model's own, or the one asked for.
     skeleton : torch.nn.Module
-        The model on torch's meta device: every module and shape, no numbers.
+        The model on torch's meta device: modules and shapes without values.
     n_parameters : int
-        Tied ones counted once.
+        Number of parameters, tied ones counted once.
     folder : Path
-        Where its files lie on this machine.
+        The folder of the model's files on this machine.
     compute_dtype : ComputeDtype
         The dtype in the plan, and the reason for it.
     processor : transformers.ProcessorMixin or transformers.BaseImageProcessor or None
-        What makes its input of images, where it reads any. One that reads images alone has no
-        tokenizer.
+        The image processor; None for a model that reads no images. A model that reads images
+        alone has no tokenizer.
     """
 
     spec: ModelSpec
@@ -80,7 +80,7 @@ def describe_model(
     Parameters
     ----------
     options : PlanOptions
-        ``model``, ``revision``, ``tokenizer``, ``trust_remote_code`` and ``model_dtype`` are read.
+        The options of the plan; those of the corpus are not read.
     has_images : callable, optional
         Returns whether the corpus may have images; called only for a model of texts with images.
         Default: the corpus has none.
@@ -91,8 +91,8 @@ def describe_model(
     Raises
     ------
     ModelError
-        The model or the tokenizer is not there, cannot be loaded, or is of a kind that has no
-        stack of blocks over one sequence of tokens.
+        The model or the tokenizer does not exist or cannot be loaded, or the model is an
+        encoder-decoder.
     """
     code = options.trust_remote_code
     identity, folder, revision = locate_model(options.model, options.revision, code=code)
@@ -155,12 +155,20 @@ def _modality(config: Any, has_images: Callable[[], bool] | None) -> Modality:
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """Return transformers' config of a local folder.
+    """Return transformers' configuration of a model in a local folder.
+
+    Parameters
+    ----------
+    folder : Path
+        The model's folder.
+    trust_remote_code : bool
+        Whether code that comes with the model may run.
 
     Raises
     ------
     ModelError
-        There is none, it cannot be parsed, or it needs code of its own that was not allowed.
+        The folder has no configuration, or one that cannot be parsed, needs code that is not
+        allowed, or is of an encoder-decoder.
     """
     from transformers import AutoConfig
 
@@ -189,10 +197,19 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """Return the tokenizer of a hub id, a local folder or ``builtin:NAME``.
 
+    Parameters
+    ----------
+    name : str
+        The hub id, folder or builtin name.
+    revision : str, optional
+        A commit, tag or branch of a hub repository.
+    trust_remote_code : bool
+        Whether code that comes with the tokenizer may run.
+
     Raises
     ------
     ModelError
-        There is none, or it cannot be loaded.
+        There is no tokenizer, or it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -206,12 +223,19 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
 
 
 def find_model(spec: ModelSpec, path_or_id: str | None = None) -> Path:
-    """Return the folder of the model that a plan names, its files checked against the plan.
+    """Return the folder of a plan's model, after a check of its files against the plan.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The plan's model.
+    path_or_id : str, optional
+        Another folder or hub id that holds the same files. Default: the plan's own.
 
     Raises
     ------
     ModelError
-        It is not there, or ``config_sha256`` or ``weights_sha256`` differ from the plan's.
+        The model does not exist, or ``config_sha256`` or ``weights_sha256`` differ from the plan.
     """
     own = path_or_id is None or path_or_id == spec.id
     folder = locate_model(

@@ -1,6 +1,6 @@
-"""The files that a model is made of: where they lie, what they hash to, how large they are.
+"""Files of a model: location, download, hashes and sizes.
 
-Only ``safetensors`` weights are read: they hold tensors and nothing that could run.
+Only ``safetensors`` weights are read: they hold tensors and no code.
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ _SAFETENSORS_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 class Located(NamedTuple):
-    """A model's files on this machine.
+    """The place of a model's files on this machine.
 
     Attributes
     ----------
     identity : str
         A hub id or ``builtin:NAME`` as given; a local folder as an absolute path.
     folder : Path
+        The folder of the files.
     revision : str or None
-        The commit of a hub model.
+        The commit of a hub model; None for others.
     """
 
     identity: str
@@ -76,7 +77,7 @@ def locate_model(
     Raises
     ------
     ModelError
-        There is no such folder, or the hub did not give the model.
+        The folder does not exist, or the hub does not provide the model.
     """
     folder = Path(model).expanduser()
     builtin = model.startswith(BUILTIN_PREFIX)
@@ -105,6 +106,15 @@ def locate_model(
 def download(model: str, revision: str | None, *, code: bool = False, weights: bool = True) -> Path:
     """Return the local folder of a hub model, from the cache or downloaded now.
 
+    Parameters
+    ----------
+    model : str
+        The hub id.
+    revision : str or None
+        A commit, tag or branch; None for the default branch.
+    code, weights : bool
+        Whether to download the repository's own Python code, and its weights.
+
     Raises
     ------
     ModelError
@@ -122,7 +132,7 @@ def download(model: str, revision: str | None, *, code: bool = False, weights: b
         reason = str(error).strip().splitlines() or [type(error).__name__]
         at = f" at revision {revision}" if revision else ""
         raise ModelError(
-            f"--model {model}{at}: no local folder has this name, and the hub gave none "
+            f"--model {model}{at}: no local folder has this name, and the hub provides none "
             f"(tried {constants.ENDPOINT} and the cache {constants.HF_HUB_CACHE}: {reason[0]}). "
             "Check the name; without a network, give a local folder with "
             f"{CONFIG_FILE} and {SINGLE_FILE}, or builtin:NAME; for a gated model, set HF_TOKEN.",
@@ -160,12 +170,12 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     Raises
     ------
     ModelError
-        There are none, or only pickled ones, or one is missing or cut.
+        There are none, or only pickled ones, or one is missing or truncated.
     """
     single = folder / SINGLE_FILE
     files = (single,) if single.is_file() else _indexed_files(folder)
     for file in files:
-        tensors(file)  # A file that is cut is named before anything is hashed or loaded.
+        tensors(file)  # A truncated file is reported before anything is hashed or loaded.
     return files
 
 
@@ -208,18 +218,23 @@ def _indexed_files(folder: Path) -> tuple[Path, ...]:
 def refuse_hub_kernels(folder: Path) -> None:
     """Refuse a configuration that names code on the hub to compute with.
 
-    transformers takes an attention implementation such as ``owner/kernel`` for a package that it
-    downloads and runs.
+    transformers downloads and runs the package that an attention implementation such as
+    ``owner/kernel`` names.
+
+    Parameters
+    ----------
+    folder : Path
+        The model's folder.
 
     Raises
     ------
     ModelError
-        Naming the field.
+        A field names such code; the message gives the field.
     """
     try:
         values: list[Any] = [json.loads((folder / CONFIG_FILE).read_bytes())]
     except (ValueError, RecursionError):
-        return  # said in full where it is parsed
+        return  # reported where the configuration is parsed
     while values:
         value = values.pop()
         inner = value.items() if isinstance(value, dict) else ()
@@ -228,7 +243,7 @@ def refuse_hub_kernels(folder: Path) -> None:
             if str(name).strip("_") in _CODE_FIELDS and any("/" in str(n) for n in named):
                 raise ModelError(
                     f"{folder / CONFIG_FILE}: {name} is {str(below)[:200]!r}, code on the hub that "
-                    "would be downloaded and run. Read it; to allow it, say --trust-remote-code.",
+                    "would be downloaded and run. Read it; to allow it, add --trust-remote-code.",
                     field=str(name),
                 )
             values.append(below)
@@ -237,14 +252,14 @@ def refuse_hub_kernels(folder: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes, read once in a process while the file stays as it is."""
+    """Return the sha256 of a file, computed once in a process while the file does not change."""
     state = path.stat()
     return _sha256(path.absolute(), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 @lru_cache(maxsize=1024)
 def _sha256(path: Path, _n_bytes: int, _changed_ns: int, _touched_ns: int) -> str:
-    """Return the sha256 of a file's bytes in this state, read in blocks."""
+    """Return the sha256 of a file of this size and these times, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while block := file.read(_HASH_BLOCK_BYTES):
@@ -253,10 +268,15 @@ def _sha256(path: Path, _n_bytes: int, _changed_ns: int, _touched_ns: int) -> st
 
 
 def weights_sha256(files: Sequence[Path]) -> str:
-    """Return one sha256 over every weight file's name and bytes.
+    """Return one sha256 over the names and bytes of all weight files.
 
     It is the sha256 of one line per file, sorted by name: the sha256 of its bytes, a space, its
     name, a line feed. Files are hashed in parallel threads.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        The weight files.
     """
     ordered = sorted(files, key=lambda path: path.name)
     workers = max(1, min(len(ordered), os.cpu_count() or 1))
@@ -269,10 +289,15 @@ def weights_sha256(files: Sequence[Path]) -> str:
 def tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return the dtype and the shape of every tensor of a safetensors file, from its header.
 
+    Parameters
+    ----------
+    file : Path
+        The file.
+
     Raises
     ------
     ModelError
-        The file is no safetensors file, or is cut.
+        The file is no safetensors file, or is truncated.
     """
     n_bytes = file.stat().st_size
     try:
@@ -288,13 +313,13 @@ def tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ModelError(
-            f"{file}: expected a whole safetensors file, got {error}. Download the model again.",
+            f"{file}: expected a complete safetensors file, got {error}. Download the model again.",
             path=str(file),
         ) from error
 
 
 def checkpoint_dtype(files: Sequence[Path]) -> str | None:
-    """Return the dtype that most of a checkpoint's parameters have, if actlas can compute in it."""
+    """Return the dtype of most of a checkpoint's parameters; None where actlas lacks it."""
     n_of: dict[str, int] = {}
     for file in files:
         for dtype, shape in tensors(file).values():
@@ -304,5 +329,5 @@ def checkpoint_dtype(files: Sequence[Path]) -> str | None:
 
 
 def n_stored_parameters(files: Sequence[Path]) -> int:
-    """Return how many numbers the weight files hold, from their headers alone."""
+    """Return the number of parameters in the weight files, from their headers alone."""
     return sum(math.prod(shape) for file in files for _, shape in tensors(file).values())

@@ -19,14 +19,14 @@ def gib(n_bytes: int) -> str:
 
 
 def free_host_bytes() -> int | None:
-    """Return the memory that a new process may take, under a container's limit; None if unknown."""
+    """Return the bytes free for a new process, within a container's limit; None if unknown."""
     limit, used = _container_bytes() or (None, 0)
     left = None if limit is None else max(0, limit - used)
     return min((n for n in (_available_bytes(), left) if n is not None), default=None)
 
 
 def total_host_bytes() -> int | None:
-    """Return all memory of this machine, or a container's limit; None if unknown."""
+    """Return the bytes of this machine's memory, or a container's limit; None if unknown."""
     limit, _ = _container_bytes() or (None, 0)
     known = "SC_PHYS_PAGES" in os.sysconf_names
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
@@ -41,15 +41,15 @@ def _available_bytes() -> int | None:
                 return int(line.split()[1]) * 1024
     if "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if "SC_PHYS_PAGES" in os.sysconf_names:  # macOS tells only how much there is.
+    if "SC_PHYS_PAGES" in os.sysconf_names:  # macOS reports the total alone.
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return None
 
 
 def _container_bytes(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None:
-    """Return the control group's limit and what is used under it, where there is one.
+    """Return the control group's limit and usage in bytes; None without a limit.
 
-    The kernel counts files that it keeps in memory as used, and gives them back when asked.
+    The page cache does not count as used, since the kernel frees it on demand.
     """
     for folder, limit_name, used_name, prefix in (
         (root, "memory.max", "memory.current", ""),

@@ -1,4 +1,4 @@
-"""A model's untrained twin: its shape with fresh weights, the control for what training did."""
+"""Models with freshly initialized weights: the control for the effects of training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ if TYPE_CHECKING:
 def fresh_model(
     config: Any, architecture: str, seed: int, *, trust_remote_code: bool = False
 ) -> nn.Module:
-    """Return a model with the weights that its own code begins training with.
+    """Return a model with the initial weights that its own code draws before training.
 
     Parameters
     ----------
     config : transformers.PreTrainedConfig
+        The model's configuration.
     architecture : str
+        The class to build, such as ``LlamaForCausalLM``.
     seed : int
-        Of torch's generator on the CPU. The weights are drawn in float32.
+        Seed of torch's generator on the CPU. The weights are drawn in float32.
+    trust_remote_code : bool
+        Whether code that comes with the model may run.
 
     Raises
     ------

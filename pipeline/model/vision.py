@@ -1,4 +1,4 @@
-"""From a picture to a model's input, by transformers' own image processor."""
+"""Image processors of transformers: loading, description for the plan, and their output."""
 
 from __future__ import annotations
 
@@ -21,19 +21,28 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BACKEND = "pil"
-"""Of transformers' image processors: the one that needs no further package. Another backend
-resizes otherwise, and would give other rows."""
+"""Backend of transformers' image processors: the one that needs no further package. Another
+backend resizes differently, so that its rows would differ."""
 
 _PROCESSOR_FILE = "preprocessor_config.json"
 
 
 def load_processor(folder: Path, *, mixed: bool = False, trust_remote_code: bool = False) -> Any:
-    """Return the image processor that lies with a model; the one for both, for a mixed model.
+    """Return the processor in a model's folder.
+
+    Parameters
+    ----------
+    folder : Path
+        The model's folder.
+    mixed : bool
+        Whether to load the processor of text and images, and not the image processor.
+    trust_remote_code : bool
+        Whether code that comes with the processor may run.
 
     Raises
     ------
     ModelError
-        There is none, or it cannot be loaded.
+        There is no processor, or it cannot be loaded.
     """
     from transformers import AutoImageProcessor, AutoProcessor
 
@@ -48,13 +57,14 @@ def load_processor(folder: Path, *, mixed: bool = False, trust_remote_code: bool
 
 
 def describe_processor(processor: Any, identity: str, **layout: Any) -> ProcessorSpec:
-    """Return what a plan holds of an image processor.
+    """Return the plan's entry for an image processor.
 
     Parameters
     ----------
     processor : transformers.BaseImageProcessor
+        The processor.
     identity : str
-        What the plan calls it.
+        Its id in the plan.
     **layout
         The other fields of :class:`~actlas.store.format.schema.ProcessorSpec`.
     """
@@ -63,13 +73,13 @@ def describe_processor(processor: Any, identity: str, **layout: Any) -> Processo
 
 
 def config_sha256(config: dict[str, Any]) -> str:
-    """Return the sha256 of a configuration as JSON with sorted keys and no blanks."""
+    """Return the sha256 of a configuration as JSON with sorted keys and no white space."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def build_processor(spec: ProcessorSpec) -> Any:
-    """Return the image processor of a plan, from its configuration alone."""
+    """Return a plan's image processor, built from its configuration alone."""
     return _built(json.dumps(spec.config, sort_keys=True))
 
 
@@ -81,43 +91,52 @@ def _built(config: str) -> Any:
 
 
 def pixels(processor: Any, images: Sequence[Image]) -> NDArray[Any]:
-    """Return a model's ``pixel_values`` for pictures; [image, channel, height, width].
+    """Return a model's ``pixel_values``, shape [image, channel, height, width].
 
-    A mask that a processor gives beside them is all ones, every picture having the same shape.
+    The mask that some processors return as well is left out: all images have one shape, so that
+    it is all ones.
 
     Parameters
     ----------
     processor : transformers.BaseImageProcessor
+        The processor.
     images : sequence of PIL.Image.Image
-        In RGB.
+        The images, in RGB.
     """
     made: NDArray[Any] = processor(images=list(images), return_tensors="np")["pixel_values"]
     return np.ascontiguousarray(made)
 
 
 def blank_images() -> list[Image]:
-    """Return pictures of nothing: wide, high, square, and much larger."""
+    """Return black images of four shapes: wide, high, square, and much larger."""
     from PIL import Image
 
     return [Image.new("RGB", size) for size in ((96, 64), (64, 96), (64, 64), (1400, 900))]
 
 
 def blank_pixels(processor: Any, n_images: int = 1) -> NDArray[Any]:
-    """Return ``pixel_values`` for blank pictures.
+    """Return ``pixel_values`` for black images, shape [image, channel, height, width].
+
+    Parameters
+    ----------
+    processor : transformers.BaseImageProcessor
+        The processor.
+    n_images : int
+        Number of images.
 
     Raises
     ------
     ModelError
-        Pictures of different shapes give inputs of different shapes.
+        Images of different shapes give inputs of different shapes.
     """
     with quiet():
         made = [pixels(processor, [image]) for image in blank_images()]
     shapes = sorted({str(list(values.shape)) for values in made})
     if len(shapes) > 1 or made[0].ndim != 4:
         raise ModelError(
-            f"The image processor {type(processor).__name__} gives pictures of other shapes other "
-            f"inputs ({' and '.join(shapes)}). Expected [image, channel, height, width], the same "
-            "for all: give it a fixed size or a centre crop in its configuration.",
+            f"The image processor {type(processor).__name__} gives images of different shapes "
+            f"different inputs ({' and '.join(shapes)}). Expected [image, channel, height, width], "
+            "the same for all: set a fixed size or a centre crop in its configuration.",
             field="processor",
         )
     return np.repeat(made[0], n_images, axis=0)

@@ -456,7 +456,7 @@ def test_a_processor_of_another_model_is_refused(tmp_path: Path) -> None:
         r"cannot read what its image processor makes .* \(48\*48\)": {
             "size": {"height": 48, "width": 48}
         },
-        "gives pictures of other shapes other inputs": {
+        "gives images of different shapes different inputs": {
             "size": {"shortest_edge": SIDE},
             "do_center_crop": False,
         },

@@ -154,7 +154,7 @@ def test_cut_weights_are_refused(copy: Path) -> None:
     with pytest.raises(ModelError, match="promises 1044992 bytes, the file has 1044892"):
         describe(copy)
     weights.write_bytes(b"{}")
-    with pytest.raises(ModelError, match="expected a whole safetensors file"):
+    with pytest.raises(ModelError, match="expected a complete safetensors file"):
         describe(copy)
 
 
@@ -163,8 +163,8 @@ def test_cut_weights_are_refused(copy: Path) -> None:
     [
         ("/no/such/folder", "does not exist"),
         ("./nothing", "does not exist"),
-        ("nobody/no-such-model", "the hub gave none"),
-        ("a b", "the hub gave none"),
+        ("nobody/no-such-model", "the hub provides none"),
+        ("a b", "the hub provides none"),
     ],
 )
 def test_a_missing_model_says_what_was_tried(model: str, says: str) -> None:
