@@ -70,7 +70,7 @@ def hookpoints_of(
         model=located.identity,
         revision=located.revision,
         architecture=architecture,
-        reads=known.found.probe.what,
+        reads=known.traced.probe.what,
         blocks=known.blocks or None,
         n_layers=known.n_layers,
         dtype=dtype,
@@ -93,8 +93,8 @@ def _match(pattern: str, found: Sequence[HookpointSpec], n_bytes: int) -> Patter
 def _entry(known: Survey, hookpoint: HookpointSpec, n_bytes: int) -> HookpointEntry:
     from actlas.pipeline.hookpoints.shapes import observe
 
-    seen = observe(known.found, [(hookpoint.name, hookpoint.module, hookpoint.side)])
-    images = known.found.probe.shape[1] is None
+    seen = observe(known.traced, [(hookpoint.name, hookpoint.module, hookpoint.side)])
+    images = known.traced.probe.shape[1] is None
     return HookpointEntry(
         **hookpoint.model_dump(),
         positions=seen[hookpoint.name].n_positions if images else None,
@@ -108,8 +108,8 @@ def _modules(known: Survey, model: nn.Module) -> list[ModuleEntry]:
 
     found = []
     for path, _ in model.named_modules():
-        calls = known.found.of(path)
-        seen = measure(known.found, calls[0].gave_shape) if len(calls) == 1 and path else None
+        calls = known.traced.of(path)
+        seen = measure(known.traced, calls[0].gave_shape) if len(calls) == 1 and path else None
         if seen is not None:
             found.append(ModuleEntry(module=path, width=seen.width, positions=seen.n_positions))
     return found

@@ -1,9 +1,9 @@
-"""The stack of blocks, and the parts of a block: found in what is computed from what.
+"""The stack of blocks and the parts of a block, identified in the graph of a forward pass.
 
 The parts that a block adds to its residual stream (see :mod:`actlas.pipeline.hookpoints.residual`)
-are told apart by what they do, not by their names: one with a softmax over positions is
-attention's; one in which no axis of positions is mixed is the MLP's. A part that cannot be found so
-is not named, and it is said why.
+are distinguished by their operations, not by their names: a part with a softmax over positions is
+attention; a part that mixes no positions is the MLP. A part that cannot be identified has no name,
+and the reason is recorded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from actlas.pipeline.hookpoints.graph import Call, Side, Trace
-from actlas.pipeline.hookpoints.residual import Place, Residual
+from actlas.pipeline.hookpoints.residual import ModuleTensor, Residual
 from actlas.pipeline.hookpoints.shapes import measure
 from actlas.store.errors import HookpointError
 
@@ -21,38 +21,43 @@ if TYPE_CHECKING:
     from torch import nn
 
 KINDS = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_hidden", "mlp_out", "resid_post")
-"""Kinds of hookpoints that a block may have, in the order of a sequential block."""
+"""Kinds of hookpoints in a block, in the order of a sequential block."""
 
 _STREAM: Mapping[str, Side] = {"resid_pre": "input", "resid_post": "output"}
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What was found in one block.
+    """The hookpoints of one block.
 
     Attributes
     ----------
     parts : dict of str to (module path, side)
-        By kind.
+        The module and the side, by kind of hookpoint.
     absent : dict of str to str
-        Every other kind, and why it is not there.
+        The reason why each other kind is absent.
     """
 
-    parts: dict[str, Place] = field(default_factory=dict)
+    parts: dict[str, ModuleTensor] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
 
 
 def find_blocks(model: nn.Module) -> str:
     """Return the path of the stack of blocks.
 
-    It is the ``ModuleList`` with as many modules as the configuration has layers, in the part of
-    the model that this configuration belongs to, all of one class where there is such a one; of
-    several, the one with the most parameters.
+    The stack is a ``ModuleList`` with as many modules as the configuration has layers. Of several,
+    those in the part of the model that this configuration belongs to are preferred, then those
+    whose modules are of one class, then the list with the most parameters.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A transformers model.
 
     Raises
     ------
     HookpointError
-        The model has no such list. The message says which lists it has.
+        The model has no such list. The message gives the lists that it has.
     """
     from torch import nn
 
@@ -65,11 +70,11 @@ def find_blocks(model: nn.Module) -> str:
     }
     fitting = {path: module for path, module in lists.items() if len(module) == n_layers}
     if not fitting:
-        found = ", ".join(f"{path} ({len(module)})" for path, module in lists.items()) or "none"
+        listed = ", ".join(f"{path} ({len(module)})" for path, module in lists.items()) or "none"
         wanted = f"stack of {n_layers} blocks" if n_layers else "single stack of blocks"
         raise HookpointError(
-            f"No {wanted} in {type(model).__name__}: its lists of modules are {found}. Name module "
-            "paths instead of resid_pre, resid_post and their like."
+            f"No {wanted} in {type(model).__name__}: its lists of modules are {listed}. Use module "
+            "paths instead of names such as resid_pre and resid_post."
         )
 
     def fitness(path: str) -> tuple[bool, bool, int]:
@@ -91,51 +96,52 @@ def _config_above(model: nn.Module, path: str) -> Any:
     return None
 
 
-def examine(found: Trace, path: str) -> Block:
-    """Find the parts of the block at a path in a forward pass.
+def examine(traced: Trace, path: str) -> Block:
+    """Identify the parts of a block in a forward pass.
 
     Parameters
     ----------
-    found : Trace
+    traced : Trace
+        The forward pass.
     path : str
-        Of a block in the stack that :func:`find_blocks` found.
+        Path of a block in the stack that :func:`find_blocks` returns.
     """
     block = Block()
-    calls = found.of(path)
+    calls = traced.of(path)
     if len(calls) != 1:
-        why = f"{path} runs {len(calls)} times in a pass" if calls else _unreached(found, path)
+        why = f"{path} runs {len(calls)} times in a pass" if calls else _unreached(traced, path)
         block.absent.update(dict.fromkeys(KINDS, why))
         return block
     [call] = calls
     for kind, side in _STREAM.items():
-        if measure(found, call.shape(side)) is not None:
+        if measure(traced, call.shape(side)) is not None:
             block.parts[kind] = path, side
     whole = all(kind in block.parts for kind in _STREAM)
     if whole:
-        _name_parts(Residual(found, call), block)
-    why = _unreached(found, path) if call.left < 0 else _stream_shapes(call)
+        _name_parts(Residual(traced, call), block)
+    why = _unreached(traced, path) if call.left < 0 else _stream_shapes(call)
     if whole:
-        why = f"what {path} gives is not what it takes and something added"
+        why = f"the output of {path} is not its input plus something added"
     for kind in KINDS:
         if kind not in block.parts:
             block.absent.setdefault(kind, why)
     return block
 
 
-def _unreached(found: Trace, path: str) -> str:
-    end = f" (it ended with {found.failure!r:.300})" if found.failure is not None else ""
-    return f"a forward pass over {found.probe.what} does not come through {path}{end}"
+def _unreached(traced: Trace, path: str) -> str:
+    end = f" (it ended with {traced.failure!r:.300})" if traced.failure is not None else ""
+    return f"a forward pass over {traced.probe.what} does not reach {path}{end}"
 
 
 def _stream_shapes(call: Call) -> str:
     return (
-        f"{call.path} has no residual stream of one vector per position: it takes "
-        f"{call.given_shape} and gives {call.gave_shape}"
+        f"{call.path} has no residual stream of one vector per position: its input is "
+        f"{call.given_shape}, its output {call.gave_shape}"
     )
 
 
 def _name_parts(stream: Residual, block: Block) -> None:
-    """Name what lies between the input of a block and its output."""
+    """Name the parts between the input of a block and its output."""
     if stream.steps is None:
         return
     terms = [term for step in stream.steps for term in step.added]
@@ -154,7 +160,7 @@ def _name_part(
     terms: list[int],
     mixing: list[int],
 ) -> None:
-    """Name what a part adds, and what goes into its last matrix."""
+    """Name the output that a part adds to the stream, and the input of the part's last matrix."""
     out, inner, what = names
     path = stream.call.path
     if len(terms) != 1:
@@ -171,7 +177,7 @@ def _name_part(
         block.parts[out] = place
     else:
         before = stream.before(term)
-        block.absent[out] = f"{path} does not add the {what}'s output as it stands" + (
+        block.absent[out] = f"{path} does not add the {what}'s output unchanged" + (
             f", but scaled; before that it is the {before[1]} of {before[0]}" if before else ""
         )
     projection = stream.projection(term)
@@ -196,17 +202,17 @@ def _name_middle(stream: Residual, block: Block, terms: list[int]) -> None:
     if between is None:
         also = " and ".join(kind for kind in ("attn_out", "mlp_out") if kind in block.parts)
         block.absent["resid_mid"] = (
-            f"{path} is parallel: both its parts read resid_pre, and nothing lies between them"
-            + (f"; there are {also}" if also else "")
+            f"{path} is parallel: both its parts read resid_pre, so no stream lies between them"
+            + (f"; it has {also}" if also else "")
         )
         return
     place = stream.place(between)
     if place is None:
-        block.absent["resid_mid"] = f"no module in {path} takes it or gives it"
+        block.absent["resid_mid"] = f"it is the input or output of no module in {path}"
     else:
         block.parts["resid_mid"] = place
 
 
 def _listed(stream: Residual, terms: list[int]) -> str:
     places = (stream.place(term) for term in terms)
-    return ", ".join("what no module gives" if place is None else place[0] for place in places)
+    return ", ".join("the output of no module" if place is None else place[0] for place in places)

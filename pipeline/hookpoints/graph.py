@@ -1,4 +1,4 @@
-"""What a forward pass computed from what: its tensors, and the calls of its modules."""
+"""The graph of a forward pass: its tensors with their origins, and the calls of its modules."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 Side = Literal["input", "output"]
 
-# Operations that give the same vectors in another form.
+# Operations whose result has the same vectors in another form.
 _SAME = ("view", "_unsafe_view", "reshape", "clone", "detach", "alias", "_to_copy", "lift_fresh")
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A tensor of the pass: the operation that gave it, and the tensors that it came from.
+    """A tensor of the pass: the operation that produced it, and the operation's input tensors.
 
-    ``operation`` is empty for a tensor that was there before the pass: a parameter, an input.
+    ``operation`` is empty for a tensor that existed before the pass: a parameter, an input.
     """
 
     operation: str
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
     plain: bool
-    """Whether the operation has no factor beside its tensors (``add`` with an ``alpha``)."""
+    """Whether the operation has no factor besides its tensors, as ``add`` with an ``alpha`` has."""
 
 
 @dataclass(slots=True)
 class Call:
-    """One call of a module: its first input and output as node numbers; None for no tensor."""
+    """One call of a module: its first input and output as node numbers, None for no tensor."""
 
     path: str
     began: int
@@ -46,37 +46,39 @@ class Call:
     given_shape: tuple[int, ...] | str = ""
     gave_shape: tuple[int, ...] | str = ""
     index: int = -1
-    """Its place among all calls."""
+    """Position among all calls."""
     entered: int = -1
     left: int = -1
-    """Times at which it was entered and left, in one count; -1: never."""
+    """Times at which the call was entered and left, on one clock; -1: never."""
 
     def node(self, side: Side) -> int | None:
-        """Return the node on a side."""
+        """Return the node number of the input or the output."""
         return self.given if side == "input" else self.gave
 
     def shape(self, side: Side) -> tuple[int, ...] | str:
-        """Return the shape on a side; a word where there was no tensor."""
+        """Return the shape of the input or the output; the type's name where it is no tensor."""
         return self.given_shape if side == "input" else self.gave_shape
 
     def time(self, side: Side) -> int:
-        """Return when a side was seen."""
+        """Return the time of the input or the output."""
         return self.entered if side == "input" else self.left
 
 
 @dataclass(slots=True)
 class Trace:
-    """A forward pass.
+    """A traced forward pass.
 
     Attributes
     ----------
     probe : Probe
+        The input.
     nodes : list of Node
+        All tensors; a tensor's number is its index here.
     calls : list of Call
-        In the order in which they were entered.
+        The calls of modules, in the order in which they were entered.
     failure : Exception or None
-        What stopped the pass, if something did. On the meta device some architectures ask for
-        numbers late in the pass, when all that was to be seen has been seen.
+        The exception that ended the pass early, if one did. On the meta device some architectures
+        ask for values late in a pass, after all relevant calls.
     weights : dict of str to list of tuple of int
         Shapes of each module's own parameters, by its path.
     """
@@ -90,7 +92,7 @@ class Trace:
     _by_path: dict[str, list[Call]] = field(default_factory=dict)
 
     def add(self, node: Node) -> int:
-        """Take a tensor in and return its number."""
+        """Add a tensor and return its number."""
         self.nodes.append(node)
         number = len(self.nodes) - 1
         same = number
@@ -102,21 +104,21 @@ class Trace:
         return number
 
     def same(self, number: int) -> int:
-        """Return the tensor of which this one is another form with the same vectors."""
+        """Return the number of the first tensor with the same vectors, in whatever form."""
         return self._same[number]
 
     def enter(self, call: Call) -> None:
-        """Take a call in."""
+        """Add a call."""
         call.index = len(self.calls)
         self.calls.append(call)
         self._by_path.setdefault(call.path, []).append(call)
 
     def of(self, path: str) -> list[Call]:
-        """Return the calls of a module."""
+        """Return all calls of the module at a path."""
         return self._by_path.get(path, [])
 
     def within(self, call: Call) -> Iterator[Call]:
-        """Yield the calls that were made inside a call."""
+        """Yield the calls made within a call."""
         for inner in self.calls[call.index + 1 :]:
             if call.left >= 0 and inner.entered > call.left:
                 return
@@ -124,23 +126,24 @@ class Trace:
 
 
 def trace(model: nn.Module) -> Trace:
-    """Run the smallest input through a model and return what was computed from what.
+    """Run the smallest input through a model and return the graph of the pass.
 
-    Some models ask for a number on the way, which the meta device has not: for these the pass is
-    run again with numbers in all that no weight went into, such as masks and positions.
+    Some models ask for a tensor's values on the way, which the meta device lacks. For these the
+    pass is repeated with real values in all tensors that no weight contributes to, such as masks
+    and positions.
 
     Parameters
     ----------
     model : torch.nn.Module
-        On the meta device this costs milliseconds, whatever the size of the model.
+        A transformers model. On the meta device a pass takes milliseconds, whatever its size.
     """
     probe = probe_inputs(model)
-    found = _run(model, probe, numbers=False)
-    if found.failure is not None and _on_meta(probe):
+    traced = _run(model, probe, numbers=False)
+    if traced.failure is not None and _on_meta(probe):
         again = _run(model, probe, numbers=True)
-        if again.failure is None or len(again.calls) > len(found.calls):
+        if again.failure is None or len(again.calls) > len(traced.calls):
             return again
-    return found
+    return traced
 
 
 def _on_meta(probe: Probe) -> bool:
@@ -150,34 +153,34 @@ def _on_meta(probe: Probe) -> bool:
 def _run(model: nn.Module, probe: Probe, *, numbers: bool) -> Trace:
     import torch
 
-    found = Trace(probe)
-    mode = recorder(found, numbers=numbers)
+    traced = Trace(probe)
+    mode = recorder(traced, numbers=numbers)
     arrays = probe.arrays
     if numbers:
         arrays = {name: torch.zeros_like(array, device="cpu") for name, array in arrays.items()}
     handles: list[Any] = []
     for path, module in model.named_modules(remove_duplicate=False):
-        handles += _watch(path, module, found, mode)
-        found.weights[path] = [tuple(p.shape) for p in module.parameters(recurse=False)]
+        handles += _watch(path, module, traced, mode)
+        traced.weights[path] = [tuple(p.shape) for p in module.parameters(recurse=False)]
     try:
         with torch.no_grad(), quiet(), mode:
             model(**arrays)
     except (*LOADING_ERRORS, IndexError, AssertionError) as error:
-        found.failure = error
+        traced.failure = error
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return traced
 
 
-def _watch(path: str, module: nn.Module, found: Trace, mode: Any) -> list[Any]:
+def _watch(path: str, module: nn.Module, traced: Trace, mode: Any) -> list[Any]:
     open_calls: list[Call] = []
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = Call(path, began=len(found.nodes), entered=mode.tick())
+        call = Call(path, began=len(traced.nodes), entered=mode.tick())
         call.given, call.given_shape = mode.see(first_input(args, kwargs))
         open_calls.append(call)
-        found.enter(call)
+        traced.enter(call)
 
     def leave(_module: nn.Module, _args: Any, output: Any) -> None:
         call = open_calls.pop()
@@ -190,11 +193,16 @@ def _watch(path: str, module: nn.Module, found: Trace, mode: Any) -> list[Any]:
     ]
 
 
-def recorder(found: Trace, *, numbers: bool) -> Any:
-    """Return a mode in which every operation is noted.
+def recorder(traced: Trace, *, numbers: bool) -> Any:
+    """Return a dispatch mode that records every operation.
 
-    With ``numbers``, a tensor that is made on the meta device is made on the CPU, and is taken to
-    the meta device only where it meets another one there.
+    Parameters
+    ----------
+    traced : Trace
+        The record.
+    numbers : bool
+        Whether tensors created on the meta device are created on the CPU with real values; they
+        move to the meta device where they meet another tensor there.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -204,7 +212,7 @@ def recorder(found: Trace, *, numbers: bool) -> Any:
         return value.to("meta") if isinstance(value, torch.Tensor) else value
 
     class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        """Holds every tensor, so that no two share an address."""
+        """Keeps every tensor alive, so that no two share an identity."""
 
         def __init__(self) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
@@ -222,7 +230,7 @@ def recorder(found: Trace, *, numbers: bool) -> Any:
             return self.numbers[id(tensor)]
 
         def put(self, tensor: torch.Tensor, node: Node) -> None:
-            self.numbers[id(tensor)] = found.add(node)
+            self.numbers[id(tensor)] = traced.add(node)
             self.held.append(tensor)
 
         def see(self, value: Any) -> tuple[int | None, tuple[int, ...] | str]:

@@ -1,7 +1,7 @@
-"""Names of places in a model, and the modules they mean.
+"""Names of hookpoints, and the modules whose inputs or outputs they are.
 
-The stack of blocks and the parts of a block are found by structure, not by a table of names: see
-:mod:`actlas.pipeline.hookpoints.blocks`. In a sequential block with its norm first the names mean::
+The stack of blocks and the parts of a block are identified by their structure, not by a table of
+names: see :mod:`actlas.pipeline.hookpoints.blocks`. In a sequential block with its norm first::
 
                     ┌─────────────────────────────────────────────┐
     resid_pre.L ──┬─│────────────(+)── resid_mid.L ──┬────(+)─────│─▶ resid_post.L = resid_pre.L+1
@@ -9,11 +9,11 @@ The stack of blocks and the parts of a block are found by structure, not by a ta
                   └▶│ norm ▶ heads ▶ matrix          └▶ norm ▶ MLP ▶ matrix
                     └───────── attn_z.L ┘─────────────── mlp_hidden.L ┘
 
-``attn_z`` is what goes into attention's output projection: the heads' outputs side by side.
-``mlp_hidden`` is what goes into the MLP's last matrix: its neurons. ``embed`` is what the embedding
-of tokens gives: where a model adds learned positions to it or scales it, ``resid_pre.0`` has that
-and ``embed`` has not. Any other name is a module's path in the model, and stands for the module's
-output.
+``attn_z`` is the input of attention's output projection: the concatenated outputs of the heads.
+``mlp_hidden`` is the input of the MLP's last matrix: its neurons. ``embed`` is the output of the
+token embedding; learned positions or a scale that a model applies to it are part of
+``resid_pre.0`` and not of ``embed``. Any other name is the path of a module in the model, and
+means the module's output.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from actlas.pipeline.hookpoints.blocks import KINDS, examine, find_blocks
 from actlas.pipeline.hookpoints.globs import glob_regex
 from actlas.pipeline.hookpoints.graph import Side, Trace, trace
-from actlas.pipeline.hookpoints.shapes import Seen, check_positions, observe
+from actlas.pipeline.hookpoints.shapes import HookpointShape, check_positions, observe
 from actlas.store.errors import HookpointError
 from actlas.store.format.schema import HookpointSpec
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def available(model: nn.Module) -> tuple[str, ...]:
-    """Return the names that this model has, besides the paths of its modules.
+    """Return the hookpoint names of a model, without the paths of its modules.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ def available(model: nn.Module) -> tuple[str, ...]:
 
 
 def resolve(model: nn.Module, patterns: Sequence[str]) -> tuple[HookpointSpec, ...]:
-    """Return the hookpoints that patterns mean, in model order, each once.
+    """Return the hookpoints that match patterns, each once, in the order of the forward pass.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A transformers model, best on the meta device: one forward pass of a few tokens finds the
+        A transformers model, best on the meta device: one forward pass of a few tokens gives the
         widths.
     patterns : sequence of str
         Names (``embed``, ``resid_pre.L``, ``resid_post.L``, with ``middle`` and ``last`` for L),
@@ -61,7 +61,7 @@ def resolve(model: nn.Module, patterns: Sequence[str]) -> tuple[HookpointSpec, .
     Raises
     ------
     HookpointError
-        A pattern fits nothing, or what it fits gives no ``[batch, position, unit]`` tensor.
+        A pattern matches nothing, or a matched module gives no ``[batch, position, unit]`` tensor.
 
     Examples
     --------
@@ -74,30 +74,47 @@ def resolve(model: nn.Module, patterns: Sequence[str]) -> tuple[HookpointSpec, .
 def resolve_in(
     known: Survey, model: nn.Module, patterns: Sequence[str]
 ) -> tuple[HookpointSpec, ...]:
-    """Return what :func:`resolve` does, from a survey that was made before."""
+    """Return the result of :func:`resolve` from a survey that exists already.
+
+    Parameters
+    ----------
+    known : Survey
+        The named hookpoints of the model.
+    model : torch.nn.Module
+        The surveyed model.
+    patterns : sequence of str
+        See :func:`resolve`.
+    """
     paths = [path for path, _ in model.named_modules() if path]
-    chosen: dict[tuple[str, Side], Place] = {}
+    chosen: dict[tuple[str, Side], NamedHookpoint] = {}
     for pattern in patterns:
         for place in _match(pattern, known, paths):
             chosen.setdefault((place.module, place.side), place)
     if not chosen:
-        raise HookpointError(f"No hookpoints were asked for. {_what_exists(known, paths)}")
-    for place in known.named:  # A name wins over the module path that means the same.
+        raise HookpointError(f"No hookpoints were given. {_what_exists(known, paths)}")
+    for place in known.named:  # A name takes precedence over the path of the same module.
         if (place.module, place.side) in chosen:
             chosen[place.module, place.side] = place
-    ordered = sorted(chosen.values(), key=lambda place: time_of(known.found, place))
+    ordered = sorted(chosen.values(), key=lambda place: time_of(known.traced, place))
     seen = _observe(known, ordered)
     check_positions({name: place.n_positions for name, place in seen.items()})
     return specs(known, ordered)
 
 
-def specs(known: Survey, chosen: Sequence[Place]) -> tuple[HookpointSpec, ...]:
-    """Return places with their widths.
+def specs(known: Survey, chosen: Sequence[NamedHookpoint]) -> tuple[HookpointSpec, ...]:
+    """Return the specifications of hookpoints, with their widths.
+
+    Parameters
+    ----------
+    known : Survey
+        The survey of their model.
+    chosen : sequence of NamedHookpoint
+        The hookpoints.
 
     Raises
     ------
     HookpointError
-        One of them gives no vector per position.
+        A hookpoint is not one vector per position.
     """
     seen = _observe(known, chosen)
     return tuple(
@@ -112,11 +129,11 @@ def specs(known: Survey, chosen: Sequence[Place]) -> tuple[HookpointSpec, ...]:
     )
 
 
-def _observe(known: Survey, chosen: Sequence[Place]) -> dict[str, Seen]:
-    return observe(known.found, [(place.name, place.module, place.side) for place in chosen])
+def _observe(known: Survey, chosen: Sequence[NamedHookpoint]) -> dict[str, HookpointShape]:
+    return observe(known.traced, [(place.name, place.module, place.side) for place in chosen])
 
 
-def _match(pattern: str, known: Survey, paths: list[str]) -> list[Place]:
+def _match(pattern: str, known: Survey, paths: list[str]) -> list[NamedHookpoint]:
     stem, _, layer = pattern.rpartition(".")
     fits = glob_regex(pattern)
     if layer in ("middle", "last") and any(glob_regex(stem).fullmatch(kind) for kind in KINDS):
@@ -124,7 +141,7 @@ def _match(pattern: str, known: Survey, paths: list[str]) -> list[Place]:
         fits = glob_regex(f"{stem}.{n_layers // 2 if layer == 'middle' else n_layers - 1}")
     matched = [place for place in known.named if fits.fullmatch(place.name)]
     if not matched:
-        matched = [Place(path, path, "output") for path in paths if fits.fullmatch(path)]
+        matched = [NamedHookpoint(path, path, "output") for path in paths if fits.fullmatch(path)]
     if not matched:
         names = [place.name for place in known.named]
         kinds = glob_regex(stem) if not known.n_layers else fits
@@ -145,7 +162,7 @@ def _what_exists(known: Survey, paths: list[str]) -> str:
     groups = collapse(place.name for place in known.named)
     such = f"{known.blocks}.0" if known.n_layers else _first_numbered(paths)
     more = ", their globs (resid_post.*), .middle and .last" if known.n_layers else ""
-    named = f"There are {', '.join(groups)}{more}, and any" if groups else "There is any"
+    named = f"Hookpoints are {', '.join(groups)}{more}, and any" if groups else "Hookpoints are any"
     return f"{named} module's path, such as {such} (a * stays between two dots)."
 
 
@@ -154,7 +171,7 @@ def _first_numbered(paths: list[str]) -> str:
 
 
 def collapse(names: Iterable[str]) -> list[str]:
-    """Return names with those of consecutive layers as one range.
+    """Return names, with those of consecutive layers merged into ranges.
 
     >>> collapse(["embed", "resid_pre.0", "attn_z.0", "resid_pre.1", "resid_pre.2", "attn_z.2"])
     ['embed', 'resid_pre.0 to resid_pre.2', 'attn_z.0', 'attn_z.2']
@@ -181,8 +198,8 @@ EMBED = "embed"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A name, the module that it means, and whether that module's input or output is read."""
+class NamedHookpoint:
+    """A hookpoint of unknown width: its name, and the input or output of a module at a path."""
 
     name: str
     module: str
@@ -191,60 +208,60 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The named places of a model.
+    """The named hookpoints of a model.
 
     Attributes
     ----------
-    named : tuple of Place
-        In the order in which a forward pass comes to them.
+    named : tuple of NamedHookpoint
+        The hookpoints in the order in which a forward pass reaches them.
     absent : mapping of str to str
-        Names that other models have and this one has not, and why; a kind without a layer where
-        there is no stack of blocks.
+        Names that this model lacks and the reasons; kinds without a layer for a model without a
+        stack of blocks.
     n_layers : int
-        Blocks; 0 where there is no stack of them.
+        Number of blocks; 0 for a model without a stack of them.
     blocks : str
         The path of the stack.
-    found : Trace
-        The forward pass that was looked at.
+    traced : Trace
+        The forward pass in which the hookpoints were found.
     """
 
-    named: tuple[Place, ...]
+    named: tuple[NamedHookpoint, ...]
     absent: Mapping[str, str]
     n_layers: int
     blocks: str
-    found: Trace
+    traced: Trace
 
 
 def survey(model: nn.Module) -> Survey:
-    """Look for the named places of a model in one forward pass.
+    """Find the named hookpoints of a model in one forward pass.
 
     Parameters
     ----------
     model : torch.nn.Module
         A transformers model, best on the meta device.
     """
-    found = trace(model)
-    named: list[Place] = []
+    traced = trace(model)
+    named: list[NamedHookpoint] = []
     absent: dict[str, str] = {}
     try:
         embedding = _embedding(model)
-        observe(found, [(EMBED, embedding, "output")])
-        named.append(Place(EMBED, embedding, "output"))
+        observe(traced, [(EMBED, embedding, "output")])
+        named.append(NamedHookpoint(EMBED, embedding, "output"))
     except HookpointError as error:
         absent[EMBED] = error.message
     try:
         blocks = find_blocks(model)
     except HookpointError as error:
         absent |= dict.fromkeys(KINDS, error.message)
-        return Survey(tuple(named), absent, 0, "", found)
+        return Survey(tuple(named), absent, 0, "", traced)
     n_layers = len(model.get_submodule(blocks))  # type: ignore[arg-type]
     for layer in range(n_layers):
-        block = examine(found, f"{blocks}.{layer}")
+        block = examine(traced, f"{blocks}.{layer}")
         for kind, (path, side) in block.parts.items():
-            named.append(Place(f"{kind}.{layer}", path, side))
+            named.append(NamedHookpoint(f"{kind}.{layer}", path, side))
         absent |= {f"{kind}.{layer}": why for kind, why in block.absent.items()}
-    ordered = tuple(sorted(named, key=lambda place: time_of(found, place)))
-    return Survey(ordered, absent, n_layers, blocks, found)
+    ordered = tuple(sorted(named, key=lambda place: time_of(traced, place)))
+    return Survey(ordered, absent, n_layers, blocks, traced)
 
 
 def _embedding(model: nn.Module) -> str:
@@ -258,7 +275,7 @@ def _embedding(model: nn.Module) -> str:
     raise HookpointError(f"{type(model).__name__} has no embedding")
 
 
-def time_of(found: Trace, place: Place) -> int:
-    """Return when a pass comes to a place; -1 where it does not."""
-    calls = found.of(place.module)
+def time_of(traced: Trace, place: NamedHookpoint) -> int:
+    """Return the time at which a pass reaches a hookpoint; -1 where it does not."""
+    calls = traced.of(place.module)
     return calls[0].time(place.side) if calls else -1

@@ -1,4 +1,4 @@
-"""The smallest input with which a model can be run to see what goes through it."""
+"""The smallest input of a model, for tracing a forward pass."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _COUNTED = ("head", "expert", "group")
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a model is run with once.
+    """The input of a traced forward pass.
 
     Attributes
     ----------
     arrays : dict of str to Tensor
         The keyword arguments of the model's ``forward``, on the model's device.
     shape : tuple of int or None
-        Sequences and positions; positions are None where the model makes them of an image, so
-        that every module has its own.
+        Sequences and positions. Positions are None for images, whose modules each have their own
+        number.
     """
 
     arrays: dict[str, torch.Tensor]
@@ -37,14 +37,14 @@ class Probe:
 
     @property
     def what(self) -> str:
-        """What it is a batch of, in a word."""
+        """The kind of input, in the plural: ``sequences`` or ``images``."""
         return "images" if self.shape[1] is None else "sequences"
 
 
 def probe_inputs(model: nn.Module) -> Probe:
-    """Return the smallest input of a model: a few tokens, or blank images.
+    """Return the smallest input of a model: a few tokens, or black images.
 
-    A vision-language model is given text alone: its blocks are those of its language model.
+    The input of a vision-language model is text alone: its blocks are those of its language model.
 
     Parameters
     ----------
@@ -54,8 +54,8 @@ def probe_inputs(model: nn.Module) -> Probe:
     Returns
     -------
     Probe
-        ``input_ids`` [2, position], of a number of positions that is none of the model's own
-        sizes; or ``pixel_values`` [2, channel, height, width] of the size in its configuration.
+        ``input_ids`` [2, position], with a number of positions that differs from all sizes of the
+        model; or ``pixel_values`` [2, channel, height, width] of the size in its configuration.
     """
     import torch
 
@@ -84,7 +84,7 @@ def _floating(model: nn.Module) -> torch.dtype:
 
 
 def _sizes(model: nn.Module) -> Iterator[int]:
-    """Yield the sizes that a tensor of the model could have along an axis other than positions."""
+    """Yield the sizes that the model's tensors may have along axes other than positions."""
     for parameter in model.parameters():
         yield from parameter.shape
     text: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
@@ -94,5 +94,5 @@ def _sizes(model: nn.Module) -> Iterator[int]:
 
 
 def _unlike(sizes: set[int]) -> int:
-    """Return a number of positions by which the axis of positions is known from every other."""
+    """Return a number of positions that no other axis has, so that the axis is identifiable."""
     return next((n for n in _PRIMES if n not in sizes and n + 1 not in sizes), _PRIMES[-1])

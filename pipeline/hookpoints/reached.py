@@ -1,4 +1,4 @@
-"""Which parts of a model a forward pass comes to before the deepest hookpoint ends it."""
+"""The parts of a model that a forward pass does not reach before its deepest hookpoint."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ if TYPE_CHECKING:
 def unreached(
     skeleton: nn.Module, hookpoints: Sequence[HookpointSpec], *, mixed: bool = False
 ) -> tuple[str, ...]:
-    """Return the blocks, and the projection onto the vocabulary, that are never run.
+    """Return the blocks, and the projection onto the vocabulary, that a run never computes.
 
-    Seen in one forward pass of the skeleton. Only elements of a list of modules and the model's
-    output embedding are looked at: what else does not run may still be read by other modules.
+    They are found in one forward pass of the skeleton. Only elements of lists of modules and the
+    output embedding are considered: other modules may be read without being run.
 
     Parameters
     ----------
     skeleton : torch.nn.Module
-        On the meta device.
+        The model on the meta device.
     hookpoints : sequence of HookpointSpec
+        The hookpoints of the run.
     mixed : bool
-        Whether there are images in the texts: a pass over text comes to no image tower.
+        Whether the texts contain images: the traced pass over text reaches no image tower, whose
+        modules are then kept.
 
     Returns
     -------
     tuple of str
-        Module paths, none inside another. Empty where the pass cannot be followed to its end
-        without numbers.
+        Module paths, none inside another. Empty where the pass cannot be traced to its end without
+        values.
     """
     from torch import nn
 
@@ -57,7 +59,7 @@ def unreached(
 
 
 def _ran(skeleton: nn.Module, hookpoints: Sequence[HookpointSpec]) -> set[str] | None:
-    """Return the modules that run until every hookpoint was met; None where not all are met."""
+    """Return the modules that run up to the last hookpoint; None where one is not reached."""
     calls = trace(skeleton).calls
     met: list[int] = []
     for hookpoint in hookpoints:
@@ -73,7 +75,7 @@ def _inside(path: str, parent: str) -> bool:
 
 
 def _shares(model: nn.Module, path: str, others: Sequence[str]) -> bool:
-    """Whether a module's parameters are also those of one outside all of these."""
+    """Return whether a module shares parameters with one outside all of ``others``."""
     own = {id(parameter) for parameter in model.get_submodule(path).parameters()}
     return any(
         id(parameter) in own

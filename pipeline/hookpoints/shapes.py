@@ -1,4 +1,4 @@
-"""How wide a module's input or output is: seen in a forward pass, best without numbers."""
+"""Widths and layouts of modules' inputs and outputs, read from a traced forward pass."""
 
 from __future__ import annotations
 
@@ -11,40 +11,46 @@ from actlas.store.format.schema import Layout
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What one place gives: units, positions, and how its tensor lies."""
+class HookpointShape:
+    """The shape of a hookpoint: units, positions, and the layout of its tensor."""
 
     width: int
     n_positions: int
     layout: Layout
 
 
-def observe(found: Trace, places: Sequence[tuple[str, str, Side]]) -> dict[str, Seen]:
-    """Return what every place gives, which must be one vector per position.
+def observe(traced: Trace, places: Sequence[tuple[str, str, Side]]) -> dict[str, HookpointShape]:
+    """Return the shapes of hookpoints, each of which must be one vector per position.
 
     Parameters
     ----------
-    found : Trace
-        Of the model.
+    traced : Trace
+        A forward pass of the model.
     places : sequence of (name, module path, "input" or "output")
+        The hookpoints.
 
     Raises
     ------
     HookpointError
-        A place is not reached in a forward pass, is reached several times, or gives no
-        ``[batch, position, unit]`` (of images also ``[batch, unit, height, width]``); the message
-        says what it gives.
+        A hookpoint is not reached in the pass, is reached several times, or is no
+        ``[batch, position, unit]`` tensor (for images also ``[batch, unit, height, width]``); the
+        message gives its shape.
     """
-    return {name: _seen(found, name, path, side) for name, path, side in places}
+    return {name: _seen(traced, name, path, side) for name, path, side in places}
 
 
 def check_positions(positions: Mapping[str, int]) -> int:
-    """Return the number of positions of hookpoints, which must be one number.
+    """Return the number of positions that all hookpoints share.
+
+    Parameters
+    ----------
+    positions : mapping of str to int
+        The number of positions of each hookpoint.
 
     Raises
     ------
     HookpointError
-        They have different numbers of positions: it lists them all.
+        The numbers differ; the message lists them all.
     """
     if len(set(positions.values())) > 1:
         listed = ", ".join(f"{name} {n:,}" for name, n in positions.items())
@@ -56,13 +62,15 @@ def check_positions(positions: Mapping[str, int]) -> int:
     return next(iter(positions.values()))
 
 
-def _seen(found: Trace, name: str, path: str, side: Side) -> Seen:
-    calls = [call for call in found.of(path) if call.time(side) >= 0]
+def _seen(traced: Trace, name: str, path: str, side: Side) -> HookpointShape:
+    calls = [call for call in traced.of(path) if call.time(side) >= 0]
     if not calls:
-        why = f" (the pass ended with {found.failure!r:.300})" if found.failure is not None else ""
+        why = (
+            f" (the pass ended with {traced.failure!r:.300})" if traced.failure is not None else ""
+        )
         raise HookpointError(
             f"Hookpoint {name} (module {path}) is not reached in a forward pass over "
-            f"{found.probe.what}{why}. Name another module.",
+            f"{traced.probe.what}{why}. Name another module.",
             hookpoint=name,
         )
     if len(calls) > 1:
@@ -72,34 +80,41 @@ def _seen(found: Trace, name: str, path: str, side: Side) -> Seen:
             hookpoint=name,
         )
     shape = calls[0].shape(side)
-    seen = measure(found, shape)
+    seen = measure(traced, shape)
     if seen is None:
-        n_batch, n_positions = found.probe.shape
+        n_batch, n_positions = traced.probe.shape
         got = shape if isinstance(shape, str) else f"a tensor of shape {list(shape)}"
         each = f" of {n_positions} tokens" if n_positions is not None else ""
         raise HookpointError(
-            f"Hookpoint {name}: module {path} {'takes' if side == 'input' else 'gives'} {got} for "
-            f"{n_batch} {found.probe.what}{each}; expected "
+            f"Hookpoint {name}: the {side} of module {path} is {got} for "
+            f"{n_batch} {traced.probe.what}{each}; expected "
             f"[{n_batch}, {n_positions or 'positions'}, units]. Name another module.",
             hookpoint=name,
         )
     return seen
 
 
-def measure(found: Trace, shape: tuple[int, ...] | str) -> Seen | None:
-    """Return what a shape amounts to; None where it is not one vector per position.
+def measure(traced: Trace, shape: tuple[int, ...] | str) -> HookpointShape | None:
+    """Return the hookpoint shape of a tensor's shape; None if not one vector per position.
 
-    Some modules take ``[batch * position, unit]``.
+    Some modules have ``[batch * position, unit]`` as their input.
+
+    Parameters
+    ----------
+    traced : Trace
+        The pass, whose probe gives the numbers of sequences and positions.
+    shape : tuple of int or str
+        The tensor's shape; a word where a module had no tensor.
     """
-    n_batch, n_positions = found.probe.shape
+    n_batch, n_positions = traced.probe.shape
     if isinstance(shape, str) or 0 in shape:
         return None
     if len(shape) == 2 and n_positions is not None and shape[0] == n_batch * n_positions:
-        return Seen(shape[1], n_positions, "positions")
+        return HookpointShape(shape[1], n_positions, "positions")
     if shape[:1] != (n_batch,):
         return None
     if len(shape) == 3 and n_positions in (None, shape[1]):
-        return Seen(shape[2], shape[1], "positions")
+        return HookpointShape(shape[2], shape[1], "positions")
     if len(shape) == 4 and n_positions is None:
-        return Seen(shape[1], shape[2] * shape[3], "feature_map")
+        return HookpointShape(shape[1], shape[2] * shape[3], "feature_map")
     return None

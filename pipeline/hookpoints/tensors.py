@@ -1,4 +1,4 @@
-"""The tensor that a module takes or returns, whatever container holds it."""
+"""The tensor among a module's inputs or outputs, whatever container holds it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:
-    """Return a tensor, or the first element of a tuple or list where that is one; else None."""
+    """Return a tensor, or the tensor that is a tuple's or list's first element; else None."""
     import torch
 
     if isinstance(value, (tuple, list)) and value:
@@ -18,5 +18,5 @@ def first_tensor(value: Any) -> torch.Tensor | None:
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what a module is called with: its first argument, or ``hidden_states`` by keyword."""
+    """Return a module's input: its first argument, or the keyword ``hidden_states``."""
     return args[0] if args else kwargs.get("hidden_states")

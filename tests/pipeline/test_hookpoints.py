@@ -114,7 +114,7 @@ def test_a_name_wins_over_the_path_that_means_the_same(llama: Any) -> None:
     [
         ("resid_pots.1", r"Nearest: resid_post\.1"),
         ("resid_post.3", r"resid_post\.0 to resid_post\.2"),
-        ("blocks.0.hook_resid_post", "There are embed, resid_pre"),
+        ("blocks.0.hook_resid_post", "Hookpoints are embed, resid_pre"),
         ("model.layers.0.mlpp", r"Nearest: model\.layers\.0\.mlp\b"),
         ("attn_*", "No hookpoint 'attn_"),
         ("model.layers", "not reached"),
@@ -130,7 +130,7 @@ def test_what_does_not_exist_or_does_not_fit_is_refused(
 
 
 def test_nothing_asked_for_is_refused(llama: Any) -> None:
-    with pytest.raises(HookpointError, match="No hookpoints were asked for"):
+    with pytest.raises(HookpointError, match="No hookpoints were given"):
         resolve(llama, [])
 
 
