@@ -118,7 +118,10 @@ def test_a_name_wins_over_the_path_that_means_the_same(llama: Any) -> None:
         ("model.layers.0.mlpp", r"Nearest: model\.layers\.0\.mlp\b"),
         ("attn_*", "No hookpoint 'attn_"),
         ("model.layers", "not reached"),
-        ("model.rotary_emb", r"the output of module model.rotary_emb is a tensor of shape \[1, \d+, 8\]"),
+        (
+            "model.rotary_emb",
+            r"output of module model.rotary_emb is a tensor of shape \[1, \d+, 8\]",
+        ),
         ("model", "the output of module model is BaseModelOutputWithPast"),
     ],
 )
