@@ -265,7 +265,7 @@ def conditions(top: float, random: list[float], se: float = 0.01) -> Ablation:
         (-0.1, [-0.2], "Neither losing the 5 top units nor losing 5 random ones costs any loss"),
         (math.nan, [0.1], "no finite number"),
         (0.5, [math.inf], "no finite number"),
-        (0.5, [], "no random units to compare with"),
+        (0.5, [], "no random units were measured to compare with"),
     ],
 )
 def test_the_sentence_is_plain(top: float, random: list[float], said: str) -> None:
