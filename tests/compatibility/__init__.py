@@ -1,0 +1,1 @@
+"""Stores of the code before it was moved into rooms, opened by today's, and the other way round."""
