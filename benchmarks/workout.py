@@ -109,7 +109,7 @@ CASES = [
 
 def sizes() -> Table:
     """What lies on disk."""
-    columns = ("rows", "blocks", "profile", "shards", "rows a shard", "objects", "bytes")
+    columns = ("rows", "blocks", "compression", "shards", "rows per shard", "objects", "bytes")
     table = Table(
         "What lies on disk", (*columns, "row columns", "documents", "statistics", "ledger")
     )
@@ -127,12 +127,12 @@ def rates() -> Table:
     """What one GPU at the assumed speed asks of everything else."""
     columns = (
         "blocks",
-        "profile",
+        "compression",
         "shards/s",
         "objects/s",
         "written/s",
-        "a node's",
-        "cores to code",
+        "per node",
+        "cores to compress",
     )
     table = Table(
         f"One GPU at {tokens_per_s():,.0f} tokens/s (assumed)", (*columns, "GPUs to 3,500 PUT/s")
@@ -155,7 +155,7 @@ def rates() -> Table:
 def hours() -> Table:
     """How long it takes, and what the driver and the object store see meanwhile."""
     columns = ("rows", "blocks", "GPUs", "time", "shards/s", "objects/s", "written/s")
-    table = Table("With so many GPUs, profile dense", columns)
+    table = Table("By number of GPUs, compression dense", columns)
     for rows, gpu_counts in ((ROWS, (1, 8)), (ROWS * TIMES, (8, 64, 512))):
         for blocks in (1, BLOCKS):
             case = Case(rows, blocks, "dense")
@@ -171,7 +171,7 @@ def hours() -> Table:
 
 def planning() -> Table:
     """What one planner needs."""
-    columns = ("rows", "documents", "memory", "spool on disk", "time beside the tokenizer")
+    columns = ("rows", "documents", "memory", "spool on disk", "time without the tokenizer")
     table = Table("Planning, in one process", (*columns, "documents.start in a reader"))
     for rows in (ROWS, ROWS * TIMES):
         n = rows // TOKENS_PER_DOCUMENT
@@ -185,8 +185,8 @@ def training() -> Table:
     columns = (
         "rows",
         "trained on",
-        "profile",
-        "bytes an epoch",
+        "compression",
+        "bytes per epoch",
         "s at 1 GB/s",
         "chunks",
         "selection",
@@ -206,8 +206,16 @@ def training() -> Table:
 
 def ledger() -> Table:
     """What the receipts come to, and what a worker holds."""
-    columns = ("rows", "blocks", "profile", "receipts", "bytes each", "all", "2 shards of a worker")
-    table = Table("Receipts, and a worker's memory beside weights and batch", columns)
+    columns = (
+        "rows",
+        "blocks",
+        "compression",
+        "receipts",
+        "bytes each",
+        "all",
+        "2 shards of a worker",
+    )
+    table = Table("Receipts, and a worker's memory without weights and batch", columns)
     for case in CASES:
         plan = case.plan
         all_bytes = case.stored().bytes_of("receipts")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# All of actlas in a few minutes, as `make demo` runs it: the same commands work by hand, one by one.
+# All of actlas in a few minutes. `make demo` runs this; the same commands work by hand, one by one.
 #   sh docs/demo.sh FOLDER      (actlas on the PATH)
 set -eu
 folder=${1:?give a folder for what the demo makes}
@@ -24,7 +24,7 @@ say "4. Localize: which units prefer sentences (S) to strings of non-words (N)?"
 run actlas extract "$language" --model builtin:actlas-6m --corpus builtin:language
 run actlas localize "$language" --contrast S:N --out "$folder/localizer"
 
-say "5. Ablate: what is the model without them, and without as many random ones?"
+say "5. Ablate: what does the model lose without them, and without as many random ones?"
 run actlas ablate builtin:actlas-6m --mask "$folder/localizer/mask.json" \
   --corpus builtin:language --out "$folder/ablation"
 run actlas ablate builtin:actlas-6m --mask "$folder/localizer/mask.json" \
@@ -34,19 +34,19 @@ say "6. Train a sparse autoencoder on shuffled batches of the store"
 run actlas sae train "$store" --hookpoint resid_post.3 --out "$folder/docs-sae" \
   --batch-size 1024 --steps 2400
 
-say "7. Encode every token by it, and index its features"
+say "7. Encode every token with it, and index its features"
 run actlas sae encode "$store" --sae "$folder/docs-sae"
 run actlas sae index "$store" --sae docs-sae
 
-say "8. Three of its features: the tokens where each fires most"
+say "8. Three of its features: the tokens on which each is most active"
 run actlas contexts "$store" --sae docs-sae --some 3 -k 5 --words 8 --distinct
 run actlas contexts "$store" --sae docs-sae --some 12 --html "$folder/features.html"
 
-say "9. All of it is still whole"
+say "9. Verify again: every byte of the store and of its features"
 run actlas verify "$store" --full
 run actlas info "$store"
 
-say "Done. The store is $store: $(du -sh "$store" | cut -f1) of plain Zarr. To look at:"
+say "Done. The store is $store: $(du -sh "$store" | cut -f1) of plain Zarr. Results to look at:"
 cat <<END
   $folder/localizer/brain_map.png        every unit's t; layers.png, t_histogram.png, units.csv
   $folder/ablation/ablation.png          and samples.txt
