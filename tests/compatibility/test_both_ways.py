@@ -144,13 +144,13 @@ def test_todays_commands_exit_as_expected(both: Both) -> None:
         result.check()
 
 
-def test_the_old_code_resumes_and_repairs_todays_stores(both: Both) -> None:
+def test_the_old_code_resumes_and_repairs_new_stores(both: Both) -> None:
     for result in both.old:
         result.check()
     check_finished("new-")
 
 
-def test_todays_code_resumes_and_repairs_the_old_code_s_stores() -> None:
+def test_todays_code_resumes_and_repairs_old_stores() -> None:
     before = {store: plain_reader.files(store) for store in map(Path, (f"old-{n}" for n in HALF))}
     for store in before:
         lease = max(store.glob("ledger/lease/*.json"))

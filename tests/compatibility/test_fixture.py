@@ -202,7 +202,7 @@ def test_verify_finds_what_the_old_code_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("question", [q for q in ORACLE["said"] if not q.startswith("verify")])
-def test_json_output_is_the_old_code_s(question: str) -> None:
+def test_json_output_equals_the_recorded(question: str) -> None:
     arguments = question.split()
     unpacked(arguments[1])
     found, truth = answer(*arguments), ORACLE["said"][question]
