@@ -34,6 +34,8 @@ def entries(docstring: str) -> Iterator[Entry]:
     for line, following in itertools.pairwise(lines):
         if UNDERLINE.fullmatch(following.strip()):
             section = line.strip()
+        elif line.startswith(">>>"):
+            section = ""
         elif (
             section in {"Parameters", "Attributes"}
             and line
