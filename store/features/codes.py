@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +55,28 @@ class Codes(NamedTuple):
     indptr: NDArray[np.int64]
     indices: NDArray[Any]
     data: NDArray[np.float32]
+
+    @classmethod
+    def joined(cls, start: int, parts: Sequence[Codes], n_features: int) -> Codes:
+        """Return the activations of consecutive ranges of tokens as one.
+
+        Parameters
+        ----------
+        start : int
+            The first token's index in the corpus.
+        parts : sequence of Codes
+            The ranges in order; there may be none.
+        n_features : int
+            The number of features, which determines the dtype of ``indices``.
+        """
+        if not parts:
+            empty = np.zeros(0, index_dtype(n_features))
+            return cls(start, np.zeros(1, np.int64), empty, np.zeros(0, np.float32))
+        offsets = np.cumsum([0, *(len(part.data) for part in parts)])
+        pointers = [p.indptr[:-1] + offset for p, offset in zip(parts, offsets, strict=False)]
+        indptr = np.concatenate([*pointers, offsets[-1:]]).astype(np.int64)
+        indices = np.concatenate([part.indices for part in parts])
+        return cls(start, indptr, indices, np.concatenate([part.data for part in parts]))
 
     def dense(self, feature: int) -> NDArray[np.float32]:
         """Return one feature's activation on each token; shape [tokens]."""

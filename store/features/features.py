@@ -8,16 +8,15 @@ are slices, whatever the number of tokens.
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.errors import FeatureError
-from actlas.store.features.codes import Codes, index_dtype
+from actlas.store.features.codes import Codes
 from actlas.store.features.contexts import Contexts, Peak, contexts_of, one_per_document
 from actlas.store.features.tables import FeatureTables
 from actlas.store.format import layout
@@ -98,7 +97,7 @@ class Features:
         if not 0 <= start <= stop <= plan.n_tokens:
             raise IndexError(f"tokens [{start}, {stop}): this store has [0, {plan.n_tokens})")
         self._tables.require_encoded()
-        parts: list[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32]]] = []
+        parts: list[Codes] = []
         for shard in range(start // plan.shard_rows, -(-stop // plan.shard_rows)):
             first, last = self.store.shard_range(shard)
             lo, hi = max(start, first) - first, min(stop, last) - first
@@ -109,15 +108,8 @@ class Features:
             indices = group.indices.read(a, b)
             largest = int(indices.max(initial=0))
             check_span(0, largest + 1, self.n_features, group.indices.spec.path)
-            parts.append((indptr - a, indices, group.data.read(a, b)))
-        if not parts:
-            empty = np.zeros(0, index_dtype(self.n_features))
-            return Codes(start, np.zeros(1, np.int64), empty, np.zeros(0, np.float32))
-        offsets = np.cumsum([0, *(len(p[2]) for p in parts)])
-        pointers = [p[0][:-1] + o for p, o in zip(parts, offsets, strict=False)]
-        indptr = np.concatenate([*pointers, offsets[-1:]]).astype(np.int64)
-        indices, data = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
-        return Codes(start, indptr, indices, data)
+            parts.append(Codes(first + lo, indptr - a, indices, group.data.read(a, b)))
+        return Codes.joined(start, parts, self.n_features)
 
     def largest_shard(self) -> int:
         """Return the largest number of non-zero feature activations in one shard."""
@@ -177,25 +169,7 @@ class Features:
         k : int
             The maximum number of tokens.
         """
-        n = self._count(feature)
-        k = min(k, n)
-        if k == 0:
-            return self.ranked(feature, 0, 0)
-        # Equal values are stored by ascending token. The result has everything below the value at
-        # the cut, and the first tokens of the run of that value.
-        edge = self._value(feature, n - k)
-        run = bisect.bisect_left(range(n), -edge, key=lambda rank: -self._value(feature, rank))
-        below = bisect.bisect_right(range(n), -edge, key=lambda rank: -self._value(feature, rank))
-        smaller = self.ranked(feature, below, n)
-        equal = self.ranked(feature, run, run + k - len(smaller.t))
-        order = np.lexsort((smaller.t, smaller.value))
-        return Peak(
-            np.concatenate([smaller.t[order], equal.t]),
-            np.concatenate([smaller.value[order], equal.value]),
-        )
-
-    def _value(self, feature: int, rank: int) -> float:
-        return float(self.ranked(feature, rank, rank + 1).value[0])
+        return self._tables.smallest(feature, min(k, self._count(feature)))
 
     def ranked(self, feature: int, start: int, stop: int) -> Peak:
         """Return the tokens of ranks [start, stop) of a feature, by descending activation.
@@ -208,15 +182,7 @@ class Features:
         n = self._count(feature)
         if not 0 <= start <= stop <= n:
             raise IndexError(f"ranks [{start}, {stop}): feature {feature} has {n} tokens")
-        edges = self._tables.features.block_start
-        block = int(np.searchsorted(edges, feature, side="right")) - 1
-        group, place = self._tables.block(block), feature - int(edges[block])
-        at = int(group.indptr.read(place, place + 1)[0])
-        check_span(at, at + n, len(group.indices), group.indptr.spec.path)
-        t = group.indices.read(at + start, at + stop).astype(np.int64)
-        lowest, highest = int(t.min(initial=0)), int(t.max(initial=0))
-        check_span(lowest, highest + 1, self.store.plan.n_tokens, group.indices.spec.path)
-        return Peak(t, group.data.read(at + start, at + stop))
+        return self._tables.ranked(feature, start, stop)
 
     def quantile(self, feature: int, q: float) -> float:
         """Return a quantile of a feature's activations above zero.
@@ -244,7 +210,7 @@ class Features:
                 feature=feature,
             )
         rank = n - max(1, int(np.ceil(q * n)))
-        return float(self.ranked(feature, rank, rank + 1).value[0])
+        return self._tables.value(feature, rank)
 
     def some(self, n: int = 3, seed: int = 0) -> list[int]:
         """Return some features to look at first, in a pseudorandom order given by the seed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 
 from actlas.store.errors import FeatureError, FormatError
 from actlas.store.features.codes import index_dtype, token_dtype
+from actlas.store.features.contexts import Peak
 from actlas.store.format.array_spec import ArraySpec
-from actlas.store.format.validation import CHANGED, check_edges
+from actlas.store.format.validation import CHANGED, check_edges, check_span
 from actlas.store.ledger.derived import flat, group_named, group_of
 from actlas.store.ledger.job_kinds import ENCODED, INDEXED, JobKind
 from actlas.store.shards.lazy_array import LazyArray
@@ -162,6 +164,53 @@ class FeatureTables:
         nnz = int(table.n_active[first:last].sum())
         dtype = token_dtype(self.store.plan.n_tokens)
         return self._group(table.groups[block], last - first + 1, nnz, dtype)
+
+    def ranked(self, feature: int, start: int, stop: int) -> Peak:
+        """Return the tokens of ranks [start, stop) of a feature, by descending activation.
+
+        Parameters
+        ----------
+        feature : int
+            The feature.
+        start, stop : int
+            Ranks within the tokens on which the feature fires, half-open.
+        """
+        table, n_tokens = self.features, self.store.plan.n_tokens
+        block = int(np.searchsorted(table.block_start, feature, side="right")) - 1
+        group, row = self.block(block), feature - int(table.block_start[block])
+        at = int(group.indptr.read(row, row + 1)[0])
+        n = int(table.n_active[feature])
+        check_span(at, at + n, len(group.indices), group.indptr.spec.path)
+        t = group.indices.read(at + start, at + stop).astype(np.int64)
+        lowest, highest = int(t.min(initial=0)), int(t.max(initial=0))
+        check_span(lowest, highest + 1, n_tokens, group.indices.spec.path)
+        return Peak(t, group.data.read(at + start, at + stop))
+
+    def value(self, feature: int, rank: int) -> float:
+        """Return the activation at one rank of a feature, by descending activation."""
+        return float(self.ranked(feature, rank, rank + 1).value[0])
+
+    def smallest(self, feature: int, k: int) -> Peak:
+        """Return a feature's ``k`` smallest activations above zero, ascending, ties by token."""
+        if k == 0:
+            return self.ranked(feature, 0, 0)
+        n = int(self.features.n_active[feature])
+
+        def falling(rank: int) -> float:
+            return -self.value(feature, rank)
+
+        # Equal values are stored by ascending token. The result has everything below the value at
+        # the cut, and the first tokens of the run of that value.
+        cut = falling(n - k)
+        run = bisect.bisect_left(range(n), cut, key=falling)
+        below = bisect.bisect_right(range(n), cut, key=falling)
+        smaller = self.ranked(feature, below, n)
+        equal = self.ranked(feature, run, run + k - len(smaller.t))
+        order = np.lexsort((smaller.t, smaller.value))
+        return Peak(
+            np.concatenate([smaller.t[order], equal.t]),
+            np.concatenate([smaller.value[order], equal.value]),
+        )
 
     def _table(self, table: JobKind, verb: str) -> Receipt:
         try:

@@ -227,7 +227,7 @@ def holder(objects: Objects) -> dict[str, Any] | None:
 def last_heartbeat(objects: Objects) -> Heartbeat | None:
     """Return the newest lease's last heartbeat, or None if there is none that can be read.
 
-    Earlier versions wrote the count alone.
+    Earlier versions wrote only the count.
     """
     try:
         raw = objects.read(_key(highest(objects), "beat"), 0, MAX_HEARTBEAT_BYTES + 1)

@@ -81,7 +81,7 @@ class LocalObjects:
             sync_folder(final.parent)
 
     def delete(self, key: str) -> None:
-        """Unlink the file. A folder of that name is left alone."""
+        """Unlink the file. A folder of that name is not removed."""
         self._paths.folder(self.path(key).parent)
         nothing = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
         with _faults(self.path(key)), nothing:

@@ -15,20 +15,20 @@ from actlas.store.statistics.total import Border
 
 
 class TokenSource(Protocol):
-    """The documents' tokens in the plan's order: of a store, or of a plan that is being made."""
+    """The tokens of the documents in the plan's order, from a store or from a draft of a plan."""
 
     @property
     def start(self) -> NDArray[np.int64]:
-        """First kept token of every document; shape [documents + 1]."""
+        """The first kept token of each document, and the end of the last; shape [documents + 1]."""
 
     def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Return the kept tokens [start, stop)."""
+        """Return the ids of tokens [start, stop); shape [stop - start]."""
 
     def special(self, start: int, stop: int) -> NDArray[np.bool_] | None:
-        """Return, for the same tokens, which the tokenizer added; None where none has a row."""
+        """Return whether the tokenizer added each of tokens [start, stop); None if none is kept."""
 
     def token_column(self, name: str, start: int, stop: int) -> NDArray[np.int32]:
-        """Return, for the same tokens, the codes of a column; -1 where there is none."""
+        """Return a token column's codes for tokens [start, stop); -1 stands for no value."""
 
 
 class RowIndex:
