@@ -1,4 +1,4 @@
-"""Every benchmark, one after the other: ``python -m benchmarks [--quick] [--json]``."""
+"""All benchmarks, one after the other: ``python -m benchmarks [--quick] [--json]``."""
 
 from __future__ import annotations
 

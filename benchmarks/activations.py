@@ -1,4 +1,4 @@
-"""Rows to store: real activations of the embedded model, or made-up ones where it is not there."""
+"""Rows to store: real activations of the embedded model, or synthetic ones without it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ WINDOW = 256
 
 
 def write_rows(path: str, n_rows: int, width: int) -> str:
-    """Write bfloat16 rows [n_rows, width] in random order, raw, and return where they are from.
+    """Write raw bfloat16 rows [n_rows, width] in random order, and return their origin.
 
-    The residual stream after every block of ``builtin:actlas-6m``, laid side by side token by
-    token and cut into rows of ``width``: 768 is three blocks of 256 units.
+    The rows are the residual stream after every block of ``builtin:actlas-6m``, concatenated token
+    by token and cut into rows of ``width``: 768 is three blocks of 256 units.
     """
     try:
         rows, origin = (
@@ -26,7 +26,7 @@ def write_rows(path: str, n_rows: int, width: int) -> str:
             "residual streams of builtin:actlas-6m, blocks side by side",
         )
     except (ImportError, FileNotFoundError):
-        rows, origin = _made_up(n_rows, width), "made-up rows: normal, six outlier channels"
+        rows, origin = _synthetic(n_rows, width), "synthetic rows: normal, six outlier channels"
     order = np.random.default_rng(0).permutation(n_rows)
     rows = np.take(rows, order, axis=0)
     Path(path).write_bytes(rows.reshape(-1).view(np.uint8).data)
@@ -58,7 +58,7 @@ def _real(n_rows: int, width: int) -> NDArray[Any]:
     return flat.reshape(n_rows, width)
 
 
-def _made_up(n_rows: int, width: int) -> NDArray[Any]:
+def _synthetic(n_rows: int, width: int) -> NDArray[Any]:
     rng = np.random.default_rng(0)
     scale = rng.lognormal(0, 0.5, width).astype(np.float32)
     scale[rng.choice(width, 6, replace=False)] *= 30

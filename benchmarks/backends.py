@@ -1,4 +1,4 @@
-"""Who writes and reads the same array: actlas and three Zarr libraries, from one ``zarr.json``."""
+"""Backends that write and read the same Zarr array: actlas and three Zarr libraries."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Backend(Protocol):
     name: str
 
     def write(self, root: Path, spec: ArraySpec, rows: Rows) -> None:
-        """Write every shard, each one durable when this returns."""
+        """Write all shards, durably."""
 
     def open(self, root: Path, spec: ArraySpec) -> Reader:
-        """Open what any of them wrote."""
+        """Open an array that any backend wrote."""
 
     def checks(self, spec: ArraySpec) -> bool:
-        """Whether reading a chunk checks it."""
+        """Whether reading verifies a chunk."""
 
 
 def describe(root: Path, spec: ArraySpec) -> None:
@@ -54,19 +54,19 @@ def describe(root: Path, spec: ArraySpec) -> None:
 
 
 def written(root: Path, spec: ArraySpec) -> list[Path]:
-    """Return the shards' files and the folders that name them."""
+    """Return the files of the shards, and their folders."""
     files = [root / spec.key(shard) for shard in range(spec.n_shards)]
     return [*files, *{file.parent for file in files}]
 
 
 @dataclass(frozen=True)
 class KeptChecksums:
-    """Lets every shard be read, with the checksums that lie beside the array."""
+    """A guard that allows every shard, with checksums from files beside the array."""
 
     root: Path
 
     def require(self, shards: NDArray[np.int64]) -> None:
-        """Every shard may be read."""
+        """Allow all shards."""
 
     def checksums(self, shard: int, key: str) -> tuple[int, ...]:
         """Return the crc32c of each chunk of an object."""
@@ -74,12 +74,12 @@ class KeptChecksums:
         return tuple(crcs.tolist())
 
     def repaired_since(self, shard: int) -> Callable[[], bool]:
-        """Nothing is repaired here."""
+        """Report no repair."""
         return lambda: False
 
 
 class Ours:
-    """Our writer and reader. Checksums of raw chunks lie in the receipt, so they are kept here."""
+    """The writer and reader of actlas, with checksums of raw chunks kept as in a receipt."""
 
     def __init__(self, *, check: bool = True, read_back: bool = False) -> None:
         self.check, self.read_back = check, read_back
@@ -116,8 +116,8 @@ class Ours:
 class ZarrPython:
     """zarr-python, with its own codecs or with those of zarrs, as its documentation advises.
 
-    zarrs 0.2 refuses numpy's bfloat16 and, unless told to be strict, hands it back to zarr-python
-    without a word. It is therefore given the same files as uint16, and told to be strict.
+    zarrs 0.2 does not support numpy's bfloat16 and silently falls back to zarr-python, unless it is
+    strict. It is therefore strict here and reads the same files as uint16.
     """
 
     def __init__(self, *, zarrs: bool = False) -> None:
@@ -140,7 +140,7 @@ class ZarrPython:
         path = _as_uint16(root, spec) if self.zarrs else root / spec.path
         with self._config(strict=False):
             array = zarr.open_array(store=str(path), mode="r+")
-            # Else every chunk is compared with the fill value first.
+            # By default every chunk is compared with the fill value first.
             return array.with_config({"write_empty_chunks": True})
 
     def write(self, root: Path, spec: ArraySpec, rows: Rows) -> None:
@@ -160,7 +160,7 @@ class ZarrPython:
                 return np.asarray(array[start:stop]).view(spec.numpy_dtype)
 
         def take(rows: NDArray[np.int64]) -> Rows:
-            with self._config(strict=False):  # Not all of its indexing is its own.
+            with self._config(strict=False):  # Part of its indexing is done by zarr-python.
                 return np.asarray(array.oindex[rows]).view(spec.numpy_dtype)
 
         return Reader(read, take)
@@ -179,7 +179,7 @@ def _as_uint16(root: Path, spec: ArraySpec) -> Path:
 
 
 class TensorStore:
-    """tensorstore, whose file driver syncs what it writes; no cache, so reads reach the files."""
+    """tensorstore: its file driver syncs writes; without a cache, so that reads reach the files."""
 
     name = "tensorstore"
 

@@ -1,4 +1,4 @@
-"""Shuffled batches, cold: beside a sequential read, a memmap's random rows, a DataLoader."""
+"""Shuffled batches, cold, against a sequential read, random rows of a memmap, and a DataLoader."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OTHERS = {"annbatch": "annbatch", "MosaicML Streaming": "streaming"}
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes: by default 403 MB in 16 shards, four groups of a quarter each."""
+    """The sizes; by default 403 MB in 16 shards, read in four groups."""
 
     n_rows: int = 262_144
     width: int = 768
@@ -37,7 +37,7 @@ class Case:
     batch_size: int = 8_192
     buffer_rows: int = 65_536
     few_batches: int = 2
-    """Of random rows: as many as a patient person waits for."""
+    """Batches of random rows, which are slow."""
     rounds: int = 5
 
     @property
@@ -46,7 +46,7 @@ class Case:
 
 
 def sequential(folder: Path) -> int:
-    """Read a hookpoint's shards from end to end into one buffer that is there already."""
+    """Read a hookpoint's shards from end to end into an existing buffer."""
     buffer = memoryview(bytearray(8 << 20))
     n_bytes = 0
     for path in sorted(p for p in (folder / "activations" / HOOKPOINT / "c").rglob("*")):
@@ -58,7 +58,7 @@ def sequential(folder: Path) -> int:
 
 
 def ours(store: Store, case: Case, dtype: torch.dtype, **options: Any) -> NDArray[np.int64]:
-    """Go through one epoch; return the rows in the order in which they came."""
+    """Iterate over one epoch and return the row numbers in order."""
     stream = batches(
         store,
         HOOKPOINT,
@@ -71,7 +71,7 @@ def ours(store: Store, case: Case, dtype: torch.dtype, **options: Any) -> NDArra
 
 
 def gather(raw: Path, case: Case, few: int) -> torch.Tensor:
-    """Take batches of random rows out of a memory map of the raw rows, sorted, and widen them."""
+    """Gather batches of random rows from a memory map, in sorted order, and widen them."""
     rows = np.memmap(raw, np.int16, "r", shape=(case.n_rows, case.width))
     rng = np.random.default_rng()
     for _ in range(few):
@@ -81,7 +81,7 @@ def gather(raw: Path, case: Case, few: int) -> torch.Tensor:
 
 
 class RandomRows(torch.utils.data.Dataset[torch.Tensor]):
-    """One row at a time out of a memory map, as a DataLoader asks for them."""
+    """A data set of the rows of a memory map, one row per item."""
 
     def __init__(self, raw: Path, case: Case) -> None:
         self.rows = np.memmap(raw, np.int16, "r", shape=(case.n_rows, case.width))
@@ -94,7 +94,7 @@ class RandomRows(torch.utils.data.Dataset[torch.Tensor]):
 
 
 def data_loader(raw: Path, case: Case, few: int) -> torch.Tensor:
-    """Take batches from a DataLoader that shuffles the rows of a memory map."""
+    """Read batches from a DataLoader that shuffles the rows of a memory map."""
     loader = torch.utils.data.DataLoader(
         RandomRows(raw, case), batch_size=case.batch_size, shuffle=True
     )
@@ -107,7 +107,7 @@ def data_loader(raw: Path, case: Case, few: int) -> torch.Tensor:
 def contenders(
     case: Case, store: Store, raw: Path, rows: NDArray[Any]
 ) -> dict[str, tuple[Contender, int]]:
-    """Return each with the rows that one run of it gives."""
+    """Return the contenders, each with the number of rows that a run gives."""
     folder = Path(store.path)
     cold = partial(harness.evict, folder)
     few = case.few_batches
@@ -165,7 +165,7 @@ def speed_table(case: Case, folder: Path, report: Report) -> None:
         "benchmarks.activations:write_rows", path=str(raw), n_rows=case.n_rows, width=case.width
     )
     report.notes.append(f"Rows: {origin}.")
-    # Not mapped: pages that a process maps are not dropped from the cache.
+    # Read, not mapped: mapped pages are not dropped from the cache.
     rows = np.fromfile(raw, ml_dtypes.bfloat16).reshape(case.n_rows, case.width)
     table = Table(
         "Shuffled batches, cold",
@@ -175,7 +175,7 @@ def speed_table(case: Case, folder: Path, report: Report) -> None:
             f"{case.width} bfloat16 in shards of {case.shard_rows:,}, batches of "
             f"{case.batch_size:,}, a shuffle buffer of {case.buffer_rows:,} rows. actlas checks "
             "each chunk's crc32c and gives row numbers with each batch. The limit reads the same "
-            "files from end to end with readinto, decodes nothing and checks nothing; its ratio is "
+            "files from end to end with readinto, without decoding or checks; its ratio is "
             f"by rows. Random rows: {case.few_batches} batches only, widened to float32. "
             f"{_absent()}",
             harness.COLD,
@@ -203,7 +203,7 @@ def _absent() -> str:
 
 
 def run(quick: bool) -> Report:
-    """Shuffled batches of a cold store beside a sequential read; how well they are mixed."""
+    """Measure shuffled batches of a cold store against a sequential read, and their mixing."""
     report = Report("Batches")
     case = Case()
     if quick:

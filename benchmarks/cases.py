@@ -1,4 +1,4 @@
-"""What the extraction benchmark runs: models, hookpoints, how much text, and plans for them."""
+"""The cases of the extraction benchmark: models, hookpoints, amount of text, and plans."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from benchmarks import corpus
 from benchmarks.harness import ROOT
 
 THREADS = int(os.environ.get("BENCH_THREADS", "0")) or None
-"""Of torch; all cores by default. Where other work goes on they wait for each other: say 1."""
+"""Threads of torch; default: all cores. On a busy machine, where threads wait for each other: 1."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its hookpoints, and how much of the corpus it is given."""
+    """A model, its hookpoints, and its amount of text."""
 
     name: str
     model: str
@@ -33,14 +33,14 @@ class Case:
     rounds: int = 3
     threads: int | None = THREADS
     memory: bool = True
-    """Whether to measure peaks of memory, with one shard and with all."""
+    """Whether to measure peak memory, with one shard and with all."""
 
     def options(self) -> RunOptions:
         return RunOptions(device="cpu", threads=self.threads)
 
 
 def cases(folder: Path, quick: bool) -> list[Case]:
-    """Return what is measured; models that are not at hand are left out."""
+    """Return the cases; models that are not available are left out."""
     embedded = str(builtin_model_path("actlas-6m"))
     less: dict[str, Any] = {"memory": False, "n_shards": 4}
     if quick:
@@ -52,7 +52,7 @@ def cases(folder: Path, quick: bool) -> list[Case]:
             "rounds": 1,
             "max_length": 256,
         }
-        few["threads"] = 1  # More of them wait for each other where other work goes on.
+        few["threads"] = 1  # On a busy machine more threads wait for each other.
         return [
             Case("embedded, all", embedded, "resid_post.*", **few),
             Case("gpt2 shape, middle", small, "resid_post.middle", memory=False, **few),
@@ -77,7 +77,7 @@ def cases(folder: Path, quick: bool) -> list[Case]:
 
 
 def _gpt2(folder: Path, **sizes: Any) -> str:
-    """Save a GPT-2 with random weights, by default of the small one's shape, and a tokenizer."""
+    """Save a GPT-2 with random weights, by default of the shape of GPT-2 small, and a tokenizer."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     tokenizer = AutoTokenizer.from_pretrained(str(builtin_model_path("actlas-6m")))

@@ -1,4 +1,4 @@
-"""What each compression profile costs and saves, and reading scattered rows back out of it."""
+"""Cost and ratio of each compression profile, and reading scattered rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ K = 20
 def residual_streams(model_path: str, n_tokens: int, seed: int = 0) -> list[NDArray[Any]]:
     """Return the residual stream after the first, middle and last block, bfloat16 [token, unit].
 
-    Tokens are in random order, as the rows of a shard are.
+    Tokens are in random order, like the rows of a shard.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -71,7 +71,7 @@ def _spec(rows: NDArray[Any], profile: str) -> ArraySpec:
 
 
 def codec(arrays: list[NDArray[Any]], profile: str, rounds: int) -> tuple[float, float, float]:
-    """Return the ratio, and raw GB per second of one core: encoding, decoding into place."""
+    """Return the ratio, and the speeds of encoding and of decoding in raw GB/s per core."""
     stored = raw = 0
     seconds: list[tuple[float, float]] = []
     for _ in range(rounds):
@@ -128,7 +128,7 @@ def codec_table(report: Report, folder: Path, quick: bool) -> NDArray[Any]:
 
 
 def lookup_table(report: Report, folder: Path, source: NDArray[Any], quick: bool) -> None:
-    """Read one document out of one shard, cold and warm; show the windows of a unit."""
+    """Measure reading one document from one shard, cold and warm, and the contexts of a unit."""
     n_rows, width = (2048, 256) if quick else (65_536, 3072)
     n_bytes = 2 * n_rows * width
     flat = source.reshape(-1)
@@ -190,7 +190,7 @@ def _median_s(work: Callable[[], Any], before: Callable[[], None] | None, rounds
 
 
 def run(quick: bool) -> Report:
-    """Compress real activations in each profile, and read scattered rows back."""
+    """Compress real activations in each profile, and read scattered rows."""
     report = Report("Compression")
     with tempfile.TemporaryDirectory(prefix="actlas-bench-") as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""The contenders of the storage benchmark: who writes, reads and gathers one array."""
+"""The contenders of the storage benchmark: writers, readers and gatherers of one array."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RAW_WRITE, READINTO, MEMMAP = "os.write + fsync", "readinto", "memmap"
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of a run, and where it happens."""
+    """The sizes of a run, and its folder."""
 
     folder: Path
     n_rows: int = 262_144
@@ -38,7 +38,7 @@ class Case:
     document_rows: int = 500
     rounds: int = 3
     memory: bool = True
-    """Whether to measure peaks of memory, each in a process of its own."""
+    """Whether to measure peak memory, each in a process of its own."""
 
     def spec(self, profile: str) -> ArraySpec:
         return ArraySpec(
@@ -68,13 +68,13 @@ class Case:
 
 
 def equal(a: Rows, b: Rows) -> None:
-    """Bits against bits: a benchmark of wrong bytes is none."""
+    """Check that two arrays are equal bit by bit."""
     if a.shape != b.shape or not np.array_equal(a.view(np.uint16), b.view(np.uint16)):
         raise AssertionError("a contender's bytes are not the source's")
 
 
 def writers(case: Case, profile: str, rows: Rows) -> list[Contender]:
-    """Everyone who writes the array durably, the raw limit first."""
+    """Return the writers of the array, durable, the raw limit first."""
     spec, folder = case.spec(profile), case.folder / "written"
 
     def fresh() -> None:
@@ -107,12 +107,12 @@ def writers(case: Case, profile: str, rows: Rows) -> list[Contender]:
 
 
 def readers_of(spec: ArraySpec) -> tuple[Backend, ...]:
-    """Return who reads this array: compressed chunks are always checked."""
+    """Return the readers of an array: compressed chunks are always verified."""
     return READERS if not spec.checksummed_chunks else (Ours(), *PEERS)
 
 
 def readers(case: Case, profile: str, ranges: list[tuple[int, int]], cold: bool) -> list[Contender]:
-    """Everyone who reads these ranges of rows, the two raw limits first."""
+    """Return the readers of ranges of rows, the two raw limits first."""
     spec, folder = case.spec(profile), case.stored(profile)
     longest = max(stop - start for start, stop in ranges)
     buffer = np.empty((longest, case.width), dtype=BFLOAT16)
@@ -153,7 +153,7 @@ def readers(case: Case, profile: str, ranges: list[tuple[int, int]], cold: bool)
 
 
 def takers(case: Case, profile: str, index: NDArray[np.int64], cold: bool) -> list[Contender]:
-    """Everyone who gathers these rows."""
+    """Return the gatherers of single rows."""
     spec, folder, raw = case.spec(profile), case.stored(profile), case.raw_file.parent
 
     def check(found: Rows) -> None:

@@ -1,4 +1,4 @@
-"""Text for the benchmarks: Python's own documentation, in documents as long as The Pile's."""
+"""The benchmarks' text: Python's documentation, in documents with the lengths of The Pile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST_TOKENS = 8192
 def document_lengths(n_tokens: int, seed: int = 0) -> list[int]:
     """Return lengths whose sum is ``n_tokens``: evenly spaced quantiles of a log-normal, shuffled.
 
-    Quantiles instead of draws, so that few documents are already distributed as many would be.
+    Quantiles instead of draws, so that a few documents already have the distribution of many.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def python_text() -> str:
 
 
 def documents(tokenizer: Any, n_tokens: int, seed: int = 0) -> list[str]:
-    """Return texts of about these many tokens in all, cut where the wanted lengths end."""
+    """Return texts of about ``n_tokens`` tokens in total, cut to the lengths of documents."""
     text = python_text()
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     edges = [start for start, _ in encoded["offset_mapping"]] + [len(text)]
@@ -63,13 +63,13 @@ def documents(tokenizer: Any, n_tokens: int, seed: int = 0) -> list[str]:
 
 
 def write_jsonl(path: Path, tokenizer: Any, n_tokens: int, seed: int = 0) -> Path:
-    """Write such documents as a corpus: one JSON object a line, with the field ``text``."""
+    """Write documents as a JSON Lines corpus with the field ``text``."""
     lines = (json.dumps({"text": text}) for text in documents(tokenizer, n_tokens, seed))
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
 def token_windows(tokenizer: Any, n_windows: int, length: int) -> NDArray[np.int64]:
-    """Return consecutive windows of tokens of that text; shape [window, position]."""
+    """Return consecutive windows of the text's tokens; shape [window, position]."""
     ids = np.array(tokenizer(python_text(), add_special_tokens=False, verbose=False)["input_ids"])
     return np.resize(ids, (n_windows, length))

@@ -1,4 +1,4 @@
-"""Extraction, to a committed store, beside the bare forward pass on the same batches."""
+"""Extraction to a committed store, against the bare forward pass on the same tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BARE, OURS, DURABLE = "bare forward", "actlas", "durable write"
 
 
 class Timed:
-    """Passes over the first shards of a case: bare, and extracted into a fresh copy of the plan."""
+    """The contenders over the first shards of a case: bare pass, durable write, extraction."""
 
     def __init__(self, case: Case, planned: Path) -> None:
         self.planned = planned
@@ -55,9 +55,9 @@ class Timed:
         self.extractor.store = open_store(self.copy)
 
     def bare(self) -> None:
-        """Run the tokens of all the shards to the deepest hookpoint; nothing is kept.
+        """Run the tokens of all shards as deep as the deepest hookpoint; nothing is kept.
 
-        In the best batches that they can have: all together, sorted by length.
+        The batches are the best possible: of all shards together, sorted by length.
         """
         own = self.extractor
         with quiet(), torch.inference_mode(), Capture(own.model, own.plan.hookpoints) as capture:
@@ -66,7 +66,7 @@ class Timed:
                 capture(**given, shape=inputs.shape, read=lambda _name, _tensor: None)
 
     def durable(self) -> None:
-        """Write as many bytes as the shards take on disk, and make them durable."""
+        """Write as many bytes as the shards have on disk, and sync them."""
         path = self.copy.with_name("raw")
         with path.open("wb", buffering=0) as file:
             left = self.n_stored
@@ -87,9 +87,9 @@ class Timed:
 
 
 def peak_memory(path: str, n_shards: int, threads: int | None) -> int:
-    """In a process of its own: bytes added by extracting these many shards, after the first batch.
+    """Return the peak memory of extracting ``n_shards`` shards, for a new process.
 
-    The model and its libraries are in memory before; the store is a copy of a planned one.
+    The model and its libraries are in memory before; the store is a copy of the planned one.
     """
     with tempfile.TemporaryDirectory(prefix="actlas-bench-") as folder:
         copy = Path(folder) / "run.zarr"
@@ -154,7 +154,7 @@ def _add_case(case: Case, report: Report, tables: list[Table], folder: Path) -> 
 
 
 def _stages(receipts: list[list[Receipt]], seconds: tuple[float, ...]) -> dict[str, float]:
-    """Split the time of every round by stage: medians of shares, from the receipts."""
+    """Return the median share of time of each stage, from the receipts."""
     shares: dict[str, list[float]] = {"forward": [], "gather": [], "other": [], "waiting": []}
     for made, total in zip(receipts, seconds, strict=True):
         spent = {
@@ -169,7 +169,7 @@ def _stages(receipts: list[list[Receipt]], seconds: tuple[float, ...]) -> dict[s
 
 
 def run(quick: bool) -> Report:
-    """Extract activations, committed durably, beside the bare forward pass."""
+    """Extract activations, committed durably, against the bare forward pass."""
     report = Report("Extraction", notes=[f"Threads of torch: {THREADS or 'as many as cores'}."])
     speed = Table(
         "Rows per second, and as a share of the limit",

@@ -1,8 +1,8 @@
 """Extraction on an accelerator: models of 3 and 8 billion parameters, random weights, bfloat16.
 
-``python -m benchmarks.gpu [--quick] [--json] [--out FILE]``. Models are made on the device and
-saved where ``TMPDIR`` says (6 and 16 GB), so that loading is the user's. Without an accelerator
-only ``--quick`` runs: a tiny model on the CPU, to see that the script works.
+``python -m benchmarks.gpu [--quick] [--json] [--out FILE]``. Models are initialized on the device
+and saved in ``TMPDIR`` (6 and 16 GB), so that they are loaded as by a user. Without an accelerator
+only ``--quick`` runs: a tiny model on the CPU, to test the script.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from benchmarks import corpus, harness
 from benchmarks.harness import Report, Table, figure_name
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40": 181.0, "4090": 165.0}
-"""Dense bfloat16, by the makers' data sheets."""
+"""Peak FLOP/s in dense bfloat16, from the data sheets."""
 LLAMA: dict[str, Any] = {"num_key_value_heads": 8, "vocab_size": 128_256, "rope_theta": 500_000.0}
 SHAPES: dict[str, dict[str, Any]] = {
     "3B": LLAMA
@@ -56,7 +56,7 @@ TINY = LLAMA | {
 
 @dataclass(frozen=True)
 class Case:
-    """What is extracted of a model, and how much."""
+    """The hookpoints and the amount of text of an extraction."""
 
     hookpoints: str
     n_tokens: int
@@ -64,7 +64,7 @@ class Case:
 
 
 def cases(n_layers: int, n_tokens: int) -> Iterator[Case]:
-    """One hookpoint, three, all; with and without compression."""
+    """Yield cases with one hookpoint, three and all, with and without compression."""
     three = ",".join(f"resid_post.{n_layers * i // 4}" for i in (1, 2, 3))
     for name, share in (("resid_post.middle", 1.0), (three, 0.6), ("resid_post.*", 0.25)):
         for compression in ("none", "fast"):
@@ -72,7 +72,7 @@ def cases(n_layers: int, n_tokens: int) -> Iterator[Case]:
 
 
 def save_model(folder: Path, shape: dict[str, Any], context: int, device: str) -> Path:
-    """Save a Llama of this shape with random weights, and a tokenizer whose tokens it knows."""
+    """Save a Llama of a shape with random weights, with a tokenizer of its vocabulary."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(str(builtin_model_path("actlas-6m")))
@@ -91,9 +91,9 @@ def save_model(folder: Path, shape: dict[str, Any], context: int, device: str) -
 
 
 def bare(extractor: Extractor) -> float:
-    """Return useful tokens per second of the forward pass alone, over the best batches there are.
+    """Return the tokens per second of the forward pass alone, without padding, on the best batches.
 
-    Those of all rows together: longer lists are sorted into batches with less padding.
+    The batches of all rows together have the least padding.
     """
     store = extractor.store
     batches = range_batches(
@@ -103,7 +103,7 @@ def bare(extractor: Extractor) -> float:
         extractor.tokens_per_batch,
         extractor.strategy._replace(chunked_prefill=False),
     )
-    for _ in range(2):  # The first one also compiles and allocates.
+    for _ in range(2):  # The first batch also compiles and allocates.
         clock = Clock()
         inputs = batch_inputs(store, batches, pad_id=extractor.pad_id)
         run_batches(
@@ -118,7 +118,7 @@ def bare(extractor: Extractor) -> float:
 
 
 def flops_per_token(extractor: Extractor, mean_context: float) -> float:
-    """Return the multiply-adds, times two, of one token in the blocks that are run."""
+    """Return the FLOPs of one token in the blocks that run."""
     reached = [p for p in extractor.model.parameters() if not p.is_meta]
     embedding = extractor.model.get_input_embeddings().weight.numel()  # type: ignore[union-attr, operator]
     n = sum(p.numel() for p in reached) - embedding
@@ -130,7 +130,7 @@ def flops_per_token(extractor: Extractor, mean_context: float) -> float:
 
 
 def disk_gbps(folder: Path, n_bytes: int = 4 << 30) -> float:
-    """Return the durable write bandwidth of the disk, in four streams as a commit has."""
+    """Return the durable write bandwidth of the disk in GB/s, in four streams like a commit."""
     block = os.urandom(64 << 20)
     began = time.perf_counter()
     files = [folder / f"raw{i}" for i in range(4)]
@@ -148,7 +148,7 @@ def disk_gbps(folder: Path, n_bytes: int = 4 << 30) -> float:
 def measure(
     model: Path, case: Case, folder: Path, device: str, tokens_per_batch: int, context: int
 ) -> dict[str, float]:
-    """Plan, measure the bare forward pass, extract, and say where the time went."""
+    """Plan, measure the bare forward pass, extract, and report the time of each stage."""
     from transformers import AutoTokenizer
 
     folder.mkdir()
@@ -179,7 +179,7 @@ def measure(
 def figures(
     extractor: Extractor, receipts: list[Receipt], seconds: float, limit: float
 ) -> dict[str, float]:
-    """Return what one extraction came to."""
+    """Return the figures of one extraction."""
     fed = sum(float(r.run["n_tokens_fed"]) for r in receipts)
     stored = sum(o.n_bytes for r in receipts for o in r.objects)
     compute = sum(float(r.run["compute_s"]) for r in receipts)
@@ -206,7 +206,7 @@ def figures(
 
 
 def run(quick: bool) -> Report:
-    """Extract with one hookpoint, three and all of each model."""
+    """Extract one hookpoint, three and all of each model."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not quick:
         raise SystemExit("There is no CUDA device here. --quick runs a tiny model on the CPU.")

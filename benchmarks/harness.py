@@ -1,8 +1,8 @@
-"""Fair rounds, and how they are told: contenders in turn, medians, one table, one JSON object.
+"""The benchmark harness: contenders in alternating rounds, medians, one table, one JSON object.
 
-Contenders run in alternating order (A B C, C B A, …) in one process, after one run of each that is
-checked and not timed. A ratio is the median over rounds of the limit's seconds over a contender's,
-so that a round in which the machine was busy counts for both.
+Contenders run in alternating order (A B C, C B A, …) in one process, after one untimed run of each
+whose result is checked. A ratio is the median over rounds of the limit's seconds over those of a
+contender, so that a round on a busy machine affects both.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _nothing() -> None:
 
 
 class Contender(NamedTuple):
-    """One way to do the work: ``run`` is timed; ``before`` and ``check`` (once) are not."""
+    """A way to do the work: ``run`` is timed; ``before``, and ``check`` once, are not."""
 
     name: str
     run: Callable[[], Any]
@@ -47,7 +47,7 @@ class Contender(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A contender's seconds, round by round, beside the limit's."""
+    """The seconds of a contender by round, with those of the limit."""
 
     name: str
     seconds: tuple[float, ...]
@@ -62,23 +62,23 @@ class Measured(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How much of the limit's speed is reached: 1 is as fast."""
+        """Speed relative to the limit: 1 is as fast."""
         pairs = zip(self.limit, self.seconds, strict=True)
         return statistics.median(limit / own for limit, own in pairs)
 
     @property
     def cpu_ratio(self) -> float:
-        """The same in seconds of the processors, for machines that are not quiet; no disk in it."""
+        """Speed relative to the limit in CPU seconds, for busy machines; excludes the disk."""
         pairs = zip(self.cpu_limit, self.cpu_seconds, strict=True)
         return statistics.median(limit / max(own, 1e-9) for limit, own in pairs)
 
 
 def alternate(contenders: Sequence[Contender], rounds: int, limit: str) -> list[Measured]:
-    """Run all contenders in turn and set each beside the one named ``limit``."""
+    """Run all contenders in alternation and compare each with the one named ``limit``."""
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     cpu: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     gc.collect()
-    gc.freeze()  # What is alive now need not be looked through before every run.
+    gc.freeze()  # Objects alive now are excluded from garbage collection.
     for contender in contenders:
         contender.before()
         contender.check(contender.run())
@@ -100,7 +100,7 @@ def alternate(contenders: Sequence[Contender], rounds: int, limit: str) -> list[
 
 @dataclass
 class Table:
-    """Text cells under headings, and what a reader must know of them."""
+    """A table of text cells with headings and a note."""
 
     title: str
     columns: tuple[str, ...]
@@ -129,7 +129,7 @@ class Table:
 
 @dataclass
 class Report:
-    """What a benchmark found: tables for people, figures for programs."""
+    """The results of a benchmark: tables for people, figures for programs."""
 
     title: str
     tables: list[Table] = field(default_factory=list)
@@ -147,7 +147,7 @@ def figure_name(*parts: object) -> str:
 
 
 def machine() -> str:
-    """Say what this ran on and when, without the machine's name."""
+    """Return a description of the machine without its name, and the date."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -166,7 +166,7 @@ def machine() -> str:
 
 
 def sync(paths: Iterable[Path]) -> None:
-    """Make files and folders durable."""
+    """Sync files and folders to disk."""
     for path in paths:
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -187,7 +187,7 @@ def evict(folder: Path) -> None:
 
 
 def status_bytes(key: str) -> int:
-    """Return a size from /proc/self/status: ``VmHWM`` is the peak, ``VmRSS`` the present."""
+    """Return a size from /proc/self/status: ``VmHWM`` is the peak, ``VmRSS`` the present size."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
@@ -195,10 +195,10 @@ def status_bytes(key: str) -> int:
 
 
 def peak_of(work: Callable[[], Any]) -> int:
-    """Return how many bytes of memory were added at the highest point of ``work``.
+    """Return the peak of memory during ``work``, in bytes above the size before it.
 
-    The kernel's own high-water mark, set back first: ``ru_maxrss`` would begin at the parent's,
-    which a child inherits when it is started.
+    The kernel's high-water mark is reset first: ``ru_maxrss`` would start at the parent's peak,
+    which a child inherits.
     """
     gc.collect()
     before = status_bytes("VmRSS")
@@ -210,7 +210,7 @@ def peak_of(work: Callable[[], Any]) -> int:
 
 
 def in_fresh_process(function: str, **arguments: Any) -> Any:
-    """Call ``module:function`` in a new interpreter and return what it returns, through JSON."""
+    """Call ``module:function`` in a new interpreter and return its result, through JSON."""
     code = "import sys; from benchmarks.harness import _child; _child(*sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, function, json.dumps(arguments)],

@@ -1,4 +1,4 @@
-"""From a feature to its tokens: the index, beside a scan of the codes and beside split files."""
+"""From a feature to its tokens: the index against a scan of activations and against split files."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ K = 20
 
 
 class RandomTopK:
-    """A dictionary of random directions: what it finds is nothing, what it costs is the same."""
+    """A TopK encoder with random directions, at the cost of a trained one."""
 
     architecture = "topk"
 
     def __init__(self, d_in: int, d_sae: int, k: int, hookpoint: str) -> None:
         generator = torch.Generator().manual_seed(0)
         self.weights = torch.randn(d_in, d_sae, generator=generator) / d_in**0.5
-        # Some directions are favoured, so that features fire as unequally as trained ones do.
+        # Some directions have a bias, so that densities differ as among trained features.
         self.weights *= torch.exp(0.7 * torch.randn(d_sae, generator=generator))
         self.d_in, self.d_sae, self.k, self.hookpoint = d_in, d_sae, k, hookpoint
         self.sha256 = hashlib.sha256(self.weights.numpy().tobytes()).hexdigest()
@@ -57,7 +57,7 @@ class RandomTopK:
 
 @dataclass
 class Made:
-    """A store with features, and the same codes in split files."""
+    """A store with feature activations, and the same activations in split files."""
 
     store: Store
     features: Features
@@ -66,9 +66,9 @@ class Made:
 
 
 def _splits(store: Store, features: Features, folder: Path) -> None:
-    """Write the codes as delphi's cache lays them out: a file per range of features, in no order.
+    """Write feature activations in the layout of delphi's cache: a file per range of features.
 
-    Locations [code, (token, feature)] and activations in float16, by falling nothing: as they come.
+    Locations [activation, (token, feature)] and activations in float16, in no particular order.
     """
     folder.mkdir()
     codes = features.codes(0, store.plan.n_tokens)
@@ -92,7 +92,7 @@ def _from_split(made: Made, feature: int) -> np.ndarray:
 
 
 def _from_scan(made: Made, feature: int) -> np.ndarray:
-    """Read every code by token and keep the feature's: what one does without an index."""
+    """Read all activations by token and keep those of one feature: the way without an index."""
     store, tokens, values = made.store, [], []
     for shard in range(store.plan.n_shards):
         start, stop = store.shard_range(shard)
@@ -105,7 +105,7 @@ def _from_scan(made: Made, feature: int) -> np.ndarray:
 
 
 def _milliseconds(made: Made, look: Callable[[int], Any], cold: bool, fresh: bool) -> list[float]:
-    """Time one look at each feature; a fresh handle is a new process's first look."""
+    """Time one lookup of each feature; a fresh handle is the first lookup of a new process."""
     taken = []
     for feature in made.shown:
         if fresh:
@@ -121,7 +121,7 @@ def _milliseconds(made: Made, look: Callable[[int], Any], cold: bool, fresh: boo
 
 
 def build(folder: Path, quick: bool, report: Report) -> Made:
-    """Extract, encode, index and gather extremes, and tell how fast that was."""
+    """Extract, encode, index and gather extremes, and report the speeds."""
     case = Case(
         "embedded", "builtin:actlas-6m", HOOKPOINT, 512 if quick else 16_384, 2 if quick else 16
     )
@@ -186,7 +186,7 @@ def build(folder: Path, quick: bool, report: Report) -> Made:
 
 
 def index_memory(path: str) -> int:
-    """In a process of its own: bytes added by indexing, all blocks done anew under another name."""
+    """Return the peak memory of indexing under another name, for a new process."""
     store = open_store(path)
     features = store.features("bench")
     from actlas.analysis.features import index
@@ -207,7 +207,7 @@ def index_memory(path: str) -> int:
 
 
 def run(quick: bool) -> Report:
-    """Look up the top tokens of features: the index, split files, a scan."""
+    """Look up the top tokens of features by the index, split files and a scan."""
     report = Report("Lookup")
     with tempfile.TemporaryDirectory(prefix="actlas-bench-") as name:
         made = build(Path(name), quick, report)

@@ -1,4 +1,4 @@
-"""How far a batch is from independent rows, by document: the sampler's integers, simulated."""
+"""Mixing of batches: the variance of batch means against independent rows, simulated."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from benchmarks.harness import Report, Table, figure_name
 
 Integers = NDArray[np.int64]
 RHO = 0.2
-"""The share of an activation's variance that lies between documents."""
+"""Share of the activations' variance that is between documents."""
 EFFECTS = 4
 
 
 def short_lengths(n_tokens: int) -> Integers:
-    """Documents of 50 tokens on average, geometric."""
+    """Return geometric lengths of documents, 50 tokens on average."""
     rng = np.random.default_rng(1)
     return _cut(rng.geometric(1 / 50, n_tokens // 40), n_tokens)
 
 
 def long_lengths(n_tokens: int) -> Integers:
-    """Documents as long as the Pile's: log-normal, median 500, sigma 1.6."""
+    """Return lengths of documents as in The Pile: log-normal, median 500, sigma 1.6."""
     rng = np.random.default_rng(2)
     return _cut(np.ceil(rng.lognormal(np.log(500), 1.6, n_tokens // 400)), n_tokens)
 
@@ -46,7 +46,7 @@ def in_store(document: Integers, order: str, shard_rows: int) -> Integers:
 def by_sampler(
     row_document: Integers, shard_rows: int, chunk_rows: int, buffer_rows: int
 ) -> Iterator[Integers]:
-    """Yield the documents of an epoch's rows, group by group, in the order of our batches."""
+    """Yield the documents of an epoch's rows, group by group, in the order of batches."""
     n_chunks = len(row_document) // chunk_rows
     chunk = np.arange(n_chunks)
     usable = np.full(n_chunks, chunk_rows)
@@ -61,10 +61,10 @@ def by_sampler(
 
 
 def reservoir(document: Integers, buffer_rows: int) -> Integers:
-    """Return documents in the order in which a shuffle buffer of ``buffer_rows`` gives them.
+    """Return documents in the order of a streaming shuffle buffer of ``buffer_rows`` rows.
 
-    Each step gives a random one of the buffer and takes the next in: one that came in at step i
-    leaves at i plus a geometric time.
+    Each step gives a random row of the buffer and replaces it by the next one: a row that enters at
+    step i leaves after a geometric time.
     """
     rng = np.random.default_rng(3)
     leaves = np.arange(len(document)) + rng.geometric(1 / buffer_rows, len(document))
@@ -74,8 +74,8 @@ def reservoir(document: Integers, buffer_rows: int) -> Integers:
 def inflation(documents: Integers, batch_size: int) -> tuple[float, float]:
     """Return (variance of batch means over that of independent rows, documents in a batch).
 
-    The part between documents, :data:`RHO` of the variance, is drawn several times; the part
-    within documents is the same for every order and is counted exactly.
+    The part between documents, :data:`RHO` of the variance, is drawn several times; the part within
+    documents is the same for every order and is computed exactly.
     """
     rng = np.random.default_rng(4)
     n = len(documents) // batch_size
@@ -91,7 +91,7 @@ def inflation(documents: Integers, batch_size: int) -> tuple[float, float]:
 
 
 def mixing_table(report: Report, quick: bool) -> None:
-    """Set our batches beside documents in order, a shuffle buffer and independent rows."""
+    """Compare batches with documents in order, a streaming shuffle buffer and independent rows."""
     n_tokens, batch_size, buffer_rows = (1 << 23, 8192, 262_144)
     shard_rows = layout.SHARD_ROWS_MAX
     if quick:

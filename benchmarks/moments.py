@@ -1,7 +1,7 @@
-"""What a shard's statistics cost: seconds of one processor per gigabyte of bfloat16 rows.
+"""Cost of a shard's statistics: CPU seconds per gigabyte of bfloat16 rows.
 
-Beside the plain moments (n, mean, m2, min, max), in one process, in turn. In extraction they are
-gathered in a thread of their own while the next shard is computed.
+They are compared with the plain moments (n, mean, m2, min, max) in one process, alternating. In an
+extraction a thread computes the statistics while the next shard is computed.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ WIDTHS = (64, 256, 768, 4096)
 
 
 def lengths(kind: str, n_tokens: int) -> NDArray[np.int64]:
-    """Return the lengths of documents, of these many tokens together at least."""
+    """Return lengths of documents with at least ``n_tokens`` tokens in total."""
     rng = np.random.default_rng(0)
-    if kind == "The Pile":  # log-normal, as the contract has it
+    if kind == "The Pile":  # log-normal
         return np.exp(rng.normal(np.log(500), 1.6, n_tokens)).astype(np.int64) + 1
     return np.full(n_tokens, int(kind.split()[0]), np.int64)
 
 
 def run(quick: bool) -> Report:
-    """Gather the statistics of one shard, for narrow and wide rows, short and long documents."""
+    """Compute the statistics of a shard, for narrow and wide rows, short and long documents."""
     report = Report("Statistics of a shard")
     table = Table(
         "Processor seconds per GB of bfloat16 rows, one thread",

@@ -1,4 +1,4 @@
-"""Extraction beside its peers: same model, text, hookpoint, compute type and threads."""
+"""Extraction against peers: same model, text, hookpoint, compute dtype and threads."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CHECKOUT = "BENCH_DICTIONARY_LEARNING"
 
 
 class Passes:
-    """The same tokens through transformers alone, and through those peers that are at hand."""
+    """The same tokens through transformers alone, and through the installed peers."""
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.case, self.folder = case, folder
@@ -55,7 +55,7 @@ class Passes:
         own = self.first.extractor
         (self.hookpoint,) = own.plan.hookpoints
         self.layer = int(self.hookpoint.name.rpartition(".")[2])
-        # actlas itself does not load what lies beyond the hookpoint; the others need all of it.
+        # actlas itself does not load blocks after the hookpoint; the peers need the whole model.
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             case.model, dtype=torch.float32
         ).eval()
@@ -106,20 +106,20 @@ class Passes:
     def check_naive(self, _result: object) -> None:
         """Compare the first batch's saved rows with the hooked module's own output."""
         if self.layer + 1 == self.model.config.num_hidden_layers:
-            return  # The last of transformers' hidden states comes after the final norm.
+            return  # The last of transformers' hidden states is after the final norm.
         inputs, given = next(iter(self._inputs()))
         expected = _hooked(self.model, self.hookpoint.module, given)
         expected = expected.reshape(-1, expected.shape[-1])[torch.from_numpy(inputs.kept)]
         _agree("the naive loop", np.load(self.folder / "naive" / "0.npy"), expected)
 
     def sequences(self) -> torch.Tensor:
-        """Documents end to end, cut into sequences of one length: what SAELens is given."""
+        """Return SAELens's input: concatenated documents, cut into sequences of one length."""
         n = self.n_sequences * self.context
         found = torch.from_numpy(self.tokens[:n].astype(np.int64))
         return found.reshape(self.n_sequences, self.context)
 
     def peer_forward(self) -> None:
-        """Run SAELens's own batches to the depth, nothing kept."""
+        """Run SAELens's own batches as deep as the hookpoint; nothing is kept."""
         with quiet(), torch.inference_mode():
             for batch in self.sequences().split(self.per_batch):
                 _stopped(self.model, self.hookpoint.module, batch)
@@ -143,7 +143,7 @@ class Passes:
         where = self.folder / "saelens"
         n = self.n_sequences * self.context
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Fewer samples than tokens: it counts sequences.
+            warnings.simplefilter("ignore")  # It counts sequences, not tokens.
             config = CacheActivationsRunnerConfig(
                 dataset_path="given",
                 model_name=self.case.model,
@@ -252,7 +252,7 @@ def _stopped(model: Any, module: str, batch: torch.Tensor) -> None:
 
 
 def _hooked(model: Any, module: str, given: dict[str, Any]) -> torch.Tensor:
-    """Return what a module of the model put out, [sequences, positions, width]."""
+    """Return the output of a module of the model; shape [sequences, positions, units]."""
     found: list[torch.Tensor] = []
 
     def keep(_module: Any, _args: Any, out: Any) -> None:
@@ -268,7 +268,7 @@ def _hooked(model: Any, module: str, given: dict[str, Any]) -> torch.Tensor:
 
 
 def _agree(who: str, found: np.ndarray, expected: torch.Tensor) -> None:
-    """Raise where values differ by more than their type allows."""
+    """Check that values are equal up to the rounding of their dtype."""
     right = expected.float().numpy()
     if found.shape != right.shape:
         raise AssertionError(f"{who} has rows of shape {found.shape}, not {right.shape}")
@@ -297,7 +297,7 @@ def _has_saelens() -> bool:
 
 
 def missing() -> list[str]:
-    """Say which peers are left out, and what would bring them in."""
+    """Return the missing peers, with instructions to add them."""
     said = []
     if not _has_saelens():
         said.append("SAELens is not installed, so left out: see requirements-peers.txt.")
@@ -360,7 +360,7 @@ def _add_case(case: Case, report: Report, table: Table, folder: Path) -> None:
     amounts[BUFFER] = passes.n_buffered
 
     def times(one: str, other: str) -> float:
-        """Return how many times as fast one is: the median of the rounds' ratios of rates."""
+        """Return the relative speed of two contenders: the median ratio over rounds."""
         pairs = zip(measured[one].seconds, measured[other].seconds, strict=True)
         return statistics.median(
             (amounts[one] / mine) / (amounts[other] / theirs) for mine, theirs in pairs

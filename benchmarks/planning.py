@@ -1,4 +1,4 @@
-"""A corpus of a billion made-up tokens, planned by everything that plans but the tokenizer."""
+"""Planning a corpus of a billion synthetic tokens, with everything but a real tokenizer."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from actlas.store.format.schema import TokenizerSpec
 from benchmarks import harness
 
 MEDIAN_TOKENS, SIGMA = 60, 1.0
-"""Of log-normal lengths: the mean is 99 tokens, so that 10 million make a billion."""
+"""Sigma of the log-normal lengths: the mean is 99 tokens, so that 10 million make a billion."""
 CHARACTERS = 4
-"""Of each token, so that texts are as long as English ones."""
+"""Characters of each token, as in English text."""
 BLOCK = 1 << 16
 
 
 def lengths(seed: int, n: int, median: int) -> Iterator[NDArray[np.int64]]:
-    """Yield the lengths of ``n`` documents in blocks: the same for the same seed."""
+    """Yield the lengths of ``n`` documents in blocks, determined by the seed."""
     rng = np.random.default_rng(seed)
     for start in range(0, n, BLOCK):
         drawn = rng.lognormal(np.log(median), SIGMA, min(BLOCK, n - start))
         yield np.maximum(1, drawn).astype(np.int64)
 
 
-class MadeUpCorpus:
-    """Records whose text is as long as its tokens, read from nowhere."""
+class SyntheticCorpus:
+    """A synthetic corpus of records with the lengths of the documents."""
 
     uri, finite, drawn, labelled, text_field = "made-up", True, False, False, "text"
 
@@ -61,8 +61,8 @@ class MadeUpCorpus:
         return None
 
 
-class MadeUpTokenizer:
-    """Gives every four characters a token, without looking at them."""
+class SyntheticTokenizer:
+    """A synthetic tokenizer: every four characters are a token."""
 
     columns: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - as the real one has it
 
@@ -81,9 +81,9 @@ class MadeUpTokenizer:
 
 
 def plan(path: str, n_documents: int, median: int, shard_rows: int) -> dict[str, float]:
-    """In a process of its own: plan such a store, and say what that took.
+    """Plan a store and return time and memory, for a new process.
 
-    Bytes of memory are those added at the highest point, after a small plan was made.
+    Memory is the peak in bytes above the size after a small plan.
     """
     options = PlanOptions(
         model="builtin:actlas-6m",
@@ -93,11 +93,11 @@ def plan(path: str, n_documents: int, median: int, shard_rows: int) -> dict[str,
     )
     real = resolve_settings(options)
     assert isinstance(real.tokenizer.spec, TokenizerSpec)
-    made_up: Any = {"tokenizer": MadeUpTokenizer(real.tokenizer.spec)}
+    made_up: Any = {"tokenizer": SyntheticTokenizer(real.tokenizer.spec)}
     settings = dataclasses.replace(real, **made_up)
 
     def planned(where: str, n: int) -> None:
-        corpus = MadeUpCorpus(n, median)
+        corpus = SyntheticCorpus(n, median)
         plan_settings(where, dataclasses.replace(settings, corpus=corpus), lambda _: None)
 
     first = path + ".first"
@@ -120,7 +120,7 @@ def plan(path: str, n_documents: int, median: int, shard_rows: int) -> dict[str,
 
 
 def raw_write(path: str, n_bytes: int) -> float:
-    """Write as many bytes, random ones, to one file and sync it; return the seconds."""
+    """Return the seconds of writing ``n_bytes`` random bytes to one file and syncing it."""
     block = np.random.default_rng(0).bytes(1 << 24)
     began = time.perf_counter()
     with Path(path).open("xb") as file:

@@ -1,4 +1,4 @@
-"""Opening a store, and what its receipts cost: listing them, reading one, reading all."""
+"""Cost of opening a store and of its receipts: listing, reading one, reading all."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ FOLDER = "ledger/receipts/extract"
 
 
 def fabricate(root: Path, first: Receipt, n_shards: int) -> None:
-    """Write receipts like the first one for all other shards, sealed as real ones are.
+    """Write sealed copies of the first receipt for all other shards.
 
-    They are not synced one by one, and the arrays that they speak of are not there.
+    They are not synced one by one, and the arrays that they describe do not exist.
     """
     (root / FOLDER).mkdir(parents=True, exist_ok=True)
     rows = first.stop - first.start
@@ -41,7 +41,7 @@ def fabricate(root: Path, first: Receipt, n_shards: int) -> None:
 
 
 def extract_first(path: str) -> Receipt:
-    """Commit made-up rows for the first shard, so that there is something to read."""
+    """Commit synthetic rows for the first shard."""
     store = actlas.open(path)
     start, stop = store.shard_range(0)
     rng = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def extract_first(path: str) -> Receipt:
 
 
 def opened(path: str) -> dict[str, float]:
-    """In a process of its own: seconds of every first thing that one does with a store."""
+    """Return the seconds of the first operations on a store, for a new process."""
     seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -81,14 +81,14 @@ def opened(path: str) -> dict[str, float]:
 
 
 def memory_of_all(path: str, n_shards: int, plan_sha256: str) -> int:
-    """In a process of its own: bytes added by holding every receipt at once."""
+    """Return the memory of all receipts, for a new process."""
     receipts = Receipts(LocalObjects(path), "extract", n_shards, plan_sha256)
     receipts.read(1)
     return harness.peak_of(lambda: [receipts.read(shard) for shard in range(1, n_shards)])
 
 
 def contenders(root: Path, n_shards: int, plan_sha256: str) -> Iterator[Contender]:
-    """Yield what lists and reads receipts, plain file reads beside ours."""
+    """Yield the contenders that list and read receipts, and plain file reads."""
     receipts = Receipts(LocalObjects(root), "extract", n_shards, plan_sha256)
     folder = root / FOLDER
 
@@ -114,7 +114,7 @@ def contenders(root: Path, n_shards: int, plan_sha256: str) -> Iterator[Contende
 
 
 def listed(root: Path, n_shards: int, plan_sha256: str, rounds: int) -> dict[str, Measured]:
-    """Time listing and reading in turn, each pair beside its limit."""
+    """Time listing and reading, each against its limit."""
     scan, done, plainly, read = contenders(root, n_shards, plan_sha256)
     found = alternate([scan, done], rounds, scan.name) + alternate(
         [plainly, read], max(1, rounds // 2), plainly.name

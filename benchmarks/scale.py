@@ -1,6 +1,6 @@
-"""How planning, opening and the ledger grow with a store, up to a billion rows.
+"""Growth of planning, opening and the ledger with the size of a store, up to a billion rows.
 
-``--workout`` prints instead what `docs/scale.md` holds: pure arithmetic, nothing is measured.
+``--workout`` prints the tables of `docs/scale.md` instead: pure arithmetic, nothing is measured.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from benchmarks import harness, planning, receipts
 from benchmarks.harness import Report, Table, figure_name, in_fresh_process
 
 Sizes = list[tuple[int, int]]
-"""Documents, and their median length in tokens. The last three: as many tokens in more documents,
-and then more of both."""
+"""Number of documents, and their median length in tokens. The last three have the same number of
+tokens in more documents, and then more of both."""
 
 FULL: Sizes = [(100_000, 60), (100_000, 600), (1_000_000, 60), (10_000_000, 60)]
 QUICK: Sizes = [(500, 600), (5_000, 60), (10_000, 60)]
 MANY = 100_000
-"""Receipts that are really made to speak of more."""
+"""Receipts that are written; larger numbers are extrapolated."""
 MANY_MORE = 1_250_000
-"""Of 82 billion rows in shards of 65,536."""
+"""Receipts of 82 billion rows in shards of 65,536."""
 WIDE_SHARDS = 400
 _NOTE = (
-    "Documents of log-normal length (sigma 1.0), tokens from a made-up tokenizer (no tokenizer "
+    "Documents of log-normal length (sigma 1.0), tokens from a synthetic tokenizer (no tokenizer "
     "runs; every other step of `actlas plan` does): texts and tokens are spooled to disk, "
     "ordered, fitted to shards, hashed, compressed and synced. Of raw write: seconds of "
     "writing as many raw bytes to one file and syncing it, over ours. Extra MB: the highest "
@@ -36,7 +36,7 @@ _NOTE = (
 
 
 def plan_table(report: Report, folder: Path, sizes: Sizes, shard_rows: int) -> Path:
-    """Plan corpora of these sizes, each in a process of its own; keep the last store."""
+    """Plan corpora of several sizes, each in a new process; keep the last store."""
     columns = ("documents", "tokens", "seconds", "of raw write", "extra MB", "on disk MB")
     table = Table("Planning", columns)
     found: list[dict[str, Any]] = []
@@ -65,13 +65,13 @@ def plan_table(report: Report, folder: Path, sizes: Sizes, shard_rows: int) -> P
 
 
 def _slope(less: dict[str, Any], more: dict[str, Any]) -> float:
-    """Return by how many bytes memory grew for each document more."""
+    """Return the growth of memory in bytes per document."""
     documents = more["n_documents"] - less["n_documents"]
     return max(1e-9, (more["memory_bytes"] - less["memory_bytes"]) / documents)
 
 
 def _memory(found: list[dict[str, Any]]) -> str:
-    """Say how memory grows: with documents at equal tokens, and with both."""
+    """Return a sentence on the growth of memory: with documents alone, and with tokens too."""
     *_, long, less, more = found
     documents = f"{less['n_documents']:,} to {more['n_documents']:,} documents"
     return (
@@ -83,7 +83,7 @@ def _memory(found: list[dict[str, Any]]) -> str:
 
 
 def open_table(report: Report, path: Path) -> Receipt:
-    """Open the store with all its receipts, in a process of its own, twice."""
+    """Open the store with all its receipts in a new process, twice."""
     first = receipts.extract_first(str(path))
     store = actlas.open(path)
     receipts.fabricate(path, first, store.plan.n_shards)
@@ -109,7 +109,7 @@ def open_table(report: Report, path: Path) -> Receipt:
 
 
 def ledger_table(report: Report, folder: Path, first: Receipt, n: int, many: int) -> None:
-    """Time receipts in a folder of their own, and say what more of them would cost."""
+    """Time receipts in a folder of their own, and extrapolate to more of them."""
     columns = ("receipts", "bytes each", "list ms", "of scandir", "one, ms", "all, s", "of plain")
     table = Table("Receipts", (*columns, "bytes in memory each"))
     for name, receipt, count in (
@@ -156,7 +156,7 @@ def ledger_table(report: Report, folder: Path, first: Receipt, n: int, many: int
 
 
 def wide(receipt: Receipt) -> Receipt:
-    """Return what a receipt of 28 hookpoints of 3,072 units would be, rows in profile ``none``."""
+    """Return a receipt of 28 hookpoints of 3,072 units, rows in profile ``none``."""
     rows = [record for record in receipt.objects if record.key.startswith("rows/")]
     like = receipt.objects[-1]
     dense = [
@@ -175,7 +175,7 @@ def wide(receipt: Receipt) -> Receipt:
 
 
 def run(quick: bool) -> Report:
-    """Planning, opening and receipts of stores that grow."""
+    """Measure planning, opening and receipts of stores of growing size."""
     report = Report("Scale")
     with tempfile.TemporaryDirectory() as folder:
         path = plan_table(report, Path(folder), QUICK if quick else FULL, 1024 if quick else 65_536)
@@ -186,7 +186,7 @@ def run(quick: bool) -> Report:
 
 
 def main() -> int:
-    """Run, or print the arithmetic of the page."""
+    """Run the benchmark, or print the tables of the page."""
     if sys.argv[1:] == ["--workout"]:
         from benchmarks import workout
 

@@ -1,8 +1,8 @@
-"""What the driver costs: units per second on real Ray, and a thousand workers that are imagined.
+"""Cost of the driver: units per second on real Ray, and on a simulated cluster of 1,000 workers.
 
-On Ray two to four actors answer at once, so the driver is all that there is to wait for; the limit
-is bare calls of the same actors in the same run. The imagined cluster
-(:mod:`benchmarks.simulated`) has a thousand workers and what befalls them, in imagined time.
+On Ray, two to four actors answer at once, so that only the driver takes time; the limit is bare
+calls of the same actors in the same run. The simulated cluster (:mod:`benchmarks.simulated`) has a
+thousand workers with faults, in simulated time.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ FATES = ("raise", "die", "hang")
 
 
 def run(quick: bool) -> Report:
-    """Dispatch to actors that answer at once, and to a thousand imagined workers."""
+    """Dispatch to actors that answer at once, and to a thousand simulated workers."""
     report = Report("Scheduling")
-    report.tables += [_on_ray(report, quick), _imagined(report, quick)]
+    report.tables += [_on_ray(report, quick), _simulated(report, quick)]
     return report
 
 
 class Instant:
-    """A worker that does nothing, at once."""
+    """A worker that answers at once without any work."""
 
     def extract(self, shard: int, *, attempt: str) -> Receipt:
         return Receipt.model_construct(
@@ -51,7 +51,7 @@ def make_instant(_store: str, _run: RunOptions) -> Instant:
 
 
 class Counting:
-    """A watch that counts, and knows when the first worker began and the last was done."""
+    """A watch that counts, and keeps the times of the first start and the last end."""
 
     def __init__(self) -> None:
         self.n_done, self.began, self.ended = 0, 0.0, 0.0
@@ -95,7 +95,7 @@ def _on_ray(report: Report, quick: bool) -> Table:
 
 
 def _seconds(n_units: int, workers: int, rounds: int) -> dict[str, tuple[float, float]]:
-    """Return the median seconds of each way and its share of the limit's speed."""
+    """Return the median seconds of each contender, and its speed relative to the limit."""
     import ray
 
     from actlas.jobs.executors.ray import RayCluster, RayWorker
@@ -141,7 +141,7 @@ def _seconds(n_units: int, workers: int, rounds: int) -> dict[str, tuple[float, 
 
 
 def _scene(scale: int) -> tuple[simulated.Scene, set[int]]:
-    """Return what befalls a cluster at some scale, and the shards that must end in quarantine."""
+    """Return a scenario at some scale, and the shards that must end in quarantine."""
     n_shards, n_machines = 100 * scale, max(2, scale // 8)
     rng = random.Random(scale)
     chosen = rng.sample(range(n_shards), max(6, min(60, n_shards // 200)))
@@ -164,9 +164,9 @@ def _scene(scale: int) -> tuple[simulated.Scene, set[int]]:
     return scene, set(poison)
 
 
-def _imagined(report: Report, quick: bool) -> Table:
+def _simulated(report: Report, quick: bool) -> Table:
     table = Table(
-        "Imagined clusters: 100 units of about 60 s a worker, deaths, losses, hangs, poison",
+        "Simulated clusters: 100 units of about 60 s a worker, deaths, losses, hangs, poison",
         (
             "workers",
             "units",

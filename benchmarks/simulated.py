@@ -1,9 +1,8 @@
-"""A cluster that is only imagined, in time that is too: machines, workers, and what befalls them.
+"""A simulated cluster in simulated time: machines and workers with faults, under the real driver.
 
-The driver on it is the real one. A worker behaves as
-:class:`actlas.jobs.scheduler.worker_loop.WorkerLoop` does: it computes one shard at a time and
-writes the one before meanwhile, holding two at most. The cluster checks what it is told: never a
-third shard, and a shard that failed before alone.
+A worker behaves like :class:`actlas.jobs.scheduler.worker_loop.WorkerLoop`: it computes one shard
+at a time and writes the shard before meanwhile, so that it holds two at most. The cluster checks
+the driver's requests: never a third shard, and a shard that failed before runs alone.
 """
 
 from __future__ import annotations
@@ -28,57 +27,57 @@ from actlas.store.objects.base import Objects
 _KIND: Mapping[str, FaultKind] = {"raise": "task", "hang": "task", "die": "process"}
 
 EMPTY_WAITS = 20_000
-"""So many waits in a row without an event, and the driver waits for nothing."""
+"""Consecutive waits without an event, after which the driver is considered stuck."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What there is to do, where, and what goes wrong.
+    """A scenario: the work, the machines and the faults.
 
-    ``suffering`` gives a shard's faults, one after the other: raise, die or hang. Rates are events
-    per second of the imagined time, and everything is drawn from ``seed``.
+    ``suffering`` lists the faults of a shard in order: raise, die or hang. Rates are events per
+    second of simulated time, and everything is drawn from ``seed``.
     """
 
     n_shards: int
     n_machines: int
     places: int = 8
-    """Workers that one machine holds."""
+    """Workers per machine."""
     workers: int | str = "auto"
     compute_s: float = 60.0
     write_s: float = 20.0
     spread: float = 0.3
-    """The standard deviation of the logarithm of both."""
+    """Standard deviation of the logarithm of both times."""
     load_s: float = 90.0
     takes: Mapping[int, float] = field(default_factory=dict)
-    """Seconds that these shards are computed for, whatever the others take."""
+    """Compute time of single shards, in seconds."""
     suffering: Mapping[int, Sequence[str]] = field(default_factory=dict)
     follows: frozenset[int] = frozenset()
     deaths_per_s: float = 0.0
-    """Of processes, anywhere."""
+    """Rate of deaths of processes."""
     losses_per_s: float = 0.0
-    """Of machines; a third of them freeze first, and are missed after ``freeze_s``."""
+    """Rate of losses of machines; a third of them freeze first, unnoticed for ``freeze_s``."""
     freeze_s: float = 64.0
     joins_after_s: float = 300.0
-    """How long after a machine is lost another joins."""
+    """Seconds after the loss of a machine at which another joins."""
     late_machines: Sequence[float] = ()
-    """When further machines join."""
+    """Times at which further machines join."""
     leaving: Sequence[float] = ()
-    """When some machine is lost besides."""
+    """Times of further losses of a machine."""
     bad_starts: Mapping[int, str] = field(default_factory=dict)
-    """Workers, by number, that die or hang while they load, raise, or are refused the model."""
+    """Faults of workers while loading, by number: die, hang, raise, or the model is refused."""
     bad_machines: Mapping[int, str] = field(default_factory=dict)
-    """Machines, by number, on which all do, after ``bad_load_s``."""
+    """Faults of all workers of a machine, by number, after ``bad_load_s``."""
     bad_load_s: float = 30.0
     until_s: float = math.inf
-    """When deaths and losses end."""
+    """Time after which deaths and losses end."""
     seed: int = 0
     run: Mapping[str, object] = field(default_factory=dict)
     """Further options of the run: budgets, deadlines."""
 
 
 @dataclass(slots=True)
-class _Imagined:
-    """A worker: what it has, what it is at, and where."""
+class _SimulatedWorker:
+    """The state of a simulated worker."""
 
     machine: int | None = None
     ready: bool = False
@@ -87,19 +86,19 @@ class _Imagined:
     queue: deque[int] = field(default_factory=deque)
     computing: int | None = None
     computed: int | None = None
-    """Waits until the one before is written."""
+    """The shard that waits until the shard before is written."""
     writing: int | None = None
 
 
 class Stopless:
-    """Nobody presses Ctrl-C here."""
+    """A stop switch that is never pressed."""
 
     requested = False
     signalled = False
 
 
 class Shelf:
-    """As much of a store's objects as a ledger needs."""
+    """The part of a store's objects that a ledger needs."""
 
     def __init__(self) -> None:
         self.written: dict[str, bytes] = {}
@@ -109,13 +108,13 @@ class Shelf:
 
 
 class World:
-    """The cluster, its clock, and the one who looks on."""
+    """The simulated cluster with its clock and its observer."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene, self.now = scene, 0.0
         self.rng = random.Random(scene.seed)
         self.spent_s = 0.0
-        """Processor seconds spent in here, not in the driver."""
+        """CPU seconds of the simulation, without the driver."""
         self.done: Counter[int] = Counter()
         self.done_at: list[float] = []
         self.sent: Counter[int] = Counter()
@@ -125,15 +124,15 @@ class World:
         self.by_worker: dict[int, list[int]] = {}
         self.said: list[str] = []
         self.states: list[tuple[float, str, str]] = []
-        """When a worker was said to be waiting, starting or gone."""
+        """Times of reports that a worker is waiting, starting or gone."""
         self.n_lost = self.n_died = self.n_started = self.most = 0
         self.worked_s = 0.0
         self._failed: set[int] = set()
         self._suffered: Counter[int] = Counter()
-        self._workers: dict[int, _Imagined] = {}
+        self._workers: dict[int, _SimulatedWorker] = {}
         self._machines: dict[int, set[int]] = {}
         self._free: dict[int, None] = {}
-        """Machines with a place."""
+        """Machines with a free place."""
         self._waiting: dict[int, None] = {}
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -154,7 +153,7 @@ class World:
     # The clock
 
     def clock(self) -> float:
-        """Return the imagined seconds."""
+        """Return the simulated time in seconds."""
         return self.now
 
     def _at(self, when: float, what: Callable[[], None]) -> None:
@@ -164,7 +163,7 @@ class World:
         self._at(self.now + seconds, what)
 
     def _again(self, rate: float, what: Callable[[], None]) -> None:
-        """Have something happen at random, this often."""
+        """Schedule a random event with a rate, repeatedly."""
 
         def happen() -> None:
             if self.now < self.scene.until_s:
@@ -188,32 +187,32 @@ class World:
         return len(self._machines) * self.scene.places
 
     def start(self, worker: int, name: str) -> None:
-        """Put a worker in line for a place."""
+        """Queue a worker for a place."""
         with self._inside():
             assert worker not in self._workers
-            self._workers[worker] = _Imagined()
+            self._workers[worker] = _SimulatedWorker()
             self._waiting[worker] = None
             self.n_started += 1
             self._later(0.0, self._seat)
 
     def send(self, worker: int, shard: int) -> None:
-        """Check what a worker is given, and let it begin."""
+        """Check the request, and start the shard."""
         with self._inside():
-            imagined = self._workers[worker]
-            assert imagined.ready, "a shard for a worker that has not loaded"
-            assert len(imagined.held) < 2, "a third shard"
-            assert not imagined.held or not self._failed & {shard, *imagined.held}, "not alone"
+            state = self._workers[worker]
+            assert state.ready, "a shard for a worker that has not loaded"
+            assert len(state.held) < 2, "a third shard"
+            assert not state.held or not self._failed & {shard, *state.held}, "not alone"
             assert self.done[shard] == 0
             assert shard not in self.quarantined
-            imagined.held.append(shard)
-            imagined.queue.append(shard)
+            state.held.append(shard)
+            state.queue.append(shard)
             self.sent[shard] += 1
             self.by_worker.setdefault(worker, []).append(shard)
-            self.most = max(self.most, len(imagined.held))
-            self._compute(worker, imagined)
+            self.most = max(self.most, len(state.held))
+            self._compute(worker, state)
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
-        """Let time pass until something is heard."""
+        """Advance the time to the next event that the driver sees."""
         with self._inside():
             end = self.now + timeout_s
             while self._agenda and not self._out and self._agenda[0][0] <= end:
@@ -234,11 +233,11 @@ class World:
             self._gone(worker)
 
     def log(self, text: str) -> None:
-        """Keep what was said."""
+        """Keep a message."""
         self.said.append(text)
 
     def state(self, worker: str, state: str, shard: int | None = None) -> None:
-        """Keep what a worker is at."""
+        """Keep the state of a worker."""
         if state not in ("busy", "idle"):
             self.states.append((self.now, worker, state))
 
@@ -260,7 +259,7 @@ class World:
             self.quarantined.add(fault.shard)
 
     def tick(self) -> None:
-        """Nothing is drawn."""
+        """Draw no progress bar."""
 
     # Machines
 
@@ -286,10 +285,10 @@ class World:
             self._later(self._long(load_s), lambda w=worker: self._loaded(w))  # type: ignore[misc]
 
     def _loaded(self, worker: int) -> None:
-        imagined = self._workers.get(worker)
-        if imagined is None or imagined.frozen:
+        state = self._workers.get(worker)
+        if state is None or state.frozen:
             return
-        there = self.scene.bad_machines.get(-1 if imagined.machine is None else imagined.machine)
+        there = self.scene.bad_machines.get(-1 if state.machine is None else state.machine)
         fate = self.scene.bad_starts.get(worker, there)
         if fate == "die":
             self._die(worker, "process")
@@ -299,7 +298,7 @@ class World:
             self._out.append(Answer(worker, fault))
         if fate is not None:
             return
-        imagined.ready = True
+        state.ready = True
         self._out.append(Ready(worker))
 
     def _someone_dies(self) -> None:
@@ -325,21 +324,21 @@ class World:
         self._later(self.scene.joins_after_s, self._join)
 
     def _die(self, worker: int, kind: FaultKind) -> None:
-        imagined = self._workers.get(worker)
-        if imagined is None:
+        state = self._workers.get(worker)
+        if state is None:
             return
-        imagined.frozen = True  # it does no more; the driver is told, and ends it
-        if not imagined.ready or imagined.held:
+        state.frozen = True  # it stops working; the driver is notified, and ends it
+        if not state.ready or state.held:
             self._out.append(Lost(worker, kind, f"it died ({kind})", ""))
-        else:  # nobody hears of it before it is given a shard
-            imagined.queue.clear()
+        else:  # the driver notices when it sends a shard
+            state.queue.clear()
 
     def _gone(self, worker: int) -> None:
-        imagined = self._workers.pop(worker)
+        state = self._workers.pop(worker)
         self._waiting.pop(worker, None)
-        if imagined.machine is not None:
-            self._machines[imagined.machine].discard(worker)
-            self._free[imagined.machine] = None
+        if state.machine is not None:
+            self._machines[state.machine].discard(worker)
+            self._free[state.machine] = None
             self._later(0.0, self._seat)
 
     # Workers
@@ -347,16 +346,16 @@ class World:
     def _long(self, mean_s: float) -> float:
         return mean_s * math.exp(self.rng.gauss(0.0, self.scene.spread))
 
-    def _compute(self, worker: int, imagined: _Imagined) -> None:
-        """Begin the next shard, if this worker is free to."""
-        if imagined.frozen:
-            if imagined.queue:  # it died unheard, and this is how it comes out
-                imagined.queue.clear()
+    def _compute(self, worker: int, state: _SimulatedWorker) -> None:
+        """Start the next shard, if the worker is free."""
+        if state.frozen:
+            if state.queue:  # the unnoticed death is noticed here
+                state.queue.clear()
                 self._out.append(Lost(worker, "process", "it was dead", ""))
             return
-        if imagined.computing is not None or imagined.computed is not None or not imagined.queue:
+        if state.computing is not None or state.computed is not None or not state.queue:
             return
-        shard = imagined.computing = imagined.queue.popleft()
+        shard = state.computing = state.queue.popleft()
         fate = self._fate(shard)
         if fate == "hang":
             return
@@ -364,44 +363,44 @@ class World:
         self._later(compute_s, lambda: self._end_compute(worker, shard, fate, compute_s))
 
     def _fate(self, shard: int) -> str:
-        """Return what befalls a shard next: what it was not charged for comes again."""
+        """Return the next fault of a shard; one that was not charged to the shard comes again."""
         planned, n = self.scene.suffering.get(shard, ()), self._suffered[shard]
         return planned[n] if n < len(planned) else "well"
 
     def _end_compute(self, worker: int, shard: int, fate: str, compute_s: float) -> None:
-        imagined = self._workers.get(worker)
-        if imagined is None or imagined.frozen or imagined.computing != shard:
+        state = self._workers.get(worker)
+        if state is None or state.frozen or state.computing != shard:
             return
-        imagined.computing = None
+        state.computing = None
         if fate == "die":
             self._die(worker, "process")
         elif fate == "raise":
-            imagined.held.remove(shard)
+            state.held.remove(shard)
             fault = Fault(shard, "task", "RuntimeError: poison", "", f"worker {worker}")
             self._out.append(Answer(worker, fault))
-            self._compute(worker, imagined)
+            self._compute(worker, state)
         else:
             self.worked_s += compute_s
-            imagined.computed = shard
-            self._write(worker, imagined)
+            state.computed = shard
+            self._write(worker, state)
 
-    def _write(self, worker: int, imagined: _Imagined) -> None:
-        if imagined.writing is not None or imagined.computed is None:
+    def _write(self, worker: int, state: _SimulatedWorker) -> None:
+        if state.writing is not None or state.computed is None:
             return
-        shard = imagined.writing = imagined.computed
-        imagined.computed = None
+        shard = state.writing = state.computed
+        state.computed = None
         self._later(self._long(self.scene.write_s), lambda: self._written(worker, shard))
-        self._compute(worker, imagined)
+        self._compute(worker, state)
 
     def _written(self, worker: int, shard: int) -> None:
-        imagined = self._workers.get(worker)
-        if imagined is None or imagined.frozen or imagined.writing != shard:
+        state = self._workers.get(worker)
+        if state is None or state.frozen or state.writing != shard:
             return
-        imagined.writing = None
-        imagined.held.remove(shard)
+        state.writing = None
+        state.held.remove(shard)
         seconds = self.scene.takes.get(shard, self.scene.compute_s) + self.scene.write_s
         self._out.append(Answer(worker, Done(shard, 1, 1, 0, seconds, f"worker {worker}", {})))
-        self._write(worker, imagined)
+        self._write(worker, state)
 
 
 class _Onlooker:
@@ -413,14 +412,14 @@ class _Onlooker:
 
 
 def play(scene: Scene, world: World | None = None) -> World:
-    """Run the real driver on an imagined cluster, and return the world as it is afterwards."""
+    """Run the real driver on a simulated cluster, and return the world afterwards."""
     world = world or World(scene)
     run = RunOptions.model_validate(
         {"executor": "ray", "workers": scene.workers, "deadline_floor_s": 900, **scene.run}
     )
     shelf: Objects = Shelf()  # type: ignore[assignment]
     ledger = Ledger(shelf, "extract", run)
-    job = Job("imagined", run, tuple(range(scene.n_shards)), _nobody, scene.follows)
+    job = Job("state", run, tuple(range(scene.n_shards)), _nobody, scene.follows)
     driver = Driver(job, ledger, _Onlooker(world), Stopless(), world, world.clock)  # type: ignore[arg-type]
     driver.run()
     check(world)
@@ -428,7 +427,7 @@ def play(scene: Scene, world: World | None = None) -> World:
 
 
 def check(world: World) -> None:
-    """Assert that each shard was done exactly once or is in quarantine, its budget used up."""
+    """Assert that each shard was done exactly once, or is in quarantine with its budget used up."""
     scene = world.scene
     assert max(world.done.values(), default=0) <= 1, "a shard was done twice"
     done = {shard for shard, n in world.done.items() if n}
@@ -449,4 +448,4 @@ def check(world: World) -> None:
 
 
 def _nobody(_store: str, _run: RunOptions) -> object:
-    raise AssertionError("no worker is made in an imagined cluster")
+    raise AssertionError("a simulated cluster makes no workers")

@@ -1,4 +1,4 @@
-"""Writing and reading one activations array, beside raw files and three Zarr libraries."""
+"""Writing and reading an array of activations, against raw files and three Zarr libraries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from benchmarks.harness import Measured, Report, Table, alternate, figure_name
 
 
 def memory(folder: str, kind: str, profile: str, name: str, **sizes: Any) -> int:
-    """In a process of its own: bytes added by writing, or by reading the whole array."""
+    """Return the peak memory of writing, or of reading the whole array, in a new process."""
     case = Case(Path(folder), **sizes)
     if kind == "write":
         contenders = writers(case, profile, np.array(case.raw()))
@@ -56,7 +56,7 @@ def _memory(case: Case, kind: str, profile: str, name: str) -> str:
 
 
 def write_table(case: Case, report: Report, rows: Rows) -> None:
-    """Time the writers, profile by profile; leave what ours wrote for the readers."""
+    """Time the writers by profile; the arrays that actlas wrote stay for the readers."""
     columns = ("writer", "profile", "GB/s", "of os.write", "compression", "extra MB", "checksums")
     notes = (
         f"GB/s of raw bytes (median of {case.rounds}), {case.n_rows:,} x {case.width} bfloat16 in "
@@ -121,7 +121,7 @@ def read_table(case: Case, report: Report) -> None:
 
 
 def take_table(case: Case, report: Report) -> None:
-    """Time the gathering of rows: one document's out of a shard, and any."""
+    """Time the gathering of rows: one document's rows of a shard, and random ones."""
     rng = np.random.default_rng(0)
     document = rng.choice(case.shard_rows, case.document_rows, replace=False)
     anywhere = rng.choice(case.n_rows, 4 * case.document_rows, replace=False)

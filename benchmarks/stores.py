@@ -1,4 +1,4 @@
-"""A store of given rows, for benchmarks of what reads one: documents made up, rows real."""
+"""A store of given rows with synthetic documents, for benchmarks of reading."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from actlas.store.write.create import create
 HOOKPOINT = "resid_post.0"
 
 
-class MadeUpDocuments:
-    """Documents of the given lengths, every token one letter long."""
+class SyntheticDocuments:
+    """Synthetic documents of given lengths, whose tokens are one letter each."""
 
     def __init__(self, lengths: NDArray[np.int64]) -> None:
         self.n_documents = len(lengths)
@@ -52,7 +52,7 @@ class MadeUpDocuments:
 def store_of(path: Path, rows: NDArray[Any], compression: str, shard_rows: int) -> Store:
     """Write a store of one hookpoint that holds ``rows``, bfloat16 [n, width]."""
     n_rows, width = rows.shape
-    columns = MadeUpDocuments(np.diff(np.append(np.arange(0, n_rows, 512), n_rows)))
+    columns = SyntheticDocuments(np.diff(np.append(np.arange(0, n_rows, 512), n_rows)))
     plan = plan_of(columns, width, compression, shard_rows)
     create(path, plan, columns)
     store = open_store(path)
@@ -62,7 +62,7 @@ def store_of(path: Path, rows: NDArray[Any], compression: str, shard_rows: int) 
     return store
 
 
-def plan_of(columns: MadeUpDocuments, width: int, compression: str, shard_rows: int) -> Plan:
+def plan_of(columns: SyntheticDocuments, width: int, compression: str, shard_rows: int) -> Plan:
     return Plan.model_validate(
         {
             "format_version": 1,

@@ -1,4 +1,4 @@
-"""The localizer over a store, beside a sequential read of it and beside scipy in memory."""
+"""The localizer over a store, against a sequential read of it and against scipy in memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DOCUMENTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One store, and how often each contender runs over it."""
+    """The size of a store, and the number of rounds."""
 
     folder: Path
     n_rows: int = 262_144
@@ -45,7 +45,7 @@ class Case:
 
 
 def lengths_of(kind: str, n_rows: int) -> NDArray[np.int64]:
-    """Return documents' lengths that add up to ``n_rows``."""
+    """Return lengths of documents with ``n_rows`` tokens in total."""
     rng = np.random.default_rng(0)
     if kind == "stimuli":
         lengths = np.full(n_rows // 12 + 1, 12)
@@ -57,7 +57,7 @@ def lengths_of(kind: str, n_rows: int) -> NDArray[np.int64]:
 
 
 def make(case: Case, kind: str, rows: NDArray[Any]) -> str:
-    """Write a store of these rows, half of its documents S and half N; return its path."""
+    """Write a store of rows, half of its documents S and half N, and return its path."""
     columns = stores.MadeUpDocuments(lengths_of(kind, case.n_rows))
     columns.label = (np.arange(columns.n_documents) % 2).astype(np.int32)
     columns.label_names = ("S", "N")
@@ -73,7 +73,7 @@ def make(case: Case, kind: str, rows: NDArray[Any]) -> str:
 
 
 def read_all(path: str) -> int:
-    """Read every chunk of every shard, in order, checked, by our reader; keep nothing."""
+    """Read and verify every chunk of every shard in order, and keep nothing."""
     array = open_store(path).activations[stores.HOOKPOINT]
     n_chunks = 0
     for shard in range(array.spec.n_shards):
@@ -83,12 +83,12 @@ def read_all(path: str) -> int:
 
 
 def ours(path: str, pool: Any) -> NDArray[np.float64]:
-    """Localize by the store: pooling, moments, t, p, q, selection."""
+    """Localize out of core: pooling, moments, t, p, q, selection."""
     return localize(path, "S:N", pool=pool).test.t
 
 
 def by_scipy(path: str, pool: str) -> NDArray[np.float64]:
-    """Read the array whole, put its rows in order, pool by numpy, test by scipy: all in memory."""
+    """Read the whole array, sort its rows, pool with numpy, test with scipy: all in memory."""
     from scipy import stats
 
     store = open_store(path)
@@ -114,7 +114,7 @@ WORK: dict[str, Callable[..., Any]] = {OURS: ours, SCIPY: by_scipy}
 
 
 def memory(path: str, name: str, pool: str) -> int:
-    """In a process of its own: bytes of memory added at the highest point."""
+    """Return the peak memory in bytes, for a new process."""
     import scipy.sparse
     import scipy.stats  # noqa: F401 - libraries are not what is measured
 
@@ -175,7 +175,7 @@ def table_of(case: Case, kind: str, path: str, report: Report, *, cold: bool) ->
 
 
 def run(quick: bool) -> Report:
-    """Localize over a made store: actlas beside a bare read of it, and beside scipy in memory."""
+    """Localize over a store: actlas against a bare read of it, and against scipy in memory."""
     report = Report("Welch")
     with tempfile.TemporaryDirectory(prefix="actlas-bench-") as folder:
         small = {"n_rows": 4096, "width": 64, "shard_rows": 1024, "rounds": 1, "memory": False}

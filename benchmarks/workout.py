@@ -1,6 +1,6 @@
 """The arithmetic of `docs/scale.md`: a 3 B model over The Pile, and a thousand times as many rows.
 
-Nothing is measured here. What was measured elsewhere is named where it is used.
+Nothing is measured here; constants that were measured name their source.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from benchmarks.harness import Table
 from benchmarks.stores import MadeUpDocuments, plan_of
 
 WIDTH, BLOCKS, PARAMETERS = 3_072, 28, 3_212_749_824
-"""Llama-3.2-3B."""
+"""Parameters of Llama-3.2-3B."""
 ROWS = 82_000_000
 TIMES = 1_000
 GPU_FLOPS, SHARE = 989e12, 0.4
-"""Dense bfloat16 of an H200, as its maker states it, and how much of that a forward pass reaches:
-an assumption, not a measurement."""
+"""Peak of an H200 in dense bfloat16 from its data sheet, and the share that a forward pass reaches,
+which is an assumption and not a measurement."""
 GPUS_PER_NODE = 8
 TOKENS_PER_DOCUMENT, BYTES_PER_TOKEN = 851, 4.254
-"""Mean of 201 documents of The Pile's public samples under GPT-NeoX's tokenizer."""
+"""Tokens of a document: the mean of 201 public samples of The Pile with GPT-NeoX's tokenizer."""
 RATES = {
     "documents/start": 2.5,
     "documents/text_start": 2.6,
@@ -42,23 +42,23 @@ RATES = {
     "rows/doc_idx": 0.68,
     "rows/pos_idx": 1.7,
 }
-"""Stored bytes of a row, measured by `sample_rates` on the same documents."""
+"""Stored bytes of a row of columns, measured on the same documents."""
 STATISTICS_BYTES = 148_000
-"""Of a shard and hookpoint of 3,072 units, measured likewise on made-up rows."""
+"""Bytes of statistics per shard and hookpoint of 3,072 units, measured on synthetic rows."""
 TRAINED = 0.1
 CODE_BYTES_PER_S = 0.5e9
-"""Raw bytes that one core compresses with `dense` (`python -m benchmarks.compression`)."""
+"""Raw bytes per second that one core compresses with `dense`: see `benchmarks.compression`."""
 SELECTION_BYTES = 84
-"""Of each chunk, while rows are selected: measured with `store.sampling.select`."""
+"""Bytes of each chunk while rows are selected: measured with the sampler's `select`."""
 PLANNING_BYTES, PLANNING_S = 140, 82e-6
-"""Of each document; the tokenizer's time comes on top (`python -m benchmarks.scale`)."""
+"""Seconds of each document, without the tokenizer: see `benchmarks.scale`."""
 SPOOL_BYTES = 8 + BYTES_PER_TOKEN
-"""Of each token, while planning: two numbers and its text."""
+"""Bytes of each token while planning: two numbers and its text."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run: how many rows, of how many blocks, in which profile."""
+    """A run: number of rows, number of blocks, compression profile."""
 
     n_rows: int
     n_blocks: int
@@ -108,7 +108,7 @@ CASES = [
 
 
 def sizes() -> Table:
-    """What lies on disk."""
+    """Return the table of sizes on disk."""
     columns = ("rows", "blocks", "compression", "shards", "rows per shard", "objects", "bytes")
     table = Table(
         "What lies on disk", (*columns, "row columns", "documents", "statistics", "ledger")
@@ -124,7 +124,7 @@ def sizes() -> Table:
 
 
 def rates() -> Table:
-    """What one GPU at the assumed speed asks of everything else."""
+    """Return the table of rates that one GPU at the assumed speed requires."""
     columns = (
         "blocks",
         "compression",
@@ -153,7 +153,7 @@ def rates() -> Table:
 
 
 def hours() -> Table:
-    """How long it takes, and what the driver and the object store see meanwhile."""
+    """Return the table of durations, and of the load of the driver and the object store."""
     columns = ("rows", "blocks", "GPUs", "time", "shards/s", "objects/s", "written/s")
     table = Table("By number of GPUs, compression dense", columns)
     for rows, gpu_counts in ((ROWS, (1, 8)), (ROWS * TIMES, (8, 64, 512))):
@@ -170,7 +170,7 @@ def hours() -> Table:
 
 
 def planning() -> Table:
-    """What one planner needs."""
+    """Return the table of planning."""
     columns = ("rows", "documents", "memory", "spool on disk", "time without the tokenizer")
     table = Table("Planning, in one process", (*columns, "documents.start in a reader"))
     for rows in (ROWS, ROWS * TIMES):
@@ -181,7 +181,7 @@ def planning() -> Table:
 
 
 def training() -> Table:
-    """What reading a tenth of one block costs."""
+    """Return the table of reading a tenth of one block."""
     columns = (
         "rows",
         "trained on",
@@ -205,7 +205,7 @@ def training() -> Table:
 
 
 def ledger() -> Table:
-    """What the receipts come to, and what a worker holds."""
+    """Return the table of receipts and of a worker's memory."""
     columns = (
         "rows",
         "blocks",
@@ -227,7 +227,7 @@ def ledger() -> Table:
 
 
 def markdown() -> str:
-    """Return every table, as the page has them."""
+    """Return all tables in Markdown, as on the page."""
     return (
         "\n\n".join(map(str, (sizes(), ledger(), rates(), hours(), planning(), training()))) + "\n"
     )

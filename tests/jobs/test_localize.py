@@ -61,7 +61,7 @@ def test_it_prints_and_writes(store: Store, tmp_path: Path) -> None:
     assert re.match(
         r"selected    1 of 64 units \(top 1\), t >= [0-9.]+, median Cohen's d [0-9.]+$", lines[3]
     )
-    assert "cohen_d" in lines[4]
+    assert "Cohen's d" in lines[4]
     assert re.search(r"^resid_post\.0 +24 +1 +\d+$", done.stdout, re.MULTILINE)
     assert lines[-1] == f"-> next: actlas ablate made-up --mask {out}/mask.json --corpus CORPUS"
     for picture in ("brain_map", "layers", "t_histogram"):
