@@ -1,8 +1,8 @@
-"""Corpora of messages: laid out by the tokenizer's own chat template.
+"""Corpora of messages, formatted by the tokenizer's chat template.
 
-A document is one conversation, and its text is what the template makes of it. The template's
-special strings become the special tokens that they stand for. A message must not contain one: it
-could then pretend to be another speaker's, so such a record is skipped.
+A document is one conversation, and its text is the template's output. Special strings of the
+template become special tokens. A record with such a string in a message is skipped, since the
+message could impersonate another speaker.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 from actlas.pipeline.corpus.readers import Unreadable
-from actlas.pipeline.corpus.spans import Part
+from actlas.pipeline.corpus.spans import Span
 from actlas.pipeline.corpus.tokenization import DocumentTokenizer
 from actlas.store.errors import ModelError
 
@@ -26,7 +26,7 @@ _CHANGED = Unreadable("the chat template changes, drops or repeats what a messag
 
 
 class ChatTokenizer(DocumentTokenizer):
-    """A tokenizer for text that its chat template has laid out: nothing is added around it.
+    """The tokenizer of text formatted by its chat template: it adds no special tokens.
 
     Parameters
     ----------
@@ -47,16 +47,23 @@ class ChatTokenizer(DocumentTokenizer):
 def chat_template(tokenizer: Any, identity: str) -> str:
     """Return a tokenizer's chat template.
 
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        The tokenizer.
+    identity : str
+        The tokenizer's name, for messages.
+
     Raises
     ------
     ModelError
-        It has none.
+        The tokenizer has no chat template.
     """
     try:
         template: str = tokenizer.get_chat_template()
     except ValueError as error:
         raise ModelError(
-            f"{identity}: this tokenizer has no chat template, so messages cannot be laid out. "
+            f"{identity}: this tokenizer has no chat template to format messages with. "
             "Expected an instruction-tuned model's: name one with --tokenizer, or give a corpus "
             "of texts and --text-field.",
             field="messages_field",
@@ -65,18 +72,19 @@ def chat_template(tokenizer: Any, identity: str) -> str:
 
 
 class Chat:
-    """Lays conversations out, and says where in the text each message stands.
+    """Formats conversations with a chat template, and locates each message in the text.
 
     Parameters
     ----------
     tokenizer : transformers.PreTrainedTokenizerBase
+        A tokenizer with a chat template.
     identity : str
-        What the plan calls it.
+        The tokenizer's id in the plan.
 
     Raises
     ------
     ModelError
-        It has no chat template.
+        The tokenizer has no chat template.
     """
 
     def __init__(self, tokenizer: Any, identity: str) -> None:
@@ -89,14 +97,19 @@ class Chat:
         pattern = "|".join(map(re.escape, strings)) or r"(?!)"
         self._special = re.compile(f"(?=({pattern}))", re.IGNORECASE if folded else 0)
 
-    def lay_out(self, value: Any) -> tuple[str, tuple[Part, ...]] | Unreadable:
-        """Return a conversation's text, and the part of it that each message is, by role.
+    def format(self, value: Any) -> tuple[str, tuple[Span, ...]] | Unreadable:
+        """Return a conversation's text and the spans of its messages, named by role.
 
         Parameters
         ----------
         value : list of {role, content}
-            A content is a string, or a list of ``{"type": "text", "text": ...}``, which are joined
-            by line feeds.
+            The messages. A content is a string, or a list of ``{"type": "text", "text": ...}``,
+            whose texts are joined by line feeds.
+
+        Returns
+        -------
+        (str, tuple of Span) or Unreadable
+            The text and the spans, or the reason why the record is no document.
         """
         messages = _messages(value)
         if isinstance(messages, Unreadable):
@@ -107,14 +120,14 @@ class Chat:
         text = self._render(messages)
         if isinstance(text, Unreadable):
             return text
-        parts = self._parts(messages, text)
-        if isinstance(parts, Unreadable):
-            return parts
+        spans = self._spans(messages, text)
+        if isinstance(spans, Unreadable):
+            return spans
         for match in self._special.finditer(text):
             start, stop = match.span(1)
-            if any(part.start < stop and start < part.stop for part in parts):
+            if any(span.start < stop and start < span.stop for span in spans):
                 return _SPECIAL
-        return text, parts
+        return text, spans
 
     def _render(self, messages: Sequence[Mapping[str, Any]]) -> str | Unreadable:
         try:
@@ -123,10 +136,10 @@ class Chat:
             return Unreadable(f"refused by the chat template ({str(error)[:100]})")
         return str(text)
 
-    def _parts(
+    def _spans(
         self, messages: Sequence[Mapping[str, Any]], text: str
-    ) -> tuple[Part, ...] | Unreadable:
-        """Find each content: the same messages with marks in their place show the template."""
+    ) -> tuple[Span, ...] | Unreadable:
+        """Locate each content, by formatting the same messages with marks in place of contents."""
         marks = [f"actlas{i:06d}mark" for i in range(len(messages))]
         marked = [
             {**message, "content": mark} if message["content"] else message
@@ -145,7 +158,7 @@ class Chat:
         around = [layout[a:b] for a, b in list(pairwise([*edges, len(layout)]))[::2]]
         if not text.startswith(around[0]):
             return _CHANGED
-        parts, at = [], len(around[0])
+        spans, at = [], len(around[0])
         for i, behind in zip(spoken, around[1:], strict=True):
             content = messages[i]["content"]
             for form in (content, content.rstrip(), content.lstrip(), content.strip()):
@@ -154,13 +167,13 @@ class Chat:
             else:
                 return _CHANGED
             if form:
-                parts.append(Part(at, at + len(form), messages[i]["role"]))
+                spans.append(Span(at, at + len(form), messages[i]["role"]))
             at += len(form) + len(behind)
-        return tuple(parts) if at == len(text) else _CHANGED
+        return tuple(spans) if at == len(text) else _CHANGED
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yield every string in a value, at any depth, names of fields too."""
+    """Yield every string in a value at any depth, including names of fields."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -187,7 +200,7 @@ def _messages(value: Any) -> list[dict[str, Any]] | Unreadable:
                 return Unreadable("a message with parts that are no text")
         if content is not None and not isinstance(content, str):
             return Unreadable("a message whose content is no string")
-        # What a table adds where one message has a field and another has not is no field.
+        # A table gives every message all fields; those that are None are not fields of the message.
         message = {name: inner for name, inner in item.items() if inner is not None}
         messages.append({**message, "content": content or ""})
     return messages

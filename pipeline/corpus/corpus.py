@@ -1,18 +1,18 @@
-"""A corpus: where documents come from, one record after the other.
+"""Corpora: sources of documents, read record by record.
 
 =====================  ==========================================================================
 ``hf:NAME[:SPLIT]``    a data set on the hub, or a local folder in its form, streamed; or
                        ``hf:NAME:CONFIG:SPLIT`` where it has several configurations
-``builtin:NAME``       what actlas brings along
-anything else          a file, a folder (searched through) or a glob of ``.jsonl``, ``.jsonl.gz``,
-                       ``.jsonl.zst``, ``.parquet``, ``.csv`` and ``.txt`` (one document a file;
-                       in a folder that has files of records they are notes, and left out)
+``builtin:NAME``       a corpus shipped with actlas
+anything else          a file, a folder (searched recursively) or a glob of ``.jsonl``,
+                       ``.jsonl.gz``, ``.jsonl.zst``, ``.parquet``, ``.csv`` and ``.txt`` (one
+                       document per file; left out of a folder that also has files of records)
 =====================  ==========================================================================
 
-A folder of images is :mod:`actlas.pipeline.corpus.image_folder`, and needs a model that reads them.
+Folders of images, for models that read images, are in :mod:`actlas.pipeline.corpus.image_folder`.
 
-Files are read in the order of their names. A record without text, or whose text is no valid
-Unicode, is skipped and counted; an empty text is a document and keeps its place.
+Files are read in the order of their names. A record without text, or with text that is no valid
+Unicode, is skipped and counted; an empty text is a document.
 """
 
 from __future__ import annotations
@@ -33,54 +33,65 @@ if TYPE_CHECKING:
 
 
 class Corpus(Protocol):
-    """Documents to read from the front, as often as needed."""
+    """A sequence of documents that can be read from the start any number of times.
+
+    Attributes
+    ----------
+    uri : str
+        The corpus as given in the options.
+    finite : bool
+        Whether reading the whole corpus is reasonable; it is not for a stream.
+    drawn : bool
+        Whether documents come in a seeded order of the whole corpus, so that its head is a sample.
+    labelled : bool
+        Whether documents have labels.
+    text_field : str or None
+        The field that the text is read from; None where records are plain text.
+    """
 
     uri: str
     finite: bool
-    """Whether reading all of it is a reasonable thing to do."""
     drawn: bool
-    """Whether documents come in a seeded order of the whole corpus: its head is then a sample."""
     labelled: bool
     text_field: str | None
-    """Which field text is taken from; None where records are texts alone."""
 
     @property
     def counts(self) -> ReadCounts:
-        """Of the latest reading, as far as it has come."""
+        """Records read and skipped so far in the latest reading."""
 
     def records(self) -> Iterator[Record]:
-        """Yield every document in its order, from the first on.
+        """Yield all documents in order, from the first.
 
         Raises
         ------
         CorpusError
-            No record has text, or something cannot be read.
+            No record has text, or a source cannot be read.
         """
 
     def describe(self) -> str:
-        """Describe what is read."""
+        """Return the corpus as the log names it."""
 
     def fraction(self) -> float | None:
-        """Return how much of the corpus the latest reading has come through, where known."""
+        """Return the share of the corpus that the latest reading has covered; None if unknown."""
 
 
 def open_corpus(options: PlanOptions, chat: Chat | None = None) -> Corpus:
-    """Find a corpus. Nothing is read but the names of files.
+    """Find a corpus. Only the names of files are read.
 
     Parameters
     ----------
     options : PlanOptions
-        ``corpus``, ``text_field``, ``label_field``, ``lowercase``; and ``order`` and ``seed``,
-        from which the order of a streamed data set's files comes.
+        The corpus and its fields; and ``order`` and ``seed``, which give the order of a streamed
+        data set's files.
     chat : Chat, optional
-        Lays messages out, where ``messages_field`` names them.
+        The chat template, where ``messages_field`` is given.
 
     Raises
     ------
     CorpusError
-        There is nothing there, or nothing of a kind that can be read.
+        The corpus does not exist, or has no files of a known kind.
     ConfigError
-        A field was named for a corpus without fields.
+        A field is given for a corpus without fields.
     """
     kind, _, name = options.corpus.partition(":")
     if kind == "hf":
@@ -92,10 +103,17 @@ def open_corpus(options: PlanOptions, chat: Chat | None = None) -> Corpus:
     return FileCorpus(options, find_files(options.corpus), chat)
 
 
-class Found(NamedTuple):
-    """Corpus files in the order in which they are read, and their common root.
+class CorpusFiles(NamedTuple):
+    """Files of a corpus.
 
-    ``n_notes`` files of text lie beside files of records and are left out.
+    Attributes
+    ----------
+    files : list of Path
+        The files in the order in which they are read.
+    root : Path
+        The folder that sources are named relative to.
+    n_notes : int
+        Text files that are left out, since they lie in a folder that also has files of records.
     """
 
     files: list[Path]
@@ -103,8 +121,13 @@ class Found(NamedTuple):
     n_notes: int = 0
 
 
-def find_files(pattern: str) -> Found:
-    """Return the corpus files that a path, folder or glob means, sorted.
+def find_files(pattern: str) -> CorpusFiles:
+    """Return the corpus files of a file, folder or glob, sorted.
+
+    Parameters
+    ----------
+    pattern : str
+        A path or a glob.
 
     Raises
     ------
@@ -120,14 +143,14 @@ def find_files(pattern: str) -> Found:
             raise CorpusError(
                 f"{pattern}: this folder has no corpus files in it. Expected {known}.", path=pattern
             )
-        return Found(files, path, len(every) - len(files))
+        return CorpusFiles(files, path, len(every) - len(files))
     if path.exists():
         if suffix_of(path) is None:
             raise CorpusError(
                 f"{pattern}: got a file with the suffix {path.suffix!r}, expected one of {known}.",
                 path=pattern,
             )
-        return Found([path], path.parent)
+        return CorpusFiles([path], path.parent)
     matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
     files = [file for file in matches if file.is_file() and suffix_of(file)]
     if not files:
@@ -139,7 +162,7 @@ def find_files(pattern: str) -> Found:
             "builtin:NAME.",
             path=pattern,
         )
-    return Found(files, _fixed_part(path))
+    return CorpusFiles(files, _fixed_part(path))
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -151,19 +174,22 @@ def _fixed_part(pattern: Path) -> Path:
 
 
 class FileCorpus:
-    """Documents in local files.
+    """A corpus of local files.
 
     Parameters
     ----------
     options : PlanOptions
-    found : Found
-        The files, and the folder from which sources are named.
+        The options of the plan.
+    found : CorpusFiles
+        The files and their root.
+    chat : Chat, optional
+        The chat template, where ``messages_field`` is given.
     """
 
     finite = True
     drawn = False
 
-    def __init__(self, options: PlanOptions, found: Found, chat: Chat | None = None) -> None:
+    def __init__(self, options: PlanOptions, found: CorpusFiles, chat: Chat | None = None) -> None:
         self.uri = options.corpus
         self.labelled = options.label_field is not None
         self.counts = ReadCounts()
@@ -188,21 +214,36 @@ class FileCorpus:
             self._position.fraction = 1.0
 
     def describe(self) -> str:
-        """Describe what is read, and how many files there are of each kind."""
+        """Return the corpus with the number of its files of each kind."""
         kinds = Counter(str(suffix_of(file)) for file in self._files)
         files = " and ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
-        left_out = f"; {self._n_notes:,} .txt beside them left out" if self._n_notes else ""
+        left_out = f"; {self._n_notes:,} .txt next to them left out" if self._n_notes else ""
         return f"{self.uri} ({files} to read{left_out})"
 
     def fraction(self) -> float | None:
-        """Return the share of all files' bytes that was read."""
+        """Return the share of the files' bytes that was read."""
         done: float = sum(self._sizes[: self._place])
         done += self._sizes[self._place] * self._position.fraction
         return done / (sum(self._sizes) or 1)
 
 
 class BuiltinCorpus:
-    """Documents that actlas brings along."""
+    """A corpus shipped with actlas.
+
+    Parameters
+    ----------
+    options : PlanOptions
+        The options of the plan.
+    name : str
+        The name after ``builtin:``.
+
+    Raises
+    ------
+    CorpusError
+        No builtin corpus has this name.
+    ConfigError
+        A field is given, and builtin documents have none.
+    """
 
     finite = True
     drawn = False
@@ -213,7 +254,7 @@ class BuiltinCorpus:
 
         if name not in BUILTIN_CORPORA:
             known = ", ".join(f"builtin:{known}" for known in BUILTIN_CORPORA)
-            raise CorpusError(f"There is no {options.corpus}; there are {known}.", name=name)
+            raise CorpusError(f"No builtin corpus {name!r}. Expected one of {known}.", name=name)
         fields = ("text_field", "label_field", "messages_field", "span_fields")
         given = [field for field in fields if getattr(options, field)]
         if given:
@@ -229,16 +270,16 @@ class BuiltinCorpus:
         self._lowercase = options.lowercase
 
     def records(self) -> Iterator[Record]:
-        """Yield the documents, made anew."""
+        """Generate the documents and yield them."""
         self.counts = ReadCounts()
         for index, (text, label, _) in enumerate(self._make()):
             self.counts.n_read += 1
             yield Record(text.lower() if self._lowercase else text, label, self.uri, index)
 
     def describe(self) -> str:
-        """Describe what is read."""
+        """Return the corpus as the log names it."""
         return self.uri
 
     def fraction(self) -> float | None:
-        """Return None: it is not known before it is made."""
+        """Return None: the size is not known before the documents are generated."""
         return None

@@ -1,4 +1,4 @@
-"""Which part of a record is its text, and which its label."""
+"""Fields of records: lookup by name, dotted path or range of columns."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import Any
 DEFAULT_TEXT_FIELD = "text"
 
 MISSING = object()
-"""What a record gives for a field that it has not got."""
+"""The value of a field that a record does not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field's name, a dotted path to it, or a range of columns.
+    """A field of records, given by its name, a dotted path, or a range of columns.
 
-    A field whose whole name is the given one wins; then a range ``first:last`` of fields, in the
-    record's own order and both ends included; then a path through nested objects.
+    A field of exactly this name takes precedence; then a range ``first:last`` of fields in the
+    record's order, both ends included; then a path through nested objects.
+
+    Parameters
+    ----------
+    name : str
+        The name, path or range.
 
     Examples
     --------
@@ -30,10 +35,10 @@ class Field:
     name: str
 
     def of(self, record: Mapping[str, Any]) -> Any:
-        """Return the field's value, or ``MISSING``. A range's cells are joined with single spaces.
+        """Return the field's value, or ``MISSING``.
 
-        Empty cells of a range are left out; one that is not a string makes the range's value
-        ``None``.
+        The value of a range is its cells, joined with single spaces and without empty ones; it is
+        ``None`` where a cell is not a string.
         """
         if self.name in record:
             return record[self.name]
@@ -62,7 +67,7 @@ class Field:
         return names[names.index(first) : names.index(last) + 1]
 
     def columns(self, names: list[str]) -> list[str]:
-        """Return which of a table's columns hold the field; none where it has not got it."""
+        """Return the columns of a table that hold the field; none if it is absent."""
         if self.name in names:
             return [self.name]
         if ":" in self.name:
@@ -72,7 +77,7 @@ class Field:
 
 
 def field_names(record: Mapping[str, Any]) -> list[str]:
-    """Return the names of a record's fields, nested ones as dotted paths."""
+    """Return the names of a record's fields; nested fields as dotted paths."""
     names: list[str] = []
     for name, value in record.items():
         nested = field_names(value) if isinstance(value, Mapping) else []
@@ -81,14 +86,14 @@ def field_names(record: Mapping[str, Any]) -> list[str]:
 
 
 def listed(names: Iterable[str], limit: int = 20) -> str:
-    """Return names for a message, at most ``limit`` of them."""
+    """Return at most ``limit`` names for a message, and the number of the others."""
     shown = list(names)
     more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return ", ".join(shown[:limit]) + more
 
 
 def label_of(value: Any) -> str | None:
-    """Return a label as a string; None for none, for a blank, and for what is no single value."""
+    """Return a label as a string; None if it is missing, blank, or no single value."""
     if value is MISSING or value is None or isinstance(value, Mapping | list):
         return None
     text = str(value)

@@ -1,4 +1,4 @@
-"""Data sets of the hub, streamed by the ``datasets`` library."""
+"""Data sets of the Hugging Face hub, streamed by the ``datasets`` library."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ DEFAULT_SPLIT = "train"
 
 
 class HubCorpus:
-    """Documents of a data set, streamed file by file.
+    """A corpus that streams a data set of the hub, file by file.
 
-    The files come in an order that the seed gives, or in their own with order ``corpus``. A
-    document's source names the file's place in the data set's own order.
+    The files are read in a seeded order, or in their own with order ``corpus``. A document's
+    source is the file's index in the data set's own order.
 
     Parameters
     ----------
     options : PlanOptions
+        The options of the plan.
     name : str
-        ``NAME``, ``NAME:SPLIT`` or ``NAME:CONFIG:SPLIT``; the split is ``train`` where none is
-        given. A name may be a local folder.
+        ``NAME``, ``NAME:SPLIT`` or ``NAME:CONFIG:SPLIT``; the default split is ``train``. A name
+        may be a local folder.
     chat : Chat, optional
-        Lays messages out.
+        The chat template, where ``messages_field`` is given.
     """
 
     finite = False
@@ -87,11 +88,11 @@ class HubCorpus:
             yield item
 
     def describe(self) -> str:
-        """Describe what is read."""
+        """Return the corpus as the log names it."""
         return f"the stream of {self._name}, split {self._split}"
 
     def fraction(self) -> float | None:
-        """Return the share of the records that was read, where the data set says how many."""
+        """Return the share of the records that was read; None if the data set states no number."""
         return self.counts.n_read / self._n_records if self._n_records else None
 
 
@@ -104,7 +105,7 @@ def _open(name: str, config: str | None, split: str) -> Any:
 
 @contextmanager
 def _reported(uri: str) -> Iterator[None]:
-    """Turn what the library raises into one clear error."""
+    """Convert exceptions of the library into a :class:`CorpusError`."""
     from datasets.exceptions import DatasetsError
     from huggingface_hub import errors as hub
 

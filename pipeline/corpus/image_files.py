@@ -1,4 +1,4 @@
-"""Image files as bytes, and what can be seen in them: never more pixels than a limit."""
+"""Reading, checking and decoding of image files, within limits of bytes and pixels."""
 
 from __future__ import annotations
 
@@ -17,31 +17,37 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Nothing else is decoded, whatever a file is called: some formats run other programs."""
+"""The formats that are decoded, whatever a file's suffix: some others run external programs."""
 
 MAX_PIXELS = 1 << 26
-"""A picture of more is no input of a model, and a small file can hold billions."""
+"""Largest number of pixels of an image; a small file can hold billions."""
 
 MAX_FILE_BYTES = 64 << 20
+"""Largest size of an image file."""
 
 _COLOURS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK"})
 
 _COLOURS |= {"YCbCr", "LAB", "HSV"}
-"""Modes of eight bits or less: more of them would be cut off without a word."""
+"""Pillow's modes of at most eight bits a channel; it truncates deeper ones silently."""
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file's name is that of an image."""
+    """Return whether a file has the suffix of an image format."""
     return path.name.lower().endswith(SUFFIXES)
 
 
 def read_image(path: Path) -> bytes | Unreadable:
-    """Return an image file's bytes, or why they are no image: see :func:`check_image`.
+    """Return the bytes of an image file, or the reason why they are no image.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
 
     Raises
     ------
     OSError
-        It cannot be read.
+        The file cannot be read.
     """
     if path.stat().st_size > MAX_FILE_BYTES:
         return _TOO_LARGE
@@ -50,15 +56,16 @@ def read_image(path: Path) -> bytes | Unreadable:
 
 
 def image_of(value: Any, folder: Path | None) -> bytes | Unreadable | None:
-    """Return the image that a record's field holds; None where it holds none.
+    """Return the image file in a record's field; None where the field is empty.
 
     Parameters
     ----------
     value : object
-        Bytes; a path relative to ``folder``; or, as data sets on the hub have them, ``{"bytes":
-        ..., "path": ...}``.
+        Bytes; a path relative to ``folder``; or ``{"bytes": ..., "path": ...}``, the form of data
+        sets on the hub.
     folder : Path, optional
-        Where the file of records lies. No path leads out of it, links followed.
+        The folder of the file of records. Paths that lead out of it, also through links, are
+        refused.
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
@@ -80,14 +87,14 @@ def image_of(value: Any, folder: Path | None) -> bytes | Unreadable | None:
 
 
 def check_image(data: bytes) -> Unreadable | None:
-    """Return why bytes are not one image that can be decoded; None where they are.
+    """Return the reason why bytes are not one image that can be decoded; None if they are.
 
-    Every pixel is decoded: a file that is cut short looks whole at its beginning.
+    All pixels are decoded, since the beginning of a truncated file looks intact.
     """
     if len(data) > MAX_FILE_BYTES:
         return _TOO_LARGE
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd notes in a file; Pillow's own limit is above ours
+        warnings.simplefilter("ignore")  # malformed metadata; Pillow's own limit is above ours
         try:
             decode_image(data)
         except ImageError as error:
@@ -96,27 +103,26 @@ def check_image(data: bytes) -> Unreadable | None:
 
 
 class ImageError(ValueError):
-    """Bytes that are not one image within the limits. The message is the reason."""
+    """Bytes are not one image within the limits; the message gives the reason."""
 
 
 _TOO_LARGE = Unreadable(f"an image file of more than {MAX_FILE_BYTES >> 20} MiB")
 
 
 def decode_image(data: bytes) -> Image:
-    """Return the picture in RGB, the right way up.
+    """Return an image in RGB, upright.
 
-    The turn that a camera notes in the file (EXIF) is applied, transparency is dropped, as
-    transformers' own ``load_image`` does.
+    As in transformers' ``load_image``, the EXIF orientation is applied and transparency dropped.
 
     Raises
     ------
     ImageError
-        It is damaged, has several frames, more than eight bits a channel, or more pixels than
-        the limit.
+        The image is damaged, has several frames, more than eight bits a channel, or more pixels
+        than the limit.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    Image.init()  # every decoder, or the formats whose turn has not come are not known
+    Image.init()  # loads every decoder; formats not yet used are unknown otherwise
     known = [name for name in FORMATS if name in Image.OPEN]
     try:
         with Image.open(io.BytesIO(data), formats=known) as image:
@@ -128,7 +134,7 @@ def decode_image(data: bytes) -> Image:
         raise ImageError(_too_many()) from error
     except ImageError:
         raise
-    except Exception as error:  # what its decoders raise for damaged bytes is of every kind
+    except Exception as error:  # decoders raise exceptions of all kinds for damaged bytes
         raise ImageError(f"a damaged image ({type(error).__name__})") from error
 
 
@@ -142,14 +148,14 @@ def _check_header(image: Image) -> None:
 
 
 def _is_deep(image: Image) -> bool:
-    """Whether a file has more than 8 bits a channel, which Pillow reduces to 8 silently."""
+    """Return whether an image has more than 8 bits a channel, which Pillow truncates silently."""
     given: list[Any] = []
     for tile in getattr(image, "tile", ()):
         arguments = tile[3]
         given += arguments if isinstance(arguments, (tuple, list)) else [arguments]
     if any(isinstance(value, str) and ";16" in value for value in given):
         return True
-    if image.format == "PPM":  # the largest value of a channel
+    if image.format == "PPM":  # the maximal value of a channel
         return any(isinstance(value, int) and value > 255 for value in given)
     tags: Any = getattr(image, "tag_v2", None)
     bits = tags.get(258, 8) if image.format == "TIFF" and tags is not None else 8

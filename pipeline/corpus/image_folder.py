@@ -1,4 +1,4 @@
-"""A folder of images: each file a document, the name of its folder its label."""
+"""Corpora of image files: each file is a document, labelled by its folder's name."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from actlas.store.format import layout
 
 
 def open_images(options: PlanOptions) -> Corpus:
-    """Find a corpus of images: a folder of them, or records with a field for one.
+    """Find a corpus of images: a folder of image files, or records with an image field.
+
+    Parameters
+    ----------
+    options : PlanOptions
+        The corpus and its fields.
 
     Raises
     ------
     CorpusError
-        There is nothing there.
+        The corpus does not exist, or has no images.
     """
     if options.image_field is not None:
         return open_corpus(options)
@@ -30,24 +35,29 @@ def open_images(options: PlanOptions) -> Corpus:
 
 
 def has_images(options: PlanOptions) -> bool:
-    """Return whether a corpus may have images, for a model that reads texts too."""
+    """Return whether a corpus may have images, for a model of texts with images."""
     if options.image_field is not None:
         return True
     try:
         return isinstance(open_mixed(options), ImageFolder)
-    except CorpusError:  # raised again where the corpus is opened to be read
+    except CorpusError:  # raised again where the corpus is opened for reading
         return False
 
 
 def open_mixed(options: PlanOptions) -> Corpus:
-    """Find a corpus of texts, of which some may have images; or of images alone.
+    """Find a corpus of texts, some with images; or of images alone.
 
-    A folder or glob with no file of text or records in it, but with images, is one of images.
+    A folder or glob of image files without files of text or records is a corpus of images.
+
+    Parameters
+    ----------
+    options : PlanOptions
+        The corpus and its fields.
 
     Raises
     ------
     CorpusError
-        There is nothing there.
+        The corpus does not exist, or has neither texts nor images.
     """
     try:
         return open_corpus(options)
@@ -61,16 +71,16 @@ def open_mixed(options: PlanOptions) -> Corpus:
 
 
 class ImageFolder:
-    """Images in local files, read in the order of their names.
+    """A corpus of local image files, read in the order of their names.
 
-    In ``DIR/cats/1.png`` the label is ``cats``, however many folders lie below it; images that lie
-    in ``DIR`` itself have none. Hidden files and folders are left out. Where some are wanted from
-    all over (``max_tokens``), they are read in a seeded order, so that not all have to be.
+    The label of ``DIR/cats/1.png`` is ``cats``, however deep the file lies below that folder;
+    images in ``DIR`` itself have no label. Hidden files and folders are left out. For a uniform
+    sample (``max_tokens``) the files are read in a seeded order, so that not all must be read.
 
     Parameters
     ----------
     options : PlanOptions
-        ``corpus`` is a folder, a glob, or one image.
+        The options of the plan; ``corpus`` is a folder, a glob, or one image.
 
     Raises
     ------
@@ -96,10 +106,10 @@ class ImageFolder:
         self._place = 0
 
     def records(self) -> Iterator[Record]:
-        """Yield every image that can be decoded, its file's name as its source."""
+        """Yield every image that can be decoded, with the file's name as its source."""
         self.counts = ReadCounts()
         n_images = 0
-        for self._place, file in enumerate(self._files):  # noqa: B020 - told to fraction()
+        for self._place, file in enumerate(self._files):  # noqa: B020 - read by fraction()
             source = file.relative_to(self._root).as_posix()
             self.counts.n_read += 1
             found = _read(file)
@@ -126,13 +136,13 @@ class ImageFolder:
         return parts[0] if len(parts) > 1 else None
 
     def describe(self) -> str:
-        """Describe what is read, and how many files there are of each kind."""
+        """Return the corpus with the number of its files of each kind."""
         kinds = Counter(file.suffix.lower() for file in self._files)
         files = " and ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
         return f"{self.uri} ({files} to read)"
 
     def fraction(self) -> float | None:
-        """Return the share of the files that were read."""
+        """Return the share of the files that was read."""
         return self._place / len(self._files)
 
 

@@ -1,7 +1,7 @@
-"""The positions of an image as tokens of a document: no ids, and a text that shows the grid.
+"""Patches of an image as tokens of a document: without token ids, in a text that shows the grid.
 
-The text of an image is one name per patch, a line for each row of patches, so that whatever shows
-tokens among their neighbours shows a picture's patches where they lie::
+The text of an image has a name for each patch and a line for each row of patches, so that a display
+of tokens in their context shows an image's patches in their places::
 
     [0,0] [0,1] [0,2]
     [1,0] [1,1] [1,2]
@@ -22,11 +22,16 @@ from actlas.store.errors import CorpusError
 from actlas.store.format.schema import ProcessorSpec
 
 NO_TOKEN = -1
-"""What stands for a token id where there is a patch."""
+"""The token id of a patch, which has none."""
 
 
 def patch_texts(grid: tuple[int, int]) -> list[str]:
-    r"""Return the text of every patch, row by row, with the white space behind it.
+    r"""Return the text of every patch, row by row, with the white space that follows it.
+
+    Parameters
+    ----------
+    grid : tuple of int
+        Rows and columns of patches.
 
     Examples
     --------
@@ -34,23 +39,23 @@ def patch_texts(grid: tuple[int, int]) -> list[str]:
     ['[0,0] ', '[0,1]\n', '[1,0] ', '[1,1]']
     """
     rows, columns = grid
-    pieces = [
+    texts = [
         f"[{r},{c}]" + (" " if c + 1 < columns else "\n")
         for r in range(rows)
         for c in range(columns)
     ]
-    return [*pieces[:-1], pieces[-1].rstrip("\n")]
+    return [*texts[:-1], texts[-1].rstrip("\n")]
 
 
 def patch_tokens(grid: tuple[int, int]) -> Tokens:
-    """Return an image's patches as tokens of the text of its grid."""
-    pieces = patch_texts(grid)
-    edges = np.cumsum([0, *map(len, pieces)]).astype(np.int32)
-    return Tokens(np.full(len(pieces), NO_TOKEN, np.int32), edges[:-1], int(edges[-1]))
+    """Return an image's patches as the tokens of its grid's text."""
+    texts = patch_texts(grid)
+    edges = np.cumsum([0, *map(len, texts)]).astype(np.int32)
+    return Tokens(np.full(len(texts), NO_TOKEN, np.int32), edges[:-1], int(edges[-1]))
 
 
 class PatchTokenizer:
-    """Gives every document the same tokens: the patches of an image.
+    """The tokenizer of images: every document has the same tokens, the patches of an image.
 
     Parameters
     ----------
@@ -71,12 +76,12 @@ class PatchTokenizer:
 
 
 class CorpusView:
-    """A corpus whose texts are made anew, images in them as the text of their grid.
+    """A corpus that derives its documents from those of another corpus.
 
     Parameters
     ----------
     corpus : Corpus
-        The texts and images.
+        The original corpus.
     """
 
     def __init__(self, corpus: Corpus) -> None:
@@ -85,16 +90,16 @@ class CorpusView:
         self.text_field, self.drawn = corpus.text_field, corpus.drawn
 
     def text_of(self, record: Record) -> str | Unreadable:
-        """Return a document's text, or why it is none."""
+        """Return the text of a document, or the reason why a record is none."""
         raise NotImplementedError
 
     def records(self) -> Iterator[Record]:
-        """Yield every document.
+        """Yield the derived documents.
 
         Raises
         ------
         CorpusError
-            There is none.
+            No record is a document.
         """
         n_documents = 0
         for record in self._corpus.records():
@@ -113,25 +118,27 @@ class CorpusView:
 
     @property
     def counts(self) -> ReadCounts:
-        """Of the latest reading."""
+        """Records read and skipped so far in the latest reading."""
         return self._corpus.counts
 
     def describe(self) -> str:
-        """Describe what is read."""
+        """Return the corpus as the log names it."""
         return self._corpus.describe()
 
     def fraction(self) -> float | None:
-        """Return how much was read."""
+        """Return the share of the corpus that was read; None if unknown."""
         return self._corpus.fraction()
 
 
 class ImageCorpus(CorpusView):
-    """A corpus of images alone: whatever text a record has is left out.
+    """A corpus of images alone; texts of its records are left out.
 
     Parameters
     ----------
     corpus : Corpus
+        Records with images.
     grid : tuple of int
+        Rows and columns of patches.
     """
 
     def __init__(self, corpus: Corpus, grid: tuple[int, int]) -> None:
@@ -145,7 +152,7 @@ class ImageCorpus(CorpusView):
 
 
 def image_windows(processor: ProcessorSpec, *, keep_special: bool) -> Windows:
-    """Return the windows of an image corpus: one for each image, never cut."""
+    """Return the windows of an image corpus: one for each image, never truncated."""
     rows, columns = processor.grid
     return Windows(
         content=rows * columns,

@@ -1,8 +1,8 @@
-"""Files of records: what lies in each line or row, one after the other, never a whole file.
+"""Readers of record files: one line or row at a time, never a whole file in memory.
 
-A file's suffix says what it is: ``.jsonl`` (also ``.jsonl.gz`` and ``.jsonl.zst``) holds one JSON
-object a line, ``.csv`` has a header, ``.parquet`` is read by batches of rows, and a ``.txt`` file
-is **one** document. What cannot be decoded is handed on as :class:`Unreadable`, to be counted.
+The suffix gives the format: ``.jsonl`` (also ``.jsonl.gz`` and ``.jsonl.zst``) has one JSON object
+per line, ``.csv`` has a header, ``.parquet`` is read in batches of rows, and a ``.txt`` file is
+**one** document. A record that cannot be decoded is yielded as :class:`Unreadable` and counted.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from actlas.store.errors import ActlasError, CorpusError, run_fault
 BLOCK_BYTES = 1 << 18
 
 MAX_DOCUMENT_BYTES = 64 << 20
-"""A longer text is no document: tokenizing it takes some hundred bytes of memory per token."""
+"""Largest document: the tokenizer needs some hundred bytes of memory per token."""
 
 MAX_LINE_BYTES = 4 * MAX_DOCUMENT_BYTES
 
 _ZSTD_BYTES = 1 << 10
-"""Given to the decompressor at a time: four bytes can stand for 128 KiB."""
+"""Compressed bytes decompressed at a time: four of them can expand to 128 KiB."""
 
 _PARQUET_ROWS = 256
 
@@ -36,13 +36,13 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Unreadable(NamedTuple):
-    """A record that cannot be decoded, and why."""
+    """A record that cannot be decoded, and the reason."""
 
     reason: str
 
 
 Raw: TypeAlias = Mapping[str, Any] | str | Unreadable
-"""A record as it lies in its file: named fields, or a text alone."""
+"""A record of a file: named fields, or plain text."""
 
 NOT_UTF8 = Unreadable("not UTF-8")
 
@@ -53,12 +53,12 @@ NOT_AN_OBJECT = Unreadable("JSON, but not an object with named fields")
 TOO_LONG = Unreadable(f"longer than {MAX_DOCUMENT_BYTES >> 20} MiB")
 
 Wanted: TypeAlias = Callable[[list[str]], list[str]]
-"""Of the columns that a table has, those that are needed."""
+"""A function from the columns of a table to those that are needed."""
 
 
 @dataclass
 class Position:
-    """How far a reader has come in its file."""
+    """The share of a file that a reader has covered, from 0 to 1."""
 
     fraction: float = 0.0
 
@@ -69,21 +69,21 @@ Reader: TypeAlias = Callable[[Path, Wanted, Position], Iterator[tuple[int, Raw]]
 def read_records(
     path: Path, wanted: Wanted = list, position: Position | None = None
 ) -> Iterator[tuple[int, Raw]]:
-    """Yield each record of a file with its place in it: the line, or the row below the header.
+    """Yield each record of a file with its index: the line, or the row below the header.
 
     Parameters
     ----------
     path : Path
         A file with one of the known suffixes.
     wanted : callable
-        Chooses the columns to read from a Parquet file.
+        Selects the columns to read from a Parquet file.
     position : Position, optional
-        Is told how far the reading has come.
+        Updated as the reading proceeds.
 
     Raises
     ------
     CorpusError
-        The file is not there, may not be read, or is damaged.
+        The file does not exist, may not be read, or is damaged.
     RunFaultError
         The disk fails.
     """
@@ -103,17 +103,17 @@ def read_records(
 
 
 def suffix_of(path: Path) -> str | None:
-    """Return which of the known suffixes a file has, or None."""
+    """Return the known suffix of a file, or None."""
     name = path.name.lower()
     return next((suffix for suffix in READERS if name.endswith(suffix)), None)
 
 
 def _damaged(path: Path, why: str) -> CorpusError:
-    return CorpusError(f"{path}: damaged or cut short ({why}). Get the file anew.", path=str(path))
+    return CorpusError(f"{path}: damaged or truncated ({why}). Get the file again.", path=str(path))
 
 
 def read_text(path: Path, _wanted: Wanted, _position: Position) -> Iterator[tuple[int, Raw]]:
-    """Yield a file's whole text, newlines as they are."""
+    """Yield a file's whole text, with its newlines unchanged."""
     if path.stat().st_size > MAX_DOCUMENT_BYTES:
         yield 0, TOO_LONG
         return
@@ -125,7 +125,7 @@ def read_text(path: Path, _wanted: Wanted, _position: Position) -> Iterator[tupl
 
 def read_csv(path: Path, _wanted: Wanted, position: Position) -> Iterator[tuple[int, Raw]]:
     """Yield the rows of a table with a header, every value a string."""
-    # The library's limit of 128 KiB a field is one for the whole process; documents are longer.
+    # The library limits a field to 128 KiB, for the whole process; documents are longer.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_DOCUMENT_BYTES))
     n_bytes = path.stat().st_size
     with path.open("rb") as raw:
@@ -176,18 +176,18 @@ def _unzstd(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
     held = 0
     for block in blocks:
         for at in range(0, len(block), _ZSTD_BYTES):
-            piece = block[at : at + _ZSTD_BYTES]
-            while piece:
+            data = block[at : at + _ZSTD_BYTES]
+            while data:
                 frame = frame or library.decompressobj(write_size=BLOCK_BYTES)
-                parts.append(frame.decompress(piece))
+                parts.append(frame.decompress(data))
                 held += len(parts[-1])
-                piece = frame.unused_data if frame.eof else b""
+                data = frame.unused_data if frame.eof else b""
                 frame = None if frame.eof else frame
                 if held >= BLOCK_BYTES:
                     yield b"".join(parts)
                     parts, held = [], 0
     yield b"".join(parts)
-    if frame is not None:  # The library's own reader takes a file that is cut short for its end.
+    if frame is not None:  # The library's reader accepts truncated files.
         raise _damaged(path, "its last frame has no end")
 
 
@@ -199,10 +199,10 @@ def _blocks(plain: BinaryIO | gzip.GzipFile, file: BinaryIO, position: Position)
 
 
 def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield lines without their newline, holding one at a time and a block.
+    """Yield lines without their newline; one line and one block are in memory.
 
-    Of a line that is longer than any record, the first bytes: a small compressed file can hold one
-    that no memory can.
+    A line longer than any record is cut: a small compressed file can hold a line that no memory
+    can.
     """
     parts: list[bytes] = []
     held = 0
@@ -228,7 +228,7 @@ def _json_lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, Raw]]:
 
 
 def parse_json(line: bytes) -> Raw:
-    """Return the object that a line holds, or why there is none."""
+    """Return the object in a line, or the reason why the line holds none."""
     try:
         value = json.loads(line.decode())
     except UnicodeDecodeError:
@@ -239,7 +239,7 @@ def parse_json(line: bytes) -> Raw:
 
 
 def read_parquet(path: Path, wanted: Wanted, position: Position) -> Iterator[tuple[int, Raw]]:
-    """Yield the rows of a Parquet file, only the columns that are needed."""
+    """Yield the rows of a Parquet file, reading only the needed columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -279,10 +279,10 @@ READERS: dict[str, Reader] = {
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """Yield every file below a folder, in no order; nothing that is hidden, or in what is.
+    """Yield every file below a folder, in no order, without hidden files and folders.
 
-    Links to folders are followed, as those who cut subsets of a data set expect; a folder that is
-    reached twice, as by a link to a folder above it, is read once.
+    Links to folders are followed, since subsets of a data set are often made of links; a folder
+    that is reached twice, as through a link to a folder above it, is read once.
     """
     seen: set[tuple[int, int]] = set()
     for where, folders, names in os.walk(root, followlinks=True):

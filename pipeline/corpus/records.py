@@ -1,4 +1,4 @@
-"""From raw records to documents: text and label picked out, what has none counted."""
+"""From raw records to documents: selection of text, label, spans and image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from actlas.pipeline.corpus.fields import (
 )
 from actlas.pipeline.corpus.image_files import image_of
 from actlas.pipeline.corpus.readers import MAX_DOCUMENT_BYTES, TOO_LONG, Raw, Unreadable
-from actlas.pipeline.corpus.spans import ROLE, Part, column_name, spans_of
+from actlas.pipeline.corpus.spans import ROLE, Span, column_name, spans_of
 from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import CorpusError
 
@@ -27,43 +27,66 @@ if TYPE_CHECKING:
     from actlas.pipeline.corpus.chat import Chat
 
 PATIENCE_RECORDS = 10_000
-"""A corpus whose first records all have no text, or no label, is given up after so many."""
+"""Records after which reading ends if none of them has text, or none has a label."""
 
 
 class Record(NamedTuple):
-    """A document, and where it came from."""
+    """A document and its origin.
+
+    Attributes
+    ----------
+    text : str
+        The text.
+    label : str or None
+        The label.
+    source : str
+        The file, or the part of a data set, that the document is from.
+    record : int
+        Index of the record in its source.
+    image : bytes or None
+        The bytes of the image file, where the record has one.
+    spans : mapping of str to tuple of Span
+        Named spans of the text, by column.
+    """
 
     text: str
     label: str | None
     source: str
     record: int
     image: bytes | None = None
-    """The image file's own bytes, where there is one."""
-    parts: Mapping[str, tuple[Part, ...]] = MappingProxyType({})
-    """Named parts of the text, by column."""
+    spans: Mapping[str, tuple[Span, ...]] = MappingProxyType({})
 
 
 @dataclass
 class ReadCounts:
-    """What was read and what was skipped, and why."""
+    """Numbers of records read and skipped.
+
+    Attributes
+    ----------
+    n_read : int
+        Records read.
+    skipped : Counter of str
+        Records skipped, by reason.
+    first : dict of str to str
+        The first record skipped, by reason.
+    """
 
     n_read: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
-    """Where each reason was met first."""
 
     @property
     def n_skipped(self) -> int:
-        """All that was skipped."""
+        """All records skipped."""
         return self.skipped.total()
 
     def skip(self, reason: str, source: str, record: int) -> None:
-        """Count a record that is no document."""
+        """Count a record as skipped."""
         self.skipped[reason] += 1
         self.first.setdefault(reason, f"{source} record {record}")
 
     def lines(self) -> list[str]:
-        """Return a line for each reason: how many were skipped, and where the first was."""
+        """Return a line for each reason: the number of records skipped, and the first of them."""
         return [
             f"{n:,} records skipped: {reason} (the first: {self.first[reason]})"
             for reason, n in self.skipped.most_common()
@@ -71,38 +94,47 @@ class ReadCounts:
 
 
 class RawSource(NamedTuple):
-    """Something with records in it: a file, a part of a data set."""
+    """A source of records: a file, or a part of a data set.
+
+    Attributes
+    ----------
+    name : str
+        The name that documents have as their source.
+    records : iterator of (int, Raw)
+        The records with their indices.
+    folder : Path or None
+        The folder that paths in the records are relative to.
+    """
 
     name: str
     records: Iterator[tuple[int, Raw]]
     folder: Path | None = None
-    """From which paths in the records are read."""
 
 
 class Selection:
-    """Picks text and label out of raw records, and counts what has none.
+    """Selects the documents among raw records, and counts the other records.
 
     Parameters
     ----------
     options : PlanOptions
-        The fields that they name, and ``lowercase``, are read.
+        The names of the fields, and ``lowercase``.
     chat : Chat, optional
-        What lays messages out.
+        The chat template, where ``messages_field`` is given.
     """
 
     def __init__(self, options: PlanOptions, chat: Chat | None = None) -> None:
         self.uri = options.corpus
         self.chat = chat
         self.text = Field(options.messages_field or options.text_field or DEFAULT_TEXT_FIELD)
-        self.spans = {column_name(name): Field(name) for name in options.span_fields}
+        self.span_fields = {column_name(name): Field(name) for name in options.span_fields}
         self._seen: set[str] = set()
         self.label = Field(options.label_field) if options.label_field else None
         self.image = Field(options.image_field) if options.image_field else None
         self.lowercase = options.lowercase
 
     def columns(self, names: list[str]) -> list[str]:
-        """Return which of a table's columns are needed: all where one is missing, to name them."""
-        fields = [f for f in (self.text, self.label, self.image, *self.spans.values()) if f]
+        """Return the columns that are needed; all columns if a field is missing."""
+        fields = [f for f in (self.text, self.label, self.image, *self.span_fields.values()) if f]
         found = [field.columns(names) for field in fields]
         if not all(found):
             return names
@@ -111,10 +143,17 @@ class Selection:
     def select(self, sources: Iterable[RawSource], counts: ReadCounts) -> Iterator[Record]:
         """Yield the documents among raw records.
 
+        Parameters
+        ----------
+        sources : iterable of RawSource
+            The records.
+        counts : ReadCounts
+            Updated with every record.
+
         Raises
         ------
         CorpusError
-            None has text; or a label was asked for and none has one.
+            No record has text; or a label field is given and no record has a label.
         """
         n_documents = n_labelled = 0
         example: Raw = ""
@@ -143,44 +182,44 @@ class Selection:
         if image is not None and text in (MISSING, None):
             text = ""
         if self.chat is not None and text is not MISSING:
-            return self._laid_out(self.chat.lay_out(text), raw, source, index)
+            return self._chat_record(self.chat.format(text), raw, source, index)
         if text is MISSING:
             return Unreadable("no image" if self.image else f"no field {self.text.name!r}")
         if not isinstance(text, str):
             return Unreadable(f"field {self.text.name!r} is no string")
-        parts = self._spans(raw, text)
-        if isinstance(parts, Unreadable):
-            return parts
+        spans = self._spans(raw, text)
+        if isinstance(spans, Unreadable):
+            return spans
         if self.lowercase:
             lower = text.lower()
-            if self.spans and len(lower) != len(text):
+            if self.span_fields and len(lower) != len(text):
                 return Unreadable("a text whose length --lowercase changes, so that spans shift")
             text = lower
-        return self._record(text, parts, image, raw, source, index)
+        return self._record(text, spans, image, raw, source, index)
 
-    def _laid_out(
+    def _chat_record(
         self,
-        found: tuple[str, tuple[Part, ...]] | Unreadable,
+        found: tuple[str, tuple[Span, ...]] | Unreadable,
         raw: Raw,
         source: RawSource,
         index: int,
     ) -> Record | Unreadable:
         if isinstance(found, Unreadable):
             return found
-        text, parts = found
-        return self._record(text, {ROLE: parts}, None, raw, source, index)
+        text, spans = found
+        return self._record(text, {ROLE: spans}, None, raw, source, index)
 
     def _record(
         self,
         text: str,
-        parts: Mapping[str, tuple[Part, ...]],
+        spans: Mapping[str, tuple[Span, ...]],
         image: bytes | None,
         raw: Raw,
         source: RawSource,
         index: int,
     ) -> Record | Unreadable:
         label = label_of(self.label.of(raw)) if self.label and isinstance(raw, Mapping) else None
-        names = {part.name for each in parts.values() for part in each}
+        names = {span.name for each in spans.values() for span in each}
         try:
             "".join((label or "", *names)).encode()
             n_bytes = len(text.encode())
@@ -188,20 +227,20 @@ class Selection:
             return Unreadable("not valid Unicode (half of a surrogate pair)")
         if n_bytes > MAX_DOCUMENT_BYTES:
             return TOO_LONG
-        return Record(text, label, source.name, index, image, parts)
+        return Record(text, label, source.name, index, image, spans)
 
-    def _spans(self, raw: Raw, text: str) -> dict[str, tuple[Part, ...]] | Unreadable:
-        """Return the spans of a record by column; a text without fields has none."""
-        parts: dict[str, tuple[Part, ...]] = {}
-        for name, spans in self.spans.items():
-            value = spans.of(raw) if isinstance(raw, Mapping) else MISSING
+    def _spans(self, raw: Raw, text: str) -> dict[str, tuple[Span, ...]] | Unreadable:
+        """Return the spans of a record by column; plain text has none."""
+        spans: dict[str, tuple[Span, ...]] = {}
+        for name, span_field in self.span_fields.items():
+            value = span_field.of(raw) if isinstance(raw, Mapping) else MISSING
             if value is not MISSING:
                 self._seen.add(name)
             found = spans_of(value, name, text)
             if isinstance(found, Unreadable):
                 return found
-            parts[name] = found
-        return parts
+            spans[name] = found
+        return spans
 
     def _image(self, raw: Raw, folder: Path | None) -> bytes | Unreadable | None:
         if self.image is None or not isinstance(raw, Mapping):
@@ -212,7 +251,7 @@ class Selection:
         names = field_names(example) if isinstance(example, Mapping) else []
         if counts.n_read == 0:
             raise CorpusError(
-                f"{self.uri}: there are no records in it. Expected at least one with text.",
+                f"{self.uri}: it has no records. Expected at least one with text.",
                 corpus=self.uri,
             )
         if n_documents == 0:
@@ -239,7 +278,7 @@ class Selection:
                 corpus=self.uri,
                 fields=names,
             )
-        unseen = [field.name for name, field in self.spans.items() if name not in self._seen]
+        unseen = [field.name for name, field in self.span_fields.items() if name not in self._seen]
         if unseen:
             there = f"Its fields are {listed(names)}." if names else "Its records have no fields."
             raise CorpusError(

@@ -1,9 +1,9 @@
-"""Named parts of a text, and which tokens lie in them.
+"""Named spans of a text, and the tokens in them.
 
-A part is a range of characters with a name: a span that a record labels, or what one message of a
-chat says. A token is in a part if its piece of the text overlaps it; where it overlaps several, the
-one that the record lists first has it. White space at the ends of a span does not count, since the
-tokens of most models carry the blank before their word.
+A span is a range of characters with a name: a labelled part of a record, or a message of a chat. A
+token is in a span if its characters overlap it; of several overlapping spans the token belongs to
+the one listed first. White space at the ends of a span does not count, since the tokens of most
+models include the blank before their word.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from actlas.store.errors import ConfigError
 from actlas.store.format.schema import check_token_columns
 
 ROLE = "role"
-"""The column of messages."""
+"""The column with the role of the speaker of each token, for corpora of messages."""
 
 
-class Part(NamedTuple):
-    """Characters [start, stop) of a text, and their name."""
+class Span(NamedTuple):
+    """The characters [start, stop) of a text, and their name."""
 
     start: int
     stop: int
@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 
 def column_name(field: str) -> str:
-    """Return the column that a field of spans becomes: the last part of its path.
+    """Return the name of the column of a span field: the last part of the field's path.
 
     Examples
     --------
@@ -45,12 +45,17 @@ def column_name(field: str) -> str:
 
 
 def span_columns(options: PlanOptions) -> tuple[str, ...]:
-    """Return the columns of tokens that a corpus gives: of roles, or one per field of spans.
+    """Return the token columns of a corpus: the role, or one column for each span field.
+
+    Parameters
+    ----------
+    options : PlanOptions
+        The options of the plan.
 
     Raises
     ------
     ConfigError
-        A column cannot have its field's name.
+        A span field's name is not possible as the name of a column.
     """
     roles = (ROLE,) if options.messages_field else ()
     names = (*roles, *map(column_name, options.span_fields))
@@ -61,24 +66,24 @@ def span_columns(options: PlanOptions) -> tuple[str, ...]:
     return names
 
 
-def spans_of(value: Any, name: str, text: str) -> tuple[Part, ...] | Unreadable:
-    """Return the spans of a field's value.
+def spans_of(value: Any, name: str, text: str) -> tuple[Span, ...] | Unreadable:
+    """Return the spans in a field's value, or the reason why it is no list of spans.
 
     Parameters
     ----------
     value : list
-        Of objects with ``start``, ``stop`` (or ``end``) and perhaps ``label``, or of lists of two
-        or three. A missing field, or None, has no spans.
+        Objects with ``start``, ``stop`` (or ``end``) and perhaps ``label``, or lists of two or
+        three such values. A missing field, or None, has no spans.
     name : str
-        Of the column: the label of spans without one.
+        The column, whose name is the label of spans without a label.
     text : str
-        That they are in.
+        The text that the spans are in.
     """
     if value is MISSING or value is None:
         return ()
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return Unreadable(f"field {name!r} is no list of spans")
-    parts = []
+    spans = []
     for item in value:
         start, stop, label = _span(item)
         if type(start) is not int or type(stop) is not int:
@@ -87,8 +92,8 @@ def spans_of(value: Any, name: str, text: str) -> tuple[Part, ...] | Unreadable:
             return Unreadable(f"a span of {name!r} is empty or reaches beyond the text")
         if not (label is None or isinstance(label, str | int)):
             return Unreadable(f"a span of {name!r} has a label that is no string")
-        parts.append(_trimmed(start, stop, name if label is None else str(label), text))
-    return tuple(parts)
+        spans.append(_trimmed(start, stop, name if label is None else str(label), text))
+    return tuple(spans)
 
 
 def _span(item: Any) -> tuple[Any, Any, Any]:
@@ -101,32 +106,33 @@ def _span(item: Any) -> tuple[Any, Any, Any]:
     return None, None, None
 
 
-def _trimmed(start: int, stop: int, name: str, text: str) -> Part:
+def _trimmed(start: int, stop: int, name: str, text: str) -> Span:
     inner = text[start:stop]
     if not inner.isspace():
         start += len(inner) - len(inner.lstrip())
         stop -= len(inner) - len(inner.rstrip())
-    return Part(start, stop, name)
+    return Span(start, stop, name)
 
 
-def token_codes(tokens: Tokens, parts: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return the code of the part that each token lies in; -1 for none.
+def token_codes(tokens: Tokens, spans: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the code of each token's span, -1 for tokens in none; shape [tokens].
 
-    Of several tokens that make one character, all have its part.
+    Tokens that together encode one character all belong to that character's span.
 
     Parameters
     ----------
     tokens : Tokens
-    parts : ndarray of int32, shape [parts, 3]
-        Start, stop, code.
+        The tokens of a document.
+    spans : ndarray of int32, shape [spans, 3]
+        Start, stop and code of each span.
     """
     codes = np.full(len(tokens), -1, np.int32)
     stops = np.append(tokens.char_start[1:], np.int32(tokens.char_stop))[: len(tokens)]
-    for start, stop, code in parts[::-1].tolist():
+    for start, stop, code in spans[::-1].tolist():
         first = int(np.searchsorted(stops, start, side="right"))
         last = int(np.searchsorted(tokens.char_start, stop, side="left"))
         codes[first:last] = code
-    # A token with an empty piece is the rest of a character: it goes with the one before it.
+    # A token without characters continues the previous token's character, and has its span.
     whole = np.where(stops > tokens.char_start, np.arange(len(tokens)), 0)
     filled: NDArray[np.int32] = codes[np.maximum.accumulate(whole)] if len(tokens) else codes
     return filled

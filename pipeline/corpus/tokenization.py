@@ -20,7 +20,7 @@ from actlas.store.errors import ConfigError, ModelError
 from actlas.store.format import layout
 from actlas.store.format.schema import LongDocuments, TokenizerSpec
 
-BATCH_BYTES = 1 << 20
+BATCH_CHARS = 1 << 20
 
 BATCH_TEXTS = 4096
 
@@ -28,16 +28,18 @@ PROBES = ("a", "The cat sat on the mat.", "1 2 3", "")
 
 
 class Tokens(NamedTuple):
-    """A document's kept tokens.
+    """The kept tokens of a document.
 
     Attributes
     ----------
     token_id : ndarray of int32, shape [tokens]
+        The token ids.
     char_start : ndarray of int32, shape [tokens]
-        The slices between these, the last one ending at ``char_stop``, are a partition of the
-        document's text, or of its first part where the document is cut. Of several tokens that
-        make one character the first has it, and the others' slices are empty.
+        The character at which each token's slice of the text begins. The slices partition the text,
+        or the beginning of a truncated document's text. Of tokens that together encode one
+        character the first has the character, and the slices of the others are empty.
     char_stop : int
+        The character at which the last token's slice ends.
     columns : mapping of str to ndarray of int32, shape [tokens]
         Codes of the tokens in further columns; -1 for none.
     """
@@ -52,21 +54,26 @@ class Tokens(NamedTuple):
 
 
 class DocumentTokenizer:
-    """A tokenizer as a plan uses it.
-
-    ``columns`` has the columns of tokens that ``cut`` gives, and the names of their codes.
+    """The tokenizer of a plan.
 
     Parameters
     ----------
     tokenizer : transformers.PreTrainedTokenizerBase
-        A fast one: only these say where in the text a token lies.
+        A fast tokenizer: only these give the characters of each token.
     identity : str
-        What the plan calls it.
+        The tokenizer's id in the plan.
+
+    Attributes
+    ----------
+    columns : mapping of str to tuple of str
+        The token columns that ``tokenize`` adds, and the names of their codes.
+    spec : TokenizerSpec
+        The plan's entry for the tokenizer.
 
     Raises
     ------
     ModelError
-        It is a slow one, or adds other tokens around one text than around another.
+        The tokenizer is a slow one, or does not add the same tokens around every text.
     """
 
     columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})
@@ -75,8 +82,8 @@ class DocumentTokenizer:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not getattr(tokenizer, "is_fast", False) or backend is None:
             raise ModelError(
-                f"{identity}: got a {type(tokenizer).__name__}, which cannot say where in the text "
-                "a token lies. Expected a fast tokenizer: convert it to a tokenizer.json, or name "
+                f"{identity}: got a {type(tokenizer).__name__}, which does not give the characters "
+                "of each token. Expected a fast tokenizer: convert it to a tokenizer.json, or name "
                 "another with --tokenizer.",
                 tokenizer=identity,
             )
@@ -102,7 +109,7 @@ class DocumentTokenizer:
         )
 
     def _probe(self, tokenizer: Any, identity: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return what the tokenizer adds before and after one text, found by trying."""
+        """Return the tokens that the tokenizer adds before and after a text, found by trying."""
         found: set[tuple[tuple[int, ...], tuple[int, ...]]] | None = None
         for probe in PROBES:
             whole = list(tokenizer(probe)["input_ids"])
@@ -117,11 +124,11 @@ class DocumentTokenizer:
                 "windows cannot be made. Name another with --tokenizer.",
                 tokenizer=identity,
             )
-        # Where an empty text leaves it open, all of it comes before.
+        # If the split is ambiguous, all added tokens come before the text.
         return max(found, key=lambda pair: len(pair[0]))
 
     def tokenize(self, texts: Sequence[str]) -> Iterator[Tokens]:
-        """Yield the kept tokens of each text; the backend works on all CPUs."""
+        """Yield the kept tokens of each text; the backend uses all CPUs."""
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         for i, text in enumerate(texts):
             encoding, encodings[i] = encodings[i], None
@@ -129,11 +136,11 @@ class DocumentTokenizer:
 
 
 def tokens_of(encoding: Any, n_chars: int) -> Tokens:
-    """Return the tokens of a text of ``n_chars`` characters as the backend has encoded it."""
+    """Return the tokens of a text of ``n_chars`` characters from the backend's encoding."""
     ids = np.array(encoding.ids, dtype=np.int32)
     ends = np.fromiter((stop for _, stop in encoding.offsets), dtype=np.int32, count=len(ids))
-    # Trimmed blanks and characters made of several tokens: what a token reaches is what all
-    # before it have reached, too.
+    # Trimmed blanks, and characters of several tokens: a token's slice ends where it or any
+    # earlier token ends, whichever is last.
     reached = np.minimum(np.maximum.accumulate(ends), n_chars)
     char_start = np.zeros_like(ids)
     char_start[1:] = reached[:-1]
@@ -141,15 +148,16 @@ def tokens_of(encoding: Any, n_chars: int) -> Tokens:
 
 
 class Windows(NamedTuple):
-    """How documents become windows, and which of a window's tokens are kept.
+    """The division of documents into windows, and the choice of kept tokens.
 
     Attributes
     ----------
     content : int
         Tokens of the text in a full window.
     prefix, suffix : tuple of int
-        The tokens that the tokenizer adds around each window.
+        Special tokens that the tokenizer adds around each window.
     long : {"window", "truncate"}
+        Whether a longer document becomes several windows, or is truncated to one.
     keep_special : bool
         Whether prefix and suffix are among the kept tokens.
     """
@@ -166,7 +174,7 @@ class Windows(NamedTuple):
         return self.content + (len(self.prefix) + len(self.suffix)) * self.keep_special
 
     def apply(self, tokens: Tokens) -> Tokens:
-        """Return the document's kept tokens: cut, and with special tokens, as the plan says."""
+        """Return the kept tokens of a document: truncated, and with special tokens, as planned."""
         if self.long == "truncate" and len(tokens) > self.content:
             stop = int(tokens.char_start[self.content])
             tokens = Tokens(
@@ -204,12 +212,14 @@ class Windows(NamedTuple):
         return Tokens(np.concatenate(ids), np.concatenate(starts), tokens.char_stop, columns)
 
     def special(self, start: NDArray[np.int64], begin: int, end: int) -> NDArray[np.bool_] | None:
-        """Return which of the tokens [begin, end) are prefix or suffix; None where none is kept.
+        """Return which of the tokens [begin, end) are prefix or suffix; None if none is kept.
 
         Parameters
         ----------
         start : ndarray of int64, shape [documents + 1]
             The first kept token of each document.
+        begin, end : int
+            The tokens of the corpus.
         """
         if not self.keep_special:
             return None
@@ -226,12 +236,23 @@ class Windows(NamedTuple):
 def make_windows(
     spec: TokenizerSpec, max_length: int, long: LongDocuments, keep_special: bool
 ) -> Windows:
-    """Return the windows of at most ``max_length`` tokens, special ones included.
+    """Return windows of at most ``max_length`` tokens.
+
+    Parameters
+    ----------
+    spec : TokenizerSpec
+        The tokenizer, whose special tokens surround each window.
+    max_length : int
+        Tokens of a window, special tokens included.
+    long : {"window", "truncate"}
+        See :class:`Windows`.
+    keep_special : bool
+        See :class:`Windows`.
 
     Raises
     ------
     ConfigError
-        There is no room in a window beside its special tokens.
+        The special tokens leave no room in a window.
     """
     try:
         content = layout.content_length(max_length, len(spec.prefix_ids) + len(spec.suffix_ids))
@@ -244,14 +265,14 @@ ItemT = TypeVar("ItemT", bound=tuple[Any, ...])
 
 
 def batches(items: Iterable[ItemT]) -> Iterator[list[ItemT]]:
-    """Group items, whose first field is a text, into batches of about a mebibyte."""
+    """Group items, whose first field is a text, into batches of about 2**20 characters."""
     batch: list[ItemT] = []
-    n_bytes = 0
+    n_chars = 0
     for item in items:
         batch.append(item)
-        n_bytes += len(item[0])
-        if n_bytes >= BATCH_BYTES or len(batch) == BATCH_TEXTS:
+        n_chars += len(item[0])
+        if n_chars >= BATCH_CHARS or len(batch) == BATCH_TEXTS:
             yield batch
-            batch, n_bytes = [], 0
+            batch, n_chars = [], 0
     if batch:
         yield batch

@@ -28,8 +28,8 @@ Sample = Literal["all", "uniform", "head"]
 
 Log = Callable[[str], None]
 
-Parts = tuple[NDArray[np.int32], ...]
-"""For each column that the corpus gives, its parts of a text: start, stop, code; [parts, 3]."""
+SpanCodes = tuple[NDArray[np.int32], ...]
+"""For each column that the corpus gives, its spans of a text: start, stop, code; [spans, 3]."""
 
 MAX_NAMES = 1 << 16
 """Distinct labels: what has more is no label."""
@@ -53,7 +53,7 @@ class Item(NamedTuple):
 
     text: str
     place: int
-    parts: Parts
+    spans: SpanCodes
 
 
 class Texts:
@@ -68,14 +68,14 @@ class Texts:
         self.source, self.record, self.label = array("i"), array("q"), array("i")
         self.sources, self.labels = Names(), Names()
         self.columns = {name: Names() for name in columns}
-        self._parts = [spool.file(f"parts-{name}", np.int32) for name in columns]
-        self._part_edges = [array("q", [0]) for _ in columns]
+        self._spans = [spool.file(f"spans-{name}", np.int32) for name in columns]
+        self._span_edges = [array("q", [0]) for _ in columns]
 
     def __len__(self) -> int:
         return len(self.source)
 
     def append(self, record: Record) -> Item:
-        """Keep a document's text, its parts and its origin; return it."""
+        """Keep a document's text, its spans and its origin; return it."""
         self.file.append(record.text.encode())
         self.edges.append(self.file.n_items)
         self._append_image(record.image)
@@ -88,11 +88,11 @@ class Texts:
                 "that is no label. Name another field with --label-field.",
                 field="label_field",
             )
-        parts = self._coded(record)
-        for codes, file, edges in zip(parts, self._parts, self._part_edges, strict=True):
+        spans = self._coded(record)
+        for codes, file, edges in zip(spans, self._spans, self._span_edges, strict=True):
             file.append(codes)
             edges.append(file.n_items)
-        return Item(record.text, len(self) - 1, parts)
+        return Item(record.text, len(self) - 1, spans)
 
     def _append_image(self, image: bytes | None) -> None:
         if image and self.image_edges is None:
@@ -101,11 +101,11 @@ class Texts:
             self.images.append(image or b"")
             self.image_edges.append(self.images.n_items)
 
-    def _coded(self, record: Record) -> Parts:
+    def _coded(self, record: Record) -> SpanCodes:
         coded = []
         for name, names in self.columns.items():
-            parts = [(part.start, part.stop, names.code(part.name)) for part in record.parts[name]]
-            coded.append(np.array(parts, np.int32).reshape(-1, 3))
+            spans = [(span.start, span.stop, names.code(span.name)) for span in record.spans[name]]
+            coded.append(np.array(spans, np.int32).reshape(-1, 3))
             if len(names.codes) > MAX_NAMES:
                 raise CorpusError(
                     f"There are more than {MAX_NAMES:,} different labels in {name!r}: those are "
@@ -116,14 +116,14 @@ class Texts:
 
     def flush(self) -> None:
         """Hand everything to the operating system, so that it can be read."""
-        for file in (self.file, self.images, *self._parts):
+        for file in (self.file, self.images, *self._spans):
             file.flush()
 
     def item(self, place: int) -> Item:
         """Return a document as it was kept."""
-        pairs = zip(self._parts, self._part_edges, strict=True)
-        parts = (file.read(edges[place], edges[place + 1]).reshape(-1, 3) for file, edges in pairs)
-        return Item(self.text(place), place, tuple(parts))
+        pairs = zip(self._spans, self._span_edges, strict=True)
+        spans = (file.read(edges[place], edges[place + 1]).reshape(-1, 3) for file, edges in pairs)
+        return Item(self.text(place), place, tuple(spans))
 
     def text(self, place: int) -> str:
         """Return a text."""
@@ -161,7 +161,7 @@ class TokenizedDocuments:
             for i, tokens in enumerate(tokenizer.tokenize([item.text for item in batch])):
                 if limit is not None and self.n_tokens >= limit:
                     return True
-                tokens = self._with_columns(tokens, batch[i].parts)
+                tokens = self._with_columns(tokens, batch[i].spans)
                 self._append(self.windows.apply(tokens), batch[i].place)
             if time.monotonic() - logged > LOG_EVERY_S:
                 logged = time.monotonic()
@@ -169,10 +169,10 @@ class TokenizedDocuments:
                 log(f"{self.n_tokens:,}{goal} tokens in {len(self.place):,} documents")
         return False
 
-    def _with_columns(self, tokens: Tokens, parts: Parts) -> Tokens:
+    def _with_columns(self, tokens: Tokens, spans: SpanCodes) -> Tokens:
         """Return a document's tokens with all codes: the tokenizer's own, and the corpus's."""
         given = [name for name in self.columns if name not in tokens.columns]
-        coded = (token_codes(tokens, part) for part in parts)
+        coded = (token_codes(tokens, span) for span in spans)
         columns = {**tokens.columns, **dict(zip(given, coded, strict=True))}
         return Tokens(tokens.token_id, tokens.char_start, tokens.char_stop, columns)
 

@@ -120,14 +120,14 @@ def test_templates_that_change_what_is_said() -> None:
     dropped = "{{ messages[-1]['content'] }}"
     for template in (cut, twice, dropped):
         chat = Chat(tokenizer_with(template), "t")
-        found = chat.lay_out(talk(("user", "abcdef"), ("user", "b")))
+        found = chat.format(talk(("user", "abcdef"), ("user", "b")))
         assert isinstance(found, Unreadable) and "changes, drops or repeats" in found.reason
 
 
 def test_a_special_string_across_a_messages_edge_is_found() -> None:
     chat = Chat(tokenizer_with("{% for m in messages %}<|{{ m['content'] }}{% endfor %}"), "t")
-    assert isinstance(chat.lay_out(talk(("user", "eos|> x"))), Unreadable)
-    assert not isinstance(chat.lay_out(talk(("user", "eos| x"))), Unreadable)
+    assert isinstance(chat.format(talk(("user", "eos|> x"))), Unreadable)
+    assert not isinstance(chat.format(talk(("user", "eos| x"))), Unreadable)
 
 
 def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_a_special_string_in_any_field_is_found(forged: dict[str, Any]) -> None:
     chat = Chat(tokenizer_with("{% for m in messages %}{{ m['content'] }}.{% endfor %}"), "t")
     special = next(s for s in chat._tokenizer.all_special_tokens)
     text = json.dumps(forged).replace("</s>", special)
-    found = chat.lay_out([json.loads(text)])
+    found = chat.format([json.loads(text)])
     assert isinstance(found, Unreadable)
     assert "special token's string" in found.reason
     plain = json.loads(json.dumps(forged).replace("</s>", "").replace("<s>", ""))
-    assert not isinstance(chat.lay_out([plain]), Unreadable)
+    assert not isinstance(chat.format([plain]), Unreadable)

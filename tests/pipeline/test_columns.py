@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actlas.pipeline.corpus.readers import Unreadable
-from actlas.pipeline.corpus.spans import Part, spans_of, token_codes
+from actlas.pipeline.corpus.spans import Span, spans_of, token_codes
 from actlas.pipeline.corpus.tokenization import Tokens
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.plan.make import make_plan
@@ -162,8 +162,8 @@ def test_lower_case_that_shifts_characters_is_skipped(tmp_path: Path) -> None:
 
 def test_forms_of_spans() -> None:
     text = "  Ada Lovelace "
-    assert spans_of([{"start": 0, "end": 15}], "who", text) == (Part(2, 14, "who"),)
-    assert spans_of([(2, 5, "PER"), [0, 2]], "who", text) == (Part(2, 5, "PER"), Part(0, 2, "who"))
+    assert spans_of([{"start": 0, "end": 15}], "who", text) == (Span(2, 14, "who"),)
+    assert spans_of([(2, 5, "PER"), [0, 2]], "who", text) == (Span(2, 5, "PER"), Span(0, 2, "who"))
     assert spans_of(None, "who", text) == ()
     assert isinstance(spans_of([[0, 16]], "who", text), Unreadable)
 

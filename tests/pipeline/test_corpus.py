@@ -101,7 +101,7 @@ def test_a_compressed_file_cut_short_is_an_error(tmp_path: Path, suffix: str, cu
     path = tmp_path / f"a{suffix}"
     WRITERS[suffix](path, TEXTS)
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(CorpusError, match=r"damaged or cut short"):
+    with pytest.raises(CorpusError, match=r"damaged or truncated"):
         texts_of(path)
 
 
@@ -236,7 +236,7 @@ def test_nothing_that_can_be_read(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"none of its 1 matches is a corpus file"):
         corpus_of(tmp_path / "*.docx")
     (tmp_path / "empty.jsonl").write_text("\n\n")
-    with pytest.raises(CorpusError, match=r"there are no records in it"):
+    with pytest.raises(CorpusError, match=r"it has no records"):
         texts_of(tmp_path)
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(CorpusError, match=r"not UTF-8 \(the first: bad.txt record 0\)"):
@@ -314,7 +314,7 @@ def test_notes_beside_records_are_told_of(tmp_path: Path) -> None:
     for name in ("README.txt", "LICENSE.txt"):
         (tmp_path / name).write_text("notes")
     assert (
-        corpus_of(tmp_path).describe().endswith("(1 .jsonl to read; 2 .txt beside them left out)")
+        corpus_of(tmp_path).describe().endswith("(1 .jsonl to read; 2 .txt next to them left out)")
     )
     assert texts_of(tmp_path) == ["one"]
 

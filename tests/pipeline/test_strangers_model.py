@@ -132,7 +132,7 @@ def test_a_chat_template_stays_in_its_sandbox(tmp_path: Path) -> None:
         "{% set _ = messages.append(1) %}",
     ):
         tokenizer.chat_template = template
-        found = Chat(tokenizer, "x").lay_out([{"role": "user", "content": "hi"}])
+        found = Chat(tokenizer, "x").format([{"role": "user", "content": "hi"}])
         assert isinstance(found, Unreadable), (template, found)
 
 
