@@ -1,8 +1,8 @@
-"""From defaults, a YAML file, command-line options and dotted overrides to two strict models.
+"""Configuration: defaults, a YAML file, command-line options and dotted overrides.
 
-Later ones win, in that order. Unknown keys are refused with the nearest known ones; nothing is
-evaluated. What was *given* is kept apart from what is default, since a store that is already
-planned refuses only what was given and differs.
+Later sources take precedence, in that order. The result is two strict models. Unknown keys are
+refused with the nearest known ones; nothing is evaluated. *Given* values are kept apart from
+defaults, because an existing plan is compared only with the given values.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ Section = Literal["plan", "run"]
 SECTIONS: Mapping[str, type[BaseModel]] = {"plan": PlanOptions, "run": RunOptions}
 
 LISTS = frozenset({"hookpoints", "pool", "span_fields"})
-"""Fields of the plan that hold names, comma separated on a command line."""
+"""Fields of the plan that are lists of names, separated by commas on the command line."""
 
 STORE_KEY = "store"
-"""Of a file: where the rows go."""
+"""Key of a file with the path or URL of the store."""
 
 _REMOTE = ("hf:", "builtin:")
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a command was asked for.
+    """The resolved options of a command.
 
     Parameters
     ----------
     plan : mapping
-        The plan's fields that were given, checked, with local paths made absolute.
+        The given fields of the plan, validated, with absolute local paths.
     run : RunOptions
-        The whole run: given fields over defaults.
+        All options of the run, with defaults.
     origin : mapping
-        Where each given field came from (``--max-tokens``, ``run.yaml``), for messages.
+        Source of each given field (``--max-tokens``, ``run.yaml``), for messages.
     store : str, optional
-        Where a file says that the rows go; a command that is given a store does not ask.
+        Path or URL of the store that a file gives; a command's own argument takes precedence.
     """
 
     plan: Mapping[str, Any]
@@ -57,18 +57,18 @@ class Asked:
     store: str | None = None
 
     def plan_options(self) -> PlanOptions:
-        """Return the whole plan, given fields over defaults.
+        """Return all options of the plan, with defaults.
 
         Raises
         ------
         ConfigError
-            The model or the corpus was not given.
+            The model or the corpus is not given.
         """
         missing = [name for name in ("model", "corpus") if name not in self.plan]
         if missing:
             wanted = " and ".join(f"--{name}" for name in missing)
             raise ConfigError(
-                f"there is nothing planned here yet, and a plan needs {wanted}: for example "
+                f"the store has no plan yet, and a plan needs {wanted}: for example "
                 "--model builtin:actlas-6m --corpus builtin:python-docs",
                 missing=missing,
             )
@@ -80,21 +80,21 @@ def resolve(
     overrides: Sequence[str] = (),
     file: str | os.PathLike[str] | None = None,
 ) -> Asked:
-    """Lay the sources over each other and check the result.
+    """Merge the sources and validate the result.
 
     Parameters
     ----------
     options : mapping of section to mapping
-        Command-line options that were given.
+        Given command-line options.
     overrides : sequence of str
-        ``plan.seed=1``, ``run.workers=4``; the value is YAML.
+        Dotted overrides such as ``plan.seed=1`` or ``run.workers=4``; the value is YAML.
     file : path, optional
-        YAML with the sections ``plan`` and ``run``, and with ``store``, a path or URL.
+        YAML file with the sections ``plan`` and ``run``, and with ``store``, a path or URL.
 
     Raises
     ------
     ConfigError
-        A key is unknown, a value is not of its type, the file cannot be read.
+        A key is unknown, a value is invalid, or the file cannot be read.
     """
     store: str | None = None
     given: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
@@ -120,20 +120,30 @@ def resolve(
 
 
 def read_file(file: str | os.PathLike[str]) -> tuple[str | None, dict[str, dict[str, Any]]]:
-    """Read a YAML file safely and check its keys: the store that it names, and its sections.
+    """Read a YAML file safely and check its keys.
+
+    Parameters
+    ----------
+    file : path
+        The file.
+
+    Returns
+    -------
+    str or None, dict
+        The store, and the sections.
 
     Raises
     ------
     ConfigError
-        It cannot be read, is not YAML, or has an unknown section or key.
+        The file cannot be read, is not YAML, or has an unknown section or key.
     """
     where = os.fspath(file)
     try:
         data = Path(file).read_bytes()
         if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(data, yaml.SafeLoader)):
             raise ConfigError(
-                f"{where}: aliases (*NAME) are not read: a few can stand for any number of values. "
-                "Write the values out.",
+                f"{where}: aliases (*NAME) are not supported, since they can expand to any number "
+                "of values. Write the values out.",
                 path=where,
             )
         body = yaml.safe_load(data)
@@ -163,12 +173,17 @@ def read_file(file: str | os.PathLike[str]) -> tuple[str | None, dict[str, dict[
 
 
 def read_override(text: str) -> dict[str, dict[str, Any]]:
-    """Parse one dotted override.
+    """Parse a dotted override.
+
+    Parameters
+    ----------
+    text : str
+        The override.
 
     Raises
     ------
     ConfigError
-        It is not of the form ``section.key=value``, or names an unknown key.
+        The text is not of the form ``section.key=value``, or names an unknown key.
 
     Examples
     --------
@@ -201,7 +216,7 @@ def _known(name: str, known: Iterable[str], where: str, what: str) -> None:
 
 
 def _read_value(model: type[BaseModel], key: str, value: Any, source: str) -> Any:
-    """Read ``2e6`` and ``2M`` where a whole number is wanted; a string where strings are."""
+    """Convert ``2e6`` and ``2M`` for integer fields, names for lists, and numbers for strings."""
     wanted = set(get_args(model.model_fields[key].annotation)) or {
         model.model_fields[key].annotation
     }
@@ -210,8 +225,8 @@ def _read_value(model: type[BaseModel], key: str, value: Any, source: str) -> An
             return parse_count(value)
         except ConfigError as error:
             words = [word for one in wanted for word in get_args(one)]  # of a Literal
-            told = ", or ".join([str(error), *words])
-            raise ConfigError(f"{source}: {key}: {told}", key=key) from error
+            message = ", or ".join([str(error), *words])
+            raise ConfigError(f"{source}: {key}: {message}", key=key) from error
     if key in LISTS and isinstance(value, str):
         return split_names(value)
     if str in wanted and isinstance(value, int | float) and not isinstance(value, bool):
@@ -220,8 +235,15 @@ def _read_value(model: type[BaseModel], key: str, value: Any, source: str) -> An
 
 
 def split_names(text: str) -> list[str]:
-    """Return comma-separated names.
+    """Return the names in a comma-separated list.
 
+    Parameters
+    ----------
+    text : str
+        The list.
+
+    Examples
+    --------
     >>> split_names("resid_post.*, embed")
     ['resid_post.*', 'embed']
     """
@@ -245,7 +267,7 @@ def _absolute(value: str) -> str:
 
 
 def _absolute_paths(plan: dict[str, Any]) -> dict[str, Any]:
-    """Make local paths absolute: workers run elsewhere, and a store outlives its shell."""
+    """Make local paths absolute, because workers run elsewhere and a store outlives its shell."""
     result = dict(plan)
     for key in ("model", "tokenizer"):
         if result.get(key):

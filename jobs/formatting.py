@@ -1,4 +1,4 @@
-"""Numbers, durations and text as a person reads them on a terminal."""
+"""Formatting of numbers, durations, ranges and commands for messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parse_count(text: str) -> int:
     Raises
     ------
     ConfigError
-        It is none, or not whole.
+        The text is not a whole number.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def count(value: float) -> str:
 
 
 def counted(n: float, noun: str) -> str:
-    """Return a number with its noun, which gets an s where the number is not 1.
+    """Return a number with its noun, which gets an s unless the number is 1.
 
     >>> counted(1, "shard"), counted(1234, "worker"), counted(0, "row")
     ('1 shard', '1,234 workers', '0 rows')
@@ -60,7 +60,7 @@ def counted(n: float, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in the unit that fits.
+    """Return a duration in a suitable unit.
 
     >>> duration(3.21), duration(34), duration(250), duration(7300)
     ('3.2 s', '34 s', '4 min 10 s', '2 h 01 min')
@@ -76,7 +76,7 @@ def duration(seconds: float) -> str:
 
 
 def command(*words: str) -> str:
-    """Return a command of actlas to copy into a shell.
+    """Return an actlas command to copy into a shell.
 
     >>> command("verify", "my run.zarr")
     "actlas verify 'my run.zarr'"
@@ -85,7 +85,7 @@ def command(*words: str) -> str:
 
 
 def ranges(numbers: list[int], limit: int = 8) -> str:
-    """Return ascending numbers as ranges, at most ``limit`` of them.
+    """Return ascending numbers as ranges, of which at most ``limit`` are listed.
 
     >>> ranges([0, 1, 2, 5, 7, 8])
     '0-2, 5, 7-8'

@@ -1,4 +1,4 @@
-"""A log per process, as JSON lines, with the store itself: ``ledger/logs/``."""
+"""A log per process as JSON lines in the store's folder ``ledger/logs/``."""
 
 from __future__ import annotations
 
@@ -10,33 +10,30 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from actlas.jobs.redaction import redacted, redacted_values
 from actlas.store.objects.base import is_url, open_objects
 from actlas.store.objects.local_paths import LocalPaths
-
-if TYPE_CHECKING:
-    pass
 
 LOGGER = logging.getLogger("actlas")
 
 FOLDER = "ledger/logs"
 
 WRITE_S, LAST_WRITE_S = 10.0, 10.0
-"""How often a log in a bucket is written, and how long its end may take."""
+"""Seconds between two writes of a log in a bucket, and time limit of the last write."""
 
 MAX_BYTES = 4 << 20
-"""From here on a log in a bucket goes on in another object."""
+"""Size from which a log in a bucket continues in another object."""
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, message, and whatever was given as ``extra``."""
+    """Formats a record as one JSON object: time, level, message, and the fields of ``extra``."""
 
     _own = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
     def format(self, record: logging.LogRecord) -> str:
-        """Encode a record."""
+        """Return a record as one line of JSON, without credentials."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         body: dict[str, Any] = {
             "time": f"{stamp}.{int(record.msecs):03d}Z",
@@ -49,11 +46,11 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             body["traceback"] = self.formatException(record.exc_info)
         line = json.dumps(redacted_values(body), ensure_ascii=False)
-        return line.encode("utf-8", "backslashreplace").decode()  # half of a pair of surrogates
+        return line.encode("utf-8", "backslashreplace").decode()  # escapes lone surrogates
 
 
 class _File(logging.FileHandler):
-    """Gives up, saying so once, where the log cannot be written: the work itself goes on."""
+    """A log file. If it cannot be written, one message is printed, and the work goes on."""
 
     _ended = False
 
@@ -62,7 +59,7 @@ class _File(logging.FileHandler):
         self._give_up(sys.exc_info()[1])
 
     def close(self) -> None:
-        """Close, with what is still in the buffer; a disk that is full by now is only told of."""
+        """Write the buffer and close the file; an error is only printed."""
         try:
             super().close()
         except OSError as error:
@@ -75,11 +72,18 @@ class _File(logging.FileHandler):
 
 
 class _Object(logging.Handler):
-    """The log as an object of a bucket, which knows no appending: written whole, now and then.
+    """A log in a bucket. Objects cannot be appended to, so the log is rewritten at intervals.
 
-    A thread of its own writes, so the work never waits for it. What grows beyond ``MAX_BYTES`` goes
-    on in the next, numbered object. While the bucket is out, lines wait; beyond ``MAX_BYTES`` of
-    these they are dropped, and counted.
+    A separate thread writes, so that the work never waits. A log beyond ``MAX_BYTES`` continues in
+    the next numbered object. While the bucket is unavailable, lines wait; beyond ``MAX_BYTES`` of
+    waiting lines, further ones are dropped and counted.
+
+    Parameters
+    ----------
+    store_url : str
+        URL of the store.
+    name : str
+        Name of the log without number and suffix.
     """
 
     def __init__(self, store_url: str, name: str) -> None:
@@ -88,16 +92,16 @@ class _Object(logging.Handler):
         self._lines: list[str] = []
         self._n_bytes = self._number = self._n_dropped = 0
         self._written = 0
-        self._told = False
+        self._reported = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write_on, name="actlas-log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line for the thread that writes. Called under the handler's lock."""
+        """Queue a line for the writing thread. Called under the handler's lock."""
         try:
             line = self.format(record) + "\n"
-        except Exception:  # noqa: BLE001 - logging's own way to tell of it
+        except Exception:  # noqa: BLE001 - reported by logging itself
             self.handleError(record)
             return
         if self._n_bytes > 2 * MAX_BYTES:
@@ -107,7 +111,7 @@ class _Object(logging.Handler):
         self._n_bytes += len(line.encode())
 
     def close(self) -> None:
-        """Write what is left, for ``LAST_WRITE_S`` at most."""
+        """Write the remaining lines, for at most ``LAST_WRITE_S`` seconds."""
         self._ended.set()
         self._thread.join(LAST_WRITE_S)
         super().close()
@@ -118,12 +122,12 @@ class _Object(logging.Handler):
             ended = self._ended.wait(WRITE_S)
             try:
                 self._write()
-            except Exception as error:  # noqa: BLE001 - a log never stops the work it tells of
-                if not self._told:
-                    self._told = True
+            except Exception as error:  # noqa: BLE001 - a log must not stop the work
+                if not self._reported:
+                    self._reported = True
                     words = redacted(str(error)).splitlines() or [type(error).__name__]
                     sys.stderr.write(
-                        f"the log {self._url}/{FOLDER}/{self._name} lags: {words[0]}\n"
+                        f"the log {self._url}/{FOLDER}/{self._name} is delayed: {words[0]}\n"
                     )
 
     def _write(self) -> None:
@@ -148,7 +152,20 @@ class _Object(logging.Handler):
 
 
 def start(store_path: str, role: str) -> logging.Handler:
-    """Log to a new file (or object) of this process under a store, until :func:`end`."""
+    """Open the log of this process in a store, as a file or an object, until :func:`end`.
+
+    Parameters
+    ----------
+    store_path : str
+        Path or URL of the store.
+    role : str
+        Role of the process, for the log's name.
+
+    Returns
+    -------
+    logging.Handler
+        Handler to pass to :func:`end`.
+    """
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     name = f"{stamp}-{socket.gethostname()}-{os.getpid()}-{role}"
     handler: logging.Handler
@@ -157,7 +174,7 @@ def start(store_path: str, role: str) -> logging.Handler:
             handler = _Object(store_path, name)
         else:
             root = Path(store_path.removeprefix("file://")).absolute()
-            folder = LocalPaths(root).folder(root / FOLDER)  # a stranger's may lead elsewhere
+            folder = LocalPaths(root).folder(root / FOLDER)  # an untrusted store may link elsewhere
             folder.mkdir(parents=True, exist_ok=True)
             handler = _File(folder / f"{name}.jsonl", encoding="utf-8", delay=False)
     except OSError as error:
@@ -171,13 +188,13 @@ def start(store_path: str, role: str) -> logging.Handler:
 
 
 def end(handler: logging.Handler) -> None:
-    """Close a log."""
+    """Close a log that :func:`start` opened."""
     LOGGER.removeHandler(handler)
     handler.close()
 
 
 class NowAndThen:
-    """A plain line on stderr, every ``EVERY_S`` at most: for work without a display."""
+    """Prints lines to stderr, at most one every ``EVERY_S`` seconds, for work without a display."""
 
     EVERY_S = 5.0
 
@@ -185,8 +202,8 @@ class NowAndThen:
         self._said = time.monotonic()
 
     def __call__(self, text: str) -> None:
-        """Say it, if it is time."""
+        """Print a line if the last one is old enough."""
         now = time.monotonic()
         if now - self._said >= self.EVERY_S:
             self._said = now
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - what it is for
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - its purpose

@@ -1,4 +1,4 @@
-"""A folder of results that appears whole, or not at all."""
+"""Output folders and files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from actlas.store.errors import ConfigError, StoreExistsError, run_fault
 
 @contextmanager
 def output_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a folder to write in, and give it its final name once all is written.
+    """Yield a temporary folder to write in, and rename it once it is complete.
 
     Parameters
     ----------
     path : path
-        Where the results shall lie. It must not exist, or be an empty folder.
+        The output folder. It must not exist, or be empty.
     overwrite : bool
-        Replace what lies there.
+        Replace its contents.
 
     Raises
     ------
     StoreExistsError
-        There is something at ``path``; it is left as it is.
+        The folder is not empty; it is left as it is.
     RunFaultError
-        The disk is full or fails. Nothing is left behind.
+        The disk is full or fails. The temporary folder is removed.
 
     Examples
     --------
@@ -58,19 +58,26 @@ def output_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file at once, over what was there: it is the old one or the new one, never half.
+    """Write a file atomically: it has the old contents or the new ones.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    text : str
+        The new contents.
 
     Raises
     ------
     RunFaultError
         The disk is full or fails.
     ConfigError
-        There is no such folder, or a folder lies there.
+        The folder does not exist, or the path is a folder.
     """
     final = Path(path).expanduser().absolute()
     refuse_url(final)
     if final.is_dir() or not final.parent.is_dir():
-        raise ConfigError(f"{final}: expected the name of a file in a folder that exists.")
+        raise ConfigError(f"{final}: expected the name of a file in an existing folder.")
     staged = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         try:
@@ -86,19 +93,26 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
 
 
 def refuse_url(path: Path) -> None:
-    """Raise ``ConfigError`` for a URL: results are files on this machine, only stores are not."""
+    """Raise ``ConfigError`` for a URL, because results are written to this machine only."""
     if any(re.fullmatch(r"[a-z][a-z0-9+]+:", part) for part in path.parts):
         raise ConfigError(
             f"{path}: got a URL, expected a folder or a file of this machine: results are written "
-            "here, wherever the store is.",
+            "locally, wherever the store is.",
             field="out",
         )
 
 
 def check_free(path: Path, *, overwrite: bool = False) -> None:
-    """Raise ``StoreExistsError`` where something lies that may not be replaced.
+    """Raise ``StoreExistsError`` if a path holds something that may not be replaced.
 
-    Called before long work too: what cannot be written should be said first.
+    It is also called before long work, so that the user learns of it first.
+
+    Parameters
+    ----------
+    path : Path
+        The output folder.
+    overwrite : bool
+        Whether its contents may be replaced.
     """
     refuse_url(path)
     if path.is_dir() and not path.is_symlink():
@@ -109,7 +123,7 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
     elif not path.exists() and not path.is_symlink():
         return
     raise StoreExistsError(
-        f"{path}: there is something here already, and it is left as it is. Give another --out"
+        f"{path}: exists and is not empty; it is left as it is. Give another --out"
         + (", or --overwrite." if path.is_dir() and not overwrite else "."),
         path=str(path),
     )

@@ -1,11 +1,11 @@
-"""What must not be written down: credentials in messages, tracebacks and logs.
+"""Redaction of credentials in messages, tracebacks and logs.
 
-Errors of libraries quote URLs and headers. Here whatever has the form of a credential in them, and
-every value that the environment holds under a name such as ``AWS_SECRET_ACCESS_KEY`` or
-``HF_TOKEN``, becomes ``***``: as it is, and as URLs, JSON, ``repr`` and bytes write it.
+Errors of libraries quote URLs and headers. Texts with the form of a credential, and the values of
+environment variables such as ``AWS_SECRET_ACCESS_KEY`` or ``HF_TOKEN``, are replaced by ``***``:
+in plain form, and as URLs, JSON, ``repr`` and bytes encode them.
 
-What goes into JSON is redacted value by value before it is encoded (:func:`redacted_values`). In
-the text of JSON a match that ends at an escaped quote would take the escape along.
+Values for JSON are redacted one by one before they are encoded (:func:`redacted_values`), because a
+match in encoded JSON that ends at an escaped quote would include the escape.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 HIDDEN = "***"
 
 SHORTEST = 6
-"""Values of fewer characters are no secrets, and would be found everywhere."""
+"""Shortest value, in characters, that is treated as a secret; shorter ones occur everywhere."""
 
 DEEPEST = 32
-"""Lists and dictionaries nested deeper than this are told as one text."""
+"""Depth of nesting beyond which a list or dictionary is converted to one text."""
 
 _SECRET_NAME = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|APIKEY|SAS|"
@@ -39,7 +39,7 @@ _HEADER = re.compile(
 
 _FORMS = (
     re.compile(r"(?P<kept>\b[a-z][a-z0-9+.\-]{0,30}://)[^/\s'\"]+(?P<after>@)", re.IGNORECASE),
-    re.compile(  # what is left of a URL that was taken for a path
+    re.compile(  # a URL that was parsed as a path
         r"(?P<kept>\b[a-z][a-z0-9+.\-]{0,30}:/)[^/\s:'\"]+:[^/\s'\"]*(?P<after>@)", re.IGNORECASE
     ),
     re.compile(
@@ -53,7 +53,7 @@ _FORMS = (
         re.IGNORECASE,
     ),
     re.compile(r"(?P<kept>\bbearer\s+)[A-Za-z0-9._~+/\-]{8,}=*", re.IGNORECASE),
-    re.compile(  # not "basic configuration": base64 of a name and a password has more than letters
+    re.compile(  # but not "basic configuration": base64 of name and password has more than letters
         r"(?P<kept>\bbasic\s+)(?=[A-Za-z+/]*[0-9=]|[A-Za-z0-9+/]{20})[A-Za-z0-9+/]{8,}=*",
         re.IGNORECASE,
     ),
@@ -66,9 +66,9 @@ def redacted(text: str, environment: Mapping[str, str] | None = None) -> str:
     Parameters
     ----------
     text : str
-        A message, a traceback, a line of a log.
+        A message, a traceback, or a line of a log.
     environment : mapping, optional
-        Whose secrets are looked for. Default: this process's.
+        Environment whose secrets are redacted. Default: that of this process.
 
     Examples
     --------
@@ -81,17 +81,17 @@ def redacted(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def redacted_values(value: Any, environment: Mapping[str, str] | None = None) -> Any:
-    """Return what JSON can say of a value, without credentials in its texts and keys.
+    """Return a value as JSON types, without credentials in its texts and keys.
 
-    A text that stands under a name of a secret (``HF_TOKEN``) or of such a header goes whole. What
-    JSON has no word for becomes its ``str``.
+    A text under the name of a secret (``HF_TOKEN``) or of an authorization header is replaced as a
+    whole. A value of a type that JSON does not have becomes its ``str``.
 
     Parameters
     ----------
     value : object
-        Dictionaries, lists, texts, numbers, as they would be given to ``json.dumps``.
+        Dictionaries, lists, texts and numbers, as for ``json.dumps``.
     environment : mapping, optional
-        Whose secrets are looked for. Default: this process's.
+        Environment whose secrets are redacted. Default: that of this process.
 
     Examples
     --------
@@ -122,7 +122,7 @@ def _redacted_values(value: Any, clean: Callable[[str], str], path: tuple[int, .
 
 
 def _cleaner(environment: Mapping[str, str] | None) -> Callable[[str], str]:
-    """Return what takes the credentials out of a text."""
+    """Return a function that redacts the credentials in a text."""
     held = os.environ if environment is None else environment
     found = (value.strip() for name, value in held.items() if _is_secret(name, value))
     secrets = _pattern(frozenset(value for value in found if len(value) >= SHORTEST))
@@ -143,7 +143,7 @@ def _hidden(match: re.Match[str]) -> str:
 
 @lru_cache(maxsize=8)
 def _pattern(secrets: frozenset[str]) -> re.Pattern[str] | None:
-    """Return what finds these texts however they are written; the longest first."""
+    """Return a pattern of these secrets in all their encodings, the longest first."""
     ordered = sorted(secrets, key=lambda secret: (-len(secret), secret))
     return re.compile("|".join("".join(_written(s)) for s in ordered)) if ordered else None
 
@@ -151,9 +151,9 @@ def _pattern(secrets: frozenset[str]) -> re.Pattern[str] | None:
 def _written(secret: str) -> Iterator[str]:
     r"""Yield a pattern for each character: plain, as ``%22``, ``\"``, ``\u0022`` or ``\x22``.
 
-    Backslashes before it may be several, where what was escaped was escaped again. A secret's own
-    take all of them along, those of the next character too, and give none back: so there is one way
-    to match a text, and none takes longer than it is long.
+    Repeated escaping puts several backslashes before a character. A backslash of the secret itself
+    matches all backslashes that follow, including those of the next character, possessively. So a
+    text can be matched in one way only, and matching takes linear time.
     """
     first = True
     for char, same in groupby(secret):
@@ -169,7 +169,7 @@ def _written(secret: str) -> Iterator[str]:
 
 
 def _ways(char: str, *, bare: bool = False) -> Iterator[str]:
-    """Yield a pattern for each way to write a character; ``bare``: its backslashes are taken."""
+    """Yield a pattern for each encoding of a character; ``bare``: without its backslashes."""
     encoded = char.encode("utf-8", "surrogateescape")
     units = char.encode("utf-16-be", "surrogatepass")
     short = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}.get(char)
@@ -190,16 +190,16 @@ def _ways(char: str, *, bare: bool = False) -> Iterator[str]:
 
 
 def _hides(name: str, value: str) -> bool:
-    """Whether a value is hidden for its name's sake."""
+    """Return whether a value is hidden because of its name."""
     named = len(value) >= SHORTEST and _is_secret(name, value)
     return named or _HEADER.fullmatch(name) is not None
 
 
 def _is_secret(name: str, value: str) -> bool:
-    """Whether a variable's name says so; one that names a file, a number or a switch holds none."""
+    """Return whether a variable's name marks a secret that is no path, number or switch."""
     found = _SECRET_NAME.search(name)
     if found is None or value.lower() in ("true", "false"):
         return False
-    if value.startswith(os.sep):  # as one in 64 keys of S3 does
+    if value.startswith(os.sep):  # as one in 64 S3 keys does
         return _PLACE.search(name) is None
     return not value.isdigit() or "PASS" in found[0].upper()

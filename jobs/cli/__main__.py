@@ -1,4 +1,4 @@
-"""``python -m actlas.jobs.cli``: the same as the command ``actlas``."""
+"""``python -m actlas.jobs.cli``, which is the command ``actlas``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clock of this machine against those that it works with: a file server's, a bucket's."""
+"""Comparison of this machine's clock with those of its file server and its object store."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from urllib.parse import urlsplit
 from actlas.jobs.doctor.check import Check, ok, warning
 
 MAX_SKEW_S, ANSWER_S = 5.0, 5.0
+"""Largest clock difference without a warning, and time limit of a request, in seconds."""
 
 REFUSED_SKEW_S = 900.0
-"""From here on S3 refuses every signature."""
+"""Clock difference from which S3 refuses every signature, in seconds."""
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
 def file_clock(folder: Path) -> Check:
-    """Compare the time of a file that is written now."""
+    """Compare the clock with the modification time of a new file."""
     file = folder / "clock"
     file.write_bytes(b"1")
     skew = abs(file.stat().st_mtime - time.time())
     if skew > MAX_SKEW_S:
-        found = f"{skew:.0f} s away from the file server's"
+        found = f"differs by {skew:.0f} s from the file server's"
         return warning("clock", found, "run a time service (chrony, ntpd) on both")
     return ok("clock", "agrees with the file system's")
 
 
 def server_clock() -> Check:
-    """Compare the date that an S3 server puts on its answers, whatever it answers.
+    """Compare the clock with the date in an S3 server's response, whatever its status.
 
-    The request carries no credentials.
+    The request has no credentials.
     """
     endpoint = next((found for name in ENDPOINTS if (found := os.environ.get(name))), "")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
@@ -45,15 +46,15 @@ def server_clock() -> Check:
         date = parsedate_to_datetime(connection.getresponse().headers["Date"] or "").timestamp()
         skew = abs(time.time() - date)
     except (OSError, HTTPException, ValueError) as error:
-        return ok("clock", f"not compared: the server gave no date ({type(error).__name__})")
+        return ok("clock", f"not compared: no date from the server ({type(error).__name__})")
     finally:
         connection.close()
     if skew <= MAX_SKEW_S:
         return ok("clock", "agrees with the server's")
     refused = (
-        "; from 900 s on its signatures are refused"
+        "; from 900 s on the server refuses signatures"
         if skew < REFUSED_SKEW_S
-        else ("; the server refuses signatures for that")
+        else "; the server refuses signatures"
     )
     remedy = "run a time service (chrony, ntpd)"
-    return warning("clock", f"{skew:,.0f} s away from the server's{refused}", remedy)
+    return warning("clock", f"differs by {skew:,.0f} s from the server's{refused}", remedy)

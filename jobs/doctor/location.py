@@ -1,4 +1,4 @@
-"""Checks of where a store is, or shall be: disk or bucket, and the store itself."""
+"""Checks of a store's location (disk or bucket), and of the store itself."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ from actlas.store.objects.local import LocalObjects
 from actlas.store.store import open_store
 
 PROBE_BYTES, PROBE_S = 256 << 20, 2.0
+"""Limits of the speed test in bytes and seconds."""
 
 PIECE_BYTES = 8 << 20
+"""Bytes of one write of the speed test."""
 
 SLOW_BYTES_PER_S = 50e6
+"""Write rate below which a disk is reported as slow."""
 
 SYNC_BYTES, N_SYNCS = 4096, 20
+"""Size and number of the synced writes."""
 
 TOO_FAST_S = 5e-6
-"""Every disk takes longer to sync: measured were 165 us and more, but 0.3 us on a tmpfs, and 0.2 us
-with an fsync that does nothing."""
+"""Shortest plausible sync in seconds. Measured: 165 us or more on disks, 0.3 us on a tmpfs, and
+0.2 us with an fsync that does nothing."""
 
 CREDENTIALS = {
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
@@ -42,9 +46,14 @@ CREDENTIALS = {
 
 
 def place(where: str) -> Iterator[Check]:
-    """Try what a store needs of its disk or bucket, then look at the store that is there.
+    """Test the operations that a store needs of its disk or bucket, then check the store.
 
-    Nothing is left behind. A bucket out of reach is told once.
+    Test files are removed. The store is not checked if its bucket cannot be reached.
+
+    Parameters
+    ----------
+    where : str
+        Path or URL of a store, or of the folder for one.
     """
     if not is_url(where):
         yield from _disk(Path(where.removeprefix("file://")))
@@ -60,14 +69,14 @@ def place(where: str) -> Iterator[Check]:
 
 def _disk(where: Path) -> Iterator[Check]:
     folder = where.absolute()
-    while not folder.is_dir():  # a store that is not there yet: the disk it would be on
+    while not folder.is_dir():  # the store does not exist yet: check its future disk
         folder = folder.parent
     if (folder / "ledger").is_dir():
-        folder = folder.parent  # nothing is written into a store
+        folder = folder.parent  # do not write into a store
     usage, counts = shutil.disk_usage(folder), os.statvfs(folder)
     yield ok("space", f"{n_bytes(usage.free)} of {n_bytes(usage.total)} free on the disk")
     if counts.f_files and counts.f_favail < 100_000:
-        yield warning("inodes", f"{counts.f_favail:,} left", "make room: a shard is a few files")
+        yield warning("inodes", f"{counts.f_favail:,} left", "free some: each shard is a few files")
     try:
         with tempfile.TemporaryDirectory(prefix=".actlas-doctor-", dir=folder) as scratch:
             yield from _links(Path(scratch))
@@ -75,7 +84,9 @@ def _disk(where: Path) -> Iterator[Check]:
             yield _syncs(Path(scratch))
             yield file_clock(Path(scratch))
     except OSError as error:
-        yield problem("disk", f"{folder}: {error.strerror or error}", "give a folder to write to")
+        yield problem(
+            "disk", f"{folder}: {error.strerror or error}", "give a folder that can be written"
+        )
 
 
 def _links(folder: Path) -> Iterator[Check]:
@@ -89,11 +100,11 @@ def _links(folder: Path) -> Iterator[Check]:
         yield ok("create once", "a second writer is refused")
     else:
         found = "a second writer was not refused"
-        yield problem("create once", found, "use another file system: this one loses data")
+        yield problem("create once", found, "use another file system: this one can lose data")
 
 
 def _speed(folder: Path, n_free: int) -> Check:
-    """Write, sync and read, for ``PROBE_S`` seconds of writing at most."""
+    """Write, sync and read a file, with at most ``PROBE_S`` seconds of writing."""
     piece, n, file = os.urandom(PIECE_BYTES), 0, folder / "speed"
     limit = min(PROBE_BYTES, n_free // 4)
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -114,15 +125,15 @@ def _speed(folder: Path, n_free: int) -> Check:
         read = opened.tell() / (time.perf_counter() - began)
     found = f"writes {n_bytes(wrote)}/s, synced; reads {n_bytes(read)}/s ({n_bytes(n)} tried)"
     if wrote < SLOW_BYTES_PER_S:
-        return warning("disk speed", found, "extraction will wait for it: use a faster disk")
+        return warning("disk speed", found, "writing will limit extraction: use a faster disk")
     return ok("disk speed", found)
 
 
 def _syncs(folder: Path) -> Check:
-    """Say how long a small write takes to be synced, and whether that can be true.
+    """Measure the sync of a small write, and warn if it is implausibly fast.
 
-    It cannot where a library or a mount passes over it, or where the disk is memory. A plausible
-    time proves nothing: a device may keep in memory what it calls written.
+    It is so if a library or a mount option skips syncs, or if the disk is memory. A plausible time
+    proves nothing: a device may report writes as done that are still in its memory.
     """
     piece, seconds = os.urandom(SYNC_BYTES), []
     fd = os.open(folder / "sync", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -137,24 +148,26 @@ def _syncs(folder: Path) -> Check:
     median_s = statistics.median(seconds)
     found = f"{SYNC_BYTES:,} bytes in {1000 * median_s:.2g} ms (median of {N_SYNCS})"
     if median_s < TOO_FAST_S:
-        remedy = "fine if the store may be lost with the power; else sync must reach a disk"
-        return warning("disk sync", f"{found}: no device is so fast, so nothing is synced", remedy)
+        remedy = "acceptable if a power failure may destroy the store; else use a disk that syncs"
+        return warning(
+            "disk sync", f"{found}: faster than any device, so nothing is synced", remedy
+        )
     return ok("disk sync", found)
 
 
 def _bucket(where: str) -> Iterator[Check]:
     kind = {"s": "s3", "g": "gs", "a": "az"}[where[0].lower()]
     if any(os.environ.get(name) for name in CREDENTIALS[kind]):
-        yield ok("credentials", "there, in the environment")
+        yield ok("credentials", "found in the environment")
     else:
         found = "none in the environment"
         if kind == "s3" and (Path.home() / ".aws" / "credentials").exists():
             found += "; ~/.aws is not read"
         remedy = (
-            "fine with a role of the machine or pod; else: `aws configure export-credentials "
-            "--format env` prints what to export"
+            "not needed with a role of the machine or pod; else export the output of "
+            "`aws configure export-credentials --format env`"
             if kind == "s3"
-            else "fine with a role of the machine or pod; else set them in the environment"
+            else "not needed with a role of the machine or pod; else set them in the environment"
         )
         yield warning("credentials", found, remedy)
     if kind == "s3":
@@ -168,22 +181,32 @@ def _bucket(where: str) -> Iterator[Check]:
         finally:
             objects.delete(key)
     except (ActlasError, OSError) as error:
-        yield problem("bucket", str(error).splitlines()[0], "check endpoint, credentials, bucket")
+        yield problem(
+            "bucket",
+            str(error).splitlines()[0],
+            "check the endpoint, the credentials and the bucket",
+        )
         return
-    took = f"{(time.perf_counter() - began) / 3:.2f} s a request"
+    took = f"{(time.perf_counter() - began) / 3:.2f} s per request"
     if first and not second:
         yield ok("create once", f"a second writer is refused; {took}")
     else:
-        found = "conditional writes are not honoured"
-        yield problem("create once", found, "use a service that knows If-None-Match on PUT")
+        found = "conditional writes are not supported"
+        yield problem("create once", found, "use a service with If-None-Match on PUT")
 
 
 def store(where: str) -> Iterator[Check]:
-    """Check a store itself, where there is one: format, plan, lease, room for what is missing."""
+    """Check a store, if there is one: format, plan, lease, space for the missing shards.
+
+    Parameters
+    ----------
+    where : str
+        Path or URL of the store.
+    """
     try:
         found = open_store(where)
     except StoreNotFoundError:
-        yield ok("store", "none there yet")
+        yield ok("store", "none yet")
         return
     except ActlasError as error:
         remedy = f"{shell('verify', where)}, then {shell('repair', where)}"
@@ -204,6 +227,6 @@ def store(where: str) -> Iterator[Check]:
         free = shutil.disk_usage(where.removeprefix("file://")).free
         if need > free:
             words = f"{n_bytes(need)} to write before compression, {n_bytes(free)} free"
-            yield problem("room", words, "make room, or plan fewer tokens or hookpoints")
+            yield problem("room", words, "free space, or plan fewer tokens or hookpoints")
         else:
             yield ok("room", f"{n_bytes(need)} to write at most, {n_bytes(free)} free")

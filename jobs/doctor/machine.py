@@ -1,4 +1,4 @@
-"""Checks of a machine: packages, accelerators, memory, processes, the hub."""
+"""Checks of this machine: packages, accelerators, memory, processes, the model cache."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from actlas.jobs.formatting import n_bytes
 from actlas.pipeline.model.host import n_cpus
 
 MIN_SHM_BYTES = 1 << 30
+"""Shared memory below which a warning is given."""
 
 MIN_OPEN_FILES = 4096
+"""Limit of open files below which a warning is given."""
 
 
 def packages() -> Iterator[Check]:
-    """Compare what is installed with the ranges of actlas's own metadata."""
+    """Compare the installed packages with actlas's requirements."""
     yield ok("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     required, missing, old, seen = metadata.requires("actlas") or [], [], [], set[str]()
     for line in required:
@@ -40,20 +42,24 @@ def packages() -> Iterator[Check]:
         if match[2] and _numbers(version) < _numbers(match[2]):
             old.append(f"{match[1]} {version} (needs {match[2]})")
     if old:
-        yield problem("packages", f"too old: {', '.join(old)}", "pip install --upgrade them")
+        yield problem(
+            "packages", f"too old: {', '.join(old)}", "pip install --upgrade these packages"
+        )
     base = [name for name, group in missing if not group]
     if base:
         yield problem("packages", f"missing: {', '.join(base)}", "pip install actlas")
     for group in ("extract", "analysis", "cloud"):
         if names := [name for name, of in missing if of == group]:
             found = f"not installed: {', '.join(names)}"
-            yield warning(group, found, f"where it is needed: pip install 'actlas[{group}]'")
+            yield warning(group, found, f"if you need it: pip install 'actlas[{group}]'")
     if not old and not base:
-        yield ok("packages", f"{len(seen) - len(missing)} of {len(seen)} there, all new enough")
+        yield ok(
+            "packages", f"{len(seen) - len(missing)} of {len(seen)} installed, all recent enough"
+        )
 
 
 def accelerators() -> Iterator[Check]:
-    """Compare the GPUs of the machine with those that torch sees."""
+    """Compare the machine's GPUs with those that torch can use."""
     n_devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
     try:
         import torch
@@ -64,9 +70,9 @@ def accelerators() -> Iterator[Check]:
     if n_seen < n_devices and "CUDA_VISIBLE_DEVICES" not in os.environ:
         yield problem(
             "gpu",
-            f"{n_devices} in the machine, torch {torch.__version__} sees {n_seen} (CUDA of torch: "
-            f"{torch.version.cuda or 'none'})",
-            "install a torch for this driver's CUDA; `nvidia-smi` says which",
+            f"{n_devices} in the machine, torch {torch.__version__} can use {n_seen} (CUDA of "
+            f"torch: {torch.version.cuda or 'none'})",
+            "install a torch build for the driver's CUDA version, which `nvidia-smi` shows",
         )
     if not n_seen:
         yield ok("gpu", f"none; torch {torch.__version__} computes on {n_cpus()} CPUs")
@@ -81,20 +87,20 @@ def accelerators() -> Iterator[Check]:
 
 
 def memory() -> Iterator[Check]:
-    """Compare the machine's memory and CPUs with what its control group allows."""
+    """Compare the machine's memory and CPUs with the limits of its control group."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = memory_limit()
     if limit is not None and limit < total:
         yield warning(
             "memory",
             f"{n_bytes(limit)} allowed to this container, of {n_bytes(total)}",
-            "Ray and --memory count the machine's: give --max-memory-bytes, or raise the limit",
+            "Ray counts the machine's memory: set --max-memory-bytes, or raise the limit",
         )
     else:
         yield ok("memory", f"{n_bytes(total)}")
     cpus = cpu_limit()
     if cpus is not None and cpus < n_cpus():
-        found = f"{cpus:g} allowed to this container, but {n_cpus()} are seen"
+        found = f"{cpus:g} allowed to this container, but {n_cpus()} are visible"
         yield warning("cpus", found, f"set OMP_NUM_THREADS={max(1, int(cpus))}")
     else:
         threads = os.environ.get("OMP_NUM_THREADS")
@@ -110,7 +116,7 @@ def memory() -> Iterator[Check]:
 
 
 def processes() -> Iterator[Check]:
-    """Check how many files a process may have open."""
+    """Check the limit of open files per process."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -121,21 +127,27 @@ def processes() -> Iterator[Check]:
 
 
 def hub() -> Iterator[Check]:
-    """Say where models come from, and whether that is there."""
+    """Check the cache of hub models."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
     offline = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)]
     place = home
     while not place.exists():
         place = place.parent
     if not os.access(place, os.W_OK):
-        yield warning("models", f"{home} cannot be written", "set HF_HOME to a folder that can")
+        yield warning("models", f"{home} cannot be written", "set HF_HOME to a writable folder")
     else:
         free = n_bytes(shutil.disk_usage(place).free)
         yield ok("models", f"cache {home}, {free} free" + (", offline" if offline else ""))
 
 
 def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the bytes that the control group allows (v2, or v1); None where it sets no limit."""
+    """Return the memory limit of the control group (v2 or v1) in bytes; None without a limit.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the control group.
+    """
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         text = _read(root / name)
         if text is not None and text.isdigit():
@@ -144,7 +156,13 @@ def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 
 def cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return the CPUs that the control group allows (v2, or v1); None where it sets no limit."""
+    """Return the CPU limit of the control group (v2 or v1); None without a limit.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the control group.
+    """
     words: Iterable[str | None] = (_read(root / "cpu.max") or "").split()
     if not words:
         words = [_read(root / f"cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]

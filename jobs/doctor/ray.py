@@ -1,4 +1,4 @@
-"""Checks of Ray: whether it starts here, or what a cluster at an address is."""
+"""Checks of Ray: starting it on this machine, or comparing the nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -17,16 +17,25 @@ from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ActlasError, ConfigError
 
 ANSWER_S = 20.0
-"""How long all nodes together may take to answer."""
+"""Seconds that all nodes together may take to answer."""
 
 MAX_NODES = 64
-"""Of a larger cluster so many nodes are asked."""
+"""Largest number of nodes that are compared."""
 
 PACKAGES = ("actlas", "ray", "torch", "transformers", "zarr")
+"""Packages whose versions are compared."""
 
 
 def cluster(address: str | None, start: bool) -> Iterator[Check]:
-    """Say which Ray there is; start it or join the cluster where that is asked."""
+    """Check the installed Ray; start it or join a cluster if requested.
+
+    Parameters
+    ----------
+    address : str or None
+        Address of a cluster to join.
+    start : bool
+        Whether to start Ray on this machine.
+    """
     try:
         version = metadata.version("ray")
     except metadata.PackageNotFoundError:
@@ -34,10 +43,10 @@ def cluster(address: str | None, start: bool) -> Iterator[Check]:
         yield warning("ray", "not installed", remedy)
         return
     if address is None and not start:
-        yield ok("ray", f"{version}; --ray tries to start it, --address to join a cluster")
+        yield ok("ray", f"{version}; --ray tests starting it, --address tests joining a cluster")
         return
     if address is not None and (refused := check_port(address)):
-        remedy = "is the head up, and is this port open to this machine? `ray start --head` says it"
+        remedy = "check that the head runs and that its port is open to this machine (`ray status`)"
         yield problem("ray", refused, remedy)
         return
     if address is not None and (where := host_and_port(address)) is not None:
@@ -54,12 +63,12 @@ def cluster(address: str | None, start: bool) -> Iterator[Check]:
             yield from _joined(version, address)
     except ActlasError as error:
         own = "`--executor inline` needs no Ray"
-        remedy = own if address is None else "the same Ray and Python on both sides?"
+        remedy = own if address is None else "use the same versions of Ray and Python on both sides"
         yield problem("ray", " ".join(str(error).split()), remedy)
 
 
 def _joined(version: str, address: str | None) -> Iterator[Check]:
-    """Say what the cluster is that this process is part of now."""
+    """Check the cluster that this process is connected to."""
     import ray
 
     library: Any = ray
@@ -75,20 +84,22 @@ def _joined(version: str, address: str | None) -> Iterator[Check]:
 
 
 def _security(address: str) -> Check:
-    """Say whether a head lets in who has no token."""
+    """Check whether a head accepts clients without a token."""
     where = host_and_port(address)
     without = None if where is None else accepts_token(where, None)
     if without is None:
-        found = f"not asked whether {address} lets in who has no token"
-        return ok("ray security", f"{found}: give its host and port to know")
+        found = f"unknown whether {address} accepts clients without a token"
+        return ok("ray security", f"{found}: give its host and port to check")
     if without:
-        found = "lets in who has no token: whoever reaches the head may run anything there"
+        found = (
+            "no token required: anyone who can reach the Ray port can execute code on the cluster"
+        )
         return warning("ray security", found, "start the head with RAY_AUTH_MODE=token")
-    return ok("ray security", "who has no token is refused")
+    return ok("ray security", "clients without a token are refused")
 
 
 def about() -> dict[str, Any]:
-    """Return what a node of a cluster is asked for: versions, and its shared memory."""
+    """Return this node's package versions and free shared memory."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -100,7 +111,7 @@ def about() -> dict[str, Any]:
 
 
 def _ask(ray: Any, nodes: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what the nodes answer, and why others did not, each by the node's name."""
+    """Return the answers of the nodes, and the errors of those without one, by name."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     asked = {}
@@ -120,7 +131,7 @@ def _ask(ray: Any, nodes: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[st
             continue
         try:
             answer = ray.get(reference)
-        except Exception as error:  # noqa: BLE001 - it is told, by node
+        except Exception as error:  # noqa: BLE001 - reported by node
             words = str(error).strip().splitlines() or [type(error).__name__]
             silent[name] = words[-1]
             continue
@@ -138,12 +149,14 @@ def compare(
     here : mapping
         :func:`about` of this process.
     told : mapping
-        The same of each node by its name, with ``store_bytes``: Ray's object store there.
+        The same of each node by name, with ``store_bytes``, the size of its object store.
     silent : mapping
-        Why other nodes did not say.
+        Errors of the nodes without an answer, by name.
     """
     for name, why in [*silent.items()][:4]:
-        yield problem("node", f"{name}: {why}", "actlas and Ray in its environment, then again")
+        yield problem(
+            "node", f"{name}: {why}", "install actlas and Ray in its environment, then check again"
+        )
     if len(silent) > 4:
         more = counted(len(silent) - 4, "more node")
         yield problem("node", f"{more} without an answer", "see above")
@@ -156,10 +169,12 @@ def compare(
         differ += [f"{package} {version} here, {v} on {n:,}" for v, n in sorted(others.items())]
     n = counted(len(told), "node")
     if differ:
-        remedy = "one image or one environment for all: rows may differ in bits, or a worker fail"
+        remedy = "use one environment for all: rows may differ in their bits, or workers fail"
         yield warning("same versions", f"of {n}: {'; '.join(differ)}", remedy)
     else:
-        yield ok("same versions", f"{n} as here: {', '.join(here['versions'])}")
+        yield ok(
+            "same versions", f"{n} with the versions of this machine: {', '.join(here['versions'])}"
+        )
     yield from _object_store(told)
 
 
@@ -172,7 +187,7 @@ def _object_store(told: Mapping[str, Mapping[str, Any]]) -> Iterable[Check]:
         if node["shm_bytes"] is not None and node["shm_bytes"] < node["store_bytes"]
     ]
     if small:
-        remedy = "`ray start --object-store-memory=209715200` is plenty, or enlarge /dev/shm"
-        yield warning("object store", f"{found}; more than /dev/shm has on {small[0]}", remedy)
+        remedy = "`ray start --object-store-memory=209715200` suffices; or enlarge /dev/shm"
+        yield warning("object store", f"{found}; more than /dev/shm has free on {small[0]}", remedy)
     else:
         yield ok("object store", found)

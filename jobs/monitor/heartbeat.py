@@ -1,6 +1,7 @@
-"""What a driver's beat says of its run, read by whoever looks on: :meth:`Tally.snapshot`.
+"""A driver's last heartbeat as another process reads it, and the state of the lease holder.
 
-A store may be a stranger's, so nothing in it is believed to have its type.
+:meth:`actlas.jobs.monitor.run_stats.RunStats.snapshot` makes the contents of a heartbeat. A store
+may come from an untrusted source, so the type of every field is checked.
 """
 
 from __future__ import annotations
@@ -15,10 +16,17 @@ from actlas.store.ledger import lease, lease_holder
 from actlas.store.objects.base import Objects
 
 N_CHARACTERS = 200
+"""Largest number of characters of a text in a heartbeat that are shown."""
 
 
 class Snapshot:
-    """The fields of a beat that are what they should be; the others count as not said."""
+    """The valid fields of a heartbeat; invalid fields count as absent.
+
+    Parameters
+    ----------
+    run : mapping
+        The heartbeat's fields, of any type.
+    """
 
     def __init__(self, run: Mapping[str, Any]) -> None:
         self._run = run
@@ -27,21 +35,21 @@ class Snapshot:
         self.stopping = self._run.get("stopping") is True
 
     def number(self, name: str) -> float:
-        """Return a number that is finite and not below 0, else 0."""
+        """Return a number that is finite and not negative, otherwise 0."""
         return _number(self._run.get(name))
 
     def text(self, name: str) -> str:
-        """Return a short text, printable."""
+        """Return a text, printable and shortened."""
         return _text(self._run.get(name))
 
     def counts(self, name: str) -> dict[str, int]:
-        """Return named counts."""
+        """Return counts by name."""
         found = self._run.get(name)
         pairs = list(found.items())[:16] if isinstance(found, dict) else []
         return {_text(key): int(_number(n)) for key, n in pairs if _number(n)}
 
     def workers(self) -> list[dict[str, Any]]:
-        """Return workers with what they are at and for how long; the longest at a shard first."""
+        """Return the workers with their states, seconds and shards, as the driver ordered them."""
         found = self._run.get("workers")
         return [
             {
@@ -55,7 +63,7 @@ class Snapshot:
         ]
 
     def plain(self) -> dict[str, Any]:
-        """Return it as plain values, every one of its type."""
+        """Return the fields of :class:`~actlas.jobs.run.reports.progress.RunProgress`."""
         numbers = (
             "written_unix_s", "seconds", "rows_per_s_now", "rows_per_s", "tokens_per_s_now",
             "tokens_per_s",
@@ -94,61 +102,71 @@ def _whole(value: object) -> list[int]:
 
 
 FRESH_S = 20.0
-"""A beat so young by its writer's clock needs no second look."""
+"""A heartbeat younger than this, by its writer's clock, needs no second look; in seconds."""
 
 STILL_S = 4 * lease.HEARTBEAT_S
-"""A watched counter that stands still for so long, by our own clock, is perhaps a dead driver's."""
+"""A driver whose counter does not change for this long, by our clock, is perhaps dead; seconds."""
 
 SECOND_LOOK_S = lease.HEARTBEAT_S + 2.0
+"""Seconds to wait for the counter of an old heartbeat to change."""
 
 
 class HolderState(NamedTuple):
-    """A store's driver as it was last seen.
+    """The lease holder (driver) of a store, as it was last observed.
 
     Attributes
     ----------
     holder : dict or None
-        Host and process; None where nobody holds the lease.
+        Host and process of the holder; None if the lease is free.
     alive : bool
-        Whether it was seen to live.
+        Whether the holder is alive.
     n_beats : int
-        How often it has beaten.
-    moved_s : float
-        When, by our own clock, that number was first seen.
+        The heartbeat counter.
+    changed_s : float
+        Time when this value of the counter was first seen, by this machine's monotonic clock.
+    snapshot : Snapshot
+        The contents of the last heartbeat.
     heard : bool
-        Whether the number was seen to move there, so that this is when it was last heard of. At a
-        first look nobody knows how old it is, but by its writer's clock.
+        Whether the counter was seen to change at that time. Otherwise the age of the heartbeat is
+        known only by the writer's clock.
     """
 
     holder: dict[str, Any] | None
     alive: bool
     n_beats: int
-    moved_s: float
+    changed_s: float
     snapshot: Snapshot
     heard: bool = False
 
     def heard_s_ago(self) -> float | None:
-        """Return the seconds since its counter was seen to move, by our own clock."""
-        return time.monotonic() - self.moved_s if self.heard else None
+        """Return the seconds since the counter was seen to change; None if it was not."""
+        return time.monotonic() - self.changed_s if self.heard else None
 
 
 def observe_holder(objects: Objects, before: HolderState | None = None) -> HolderState:
-    """Look at who holds the lease.
+    """Return the state of the lease holder.
 
-    Clocks of other machines may be wrong, so an old beat proves nothing: then the counter is
-    watched, for ``SECOND_LOOK_S``, or since the look ``before``.
+    The clocks of other machines may be wrong, so an old heartbeat proves nothing. Its counter is
+    then watched for ``SECOND_LOOK_S`` seconds, or compared with ``before``.
+
+    Parameters
+    ----------
+    objects : Objects
+        The store's objects.
+    before : HolderState, optional
+        The state as it was last observed.
     """
     now = _once(objects)
     if now.holder is None or lease_holder.is_local(now.holder):
-        return now  # a holder on this machine is known to live
+        return now  # the lease itself checks holders on this machine
     if before is not None and before.holder == now.holder:
         if now.n_beats != before.n_beats:
             return now._replace(alive=True, heard=True)
-        still = now.moved_s - before.moved_s
+        still = now.changed_s - before.changed_s
         alive = before.alive and still < STILL_S
-        return now._replace(alive=alive, moved_s=before.moved_s, heard=before.heard)
-    said = now.snapshot.written_unix_s or _number(now.holder.get("since_unix_s"))
-    if abs(time.time() - said) < FRESH_S:
+        return now._replace(alive=alive, changed_s=before.changed_s, heard=before.heard)
+    written = now.snapshot.written_unix_s or _number(now.holder.get("since_unix_s"))
+    if abs(time.time() - written) < FRESH_S:
         return now
     deadline = time.monotonic() + SECOND_LOOK_S
     while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""How a run is told to a person, on a terminal or in plain lines, and to the log."""
+"""The display of a run, live on a terminal or in plain lines, and its log."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 BAR_WIDTH, MIN_WORKER_LINES = 60, 1
+"""Columns of the progress bar, and least number of lines for workers."""
 
 FIRST_LINES_S, LATER_LINES_S, FIRST_MINUTE_S = 5.0, 30.0, 60.0
+"""Seconds between plain lines at first and later, and seconds until "later"."""
 
 
 class PlainProgress:
-    """Plain lines now and then, for files and pipes, and a JSON line per event in the log.
+    """Prints plain lines at intervals, for files and pipes, and logs each event as JSON.
 
     Parameters
     ----------
     stats : RunStats
-        The numbers to tell.
+        Statistics of the run.
     out : text stream
-        Where the lines go.
+        Stream of the lines; standard error by default.
     """
 
     def __init__(self, stats: RunStats, out: TextIO | None = None) -> None:
@@ -39,7 +41,7 @@ class PlainProgress:
         self._next = stats.clock() + FIRST_LINES_S
 
     def shown(self) -> AbstractContextManager[object]:
-        """Return the context in which the display is up."""
+        """Return a context manager that shows the display."""
         return nullcontext()
 
     def log(self, text: str) -> None:
@@ -48,23 +50,23 @@ class PlainProgress:
         LOGGER.info(text)
 
     def stopping(self, text: str) -> None:
-        """Say that a signal came; from here on the shards in flight are the last."""
+        """Print that a signal came; the run ends after the shards in flight."""
         self.stats.stopping = True
         self.log(text)
 
     def state(self, worker: str, state: str, shard: int | None = None) -> None:
-        """Keep and log what a worker is at."""
+        """Record and log a worker's state."""
         self.stats.on_state(worker, state, shard)
         LOGGER.info(state, extra={"worker": worker, "shard": shard})
 
     def done(self, done: Done) -> None:
-        """Add a shard."""
+        """Record and log a finished shard."""
         self.stats.on_done(done)
         LOGGER.info("done", extra=done._asdict())
         self.tick()
 
     def fault(self, fault: Fault, quarantined: bool) -> None:
-        """Tell of a failed attempt, in one line; the log has the traceback."""
+        """Record a failed attempt and print it in one line; the log has the traceback."""
         self.stats.on_fault(fault, quarantined)
         what = "a worker could not start" if fault.shard is None else f"shard {fault.shard} failed"
         then = "now in quarantine" if quarantined else "trying again"
@@ -73,7 +75,7 @@ class PlainProgress:
         self.log(f"{what} ({fault.worker}): {first}; {then}")
 
     def tick(self) -> None:
-        """Print where the run stands, every 5 s in the first minute, then every 30 s."""
+        """Print the progress every 5 s in the first minute, then every 30 s."""
         now = self.stats.clock()
         if now < self._next:
             return
@@ -83,10 +85,17 @@ class PlainProgress:
 
 
 class LiveProgress(PlainProgress):
-    """The same on a terminal: a bar, rates, and what each worker is at, drawn as it changes.
+    """Shows a live display on a terminal: a bar, rates, and the workers.
 
-    It is never wider than the terminal, nor higher: of many workers those are shown that are
-    longest at a shard, since the last of them is what a run waits for.
+    The display fits the terminal. Of many workers, those longest with a shard are shown, because a
+    run waits for the slowest shard.
+
+    Parameters
+    ----------
+    stats : RunStats
+        Statistics of the run.
+    out : text stream, optional
+        Stream of the display; standard error by default.
     """
 
     def __init__(self, stats: RunStats, out: TextIO | None = None) -> None:
@@ -105,7 +114,7 @@ class LiveProgress(PlainProgress):
         return self._live
 
     def _bar(self, console: Console, width: int) -> RenderResult:
-        """Yield how much is done; in plain characters where colours cannot tell the parts."""
+        """Yield the progress bar; in plain characters without colours."""
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
@@ -117,9 +126,9 @@ class LiveProgress(PlainProgress):
             yield ProgressBar(total=1.0, completed=share, width=width)
 
     def _steady(self, parts: list[str]) -> list[str]:
-        """Return parts as wide as they ever were, so that lines do not break anew at each number.
+        """Return parts padded to their largest width so far, so that lines break steadily.
 
-        The last is left as it is.
+        The last part is not padded.
         """
         if len(parts) != len(self._widest):
             self._widest = [0] * len(parts)
@@ -133,10 +142,10 @@ class LiveProgress(PlainProgress):
         LOGGER.info(text)
 
     def tick(self) -> None:
-        """Leave it to the display's own thread."""
+        """Do nothing: the display's own thread refreshes it."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw it, for as many columns and lines as there are."""
+        """Yield the display for the columns and lines of the terminal."""
         from rich.segment import Segment
         from rich.text import Text
 
@@ -153,7 +162,7 @@ class LiveProgress(PlainProgress):
 
 
 def trouble_lines(stats: RunStats, limit: int = 3) -> list[str]:
-    """Return failed attempts by kind, and the quarantine with the last of its errors."""
+    """Return the failed attempts by cause, and the quarantine with its last errors."""
     lines = []
     if stats.faults:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(stats.faults.items()))
@@ -166,7 +175,7 @@ def trouble_lines(stats: RunStats, limit: int = 3) -> list[str]:
 
 
 def packed(parts: Sequence[str], width: int) -> list[str]:
-    """Return parts side by side, two spaces apart, on as few lines of a width as they fit.
+    """Return parts laid out on as few lines as possible, two spaces apart.
 
     >>> packed(["one", "two", "three"], 8)
     ['one  two', 'three']
@@ -181,7 +190,7 @@ def packed(parts: Sequence[str], width: int) -> list[str]:
 
 
 def display(stats: RunStats, out: TextIO | None = None) -> PlainProgress:
-    """Return the display that fits where it is shown."""
+    """Return the display for a stream: live on a terminal, otherwise plain lines."""
     from rich.console import Console
 
     stream = sys.stderr if out is None else out

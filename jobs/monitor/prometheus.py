@@ -1,7 +1,6 @@
-"""Counters of a run through Ray's own metrics, for Prometheus: see ``docs/decisions/0011``.
+"""Metrics of a run for Prometheus, through Ray's own metrics: see ``docs/decisions/0011``.
 
-They stand beside the display: whatever becomes of them, the run goes on, and what went wrong is in
-the log once.
+Metrics never affect the run: if they fail, the error is logged once and the run goes on.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from actlas.jobs.scheduler.faults import Fault
 from actlas.jobs.scheduler.protocols import STAGES, Done, Observer
 
 SECONDS = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0]
-"""Bounds of the histogram of a shard's seconds."""
+"""Bounds of the histogram of seconds per shard."""
 
 
 class Metered:
-    """A observer that passes everything on, and counts it with Ray.
+    """An observer that passes every event on, and counts it with Ray.
 
     Parameters
     ----------
     observer : Observer
-        Who is told first.
+        Receives every event first.
     make : callable, optional
         Makes the metrics; by default :func:`ray_metrics`.
     """
@@ -39,15 +38,15 @@ class Metered:
         self._try(lambda: self._metrics.update((make or ray_metrics)()))
 
     def log(self, text: str) -> None:
-        """Pass it on."""
+        """Pass the call on."""
         self._observer.log(text)
 
     def tick(self) -> None:
-        """Pass it on."""
+        """Pass the call on."""
         self._observer.tick()
 
     def state(self, worker: str, state: str, shard: int | None = None) -> None:
-        """Count what is in flight, and the workers."""
+        """Count the shards in flight and the workers."""
         self._observer.state(worker, state, shard)
         if state == "gone":
             self._flying.pop(worker, None)
@@ -59,7 +58,7 @@ class Metered:
         self._try(self._gauge)
 
     def done(self, done: Done) -> None:
-        """Count a shard and what is in it."""
+        """Count a finished shard, its rows, tokens and bytes."""
         self._observer.done(done)
         self._flying.get(done.worker, set()).discard(done.shard)
         self._try(lambda: self._count(done))
@@ -90,21 +89,21 @@ class Metered:
             "tokens": done.run.get("n_tokens_fed", 0.0),
         }
         for name, amount in amounts.items():
-            if amount:  # a counter refuses to count nothing
+            if amount:  # a counter refuses to add 0
                 metrics[name].inc(amount)
         for stage in (*STAGES, "write_s", "turn_wait_s"):
             if (seconds := done.run.get(stage, 0.0)) > 0:
                 metrics["stage"].inc(seconds, {"stage": stage.removesuffix("_s")})
 
     def _try(self, count: Callable[[], None]) -> None:
-        """Count; the first time that this fails is the last, and is in the log."""
+        """Update metrics; after the first failure, which is logged, none are updated."""
         if self._broken:
             return
         try:
             count()
-        except Exception:  # noqa: BLE001 - logged whole; no number is worth a run
+        except Exception:  # noqa: BLE001 - logged; metrics must not stop a run
             self._broken = True
-            LOGGER.exception("Ray's metrics do not work: nothing is counted from now on")
+            LOGGER.exception("Ray's metrics failed: no metrics are updated from now on")
 
 
 def ray_metrics() -> dict[str, Any]:

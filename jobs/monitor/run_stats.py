@@ -1,4 +1,4 @@
-"""What a run has done so far, in numbers."""
+"""Statistics of a run in progress."""
 
 from __future__ import annotations
 
@@ -12,18 +12,28 @@ from actlas.jobs.scheduler.faults import Fault
 from actlas.jobs.scheduler.protocols import STAGES, Done
 
 NOW_S = 30.0
-"""The window over which "now" is a mean."""
+"""Seconds of the window for current rates."""
 
 STATES = ("busy", "idle", "starting", "waiting")
-"""What a worker may be at: a shard, nothing, loading its model, or waiting for a place."""
+"""States of a worker: busy with a shard, idle, loading its model, waiting for a machine."""
 
-N_TOLD, N_QUARANTINE_TOLD, N_LINE = 64, 16, 200
-"""At most so many workers and quarantined shards, and characters of an error, go with a beat."""
+N_WORKERS, N_QUARANTINED, N_CHARACTERS = 64, 16, 200
+"""Limits of a heartbeat: workers, quarantined shards, and characters of an error."""
 
 
 @dataclass(slots=True)
 class WorkerState:
-    """What a worker is at, since when, and the shards that are with it, the first at work."""
+    """The state of a worker.
+
+    Attributes
+    ----------
+    state : str
+        One of ``STATES``.
+    since : float
+        Time of the last change, or of the start of its first shard.
+    shards : list of int
+        Its shards; the first is being computed.
+    """
 
     state: str
     since: float
@@ -31,7 +41,7 @@ class WorkerState:
 
 
 class InFlight(NamedTuple):
-    """A shard that a worker is at, and for how long; not one that waits behind it."""
+    """A shard that a worker is computing, and for how long; its second shard is not counted."""
 
     shard: int
     worker: str
@@ -40,23 +50,25 @@ class InFlight(NamedTuple):
 
 @dataclass(slots=True)
 class RunStats:
-    """The numbers of a run, from the events of its executor.
+    """The statistics of a run, from the events of its executor.
 
-    The driver's thread writes; those of the display and of the lease read.
+    The driver's thread writes them; the threads of the display and of the lease read them.
 
     Attributes
     ----------
     n_rows : int
-        Rows of the whole store.
+        Rows of the job in the whole store.
     n_rows_before : int
-        Of those, the ones done when this run began.
+        Rows that were done when the run began.
+    n_shards : int
+        Shards that the run has to do.
     """
 
     n_rows: int
     n_rows_before: int
     n_shards: int
     rows: str = "rows"
-    """What its rows are, for a person: rows, or documents."""
+    """Unit of the rows for the user: rows, or documents."""
     clock: Callable[[], float] = time.monotonic
     started: float = 0.0
     n_rows_done: int = 0
@@ -71,13 +83,13 @@ class RunStats:
     faults: Counter[str] = field(default_factory=Counter)
     quarantined: list[int] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
-    """The first line of what put a shard in quarantine."""
+    """First line of the error of each quarantined shard."""
     workers: dict[str, WorkerState] = field(default_factory=dict)
     n_gone: int = 0
     stopping: bool = False
-    """Whether the shards in flight are the last of this run."""
+    """Whether the run ends after the shards in flight."""
     recent: deque[tuple[float, int, float]] = field(default_factory=deque)
-    """When a shard was done, its rows, and the tokens that were fed for it."""
+    """Finished shards of the last ``NOW_S`` seconds: time, rows, and tokens fed to the model."""
     first_busy: float | None = None
     last_done: float | None = None
 
@@ -85,7 +97,7 @@ class RunStats:
         self.started = self.clock()
 
     def on_state(self, worker: str, state: str, shard: int | None) -> None:
-        """Keep what a worker is at, and since when."""
+        """Record a worker's state."""
         now = self.clock()
         if state == "busy" and self.first_busy is None:
             self.first_busy = now
@@ -128,12 +140,12 @@ class RunStats:
         self.faults[fault.kind] += 1
         if quarantined and fault.shard is not None:
             self.quarantined.append(fault.shard)
-            self.errors[fault.shard] = (fault.error.splitlines() or [fault.kind])[0][:N_LINE]
+            self.errors[fault.shard] = (fault.error.splitlines() or [fault.kind])[0][:N_CHARACTERS]
         if fault.shard is not None:
             self._take(fault.worker, fault.shard, self.clock())
 
     def _take(self, worker: str, shard: int, now: float) -> None:
-        """Take a shard from a worker. The clock of what lay behind the first begins now."""
+        """Remove a shard from a worker; the clock of its next shard starts now."""
         at = self.workers.get(worker)
         if at is None or shard not in at.shards:
             return
@@ -144,12 +156,12 @@ class RunStats:
             at.state = "idle"
 
     def n_in(self) -> dict[str, int]:
-        """Return how many workers are in each state; only those states that there are."""
+        """Return the number of workers in each state that occurs."""
         found = Counter(at.state for at in list(self.workers.values()))
         return {state: found[state] for state in STATES if found[state]}
 
     def in_flight(self) -> list[InFlight]:
-        """Return the shards that workers are at, the longest first."""
+        """Return the shards that are being computed, the longest-running first."""
         now = self.clock()
         at_work = [
             InFlight(shards[0], name, now - at.since)
@@ -159,29 +171,29 @@ class RunStats:
         return sorted(at_work, key=lambda flight: -flight.seconds)
 
     def n_in_flight(self) -> int:
-        """Return how many shards are with workers, those that wait there included."""
+        """Return the number of shards assigned to workers, including second ones."""
         return sum(len(at.shards) for at in list(self.workers.values()))
 
     def seconds(self) -> float:
-        """Return the time since the first shard was begun."""
+        """Return the seconds since the first shard began."""
         since = self.started if self.first_busy is None else self.first_busy
         return max(1e-9, self.clock() - since)
 
     def seconds_made(self) -> float:
-        """Return the time from the first shard begun to the last one done."""
+        """Return the seconds from the start of the first shard to the last finished one."""
         if self.last_done is None or self.first_busy is None:
             return self.seconds()
         return max(1e-9, self.last_done - self.first_busy)
 
     def mean_rate(self) -> float:
-        """Return this run's rows per second, from the first shard begun to the last one done."""
+        """Return the mean rows per second over :meth:`seconds_made`."""
         return self.n_rows_done / self.seconds_made() if self.n_rows_done else 0.0
 
     def share_of_bare(self) -> float | None:
-        """Return the run's tokens per second over those of its workers' bare forward passes.
+        """Return the run's token rate divided by the rate of its workers' bare forward passes.
 
-        From the first shard begun to the last one done, so waiting and writing count. None where
-        a worker that made rows was not measured.
+        The run's rate is over :meth:`seconds_made`, so that waiting and writing count. None if any
+        worker that made rows was not measured.
         """
         bare = sum(self.bare_tokens_per_s.values())
         if not bare or self.makers - set(self.bare_tokens_per_s):
@@ -189,15 +201,15 @@ class RunStats:
         return self.n_tokens_fed / self.seconds_made() / bare
 
     def rate_now(self) -> float:
-        """Return rows per second over the last half minute."""
+        """Return the rows per second of the last ``NOW_S`` seconds."""
         return self._recently(lambda rows, _: rows)
 
     def tokens_now(self) -> float:
-        """Return the tokens fed to models per second, over the last half minute."""
+        """Return the tokens fed to models per second in the last ``NOW_S`` seconds."""
         return self._recently(lambda _, tokens: tokens)
 
     def mean_tokens(self) -> float:
-        """Return this run's tokens fed per second, as :meth:`mean_rate` counts its seconds."""
+        """Return the mean tokens fed to models per second over :meth:`seconds_made`."""
         return self.n_tokens_fed / self.seconds_made() if self.n_rows_done else 0.0
 
     def _recently(self, what: Callable[[int, float], float]) -> float:
@@ -206,26 +218,26 @@ class RunStats:
         return sum(what(rows, fed) for t, rows, fed in list(self.recent) if t >= since) / window
 
     def share(self) -> float:
-        """Return the share of the store's rows that is done."""
+        """Return the share of the job's rows that are done."""
         return (self.n_rows_before + self.n_rows_done) / self.n_rows
 
     def seconds_left(self) -> float | None:
-        """Return an estimate, or None before there is anything to estimate from."""
+        """Return the estimated seconds to completion; None before the first shard is done."""
         rate = self.mean_rate()
         left = self.n_rows - self.n_rows_before - self.n_rows_done
         return left / rate if rate > 0 else None
 
     def snapshot(self) -> dict[str, Any]:
-        """Return how the run stands as plain values of bounded size, to go with a lease's beat.
+        """Return the statistics as plain values of bounded size, for a heartbeat of the lease.
 
-        Of more than ``N_TOLD`` workers those are listed that are longest at what they are at, and
-        those at a shard first.
+        At most ``N_WORKERS`` workers are listed: busy workers first, and the longest in their state
+        first.
         """
         now, wall = self.clock(), time.time()
         listed = sorted(
             self.workers.copy().items(), key=lambda item: (item[1].state != "busy", item[1].since)
         )
-        last = self.quarantined[-N_QUARANTINE_TOLD:]
+        last = self.quarantined[-N_QUARANTINED:]
         return {
             "written_unix_s": round(wall, 3),
             "seconds": round(self.seconds(), 3),
@@ -246,12 +258,12 @@ class RunStats:
             "n_in_flight": self.n_in_flight(),
             "workers": [
                 {
-                    "worker": name[:N_LINE],
+                    "worker": name[:N_CHARACTERS],
                     "state": at.state,
                     "seconds": round(now - at.since, 3),
                     "shards": list(at.shards)[:8],
                 }
-                for name, at in listed[:N_TOLD]
+                for name, at in listed[:N_WORKERS]
             ],
             "faults": dict(self.faults),
             "n_quarantined": len(self.quarantined),

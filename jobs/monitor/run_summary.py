@@ -1,4 +1,4 @@
-"""How a run stands, in words: lines for a display and for a log, from its stats."""
+"""Lines about the statistics of a run, for a display and for a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from actlas.jobs.scheduler.protocols import STAGES
 
 
 def stage_line(stats: RunStats) -> str | None:
-    """Return where the workers' time went, in one line; None where they did not say."""
+    """Return one line with the workers' time by stage; None if it was not measured."""
     if not stats.stages["forward_s"]:
         return None
     whole = stats.seconds_made() * max(1, len(stats.makers))
@@ -17,25 +17,26 @@ def stage_line(stats: RunStats) -> str | None:
     parts = [f"{words} {share:.1%}" for words, share in {**shares, "other": rest}.items()]
     padding = 1 - stats.n_tokens_fed / stats.n_tokens_padded if stats.n_tokens_padded else 0.0
     return (
-        f"time: {', '.join(parts)}; writing took {stats.stages['write_s'] / whole:.1%} beside; "
+        f"time: {', '.join(parts)}; writing overlapped with compute "
+        f"({stats.stages['write_s'] / whole:.1%} of the time); "
         f"{padding:.1%} of the computed tokens were padding"
     )
 
 
 def headline(stats: RunStats) -> str:
-    """Return one line on where a run stands."""
+    """Return the progress of a run in one line."""
     if stats.first_busy is None:
         n_in, n = stats.n_in(), len(stats.workers)
         if n and n_in.get("waiting", 0) == n:
-            who = f"{counted(n, 'worker')} {'waits' if n == 1 else 'wait'} for a place"
+            state = f"{counted(n, 'worker')} waiting for a machine"
         else:
-            who = f"{n:,} workers load the model" if n > 1 else "loading the model"
-        return f"{who}, {duration(stats.seconds())} so far" + troubles(stats)
+            state = f"{n:,} workers loading the model" if n > 1 else "loading the model"
+        return f"{state}, {duration(stats.seconds())} so far" + troubles(stats)
     return "  ".join(head_parts(stats)) + troubles(stats)
 
 
 def head_parts(stats: RunStats) -> list[str]:
-    """Return where a run stands, in parts that may stand on one line or below each other."""
+    """Return the progress of a run in parts, to be laid out on one or more lines."""
     if stats.first_busy is None:
         return [headline(stats)]
     done = stats.n_rows_before + stats.n_rows_done
@@ -57,7 +58,7 @@ def _left(stats: RunStats) -> str:
 
 
 def troubles(stats: RunStats) -> str:
-    """Return retries and quarantine in a few words, or nothing."""
+    """Return the number of retries and the quarantine; empty without any."""
     text = ""
     if retries := sum(stats.faults.values()) - len(stats.quarantined):
         text += f"  {retries} {'retry' if retries == 1 else 'retries'}"
@@ -67,9 +68,10 @@ def troubles(stats: RunStats) -> str:
 
 
 def rate_parts(stats: RunStats) -> list[str]:
-    """Return how fast it goes, now and on average, in rows and in tokens fed.
+    """Return the current and mean rates in rows and in tokens.
 
-    Nothing before the first shard is done, and no "now" once all is done or no worker is left.
+    The list is empty before the first shard is done, and has no current rates once all is done or
+    no worker is left.
     """
     if not stats.n_rows_done:
         return []
@@ -84,7 +86,7 @@ def rate_parts(stats: RunStats) -> list[str]:
 
 
 def states_line(stats: RunStats) -> str:
-    """Return how many workers are at what, in one line.
+    """Return the number of workers by state in one line.
 
     >>> stats = RunStats(10, 0, 2)
     >>> stats.on_state("worker 1", "busy", 0); stats.on_state("worker 2", "starting", None)
@@ -99,7 +101,7 @@ def states_line(stats: RunStats) -> str:
 
 
 def worker_lines(stats: RunStats, limit: int = 8) -> list[str]:
-    """Return a line per worker, those that are longest at a shard first; then how many more."""
+    """Return a line per worker, the longest with a shard first, and the number of the others."""
     now = stats.clock()
     flights = stats.in_flight()
     lines = [f"{name:<14} shard {n:<10} {duration(s)}" for n, name, s in flights[:limit]]

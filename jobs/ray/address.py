@@ -1,6 +1,6 @@
-"""The token of a Ray cluster: where ours is, and whether a head lets us in with it.
+"""The address of a Ray cluster: a check of its port, and authentication with a token.
 
-Ray 2.60 itself tries for 20 s, telling of each time in a line of its own, and then says only that
+Ray 2.60 itself retries a refused token for 20 s with a line each time, and then reports only that
 it could not connect.
 """
 
@@ -15,39 +15,54 @@ from typing import NamedTuple
 from actlas.store.errors import ConfigError
 
 ANSWER_S = 5.0
+"""Seconds that a head may take to answer an authentication request."""
 
 MODE = "RAY_AUTH_MODE"
+"""Environment variable that turns token authentication on."""
 
 _METHOD = "/ray.rpc.NodeInfoGcsService/GetClusterId"
-"""What a head is asked: its name, by a request without content."""
+"""Request without content that a head answers with the cluster's id."""
 
-WHERE_TOKENS_ARE = "RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token"
+TOKEN_SOURCES = "RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token"
 
 _SET_IT = (
-    "Set RAY_AUTH_TOKEN_PATH to a file with the token that the head was started with (only you may "
-    "read it), or RAY_AUTH_TOKEN to the token."
+    "Set RAY_AUTH_TOKEN_PATH to a file with the head's token, readable only by you, or "
+    "RAY_AUTH_TOKEN to the token."
 )
 
 
 class Token(NamedTuple):
-    """A token, and where it was found. The text is for nobody's eyes."""
+    """An authentication token.
+
+    Attributes
+    ----------
+    text : str
+        The token, which is secret.
+    source : str
+        The environment variable or file that it was read from.
+    """
 
     text: str
     source: str
 
 
 def mode() -> str:
-    """Return what ``RAY_AUTH_MODE`` says: ``token``, ``disabled``, or nothing."""
+    """Return the value of ``RAY_AUTH_MODE``: ``token``, ``disabled``, or an empty string."""
     return os.environ.get(MODE, "").lower()
 
 
 def token() -> Token | None:
-    """Return our token, from where Ray looks for it, in its order; None where there is none.
+    """Return the token of this user, from the sources that Ray reads and in its order.
+
+    Returns
+    -------
+    Token or None
+        The token; None if no source has one.
 
     Raises
     ------
     ConfigError
-        ``RAY_AUTH_TOKEN_PATH`` names a file without one, or what is there cannot be one. (Ray
+        ``RAY_AUTH_TOKEN_PATH`` names a file without a token, or the text cannot be a token. (Ray
         would abort the process.)
     """
     if text := os.environ.get("RAY_AUTH_TOKEN", "").strip():
@@ -68,22 +83,32 @@ def token() -> Token | None:
 def _checked(text: str, source: str) -> Token:
     if not (text.isascii() and text.isprintable()):
         raise ConfigError(
-            f"{source}: expected a token, got {len(text):,} characters of which some can be in "
-            f"none (line breaks, or beyond ASCII). {_SET_IT}"
+            f"{source}: expected a token, got {len(text):,} characters, some of which are not "
+            f"printable ASCII. {_SET_IT}"
         )
     return Token(text, source)
 
 
 def accepts_token(address: str, text: str | None) -> bool | None:
-    """Return whether the head at ``host:port`` lets in who has this token, or none.
+    """Return whether the head at ``host:port`` accepts a token, or a client without one.
 
-    None where it does not say: what answers is no head, or speaks TLS, or answers too late; or
-    where we cannot ask.
+    Parameters
+    ----------
+    address : str
+        ``host:port`` of the head.
+    text : str or None
+        The token; None to ask without one.
+
+    Returns
+    -------
+    bool or None
+        None if that is unknown: the server is not a head, speaks TLS or answers too late, or grpc
+        is not installed.
     """
     try:
         import grpc  # type: ignore[import-untyped]
     except ImportError:
-        return None  # it comes with ray[default]
+        return None  # grpc is installed with ray[default]
     metadata = (("authorization", f"Bearer {text}"),) if text is not None else ()
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
@@ -94,49 +119,72 @@ def accepts_token(address: str, text: str | None) -> bool | None:
 
 
 def authenticate(address: str) -> None:
-    """Make sure that the head at ``host:port`` lets us in, before Ray tries.
+    """Check that the head at ``host:port`` accepts this user, before Ray connects.
 
-    Where it asks for a token, we have the right one, and nothing says whether tokens are sent,
-    they are from here on: as Ray does for ``auto``, but not for an address.
+    If the head requires a token, this user's token is right, and ``RAY_AUTH_MODE`` is not set, it
+    is set to ``token``: Ray does so for the address ``auto``, but not for others.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port`` of the head.
 
     Raises
     ------
     ConfigError
-        It wants a token, and ours is missing or wrong.
+        The head requires a token, and this user's token is missing or wrong.
     """
     if os.environ.get("RAY_ENABLE_K8S_TOKEN_AUTH"):
-        return  # Kubernetes' own tokens are found and judged in other ways
+        return  # tokens of Kubernetes are found and checked in other ways
     sent = token() if mode() == "token" else None
     if accepts_token(address, sent and sent.text) is not False:
         return
     if sent is None and not mode() and (sent := token()) and accepts_token(address, sent.text):
         if "ray" in sys.modules:
-            raise refused(address, "none is sent", f"Export {MODE}=token.")
+            raise refused(address, "this process sends none", f"Export {MODE}=token.")
         os.environ[MODE] = "token"
         return
     if sent is not None:
-        raise refused(address, f"ours is not it (from {sent.source})")
+        raise refused(address, f"the one from {sent.source} is wrong")
     if mode():
-        raise refused(address, f"{MODE}={mode()} keeps ours here", f"Unset {MODE}.")
+        raise refused(address, f"{MODE}={mode()} prevents sending one", f"Unset {MODE}.")
     raise refused(address, "none was sent")
 
 
 def refused(address: str, reason: str, what_next: str = _SET_IT) -> ConfigError:
-    """Return that a cluster refuses us, and what to do."""
+    """Return the error of a cluster that refuses this user.
+
+    Parameters
+    ----------
+    address : str
+        Address of the cluster.
+    reason : str
+        Why the token is missing or wrong.
+    what_next : str
+        What to do.
+    """
     return ConfigError(
-        f"{address}: the cluster wants its token, and {reason}. {what_next}", address=address
+        f"{address}: the cluster requires a token, and {reason}. {what_next}", address=address
     )
 
 
 PORT_CHECK_S = 5.0
+"""Seconds that a port may take to accept a connection."""
 
 
 def check_port(address: str) -> str | None:
-    """Return why nothing accepts at ``host:port``; None where something does.
+    """Return why the port at an address accepts no connection.
 
-    None also for what is no such address (``auto``). Ray 2.60 itself tries for over 100 s,
-    telling of it in lines of its own.
+    Returns None if the port accepts, or if ``address`` has no ``host:port`` (``auto``). Ray 2.60
+    itself retries for over 100 s with lines of its own.
 
+    Parameters
+    ----------
+    address : str
+        Address of a Ray cluster.
+
+    Examples
+    --------
     >>> check_port("auto")
     """
     where = host_and_port(address)
@@ -151,8 +199,15 @@ def check_port(address: str) -> str | None:
 
 
 def host_and_port(address: str) -> str | None:
-    """Return the ``host:port`` of an address of Ray's, or None where it names none.
+    """Return the ``host:port`` of a Ray address, or None if it has none.
 
+    Parameters
+    ----------
+    address : str
+        Address of a Ray cluster.
+
+    Examples
+    --------
     >>> host_and_port("ray://head:10001"), host_and_port("auto")
     ('head:10001', None)
     """

@@ -1,4 +1,4 @@
-"""Starting Ray on this machine, quietly, or joining a cluster; and what a worker may reserve."""
+"""Starting Ray on this machine or joining a cluster, and the resources of a worker."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import actlas.jobs
-from actlas.jobs.ray.address import WHERE_TOKENS_ARE, authenticate, check_port, host_and_port
+from actlas.jobs.ray.address import TOKEN_SOURCES, authenticate, check_port, host_and_port
 from actlas.pipeline.model.host import n_cpus
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ConfigError, RunFaultError
 
 OBJECT_STORE_BYTES = 100 << 20
-"""Results are a few hundred bytes; Ray's default would be 30 % of the memory."""
+"""Size of Ray's object store. Results are a few hundred bytes; Ray's default is 30 % of memory."""
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -29,23 +29,28 @@ _QUIET = {
 
 
 def address_of(run: RunOptions) -> str | None:
-    """Return the address of the cluster to join; None for a Ray of our own."""
+    """Return the address of the cluster to join; None to start Ray on this machine."""
     return run.address or os.environ.get("RAY_ADDRESS")
 
 
 @contextmanager
 def connected(run: RunOptions) -> Iterator[None]:
-    """Be connected to Ray: to one that is already initialized, a cluster, or one of our own.
+    """Connect to Ray: an already initialized one, a cluster, or a new one on this machine.
 
-    A Ray of our own listens with a token made for this process: no other user of the machine can
-    reach it, and nothing is written to ``~/.ray``. On a cluster Ray's own authentication stays.
+    A new Ray uses a token made for this process, so that no other user of the machine can reach
+    it, and nothing is written to ``~/.ray``. A cluster keeps its own authentication.
+
+    Parameters
+    ----------
+    run : RunOptions
+        Options with the address and the resources.
 
     Raises
     ------
     ConfigError
-        No cluster answers at the address, or it wants another token than ours.
+        No cluster answers at the address, or it refuses the token.
     RunFaultError
-        Ray does not start here.
+        Ray cannot be started on this machine.
     """
     address = address_of(run)
     _prepare_environment(own=address is None)
@@ -56,7 +61,7 @@ def connected(run: RunOptions) -> Iterator[None]:
         import ray
     except ImportError as error:
         raise ConfigError(
-            f"--executor ray needs Ray ({error}): pip install 'actlas[extract]', or use "
+            f"--executor ray requires Ray ({error}): pip install 'actlas[extract]', or use "
             "--executor inline."
         ) from error
     if ray.is_initialized():
@@ -74,7 +79,7 @@ def connected(run: RunOptions) -> Iterator[None]:
 
 
 def _prepare_environment(own: bool) -> None:
-    """Set what Ray reads once, as it is imported: silence, and the token of a Ray of our own."""
+    """Set the variables that Ray reads at its import: silence, and the token of a new Ray."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if own and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
@@ -95,21 +100,21 @@ def _start(ray: Any, run: RunOptions) -> None:
         )
     except (RuntimeError, OSError, TimeoutError) as error:
         raise RunFaultError(
-            f"Ray does not start on this machine: {error}. `--executor inline` needs no Ray."
+            f"Ray cannot be started on this machine: {error}. `--executor inline` needs no Ray."
         ) from error
 
 
 def _check_head(address: str) -> None:
-    """See that a head answers at an address and lets us in, before Ray tries for long.
+    """Check that a head answers at an address and accepts this user, before Ray retries for long.
 
-    To be called before Ray is imported: it reads once whether to send a token.
+    Call it before Ray is imported, which reads at import whether to send a token.
     """
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", address)
     if (where := host_and_port(address)) is None:
         return
-    if (nobody := check_port(address)) is not None:
-        raise _not_joined(address, nobody)
+    if (reason := check_port(address)) is not None:
+        raise _not_joined(address, reason)
     authenticate(where)
 
 
@@ -122,21 +127,21 @@ def _join(ray: Any, address: str) -> None:
         )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as error:
         reason = str(error).rstrip(".")
-        if address == "auto":  # nobody knocked there
-            reason += f" (where is its token? {WHERE_TOKENS_ARE})"
+        if address == "auto":  # its head was not checked before
+            reason += f" (its token is read from {TOKEN_SOURCES})"
         raise _not_joined(address, reason) from error
 
 
 def _not_joined(address: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"no Ray cluster to join at {address!r}: {reason}. Start one with `ray start --head`, "
-        "or leave --address out to run on this machine.",
+        f"cannot join a Ray cluster at {address!r}: {reason}. Start one with `ray start --head`, "
+        "or omit --address to run on this machine.",
         address=address,
     )
 
 
 def _for_own_ray() -> dict[str, str]:
-    """Return what a Ray of our own should find in its environment, and hand to its workers."""
+    """Return the environment variables of a new Ray and its workers."""
     package_root = Path(actlas.jobs.__file__).absolute().parents[2]
     before = os.environ.get("PYTHONPATH")
     paths = [str(Path(p).absolute()) for p in before.split(os.pathsep) if p] if before else []
@@ -158,19 +163,24 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """Return what Ray knows of each living machine."""
+    """Return Ray's records of the live machines."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def reservation(run: RunOptions) -> dict[str, Any]:
-    """Return the resources of one worker, as options of a Ray actor.
+    """Return the resources of one worker as options of a Ray actor.
+
+    Parameters
+    ----------
+    run : RunOptions
+        Options of the run.
 
     Raises
     ------
     ConfigError
-        This Ray of our own can never hold one worker. (A machine may always join a cluster.)
+        The new Ray on this machine cannot hold one worker. (A cluster may grow.)
     """
     nodes = [node["Resources"] for node in alive_nodes()]
     cpus, gpus = run.cpus_per_worker, run.gpus_per_worker
@@ -181,29 +191,38 @@ def reservation(run: RunOptions) -> dict[str, Any]:
     own = address_of(run) is None
     if own and not any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes):
         raise ConfigError(
-            f"a worker asks for {cpus:g} CPUs and {gpus:g} GPUs, and no machine of "
+            f"a worker requires {cpus:g} CPUs and {gpus:g} GPUs, and no machine of "
             f"this Ray has both (at most {most_cpus:g} CPUs, {most_gpus:g} GPUs): lower "
             "--cpus-per-worker or --gpus-per-worker, or add machines."
         )
     if own and run.workers == "auto" and gpus:
-        cpus = 0.0  # its GPUs alone say how many workers there are
+        cpus = 0.0  # only the GPUs limit the number of workers
     return {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
 
 
 def hopes_for_gpus(run: RunOptions, reserved: dict[str, Any]) -> bool:
-    """Say whether a worker would take a GPU, if a machine with one joined the cluster."""
+    """Return whether a worker would take a GPU if a machine with one joined the cluster.
+
+    Parameters
+    ----------
+    run : RunOptions
+        Options of the run.
+    reserved : dict
+        One worker's :func:`reservation`.
+    """
     joins = address_of(run) is not None and not reserved["num_gpus"]
     return joins and run.gpus_per_worker is None and run.device != "cpu"
 
 
 def room(run: RunOptions, reserved: dict[str, Any]) -> int:
-    """Return how many workers fit the living machines together, were they there for us alone.
+    """Return the number of workers that the live machines could hold if they ran nothing else.
 
-    On a Ray of our own without GPUs: one, which has all of the processor's threads.
+    On a new Ray without GPUs it is one, with all threads of the processor.
 
     Parameters
     ----------
     run : RunOptions
+        Options of the run.
     reserved : dict
         One worker's :func:`reservation`.
     """
@@ -219,17 +238,22 @@ def room(run: RunOptions, reserved: dict[str, Any]) -> int:
 
 
 def worker_options(run: RunOptions) -> RunOptions:
-    """Return the options that workers get: what they cannot know of Ray is put in.
+    """Return the options of the workers, with the values that depend on the cluster filled in.
 
-    CPU threads are a worker's share of one machine, or its reservation; and there is an address
-    wherever there may be several machines.
+    A worker's CPU threads are its share of one machine, or its reservation. The address is set if
+    there may be several machines.
+
+    Parameters
+    ----------
+    run : RunOptions
+        Options of the run.
     """
     address, many = address_of(run), len(alive_nodes()) > 1
     if isinstance(run.workers, int):
         workers = run.workers
     else:
         workers = max(1, room(run, reservation(run)))
-        many = many or address is not None  # others may join
+        many = many or address is not None  # machines may join
     share = int(run.cpus_per_worker) if many else n_cpus() // workers
     return run.model_copy(
         update={

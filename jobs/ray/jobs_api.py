@@ -1,7 +1,7 @@
-"""The job server of a Ray cluster: submit a command there, follow its log, learn its exit code.
+"""The job server of a Ray cluster: submit a command, follow its log, return its exit code.
 
-Ray's own ``ray job submit`` ends with 1 whatever the command ended with; its server does keep the
-exit code, and :meth:`JobServer.follow` returns it.
+Ray's own ``ray job submit`` exits with 1 for any failed command. The server does keep the exit
+code, and :meth:`JobServer.follow` returns it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from actlas.store.errors import (
 )
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+"""Address of the dashboard of a head on this machine."""
 
 CONNECT_S = 10.0
+"""Seconds that a server may take to answer the first request."""
 
 LOST_AFTER_S = 60.0
-"""A job is given up as out of sight after this long without an answer; it may well go on."""
+"""Seconds without an answer after which a job is no longer followed; the job may go on."""
 
 _ADDRESS = re.compile(r"https?://[^/\s@?#]+/?")
 
@@ -44,7 +46,7 @@ _INFRASTRUCTURE = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_START_TIME
 
 
 class JobServer:
-    """A cluster's job server that answers and lets us in.
+    """Client of a cluster's job server, which has answered and accepted this user.
 
     Parameters
     ----------
@@ -55,14 +57,14 @@ class JobServer:
     Raises
     ------
     ConfigError
-        The address is none, nothing answers there, or the token is missing or wrong.
+        The address is invalid, nothing answers, or the token is missing or wrong.
     """
 
     def __init__(self, address: str | None = None) -> None:
         self.address = _checked(address)
         _use_token()
         _probe(self.address)
-        # Ray lets this variable win over what its client is given, and RAY_ADDRESS after it.
+        # In Ray this variable takes precedence over the client's argument, then RAY_ADDRESS.
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
@@ -70,8 +72,8 @@ class JobServer:
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
             raise ConfigError(
-                f"submitting needs Ray ({error}): pip install 'actlas[extract]'"
-            ) from (error)
+                f"submitting requires Ray ({error}): pip install 'actlas[extract]'"
+            ) from error
         logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
         try:
             self._client: Any = JobSubmissionClient(self.address)
@@ -79,20 +81,29 @@ class JobServer:
             raise _refused(self.address, str(error)) from error
         except (OSError, RuntimeError, ValueError, RayError) as error:
             raise ConfigError(
-                f"{self.address}: what answers there is no Ray job server ({_first(error)}). "
-                "Give the head's dashboard, http://HEAD:8265.",
+                f"{self.address}: the server is not a Ray job server ({_first(error)}). Give the "
+                "address of the head's dashboard, http://HEAD:8265.",
                 address=self.address,
             ) from error
 
     def submit(
         self, entrypoint: str, *, environment: Mapping[str, str], metadata: Mapping[str, str]
     ) -> str:
-        """Have the head run a shell command, and return the submission's id. Nothing is uploaded.
+        """Submit a shell command to the head, and return the submission id. Nothing is uploaded.
+
+        Parameters
+        ----------
+        entrypoint : str
+            The shell command.
+        environment : mapping
+            Environment variables of the command.
+        metadata : mapping
+            Metadata that Ray shows with the job.
 
         Raises
         ------
         ActlasError
-            The server refuses it.
+            The server refuses the job.
         """
         try:
             job: str = self._client.submit_job(
@@ -101,16 +112,23 @@ class JobServer:
                 metadata=dict(metadata),
             )
         except (OSError, RuntimeError) as error:
-            raise ActlasError(f"{self.address}: the job was not taken: {_first(error)}") from error
+            raise ActlasError(f"{self.address}: the job was refused: {_first(error)}") from error
         return job
 
     def follow(self, job: str, write: Callable[[str], None]) -> int:
-        """Pass a job's log on as it grows, and return what its command exited with.
+        """Write a job's log as it grows, and return the exit code of its command.
+
+        Parameters
+        ----------
+        job : str
+            The submission id.
+        write : callable
+            Receives the text of the log.
 
         Returns
         -------
         int
-            The command's own exit code; 75 where it was stopped, killed, or lost with its head.
+            The command's exit code; 75 if it was stopped, killed, or lost with its head.
 
         Raises
         ------
@@ -129,7 +147,7 @@ class JobServer:
                 if time.monotonic() - answered > LOST_AFTER_S:
                     raise InterruptedRunError(
                         f"{self.address} has not answered for {LOST_AFTER_S:.0f} s "
-                        f"({_first(error)}): the job is out of sight and may go on."
+                        f"({_first(error)}): the job is no longer followed and may go on."
                     ) from error
             else:
                 answered = time.monotonic()
@@ -138,7 +156,7 @@ class JobServer:
             time.sleep(1)
 
     async def _tail(self, job: str, n_shown: int, write: Callable[[str], None]) -> int:
-        """Pass on what comes after the first ``n_shown`` characters; return how many there are."""
+        """Write the log after the first ``n_shown`` characters; return its length."""
         n_read = 0
         async for text in self._client.tail_job_logs(job):
             n_read += len(text)
@@ -149,24 +167,32 @@ class JobServer:
 
 
 def exit_code_of(info: Any, write: Callable[[str], None]) -> int:
-    """Return the exit code of a job that is over, saying what its own log cannot say."""
+    """Return the exit code of a finished job, and write the reason that its own log cannot have.
+
+    Parameters
+    ----------
+    info : ray.job_submission.JobDetails
+        The server's record of the job.
+    write : callable
+        Receives the reason.
+    """
     status, code = str(info.status.value), info.driver_exit_code
     if status == "STOPPED":
-        write("the job was stopped; nothing done is lost: submit it again to go on\n")
+        write("the job was stopped; finished shards are kept: submit it again to resume\n")
         return EXIT_RESUME
     if code is None and status == "SUCCEEDED":
         return EXIT_DONE
     if code is None:
-        write(f"the job failed: {_first(info.message or 'Ray does not say why')}\n")
+        write(f"the job failed: {_first(info.message or 'Ray gives no reason')}\n")
         lost = str(getattr(info.error_type, "value", info.error_type)) in _INFRASTRUCTURE
         return EXIT_RESUME if lost else EXIT_ERROR
     if code == 127:
-        write("the head has no `actlas` on its PATH: every node needs the same image\n")
+        write("the head has no `actlas` on its PATH: all nodes need the same image\n")
         return EXIT_ERROR
     number = -code if code < 0 else code - 128
     if number <= 0:
         return int(code)
-    write(f"the driver was killed by signal {number}; nothing done is lost: submit it again\n")
+    write(f"the driver was killed by signal {number}; finished shards are kept: submit it again\n")
     return EXIT_RESUME if number in _TOLD_TO_STOP else EXIT_ERROR
 
 
@@ -177,45 +203,47 @@ def _checked(address: str | None) -> str:
     given = given or DEFAULT_ADDRESS
     if not _ADDRESS.fullmatch(given):
         raise ConfigError(
-            f"got {given!r}, expected the head's dashboard, such as http://HEAD:8265: jobs are "
-            "submitted there, not at the port that workers join (6379)",
+            f"got {given!r}, expected the address of the head's dashboard, such as "
+            "http://HEAD:8265: jobs are submitted there, not at the workers' port (6379)",
             address=given,
         )
     return given.rstrip("/")
 
 
 def _use_token() -> None:
-    """Turn Ray's token authentication on where there is a token: its client leaves it off.
+    """Turn token authentication on if there is a token, since Ray's client leaves it off.
 
     Raises
     ------
     ConfigError
-        A token is asked for and there is none. (Ray would abort the process.)
+        A token is required and none is found. (Ray would abort the process.)
     """
     if ray_token.mode() in ("", "token") and ray_token.token() is not None:
         os.environ[ray_token.MODE] = "token"
 
 
 def _probe(url: str) -> None:
-    """Raise where nothing answers: Ray's own client would wait for minutes."""
+    """Raise if nothing answers; Ray's own client would wait for minutes."""
     try:
         with urllib.request.urlopen(f"{url}/api/version", timeout=CONNECT_S):
             return
     except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in is asked with the token
+        return  # it answers; the token is checked later
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise ConfigError(
-            f"nothing answers at {url} ({reason}): is the head up, started with "
-            "--include-dashboard=true, and its port 8265 within reach of here? From outside: "
-            "ssh -L 8265:localhost:8265 HEAD, or kubectl port-forward.",
+            f"nothing answers at {url} ({reason}): check that the head runs with "
+            "--include-dashboard=true and that this machine can reach its port 8265. From "
+            "outside: ssh -L 8265:localhost:8265 HEAD, or kubectl port-forward.",
             address=url,
         ) from error
 
 
 def _refused(address: str, text: str) -> ConfigError:
     missing = text.startswith("Authentication required")
-    return ray_token.refused(address, "none was sent" if missing else "ours is not it")
+    return ray_token.refused(
+        address, "none was sent" if missing else "the one that was sent is wrong"
+    )
 
 
 def _first(error: object) -> str:

@@ -1,4 +1,4 @@
-"""How long is too long: clocks that run, and a limit that follows the median."""
+"""Deadlines of shards: running clocks, and a limit that follows the median duration."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import heapq
 import math
 
 MEDIANS = 10
+"""A shard may take this many times the median duration."""
 
 KNOWN = 2
-"""After so many shards one is known to be a whole one: the last of a store is shorter."""
+"""Finished shards after which the median is used; one is not enough, as a last shard is short."""
 
 FREE_ROUNDS = 3
-"""How often shards may take too long at nobody's charge, before any is done."""
+"""Times that late shards are retried without a charge before the median is known."""
 
 
 class Median:
-    """The median of numbers as they come.
+    """Running median of a stream of numbers.
 
     Examples
     --------
@@ -30,11 +31,11 @@ class Median:
 
     def __init__(self) -> None:
         self._low: list[float] = []
-        """The smaller half, negated: a heap with the largest first."""
+        """Heap of the smaller half, negated, so that its largest number comes first."""
         self._high: list[float] = []
 
     def add(self, number: float) -> None:
-        """Take another number in."""
+        """Add a number."""
         heapq.heappush(self._high, -heapq.heappushpop(self._low, -number))
         if len(self._high) > len(self._low):
             heapq.heappush(self._low, -heapq.heappop(self._high))
@@ -49,16 +50,16 @@ class Median:
 
 
 class Limit:
-    """How long a shard may take: ten times the median so far, and never less than a floor.
+    """Time limit of a shard: ten times the median duration so far, but at least a floor.
 
-    Before two shards are done nobody knows how long one takes (the last of a store is shorter than
-    the others), and a floor that is too low would put all of them in quarantine. Until then the
-    limit doubles each time that shards have reached it, three times, and these are not to blame;
-    from then on they are.
+    Before two shards are done their duration is unknown, and too low a floor would quarantine all
+    shards. Until then the limit doubles whenever shards reach it, at most three times, and these
+    shards are forgiven, that is, not charged. Afterwards they are charged.
 
     Parameters
     ----------
     floor_s : float
+        Smallest limit in seconds (``--deadline-floor-s``).
 
     Examples
     --------
@@ -82,18 +83,18 @@ class Limit:
         self._n_rounds = 0
 
     def add(self, seconds: float) -> None:
-        """Take in how long a shard took."""
+        """Add the duration of a finished shard in seconds."""
         self._median.add(seconds)
         self._n_done += 1
 
     def value(self) -> float:
-        """Return the seconds."""
+        """Return the limit in seconds."""
         if self._known:
             return max(self._floor_s, MEDIANS * self._median.value())
         return self._floor_s * 2.0**self._n_rounds
 
     def forgives(self) -> bool:
-        """Say whether a shard that reaches it is not to blame."""
+        """Return whether a shard that reaches the limit is not charged."""
         return not self._known and self._n_rounds < FREE_ROUNDS
 
     @property
@@ -101,19 +102,19 @@ class Limit:
         return self._n_done >= KNOWN
 
     def reached(self) -> None:
-        """Double it: shards have reached it, any number at once, and are forgiven."""
+        """Double the limit after one or more shards reached it and were forgiven."""
         assert self.forgives()
         self._n_rounds += 1
 
     def words(self) -> str:
-        """Return it for a message."""
+        """Return the limit and its reason for a message."""
         known = f"the median so far {self._median.value():.1f} s"
         why = known if self._known else f"fewer than {KNOWN} shards of this run are done so far"
         return f"the limit is {self.value():.0f} s, {why} (--deadline-floor-s)"
 
 
 class Clocks:
-    """Since when each of many things has been under way; the one for longest is at hand."""
+    """Start times by key, the earliest first. Every operation takes constant time."""
 
     def __init__(self) -> None:
         self._since: dict[int, float] = {}
@@ -122,16 +123,16 @@ class Clocks:
         return len(self._since)
 
     def start(self, key: int, now: float) -> None:
-        """Start a clock, or start it anew. ``now`` never goes back from call to call."""
+        """Start or restart a clock. ``now`` must not decrease between calls."""
         self._since.pop(key, None)
         self._since[key] = now
 
     def stop(self, key: int) -> None:
-        """Stop a clock, where it runs."""
+        """Stop a clock if it runs."""
         self._since.pop(key, None)
 
     def over(self, limit_s: float, now: float) -> tuple[int, float] | None:
-        """Return whose clock has run for longest and for how long, if that is over the limit."""
+        """Return the key and the seconds of the longest-running clock if it exceeds the limit."""
         key = next(iter(self._since), None)
         if key is None:
             return None
@@ -139,9 +140,9 @@ class Clocks:
         return (key, ran) if ran > limit_s else None
 
     def since(self) -> float:
-        """Return when the first clock was started; infinity where none runs."""
+        """Return the earliest start time; infinity without clocks."""
         return next(iter(self._since.values()), math.inf)
 
     def left(self, limit_s: float, now: float) -> float:
-        """Return the seconds until the first clock is over the limit."""
+        """Return the seconds until the first clock exceeds the limit."""
         return self.since() + limit_s - now

@@ -1,6 +1,7 @@
-"""What went wrong, who pays for it, and the quarantine: shards that have used up their budget.
+"""Faults (failed attempts), their budgets per shard, and the quarantine.
 
-Receipts say what is done; they are the store's. This is the other half of the ledger.
+A shard that has used up its budget of faults is quarantined: it is set aside, and the run goes on
+without it. The quarantine lies in the store's ledger beside the receipts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from actlas.jobs.redaction import redacted
 from actlas.pipeline.options import RunOptions
@@ -41,13 +42,26 @@ _STOPS_THE_RUN = (
     RunFaultError,
     StoreNotFoundError,
 )
-"""Errors that every other shard would meet too: no shard is charged."""
+"""Errors that every other shard would meet too: they end the run, and no shard is charged."""
 
 
 class Fault(NamedTuple):
-    """One failed attempt at a shard (or at starting a worker: ``shard`` is None).
+    """A failed attempt to compute a shard or to start a worker.
 
-    ``stops`` is the error to end the whole run with, where no shard is to blame.
+    Attributes
+    ----------
+    shard : int or None
+        The shard; None for a failed start.
+    kind : {"task", "process", "node"}
+        Cause: an exception, a dead process, or a lost machine.
+    error : str
+        Error message, without credentials.
+    traceback : str
+        Traceback, without credentials.
+    worker : str
+        Name of the worker.
+    stops : ActlasError or None
+        Error that ends the run, if no shard caused it.
     """
 
     shard: int | None
@@ -59,7 +73,19 @@ class Fault(NamedTuple):
 
 
 class Quarantined(NamedTuple):
-    """A shard that has used up its budget, with its last fault."""
+    """Record of a quarantined shard.
+
+    Attributes
+    ----------
+    shard : int
+        The shard.
+    faults : dict of str to int
+        Number of faults by cause.
+    error, traceback, worker : str
+        Those of the last fault.
+    created_unix_s : float
+        Time of the record in Unix seconds.
+    """
 
     shard: int
     faults: dict[str, int]
@@ -70,18 +96,18 @@ class Quarantined(NamedTuple):
 
 
 def fault_of(error: Exception, shard: int | None, worker: str, where: str) -> Fault:
-    """Turn the exception that is being handled into a fault, and say whether it stops the run.
+    """Return the fault of the exception that is being handled.
 
     Parameters
     ----------
     error : Exception
-        What an attempt raised.
+        The exception.
     shard : int or None
-        The shard it was at; None while the worker was starting.
+        The shard that was computed; None while the worker was starting.
     worker : str
-        Its name.
+        Name of the worker.
     where : str
-        The store, for errors of the operating system that name no file.
+        Path of the store, for errors of the operating system without a file name.
     """
     stops: ActlasError | None = None
     if isinstance(error, _STOPS_THE_RUN):
@@ -95,16 +121,16 @@ def fault_of(error: Exception, shard: int | None, worker: str, where: str) -> Fa
 
 
 class Ledger:
-    """Counts each shard's faults against its budget, and keeps the quarantine in the store.
+    """Counts the faults of each shard against its budget, and keeps the quarantine in the store.
 
     Parameters
     ----------
     objects : Objects
         The store's objects.
     job : str
-        The job's name.
+        Name of the job.
     run : RunOptions
-        The budgets.
+        Options with the budgets.
     """
 
     def __init__(self, objects: Objects, job: str, run: RunOptions) -> None:
@@ -118,12 +144,12 @@ class Ledger:
         self._faults: dict[int, Counter[str]] = {}
 
     def charge(self, fault: Fault) -> bool:
-        """Charge a shard for a fault; True where that puts it in quarantine.
+        """Charge a shard for a fault, and return whether it is quarantined now.
 
         Raises
         ------
         RunFaultError
-            The quarantine could not be written.
+            The quarantine record could not be written.
         """
         assert fault.shard is not None
         faults = self._faults.setdefault(fault.shard, Counter())
@@ -138,12 +164,12 @@ class Ledger:
         return True
 
     def quarantined(self) -> dict[int, Quarantined]:
-        """Return the shards in quarantine, by a fresh listing.
+        """Return the records of the shards in quarantine, from a fresh listing.
 
         Raises
         ------
         FormatError
-            A record there is malformed.
+            A record is malformed.
         """
         found: dict[int, Quarantined] = {}
         for name in sorted(self._objects.names(self._folder)):
@@ -153,20 +179,28 @@ class Ledger:
         return found
 
     def release(self, shards: Iterable[int]) -> None:
-        """Take shards out of quarantine."""
+        """Remove shards from quarantine."""
         for shard in shards:
             self._objects.delete(self._key(shard))
 
     def _read(self, shard: int) -> Quarantined:
         key = self._key(shard)
         try:
-            return Quarantined(**json.loads(self._objects.read(key)))
+            body = json.loads(self._objects.read(key))
+            record = Quarantined(**body)
+            if not (isinstance(body["error"], str) and _are_counts(body["faults"])):
+                raise TypeError("error must be a string, and faults counts by cause")
+            return record
         except (ValueError, TypeError, RecursionError) as error:
             raise FormatError(
                 f"{self._objects.url}/{key}: expected a quarantine record ({error}). Remove the "
-                "file to have the shard tried again.",
+                "file to retry the shard.",
                 path=key,
             ) from error
 
     def _key(self, shard: int) -> str:
         return f"{self._folder}/{shard:08d}.json"
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(n) is int for n in value.values())

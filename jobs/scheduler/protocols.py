@@ -1,8 +1,9 @@
-"""What an executor is: it brings every shard of a job to a receipt, or to quarantine.
+"""Protocols of jobs, workers, executors and clusters.
 
-:mod:`actlas.jobs.executors.inline` is the specification, in one loop;
-:mod:`actlas.jobs.executors.ray` is the same in parallel. Neither sees what a shard
-holds: a worker writes it and returns a receipt, and a few numbers go back to the driver.
+An executor brings every shard of a job to a receipt or to quarantine.
+:mod:`actlas.jobs.executors.inline` is the specification in one loop, and
+:mod:`actlas.jobs.executors.ray` does the same in parallel. Neither sees the contents of a shard: a
+worker writes them and returns a receipt, and a few numbers go back to the driver.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from actlas.store.format.schema import Receipt
 
 
 class Rate(Protocol):
-    """How fast a worker's model goes when nothing else is done."""
+    """Speed of a model's forward pass alone."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -26,7 +27,7 @@ class Rate(Protocol):
 
 
 class Worker(Protocol):
-    """All that a worker does. Losing it loses nothing but the shard in hand."""
+    """A worker. If it is lost, only the shards in flight must be computed again."""
 
     def extract(self, shard: int, *, attempt: str) -> Receipt:
         """Compute and write a shard, and return its receipt."""
@@ -37,33 +38,41 @@ class MeasuredWorker(Worker, Protocol):
     """A worker with a model whose bare forward pass can be measured."""
 
     def bare_forward_rate(self, shard: int = 0) -> Rate | None:
-        """Measure the forward pass alone on a shard's batches; None where they are too few."""
+        """Measure the forward pass alone on a shard's batches; None if there are too few."""
 
 
 @runtime_checkable
 class StagedWorker(Worker, Protocol):
-    """A worker whose shards can be written while the next is computed."""
+    """A worker that can write a shard while it computes the next."""
 
     def compute(self, shard: int) -> Any:
         """Compute a shard."""
 
     def commit(self, computed: Any, attempt: str) -> Receipt:
-        """Write what was computed, in another thread, and return its receipt."""
+        """Write a computed shard, in another thread, and return its receipt."""
 
     def close(self) -> None:
-        """Let go of what is held beside the model."""
+        """Release the resources other than the model."""
 
 
 MakeWorker = Callable[[str, RunOptions], Worker]
-"""Opens the store at a path and loads the model. Called in the worker's own process."""
+"""Opens the store at a path and loads the model, in the worker's own process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The shards to do, and who can do them.
+    """Shards to compute, and the factory of workers.
 
     Attributes
     ----------
+    store : str
+        Path or URL of the store.
+    run : RunOptions
+        Options of the run.
+    shards : tuple of int
+        The shards.
+    make_worker : callable
+        Makes a worker.
     follows : collection of int, or mapping of int to int
         Shards that are best done by the worker that did the one before: see
         :class:`actlas.jobs.scheduler.queue.ShardQueue`.
@@ -77,7 +86,7 @@ class Job:
 
 
 class Done(NamedTuple):
-    """A finished shard in a few numbers, from its receipt."""
+    """Numbers of a finished shard, from its receipt."""
 
     shard: int
     n_rows: int
@@ -86,45 +95,45 @@ class Done(NamedTuple):
     seconds: float
     worker: str
     run: dict[str, float]
-    """The numbers of the receipt's ``run``."""
+    """Numbers of the receipt's ``run`` field, such as seconds by stage."""
     bare_tokens_per_s: float | None = None
-    """Measured once by each worker, before its first shard."""
+    """Speed of the bare forward pass, which each worker measures once before its first shard."""
 
 
 class Observer(Protocol):
-    """Whoever looks on: a display, a log, a test."""
+    """Receiver of a run's events: a display, a log, a test."""
 
     def log(self, text: str) -> None:
-        """One plain line for the user."""
+        """Show one line to the user."""
 
     def state(self, worker: str, state: str, shard: int | None = None) -> None:
-        """Tell that a worker is waiting for a place, starting, busy with a shard, idle or gone."""
+        """Receive a worker's state: waiting, starting, busy (with a shard), idle or gone."""
 
     def done(self, done: Done) -> None:
-        """Tell that a shard has its receipt."""
+        """Receive a finished shard."""
 
     def fault(self, fault: Fault, quarantined: bool) -> None:
-        """Tell that an attempt failed."""
+        """Receive a failed attempt."""
 
     def tick(self) -> None:
-        """Let a display move on; called now and then."""
+        """Refresh a display; called regularly."""
 
 
 class Executor(Protocol):
-    """Runs a job until nothing is left to do, or until it is told to stop."""
+    """Runs a job until nothing is left to do or a stop is requested."""
 
     def __call__(self, job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None:
-        """Run.
+        """Run the job.
 
         Raises
         ------
         ActlasError
-            What stopped the run where no shard is to blame (a full disk, a wrong model).
+            An error that no shard caused, such as a full disk or a wrong model.
         """
 
 
 class Placed(NamedTuple):
-    """A worker has a place: its process runs, and it loads its model."""
+    """A worker has a place on a machine: its process runs and loads the model."""
 
     worker: int
 
@@ -136,14 +145,14 @@ class Ready(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A worker is done with a shard, for good or ill; or could not start, which is a fault too."""
+    """A worker has finished a shard, or reports a fault of a shard or of its start."""
 
     worker: int
     outcome: Done | Fault
 
 
 class Lost(NamedTuple):
-    """A worker is no more. ``shard`` where one alone is to blame, not whatever it was at."""
+    """A worker is lost. ``shard`` is the only one to charge, if that is known."""
 
     worker: int
     kind: FaultKind
@@ -156,10 +165,10 @@ Event = Placed | Ready | Answer | Lost
 
 
 class Cluster(Protocol):
-    """Where workers live. They are numbered by the driver, and no number is used twice."""
+    """Runs workers. The driver numbers them, and never uses a number twice."""
 
     def room(self) -> int:
-        """Return how many workers the living machines can hold together."""
+        """Return the number of workers that the live machines can hold together."""
 
     def start(self, worker: int, name: str) -> None:
         """Begin to start a worker; it waits for a place where there is none."""
@@ -168,10 +177,10 @@ class Cluster(Protocol):
         """Give a shard to a worker that is ready, behind those that it has."""
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
-        """Wait until something happens, and return all that has happened by then, in order."""
+        """Wait for events, and return all that have happened by then, in order."""
 
     def kill(self, worker: int) -> None:
-        """End a worker at once, whatever it does; nothing is heard of it afterwards."""
+        """End a worker at once; no event of it follows."""
 
 
 STAGES = {
@@ -181,4 +190,4 @@ STAGES = {
     "copy_wait_s": "waiting for copies",
     "write_wait_s": "waiting for writes",
 }
-"""What a worker that computes does with its time, one after the other."""
+"""Stages of a computing worker's time, with their names for the user."""

@@ -1,12 +1,12 @@
-"""Shards that nobody has yet, and whom they go to: neighbours to one worker, nobody idle for it.
+"""The queue of shards: consecutive shards go to one worker, as long as no other worker is idle.
 
-A sequence that crosses a shard's border leaves its cache with the worker that computed the left
-shard. So shards that follow on from each other are kept as runs::
+A sequence that crosses the border of two shards leaves its key-value cache with the worker that
+computed the left one. Shards that continue each other therefore form runs::
 
-    shards  0 1 | 2 3 4 5 | 6     3, 4 and 5 follow on from their left neighbours, and so does 1
+    shards  0 1 | 2 3 4 5 | 6     1, 3, 4 and 5 continue the shard before them
     runs    0-1,  2-5,      6     worker A takes 0 and then 1, B takes 2, 3, ...
 
-and when all runs are taken, who has nothing gets the back half of somebody's.
+When all runs are taken, an idle worker takes the second half of another worker's run.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from collections.abc import Collection, Mapping, Sequence
 
 
 class ShardQueue:
-    """A queue of shards in runs. Every operation takes the same time however many there are.
+    """A queue of shards in runs. Every operation takes constant time.
 
     Parameters
     ----------
     shards : sequence of int
-        In the order in which they are to be given out.
+        The shards in the order in which they are taken.
     follows : collection of int, or mapping of int to int
-        Those of them that are best done by whoever did the one before: the shard less one, or the
-        one that a mapping names.
+        Shards that continue another one and are best computed by its worker: a collection means
+        the shard with the number before, a mapping names the other shard.
 
     Examples
     --------
-    >>> pending = ShardQueue([0, 1, 2, 3], follows={1})
-    >>> [pending.take(worker) for worker in (7, 8, 7, 7)]
+    >>> queue = ShardQueue([0, 1, 2, 3], follows={1})
+    >>> [queue.take(worker) for worker in (7, 8, 7, 7)]
     [0, 2, 1, 3]
     """
 
@@ -37,7 +37,7 @@ class ShardQueue:
         self, shards: Sequence[int], follows: Collection[int] | Mapping[int, int] = ()
     ) -> None:
         self._order = list(shards)
-        """The shards; a run is a range of places in it. What is given back is put at its end."""
+        """The shards; a run is a range of positions in it. Returned shards are appended."""
         self._runs: deque[range] = deque()
         for place, shard in enumerate(self._order):
             before = follows.get(shard) if isinstance(follows, Mapping) else shard - 1
@@ -52,12 +52,12 @@ class ShardQueue:
         return self._n
 
     def take(self, worker: int) -> int:
-        """Return the next shard of a worker's run, of a new one, or of half of another's.
+        """Return the next shard of a worker's run, of a new run, or of half of another worker's.
 
         Raises
         ------
         IndexError
-            There is none.
+            The queue is empty.
         """
         run = self._held.pop(worker, None) or (self._runs.popleft() if self._runs else None)
         if run is None:
@@ -68,12 +68,12 @@ class ShardQueue:
         return self._order[run[0]]
 
     def give_back(self, shards: Sequence[int]) -> None:
-        """Put shards that were taken in front of the others."""
+        """Return shards that were taken to the front of the queue."""
         self._runs.extendleft(self._placed(shard) for shard in reversed(shards))
         self._n += len(shards)
 
     def put_last(self, shard: int) -> None:
-        """Put a shard that was taken behind the others."""
+        """Return a shard that was taken to the end of the queue."""
         self._runs.append(self._placed(shard))
         self._n += 1
 
@@ -83,16 +83,16 @@ class ShardQueue:
         return range(len(self._order) - 1, len(self._order))
 
     def leave(self, worker: int) -> None:
-        """Let others have the run of a worker that is gone."""
+        """Release the run of a worker that is gone."""
         if run := self._held.pop(worker, None):
             self._runs.appendleft(run)
 
     def _half(self) -> range:
         if not self._held:
-            raise IndexError("no shard is pending")
+            raise IndexError("the shard queue is empty")
         worker = next(iter(self._held))
         run = self._held.pop(worker)
         middle = len(run) // 2
-        if middle:  # and it comes behind the others, whose runs are longer by now
+        if middle:  # it comes after the others, whose runs are longer by now
             self._held[worker] = run[:middle]
         return run[middle:]

@@ -1,4 +1,4 @@
-"""Stopping a run: the first signal drains it, the second stops it at once."""
+"""Stopping a run by signals: the first one drains it, the second one stops it at once."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from actlas.store.errors import EXIT_RESUME
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 LAST_S = 15.0
-"""How long a process that was told twice to stop may take for it."""
+"""Seconds that a process may take to end after the second signal."""
 
 _owns_process = False
 
 
 class Stop:
-    """Watches for Ctrl-C and SIGTERM while it is entered.
+    """Context manager that handles Ctrl-C and SIGTERM.
 
     Enter it after ``ray.init``, whose own handler aborts the driver on SIGTERM. The first signal
-    sets ``requested``: nothing new is begun, what is in flight may finish. The second raises
-    ``KeyboardInterrupt``.
+    sets ``requested``: no further shard is begun, and the shards in flight may finish. The second
+    signal raises ``KeyboardInterrupt``.
 
     Parameters
     ----------
-    say : callable
-        Tells the user what happens, in one plain line.
+    log : callable
+        Receives one line for the user.
     lost : Event, optional
-        Set where the run has lost its lease: then it drains too.
+        Set when the run has lost its lease, which drains the run as well.
     """
 
-    def __init__(self, say: Callable[[str], None], lost: threading.Event | None = None) -> None:
+    def __init__(self, log: Callable[[str], None], lost: threading.Event | None = None) -> None:
         self.signalled = False
         self._lost = lost
-        self._say = say
+        self._log = log
         self._before: dict[int, Any] = {}
 
     @property
     def requested(self) -> bool:
-        """Whether nothing new may be begun."""
+        """Whether no further shard may be begun."""
         return self.signalled or (self._lost is not None and self._lost.is_set())
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
-            return self  # Python delivers signals to the main thread alone
+            return self  # Python delivers signals only to the main thread
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
         return self
@@ -69,18 +69,18 @@ class Stop:
             raise KeyboardInterrupt
         self.signalled = True
         text = (
-            f"{signal.Signals(number).name}: finishing the shards in flight, beginning no other. "
-            "Once more (Ctrl-C) stops at once; either way nothing done is lost."
+            f"{signal.Signals(number).name}: finishing the shards in flight, then stopping. A "
+            "second signal (Ctrl-C) stops at once; finished shards are kept either way."
         )
-        # The main thread may be inside the very stream or lock that saying needs.
-        threading.Thread(target=self._say, args=(text,), daemon=True).start()
+        # The main thread may hold the stream or the lock that logging needs.
+        threading.Thread(target=self._log, args=(text,), daemon=True).start()
 
 
 def terminate_as_interrupt() -> None:
-    """Make SIGTERM raise ``KeyboardInterrupt`` where no :class:`Stop` is entered.
+    """Make SIGTERM raise ``KeyboardInterrupt`` outside of :class:`Stop`.
 
-    Called where the process is the command line's own: then a second signal ends it within
-    ``LAST_S``, whatever it hangs in.
+    The command line calls it for its own process: a second signal then ends the process within
+    ``LAST_S`` seconds, whatever it is blocked by.
     """
     global _owns_process
     _owns_process = True
@@ -88,9 +88,9 @@ def terminate_as_interrupt() -> None:
 
 
 def _end_process() -> None:
-    """End the process if it has not ended by itself: a signal may interrupt the holder of a lock.
+    """End a process that does not end by itself, for example because it waits for a lock.
 
-    What was being written is as after SIGKILL: nothing half-done counts.
+    Files that were being written are left as after SIGKILL: unfinished ones do not count.
     """
     time.sleep(LAST_S)
     os._exit(EXIT_RESUME)

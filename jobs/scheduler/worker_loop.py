@@ -1,4 +1,4 @@
-"""A worker as an executor sees it: it tries shards, and a failure is a value, not raised."""
+"""The worker loop, which turns failures into values, and the write slots of a machine."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from actlas.store.format.schema import Receipt
 
 
 class WorkerLoop:
-    """One worker, which writes a shard while it computes the next.
+    """Runs a worker that writes a shard while it computes the next.
 
-    At most two shards are in its memory: the one that is computed and the one that is written.
+    At most two shards are in memory: one is computed, one is written.
 
     Parameters
     ----------
     worker : Worker
-        Where it can compute and commit apart, writing goes on beside.
+        The worker. A :class:`StagedWorker` is written in another thread.
     name : str
-        For messages.
+        Name of the worker for messages.
     store : str
-        Where the store is, for errors of the operating system that name no file.
-    turns : WriteSlots, optional
-        Waited for before a shard is written. A worker that cannot compute and commit apart has
-        its turn for both.
+        Path of the store, for errors of the operating system without a file name.
+    slots : WriteSlots, optional
+        Limits the shards that are written at once on this machine. A worker that cannot compute
+        and commit separately holds a slot for both.
     """
 
     def __init__(
-        self, worker: Worker, name: str, store: str, turns: WriteSlots | None = None
+        self, worker: Worker, name: str, store: str, slots: WriteSlots | None = None
     ) -> None:
         self._worker, self._name, self._store = worker, name, store
-        self._turns = turns
+        self._slots = slots
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="actlas-writer")
         self._writing: Future[Done | Fault] | None = None
         self._bare: float | None = None
@@ -59,7 +59,7 @@ class WorkerLoop:
             return
         try:
             rate = self._worker.bare_forward_rate(shard)
-        except Exception:  # noqa: BLE001 - a number for the last line, and no part of the work
+        except Exception:  # noqa: BLE001 - a number for the last line, not part of the work
             LOGGER.exception("the bare forward pass was not measured", extra={"shard": shard})
             return
         self._bare = None if rate is None else rate.tokens_per_s
@@ -69,9 +69,9 @@ class WorkerLoop:
         return self.begin(shard).result()
 
     def begin(self, shard: int) -> Future[Done | Fault]:
-        """Compute a shard here and now; return what will be known once it is written.
+        """Compute a shard in this thread; return a future that is done once it is written.
 
-        One shard at a time: who calls from several threads calls in turn.
+        Only one thread may call it at a time.
         """
         attempt = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         worker, started = self._worker, time.perf_counter()
@@ -81,11 +81,11 @@ class WorkerLoop:
             )
         try:
             computed = worker.compute(shard)
-        except Exception as error:  # noqa: BLE001 - kept whole in the fault, charged by the driver
+        except Exception as error:  # noqa: BLE001 - the fault keeps it, and the driver charges it
             return _known(fault_of(error, shard, self._name, self._store))
         began = time.perf_counter()
         if self._writing is not None:
-            self._writing.exception()  # Waits: no third shard comes into memory.
+            self._writing.exception()  # waits, so that no third shard is in memory
         waited = time.perf_counter() - began
         box = [computed]
         del computed
@@ -97,7 +97,7 @@ class WorkerLoop:
         return self._writing
 
     def close(self) -> None:
-        """Wait for what is being written: who ends a run gives up its lease after that."""
+        """Wait for the shard that is being written, and close the worker."""
         self._writer.shutdown(wait=True)
         if isinstance(self._worker, StagedWorker):
             self._worker.close()
@@ -106,10 +106,10 @@ class WorkerLoop:
         self, shard: int, started: float, waited_s: float, make: Callable[[], Receipt]
     ) -> Done | Fault:
         try:
-            with nullcontext(0.0) if self._turns is None else self._turns.slot() as turn_wait_s:
+            with nullcontext(0.0) if self._slots is None else self._slots.slot() as turn_wait_s:
                 began = time.perf_counter()
                 receipt = make()
-        except Exception as error:  # noqa: BLE001 - kept whole in the fault, charged by the driver
+        except Exception as error:  # noqa: BLE001 - the fault keeps it, and the driver charges it
             return fault_of(error, shard, self._name, self._store)
         now = time.perf_counter()
         numbers = {k: v for k, v in receipt.run.items() if isinstance(v, int | float)}
@@ -138,29 +138,30 @@ def _known(outcome: Done | Fault) -> Future[Done | Fault]:
 
 
 FIRST_POLL_S, LAST_POLL_S = 0.005, 0.1
+"""Shortest and longest pause between two attempts to get a write slot, in seconds."""
 
 
 class WriteSlots:
-    """A number of places on this machine.
+    """A semaphore over the processes of this machine, made of lock files.
 
     Parameters
     ----------
-    n_places : int
-        How many may hold one at once.
+    n_slots : int
+        Number of processes that may hold a slot at once.
     folder : Path
-        Where their lock files are.
+        Folder of the lock files.
     patience_s : float
-        After this long without a place the work goes on without one: a holder that hangs must not
-        make the deadlines of all others pass.
+        Seconds to wait for a slot. Afterwards the work goes on without one, because a holder that
+        hangs must not make the deadlines of all others pass.
     """
 
-    def __init__(self, n_places: int, folder: Path, patience_s: float) -> None:
-        self._files = [folder / f"writer-{i}.lock" for i in range(n_places)]
+    def __init__(self, n_slots: int, folder: Path, patience_s: float) -> None:
+        self._files = [folder / f"writer-{i}.lock" for i in range(n_slots)]
         self._patience_s = patience_s
 
     @contextmanager
     def slot(self) -> Iterator[float]:
-        """Wait for a place and hold it; what is yielded is the seconds waited."""
+        """Hold a slot; yields the seconds waited for it."""
         began = time.monotonic()
         held = self._wait(began)
         try:
@@ -177,20 +178,22 @@ class WriteSlots:
                     return held
             waited = time.monotonic() - began
             if waited > self._patience_s:
-                text = "no turn to write came: writing without one"
+                text = "no write slot became free: writing without one"
                 LOGGER.warning(text, extra={"waited_s": waited, "places": len(self._files)})
                 return None
-            time.sleep(pause * random.uniform(0.5, 1.5))  # else all would ask at the same times
+            time.sleep(
+                pause * random.uniform(0.5, 1.5)
+            )  # otherwise all would ask at the same times
             pause = min(LAST_POLL_S, 2 * pause)
 
 
 def write_slots(run: RunOptions) -> WriteSlots | None:
-    """Return the turns that a run asks for; None where everyone writes when they like.
+    """Return the write slots of a run; None if their number is unlimited.
 
     Raises
     ------
     RunFaultError
-        The folder of the locks is another user's.
+        The folder of the lock files belongs to another user.
     """
     if run.writers_per_machine is None:
         return None
@@ -204,13 +207,13 @@ def _own_folder() -> Path:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise RunFaultError(
             f"{folder}: expected a folder of this user, for the locks of --writers-per-machine. "
-            "Remove it, or set TMPDIR to a folder on this machine that is yours."
+            "Remove it, or set TMPDIR to a folder of yours on this machine."
         )
     return folder
 
 
 def _lock(file: Path) -> int | None:
-    """Return a descriptor that holds a file's lock; None where someone else does."""
+    """Return a file descriptor that holds a file's lock; None if another process holds it."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

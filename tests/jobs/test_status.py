@@ -58,7 +58,7 @@ def test_a_counter_that_moves_lives(store: Store, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(holding.time, "sleep", beats)
     first = holding.observe_holder(store.objects)
     assert first.alive
-    still = first._replace(moved_s=first.moved_s - holding.STILL_S - 1)
+    still = first._replace(changed_s=first.changed_s - holding.STILL_S - 1)
     assert not holding.observe_holder(store.objects, still).alive
     store.objects.replace(key, b'{"count": 3, "run": {}}')
     assert holding.observe_holder(store.objects, still).alive
