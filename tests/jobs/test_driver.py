@@ -24,7 +24,7 @@ from support.simulated import simulated
 from support.workers import fake_store
 
 from actlas.jobs.executors.ray_faults import kind_of
-from actlas.jobs.run.run import follows
+from actlas.jobs.run.work import follows
 from actlas.jobs.scheduler.deadlines import Clocks, Median
 from actlas.jobs.scheduler.faults import Fault
 from actlas.jobs.scheduler.queue import ShardQueue

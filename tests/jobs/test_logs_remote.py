@@ -56,5 +56,5 @@ def test_a_bucket_that_is_out_stops_nothing(
     logs.LOGGER.info("a line")
     logs.end(handler)
     told = capsys.readouterr().err
-    assert told.count("lags") == 1
+    assert told.count("is delayed") == 1
     assert KEY not in told and SECRET not in told

@@ -74,15 +74,17 @@ def knocks(address: str, right: str, folder: Path, monkeypatch: pytest.MonkeyPat
         False,
         False,
     )
-    wants = f"{address}: the cluster wants its token, and "
+    wants = f"{address}: the cluster requires a token, and "
     none_here = f"no token for the cluster in {folder / '.ray/auth_token'}: No such file"
     ours = {"RAY_AUTH_TOKEN": right}
     assert refused().startswith(f"{wants}none was sent. Set RAY_AUTH_TOKEN_PATH to a file")
-    assert f"{wants}ours is not it (from RAY_AUTH_TOKEN)" in refused(RAY_AUTH_TOKEN="f" * 64)
+    assert f"{wants}the one from RAY_AUTH_TOKEN is wrong" in refused(RAY_AUTH_TOKEN="f" * 64)
     assert refused(RAY_AUTH_MODE="token").startswith(none_here)
-    assert "keeps ours here. Unset RAY_AUTH_MODE." in refused(RAY_AUTH_MODE="disabled", **ours)
+    assert "prevents sending one. Unset RAY_AUTH_MODE." in refused(RAY_AUTH_MODE="disabled", **ours)
     assert "expected a token" in refused(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=f"{right}\n{right}")
-    assert refused(**ours).endswith("none is sent. Export RAY_AUTH_MODE=token.")  # ray is loaded
+    assert refused(**ours).endswith(
+        "this process sends none. Export RAY_AUTH_MODE=token."
+    )  # ray is loaded
     file = folder / "token"
     file.write_text(right + "\n")
     for found in (ours, {"RAY_AUTH_TOKEN_PATH": str(file)}):
@@ -120,7 +122,7 @@ def test_what_ray_found_itself_is_told_with_where_tokens_are() -> None:
             raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379.")
 
     with pytest.raises(
-        ConfigError, match=r"10\.0\.0\.1:6379 \(where is its token\? RAY_AUTH_TOKEN, "
+        ConfigError, match=r"10\.0\.0\.1:6379 \(its token is read from RAY_AUTH_TOKEN, "
     ):
         ray_cluster._join(Ray, "auto")
     with pytest.raises(ConfigError, match=r"10\.0\.0\.1:6379\. Start one"):

@@ -170,10 +170,10 @@ def plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("head:6379", "got 'head:6379', expected the head's dashboard"),
-        ("ray://head:10001", "expected the head's dashboard"),
-        ("os://head", "expected the head's dashboard"),
-        ("http://me:secret@head:8265", "expected the head's dashboard"),
+        ("head:6379", "got 'head:6379', expected the address of the head's dashboard"),
+        ("ray://head:10001", "expected the address of the head's dashboard"),
+        ("os://head", "expected the address of the head's dashboard"),
+        ("http://me:secret@head:8265", "expected the address of the head's dashboard"),
         ("http://127.0.0.1:1", "nothing answers at http://127.0.0.1:1 ("),
     ],
 )
@@ -187,10 +187,10 @@ def test_addresses(address: str, words: str, plain: str) -> None:
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (404, "is no Ray job server (Version check returned 404"),
-        (401, "the cluster wants its token, and none was sent"),
-        (403, "the cluster wants its token, and ours is not it"),
-        (500, "is no Ray job server (500 Server Error"),
+        (404, "the server is not a Ray job server (Version check returned 404"),
+        (401, "the cluster requires a token, and none was sent"),
+        (403, "the cluster requires a token, and the one that was sent is wrong"),
+        (500, "the server is not a Ray job server (500 Server Error"),
     ],
 )
 def test_a_server_that_does_not_let_us_in(status: int, words: str, plain: str) -> None:
@@ -371,7 +371,7 @@ def test_jobs_end_as_they_ended(head: Head) -> None:
         got = json.loads(line.removeprefix("called with "))
         assert got == ["extract", f"/stores/{name}", *prefix, *given_here, "run.device=cpu"]
         assert f"  status  actlas status /stores/{name}\n" in out
-    assert "was killed by signal 9; nothing done is lost: submit it again" in said["killed"]
+    assert "was killed by signal 9; finished shards are kept: submit it again" in said["killed"]
 
     [line] = [line for line in said["3"].splitlines() if line.startswith("  follow  ")]
     assert str(head.token) not in said["3"] and head.token.read_text() not in said["3"]
@@ -397,14 +397,14 @@ def test_jobs_end_as_they_ended(head: Head) -> None:
     out = jobs["waits"].communicate(timeout=60)[0]
     assert jobs["waits"].returncode == EXIT_RESUME
     assert "drained\n" in out  # it took 4 s; Ray's own patience is 3
-    assert "the job was stopped; nothing done is lost" in out
+    assert "the job was stopped; finished shards are kept" in out
     out = followed.communicate(timeout=60)[0]
     assert followed.returncode == 0, out
     assert 'called with ["extract", "/stores/3"' in out and "Authentication" not in out
 
     out = refused.communicate(timeout=60)[0]
     assert refused.returncode == EXIT_USAGE
-    assert "the cluster wants its token, and ours is not it" in out
+    assert "the cluster requires a token, and the one that was sent is wrong" in out
     assert out.count("\n") == 1
 
 
