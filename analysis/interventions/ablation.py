@@ -11,12 +11,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from actlas.analysis.interventions.ablation_result import (
+from actlas.analysis.interventions.ablation_result import Sample
+from actlas.analysis.interventions.conditions import (
     INTACT,
     RANDOM,
     TOP,
     Condition,
-    Sample,
     condition_of,
     title,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import warnings
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,77 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actlas.analysis.interventions.loss import Losses
+from actlas.analysis.interventions.conditions import RANDOM, TOP, Condition
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-INTACT, TOP, RANDOM = "intact", "top", "random"
-
-DPI = 150
-
-BLUE, ORANGE, DARK = "#7fa8c9", "#d95f02", "#1a1a1a"
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """The loss of a model under one condition.
-
-    Attributes
-    ----------
-    name : {"intact", "top", "random"}
-        The condition.
-    seed : int or None
-        The seed of the random units.
-    n_units : int
-        Number of units set to zero.
-    loss : float
-        Loss in nats per predicted token.
-    loss_delta, se : float
-        Increase over the intact model's loss, and its standard error over documents (paired; a
-        ratio estimate, since documents differ in length). NaN with fewer than two documents.
-    n_tokens : int
-        Number of predicted tokens.
-    """
-
-    name: str
-    seed: int | None
-    n_units: int
-    loss: float
-    loss_delta: float
-    se: float
-    n_tokens: int
-
-    @property
-    def title(self) -> str:
-        """The title of the condition in tables and pictures."""
-        return title(self.name, self.seed)
-
-    @property
-    def perplexity(self) -> float:
-        """The perplexity: the exponential of the loss."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
-
-    @property
-    def bits_per_token(self) -> float:
-        """The loss in bits per predicted token."""
-        return self.loss / math.log(2)
-
-    def row(self) -> dict[str, Any]:
-        """Return the condition as plain values, by column of the table."""
-        return {
-            "condition": self.name,
-            "seed": self.seed,
-            "n_units": self.n_units,
-            "loss": self.loss,
-            "loss_delta": self.loss_delta,
-            "se": self.se,
-            "perplexity": self.perplexity,
-            "bits_per_token": self.bits_per_token,
-            "n_tokens": self.n_tokens,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +126,8 @@ class Ablation:
         folder : Path
             An existing folder.
         """
+        from actlas.analysis.interventions import ablation_plot
+
         rows = [condition.row() for condition in self.conditions]
         with (folder / "ablation.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
@@ -201,7 +135,13 @@ class Ablation:
             writer.writerows(rows)
         (folder / "samples.txt").write_text(self.samples_text(), encoding="utf-8")
         (folder / "summary.json").write_text(json.dumps(self.summary(), indent=1) + "\n")
-        write_picture(self, folder / "ablation.png")
+        ablation_plot.write(self.conditions, self._heading(), folder / "ablation.png")
+
+    def _heading(self) -> str:
+        return (
+            f"{_short(self.about['model'])}: {self.top.n_units:,} units set to zero\n"
+            f"{_short(self.about['corpus'])}, {self.top.n_tokens:,} predicted tokens"
+        )
 
     def samples_text(self) -> str:
         """Return every prompt with its continuations, control characters escaped."""
@@ -221,123 +161,6 @@ class Ablation:
         return f"<p>{escape(self.sentence())}</p>{html}"
 
 
-def title(name: str, seed: int | None) -> str:
-    """Return the title of a condition: its name, with the seed of random units."""
-    return name if seed is None else f"{name}, seed {seed}"
-
-
-def condition_of(
-    name: str, seed: int | None, n_units: int, found: Losses, intact: Losses
-) -> Condition:
-    """Return a condition, compared with the intact model document by document.
-
-    Parameters
-    ----------
-    name : {"intact", "top", "random"}
-        The condition.
-    seed : int or None
-        The seed of the random units.
-    n_units : int
-        Number of units set to zero.
-    found, intact : Losses
-        The losses under the condition and of the intact model, on the same windows.
-    """
-    difference = found.total - intact.total
-    n = found.n_tokens
-    delta = float(difference.sum() / n.sum())
-    used = n > 0
-    n_documents = int(used.sum())
-    se = math.nan
-    if n_documents > 1:
-        residual = difference[used] - delta * n[used]
-        variance = n_documents / (n_documents - 1) * float((residual**2).sum())
-        se = math.sqrt(variance) / float(n.sum())
-    return Condition(name, seed, n_units, found.mean, delta, se, int(n.sum()))
-
-
-def draw(found: Ablation) -> Figure:
-    """Draw the loss increase of the top units and of each random draw, with standard errors.
-
-    Parameters
-    ----------
-    found : Ablation
-        The result to draw.
-    """
-    from matplotlib.figure import Figure
-
-    random = found.random
-    figure = Figure(figsize=(8, min(60, 2.2 + 0.38 * (len(random) + 1))), layout="constrained")
-    ax = figure.subplots()
-    if random:
-        _spread(ax, np.array([condition.loss_delta for condition in random]))
-    conditions = (found.top, *random)
-    for place, condition in enumerate(conditions):
-        ax.barh(
-            place,
-            condition.loss_delta,
-            color=BLUE if place else ORANGE,
-            edgecolor=DARK,
-            linewidth=0.6,
-            height=0.72,
-            zorder=2,
-        )
-        error = condition.se if np.isfinite(condition.se) else 0
-        ax.errorbar(
-            condition.loss_delta,
-            place,
-            xerr=error,
-            color=DARK,
-            capsize=3,
-            linewidth=1,
-            fmt="none",
-            zorder=3,
-            label="± 1 standard error, over documents" if place == 0 and error else None,
-        )
-    ax.axvline(0, color=DARK, linewidth=0.8, zorder=4)
-    names = ["top units", *(condition.title for condition in random)]
-    ax.set_yticks(range(len(names)), names, fontsize=9 if len(names) <= 40 else 7)
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.margins(x=0.08)
-    ax.set_xlabel(f"loss above the intact model's {found.conditions[0].loss:.3f} (nats per token)")
-    ax.spines[["right", "top"]].set_visible(False)
-    if ax.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    title = (
-        f"{_short(found.about['model'])}: {found.top.n_units:,} units set to zero\n"
-        f"{_short(found.about['corpus'])}, {found.top.n_tokens:,} predicted tokens"
-    )
-    ax.set_title(title, loc="left", fontsize=10, parse_math=False)
-    return figure
-
-
-def write_picture(found: Ablation, path: Path) -> None:
-    """Write the picture of :func:`draw` as a PNG.
-
-    Parameters
-    ----------
-    found : Ablation
-        The result to draw.
-    path : Path
-        The file, replaced where it exists.
-    """
-    with warnings.catch_warnings():
-        # Characters that the font lacks are drawn as boxes; the table has the whole name.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        draw(found).savefig(path, dpi=DPI)
-
-
-def _spread(ax: Axes, deltas: np.ndarray) -> None:
-    if not np.isfinite(deltas).all():
-        return
-    low, high, mean = float(deltas.min()), float(deltas.max()), float(deltas.mean())
-    ax.axvspan(low, high, color=BLUE, alpha=0.25, linewidth=0, zorder=0, label="range of random")
-    ax.axvline(mean, color=DARK, linestyle="--", linewidth=1, zorder=4, label="mean of random")
-
-
-def _short(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else "…" + text[1 - limit :]
-
-
 def _plain(value: Any) -> Any:
     """Return a value for JSON, with None for NaN and infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -348,3 +171,7 @@ def _shown(text: str) -> str:
     return "".join(
         c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else "…" + text[1 - limit :]

@@ -19,12 +19,9 @@ from support.models import VOCABULARY, build, save
 
 import actlas
 from actlas.analysis.interventions.ablation import ablated
-from actlas.analysis.interventions.ablation_result import (
-    Ablation,
-    condition_of,
-    draw,
-    write_picture,
-)
+from actlas.analysis.interventions.ablation_plot import draw, write
+from actlas.analysis.interventions.ablation_result import Ablation
+from actlas.analysis.interventions.conditions import condition_of
 from actlas.analysis.interventions.loss import Losses, Window, losses
 from actlas.analysis.localizer.masks import Mask
 from actlas.pipeline.forward.generate import generate
@@ -279,13 +276,13 @@ def test_the_sentence_is_plain(top: float, random: list[float], said: str) -> No
 def test_pictures_of_every_shape(tmp_path: Path) -> None:
     for number, random in enumerate(([], [0.1], [math.nan, 0.2], [-0.1] * 60)):
         found = conditions(0.5, random)
-        ax = draw(found).axes[0]
+        ax = draw(found.conditions, "a title").axes[0]
         names = [label.get_text() for label in ax.get_yticklabels()]
         assert names == ["top units", *(f"random, seed {i}" for i in range(len(random)))]
         widths = [bar.get_width() for bar in ax.patches if bar.get_height() < 1]
         expected = [0.5, *random]
         np.testing.assert_allclose(widths[-len(expected) :], expected, atol=1e-12)
-        write_picture(found, tmp_path / f"{number}.png")
+        write(found.conditions, "a title", tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
 
 
