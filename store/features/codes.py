@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
 
 
 def index_dtype(n_features: int) -> str:
@@ -19,7 +22,9 @@ def token_dtype(n_tokens: int) -> str:
     return "int32" if n_tokens < 1 << 31 else "int64"
 
 
-def round_values(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def round_values(
+    values: Float32[NDArray[np.float32], "*shape"],
+) -> Float32[NDArray[np.float32], "*shape"]:
     """Return float32 values rounded to the nearest bfloat16, ties to even; same shape and dtype.
 
     >>> round_values(np.array([1.001, 3.14159], np.float32)).tolist()
@@ -78,7 +83,7 @@ class Codes(NamedTuple):
         indices = np.concatenate([part.indices for part in parts])
         return cls(start, indptr, indices, np.concatenate([part.data for part in parts]))
 
-    def dense(self, feature: int) -> NDArray[np.float32]:
+    def dense(self, feature: int) -> Float32[NDArray[np.float32], " tokens"]:
         """Return one feature's activation on each token; shape [tokens]."""
         hit = np.flatnonzero(self.indices == feature)
         values = np.zeros(len(self.indptr) - 1, np.float32)

@@ -28,6 +28,7 @@ from actlas.store.ledger.job_kinds import ENCODED, INDEXED
 
 if TYPE_CHECKING:
     import pandas as pd
+    from jaxtyping import Float32, Float64, Int64
 
     from actlas.store.read.reader import StoreReader
 
@@ -115,7 +116,9 @@ class Features:
         """Return the largest number of non-zero feature activations in one shard."""
         return int(np.diff(self._tables.tokens.nnz_start).max(initial=0))
 
-    def activations(self, feature: int, start: int, stop: int) -> NDArray[np.float32]:
+    def activations(
+        self, feature: int, start: int, stop: int
+    ) -> Float32[NDArray[np.float32], " {stop-start}"]:
         """Return one feature's activation on tokens [start, stop); shape [stop - start]."""
         self.check(feature)
         return self.codes(start, stop).dense(feature)
@@ -123,23 +126,23 @@ class Features:
     # By feature
 
     @property
-    def count(self) -> NDArray[np.int64]:
+    def count(self) -> Int64[NDArray[np.int64], " features"]:
         """The number of tokens on which each feature is above zero; shape [features]."""
         return self._tables.features.n_active
 
     @property
-    def density(self) -> NDArray[np.float64]:
+    def density(self) -> Float64[NDArray[np.float64], " features"]:
         """The share of tokens on which each feature is above zero; shape [features]."""
         density: NDArray[np.float64] = self._tables.features.n_active / self.store.plan.n_tokens
         return density
 
     @property
-    def max(self) -> NDArray[np.float32]:
+    def max(self) -> Float32[NDArray[np.float32], " features"]:
         """Each feature's largest activation; 0 if it never fires; shape [features]."""
         return self._tables.features.max
 
     @property
-    def mean(self) -> NDArray[np.float64]:
+    def mean(self) -> Float64[NDArray[np.float64], " features"]:
         """Each feature's mean over the tokens on which it fires, NaN if none; shape [features]."""
         count = self._tables.features.n_active
         mean = np.full(len(count), np.nan)

@@ -22,6 +22,8 @@ from actlas.store.ledger.job_kinds import EXTREMES
 from actlas.store.shards.lazy_array import LazyArray
 
 if TYPE_CHECKING:
+    from jaxtyping import Float32
+
     from actlas.store.format.schema import Receipt
     from actlas.store.read.reader import StoreReader
 
@@ -84,7 +86,9 @@ class Units:
         """Return the tokens with the smallest activations, ascending; ties by ascending token."""
         return self._end("bottom", unit, k)
 
-    def activations(self, unit: int, start: int, stop: int) -> NDArray[np.float32]:
+    def activations(
+        self, unit: int, start: int, stop: int
+    ) -> Float32[NDArray[np.float32], " {stop-start}"]:
         """Return a unit's activation on tokens [start, stop); shape [stop - start].
 
         The rows of these tokens are scattered over their shard, so most of it is read.

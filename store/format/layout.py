@@ -13,10 +13,13 @@ and the rows inside a shard are ordered by a 64-bit hash of (seed, t).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64, Integer, UInt64
 
 MIB = 1 << 20
 
@@ -52,7 +55,7 @@ STREAM_DOCUMENTS = 2
 """The hash stream that orders documents in a corpus."""
 
 
-def mix64(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix64(value: UInt64[NDArray[np.uint64], " n"]) -> UInt64[NDArray[np.uint64], " n"]:
     """Return splitmix64's finalizer of every value, a bijection on 64-bit integers; same shape.
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014),
@@ -71,7 +74,9 @@ def _scalar_mix64(value: int) -> int:
     return int(mix64(np.array([value & _MASK], dtype=np.uint64))[0])
 
 
-def hash64(seed: int, stream: int, index: NDArray[np.integer]) -> NDArray[np.uint64]:
+def hash64(
+    seed: int, stream: int, index: Integer[NDArray[np.integer], " n"]
+) -> UInt64[NDArray[np.uint64], " n"]:
     """Return a 64-bit hash of (seed, stream, index) for every index; shape [n].
 
     ``mix64(mix64(mix64(seed + G) + stream * G) + (index + 1) * G)`` in arithmetic modulo 2**64,
@@ -96,13 +101,17 @@ def hash64(seed: int, stream: int, index: NDArray[np.integer]) -> NDArray[np.uin
     return mix64(steps * np.uint64(_GOLDEN) + np.uint64(key))
 
 
-def permutation(seed: int, stream: int, start: int, stop: int) -> NDArray[np.int64]:
+def permutation(
+    seed: int, stream: int, start: int, stop: int
+) -> Int64[NDArray[np.int64], " {stop-start}"]:
     """Return the integers [start, stop) ordered by their hash; shape [stop - start]."""
     index = np.arange(start, stop, dtype=np.int64)
     return index[np.argsort(hash64(seed, stream, index), kind="stable")]
 
 
-def shard_tokens(order: str, seed: int, start: int, stop: int) -> NDArray[np.int64]:
+def shard_tokens(
+    order: str, seed: int, start: int, stop: int
+) -> Int64[NDArray[np.int64], " {stop-start}"]:
     """Return ``t`` for every row of a shard: ``result[i]`` is the token in row i.
 
     Parameters
@@ -123,7 +132,9 @@ def shard_tokens(order: str, seed: int, start: int, stop: int) -> NDArray[np.int
     return permutation(seed, STREAM_ROWS, start, stop)
 
 
-def shard_rows_of(order: str, seed: int, start: int, stop: int) -> NDArray[np.int64]:
+def shard_rows_of(
+    order: str, seed: int, start: int, stop: int
+) -> Int64[NDArray[np.int64], " {stop-start}"]:
     """Return the row in its shard of each token ``start + i``: the inverse of `shard_tokens`.
 
     The result is an ndarray of int64 of shape [stop - start].
@@ -267,7 +278,7 @@ def content_length(max_length: int, n_special: int) -> int:
     return length
 
 
-def n_windows(lengths: NDArray[np.integer], content: int) -> int:
+def n_windows(lengths: Integer[NDArray[np.integer], " documents"], content: int) -> int:
     """Return the number of windows of documents with these lengths.
 
     Parameters
@@ -286,7 +297,7 @@ def ceil_div(value: int, step: int) -> int:
 
 
 def sequences(
-    starts: NDArray[np.int64],
+    starts: Int64[NDArray[np.int64], " edges"],
     first_doc: int,
     shard_start: int,
     shard_stop: int,

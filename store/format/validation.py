@@ -8,6 +8,7 @@ arrays that they index, before memory is allocated for them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from actlas.store.errors import CorruptDataError, FormatError
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.schema import PlanFile
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64, Integer
 
 CHANGED = "The store was changed, or written wrongly."
 """The explanation that messages about invalid values end with."""
@@ -53,7 +57,7 @@ def check_objects(plan_file: PlanFile, where: str) -> None:
         )
 
 
-def check_edges(edges: NDArray[np.int64], last: int, what: str) -> None:
+def check_edges(edges: Int64[NDArray[np.int64], " edges"], last: int, what: str) -> None:
     """Check that edges rise from 0 to ``last``.
 
     Parameters
@@ -79,7 +83,7 @@ def check_edges(edges: NDArray[np.int64], last: int, what: str) -> None:
     check_rising(edges, last, what)
 
 
-def check_rising(places: NDArray[np.integer], n: int, what: str) -> None:
+def check_rising(places: Integer[NDArray[np.integer], " places"], n: int, what: str) -> None:
     """Check that indices never decrease and lie within [0, n].
 
     Parameters
@@ -104,7 +108,10 @@ def check_rising(places: NDArray[np.integer], n: int, what: str) -> None:
 
 
 def check_codes(
-    codes: NDArray[np.integer], names: Sequence[str], what: str, lowest: int = 0
+    codes: Integer[NDArray[np.integer], " codes"],
+    names: Sequence[str],
+    what: str,
+    lowest: int = 0,
 ) -> None:
     """Check that every code indexes a name.
 

@@ -17,6 +17,7 @@ from actlas.store.read.context_window import context_window
 
 if TYPE_CHECKING:
     import pandas as pd
+    from jaxtyping import Bool, Int32
 
 
 class Source(NamedTuple):
@@ -69,10 +70,10 @@ class Document:
     label: str | None
     source: Source
     start: int
-    token_id: NDArray[np.int32]
-    char_start: NDArray[np.int32]
+    token_id: Int32[NDArray[np.int32], " tokens"]
+    char_start: Int32[NDArray[np.int32], " tokens"]
     char_stop: int
-    special: NDArray[np.bool_]
+    special: Bool[NDArray[np.bool_], " tokens"]
     activations: Mapping[str, NDArray[Any]]
     columns: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
 

@@ -19,6 +19,7 @@ from actlas.store.shards.lazy_array import LazyArray
 
 if TYPE_CHECKING:
     import pandas as pd
+    from jaxtyping import Bool, Int32, Int64
 
 
 class Documents:
@@ -55,7 +56,7 @@ class Documents:
         return f"<{len(self):,} documents of {len(self.source_names):,} sources{labels}>"
 
     @cached_property
-    def start(self) -> NDArray[np.int64]:
+    def start(self) -> Int64[NDArray[np.int64], " edges"]:
         """The first kept token of each document, and the end of the last; shape [documents + 1].
 
         It is kept in memory.
@@ -64,12 +65,12 @@ class Documents:
         check_edges(start, len(self.columns["token_id"]), "documents/start")
         return start
 
-    def starts(self, lo: int, hi: int) -> NDArray[np.int64]:
+    def starts(self, lo: int, hi: int) -> Int64[NDArray[np.int64], " {hi-lo+1}"]:
         """Return the edges of documents [lo, hi), ``start[lo : hi + 1]``; shape [hi - lo + 1]."""
         return self.start[lo : hi + 1]
 
     @cached_property
-    def label_codes(self) -> NDArray[np.int32] | None:
+    def label_codes(self) -> Int32[NDArray[np.int32], " documents"] | None:
         """The label of each document as an index into ``label_names``; shape [documents].
 
         -1 stands for no label. None if the store has no labels.
@@ -94,11 +95,11 @@ class Documents:
         if not 0 <= doc_idx < len(self):
             raise IndexError(f"document {doc_idx}: this store has documents 0 to {len(self) - 1}")
 
-    def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
+    def token_ids(self, start: int, stop: int) -> Int32[NDArray[np.int32], " {stop-start}"]:
         """Return the ids of tokens [start, stop) of the corpus; shape [stop - start]."""
         return self.columns["token_id"].read(start, stop)
 
-    def special(self, start: int, stop: int) -> NDArray[np.bool_]:
+    def special(self, start: int, stop: int) -> Bool[NDArray[np.bool_], " {stop-start}"]:
         """Return whether the tokenizer added each of tokens [start, stop); shape [stop - start]."""
         if "special" not in self.columns:
             return np.zeros(stop - start, dtype=np.bool_)
@@ -118,7 +119,9 @@ class Documents:
             raise KeyError(f"column {name!r}: the columns of tokens in this store are: {known}")
         return self.token_column_names[name]
 
-    def token_column(self, name: str, start: int, stop: int) -> NDArray[np.int32]:
+    def token_column(
+        self, name: str, start: int, stop: int
+    ) -> Int32[NDArray[np.int32], " {stop-start}"]:
         """Return a token column's codes for tokens [start, stop); shape [stop - start].
 
         The code -1 stands for no value.

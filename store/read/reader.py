@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from functools import cached_property, partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from actlas.store.shards.lazy_array import LazyArray
 from actlas.store.statistics.shard import EARLIER_STATISTICS, STATISTICS, ShardStatistics
 from actlas.store.statistics.shard_documents import ShardDocuments
 from actlas.store.statistics.total import Statistics, combine
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64, Shaped
 
 
 class StoreReader:
@@ -204,11 +207,11 @@ class StoreReader:
         """Return the tokens (and rows) [start, stop) of a shard."""
         return self.plan.shard_range(shard)
 
-    def shard_columns(self, shard: int) -> dict[str, NDArray[Any]]:
+    def shard_columns(self, shard: int) -> dict[str, Shaped[NDArray[Any], " rows"]]:
         """Return the row columns that a shard must have, from the plan and the documents."""
         return self.row_index.columns(shard, self.documents)
 
-    def row_of(self, t: NDArray[np.int64]) -> NDArray[np.int64]:
+    def row_of(self, t: Int64[NDArray[np.int64], " tokens"]) -> Int64[NDArray[np.int64], " tokens"]:
         """Return the row in which each token ``t`` of the corpus lies; shape of ``t``."""
         return self.row_index.row_of(t)
 

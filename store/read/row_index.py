@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from actlas.store.format import layout
 from actlas.store.format.schema import Plan
 from actlas.store.statistics.shard_documents import ShardDocuments
 from actlas.store.statistics.total import Border
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64, Shaped
 
 
 class TokenSource(Protocol):
@@ -44,7 +47,7 @@ class RowIndex:
         self._plan = plan
         self._rows_kept = lru_cache(maxsize=16)(self._rows_of)
 
-    def row_of(self, t: NDArray[np.int64]) -> NDArray[np.int64]:
+    def row_of(self, t: Int64[NDArray[np.int64], " tokens"]) -> Int64[NDArray[np.int64], " tokens"]:
         """Return the row in which each token ``t`` of the corpus lies; shape of ``t``."""
         rows = np.empty_like(t)
         shard_of = t // self._plan.shard_rows
@@ -54,7 +57,9 @@ class RowIndex:
             rows[mask] = start + self._rows_kept(int(shard))[t[mask] - start]
         return rows
 
-    def columns(self, shard: int, documents: TokenSource) -> dict[str, NDArray[Any]]:
+    def columns(
+        self, shard: int, documents: TokenSource
+    ) -> dict[str, Shaped[NDArray[Any], " rows"]]:
         """Return the columns that a shard must have by name; each of shape [rows of the shard].
 
         Parameters

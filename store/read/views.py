@@ -15,6 +15,7 @@ from actlas.store.shards.lazy_array import LazyArray
 
 if TYPE_CHECKING:
     import pandas as pd
+    from jaxtyping import Float, Int64
 
 
 class Rows:
@@ -131,11 +132,11 @@ class DocumentActivations(Mapping[str, NDArray[Any]]):
         The row of each token of the document.
     """
 
-    def __init__(self, arrays: Activations, rows: NDArray[np.int64]) -> None:
+    def __init__(self, arrays: Activations, rows: Int64[NDArray[np.int64], " tokens"]) -> None:
         self._arrays = arrays
         self._rows = rows
 
-    def __getitem__(self, hookpoint: str) -> NDArray[Any]:
+    def __getitem__(self, hookpoint: str) -> Float[NDArray[Any], "tokens units"]:
         return self._arrays[hookpoint].take(self._rows)
 
     def __iter__(self) -> Iterator[str]:

@@ -6,7 +6,7 @@ import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
@@ -16,6 +16,9 @@ from typing_extensions import Buffer
 
 from actlas.store.errors import CorruptDataError
 from actlas.store.format.array_spec import ArraySpec
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 MISSING = np.iinfo(np.uint64).max
 """The offset and length of an absent chunk in a shard's index."""
@@ -75,7 +78,7 @@ def index_bytes(spec: ArraySpec) -> int:
     return _INDEX_ENTRY_BYTES * spec.chunks_per_shard + CRC_BYTES
 
 
-def encode_chunk(spec: ArraySpec, rows: NDArray[Any]) -> Buffer:
+def encode_chunk(spec: ArraySpec, rows: Shaped[NDArray[Any], "rows ..."]) -> Buffer:
     """Encode the rows of one inner chunk, padded with the fill value to the full chunk.
 
     Parameters
@@ -102,8 +105,11 @@ def _fill(spec: ArraySpec) -> Any:
 
 
 def decode_chunk(
-    spec: ArraySpec, data: bytes, where: str, out: NDArray[Any] | None = None
-) -> NDArray[Any]:
+    spec: ArraySpec,
+    data: bytes,
+    where: str,
+    out: Shaped[NDArray[Any], "chunk_rows ..."] | None = None,
+) -> Shaped[NDArray[Any], "chunk_rows ..."]:
     """Decode one inner chunk and return all its rows; shape [chunk_rows, ...].
 
     Parameters

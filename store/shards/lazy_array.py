@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.layout import ceil_div
 from actlas.store.objects.base import Objects
 from actlas.store.shards.reader import ShardReader
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64, Shaped
 
 FEW = 8
 """Rows are read singly if fewer than one in this many of their chunks' rows are requested."""
@@ -142,7 +145,7 @@ class LazyArray:
         taken = self.take(np.atleast_1d(index).astype(np.int64))
         return taken[0] if index.ndim == 0 else taken
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
+    def read(self, start: int, stop: int) -> Shaped[NDArray[Any], "{stop-start} ..."]:
         """Return rows [start, stop); shape [stop - start, ...]."""
         spec = self.spec
         if not 0 <= start <= stop <= len(self):
@@ -160,7 +163,7 @@ class LazyArray:
             self._reader(shard).read_rows(lo - first, hi - first, out[lo - start : hi - start])
         return out
 
-    def take(self, index: NDArray[np.int64]) -> NDArray[Any]:
+    def take(self, index: Int64[NDArray[np.int64], " n"]) -> Shaped[NDArray[Any], "n ..."]:
         """Return the rows at ``index`` in that order; shape [len(index), ...]. Reads a chunk once.
 
         Parameters

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from actlas.store.shards.chunks import (
     index_bytes,
     reading_threads,
 )
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64, Shaped
 
 SCATTERED = 32
 """The number of scattered rows that one thread reads in sequence."""
@@ -136,7 +139,9 @@ class ShardReader:
             )
         return index
 
-    def read_chunk(self, chunk: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def read_chunk(
+        self, chunk: int, out: Shaped[NDArray[Any], "chunk_rows ..."] | None = None
+    ) -> Shaped[NDArray[Any], "chunk_rows ..."]:
         """Return all rows of one inner chunk, checked; shape [chunk_rows, ...].
 
         Parameters
@@ -186,7 +191,9 @@ class ShardReader:
         """Whether single rows can be read: the chunks are uncompressed and not checked."""
         return self.spec.blosc is None and self.chunk_crc32c is None
 
-    def read_scattered(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+    def read_scattered(
+        self, rows: Int64[NDArray[np.int64], " rows"]
+    ) -> Shaped[NDArray[Any], "rows ..."]:
         """Return single rows; shape [n, ...]. Allowed only if :attr:`row_by_row`.
 
         Parameters
@@ -212,7 +219,12 @@ class ShardReader:
         deque(self._threads.map(fill, range(0, len(offsets), SCATTERED)), maxlen=0)
         return out
 
-    def read_rows(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def read_rows(
+        self,
+        start: int,
+        stop: int,
+        out: Shaped[NDArray[Any], "{stop-start} ..."] | None = None,
+    ) -> Shaped[NDArray[Any], "{stop-start} ..."]:
         """Return rows [start, stop) of the shard; shape [stop - start, ...].
 
         Parameters

@@ -11,7 +11,7 @@ import struct
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -20,6 +20,9 @@ from typing_extensions import Buffer
 
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.shards.chunks import MISSING, codec_threads, crc32c, encode_chunk
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 class ShardWriter:
@@ -40,7 +43,7 @@ class ShardWriter:
         The crc32c of each chunk written so far, if chunks carry no checksum of their own.
     """
 
-    def __init__(self, spec: ArraySpec, rows: NDArray[Any]) -> None:
+    def __init__(self, spec: ArraySpec, rows: Shaped[NDArray[Any], "rows ..."]) -> None:
         if rows.dtype != spec.numpy_dtype or rows.shape[1:] != spec.shape[1:]:
             raise ValueError(
                 f"{spec.path}: got {rows.dtype} {rows.shape}, expected {spec.dtype} "

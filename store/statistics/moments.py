@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
 
 BLOCK_VALUES = 1 << 18
 """The number of values of a block: 2 MiB in float64."""
@@ -32,24 +35,24 @@ class Moments:
         The smallest and the largest value; NaN if n is 0.
     """
 
-    n: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    m2: NDArray[np.float64]
-    min: NDArray[np.float64]
-    max: NDArray[np.float64]
+    n: Float64[NDArray[np.float64], " units"]
+    mean: Float64[NDArray[np.float64], " units"]
+    m2: Float64[NDArray[np.float64], " units"]
+    min: Float64[NDArray[np.float64], " units"]
+    max: Float64[NDArray[np.float64], " units"]
 
     @property
-    def variance(self) -> NDArray[np.float64]:
+    def variance(self) -> Float64[NDArray[np.float64], " units"]:
         """The unbiased variance, m2 / (n - 1), shape [units]; NaN for fewer than two values."""
         return np.divide(self.m2, self.n - 1, out=np.full_like(self.m2, np.nan), where=self.n > 1)
 
     @property
-    def std(self) -> NDArray[np.float64]:
+    def std(self) -> Float64[NDArray[np.float64], " units"]:
         """The square root of the unbiased variance; shape [units]."""
         return np.sqrt(self.variance)
 
     @classmethod
-    def of(cls, rows: NDArray[Any]) -> Moments:
+    def of(cls, rows: Float[NDArray[Any], "rows units"]) -> Moments:
         """Return the moments of rows, computed block by block in float64.
 
         Each block and the two buffers, which are reused, stay in the CPU's cache.
@@ -72,7 +75,11 @@ class Moments:
         return cls.combine(parts)
 
     @classmethod
-    def of_block(cls, values: NDArray[Any], deviation: NDArray[np.float64]) -> Moments:
+    def of_block(
+        cls,
+        values: Float[NDArray[Any], "rows units"],
+        deviation: Float64[NDArray[np.float64], "rows units"],
+    ) -> Moments:
         """Return the moments of one block of rows.
 
         Parameters

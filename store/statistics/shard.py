@@ -16,13 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.statistics.moments import BLOCK_VALUES, Moments
 from actlas.store.statistics.shard_documents import ShardDocuments
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
 
 Array = NDArray[np.float64]
 
@@ -96,13 +99,13 @@ class ShardStatistics:
     """
 
     moments: Moments
-    within_m2: Array | None = None
-    n_documents: Array | None = None
+    within_m2: Float64[Array, " units"] | None = None
+    n_documents: Float64[Array, " units"] | None = None
     left: Part | None = None
     right: Part | None = None
     norms: Part | None = None
 
-    def table(self, names: Sequence[str] = STATISTICS) -> Array:
+    def table(self, names: Sequence[str] = STATISTICS) -> Float64[Array, "statistics units"]:
         """Return these statistics as a table; shape [len(names), units]."""
         named = {name: getattr(self.moments, name) for name in ("n", "mean", "m2", "min", "max")}
         named |= {"within_m2": self.within_m2, "n_documents": self.n_documents}
@@ -113,7 +116,9 @@ class ShardStatistics:
         return np.stack([np.broadcast_to(named[name], width) for name in names])
 
     @classmethod
-    def from_table(cls, names: Sequence[str], table: Array) -> ShardStatistics:
+    def from_table(
+        cls, names: Sequence[str], table: Float64[Array, "statistics units"]
+    ) -> ShardStatistics:
         """Return the statistics of a stored table.
 
         Parameters
@@ -135,7 +140,9 @@ class ShardStatistics:
         return cls(moments, named["within_m2"], named["n_documents"], left, right, norms)
 
     @classmethod
-    def of(cls, rows: NDArray[Any], documents: ShardDocuments) -> ShardStatistics:
+    def of(
+        cls, rows: Float[NDArray[Any], "rows units"], documents: ShardDocuments
+    ) -> ShardStatistics:
         """Return the statistics of a shard's rows.
 
         Parameters

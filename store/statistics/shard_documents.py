@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +28,18 @@ class ShardDocuments:
         right border; empty if there is none.
     """
 
-    rows: NDArray[np.int64]
+    rows: Int64[NDArray[np.int64], " rows"]
     runs: tuple[tuple[int, int], ...]
-    left: NDArray[np.int64]
-    right: NDArray[np.int64]
+    left: Int64[NDArray[np.int64], " left"]
+    right: Int64[NDArray[np.int64], " right"]
 
     @classmethod
     def of(
-        cls, row_of: NDArray[np.int64], edges: NDArray[np.int64], start: int, stop: int
+        cls,
+        row_of: Int64[NDArray[np.int64], " tokens"],
+        edges: Int64[NDArray[np.int64], " edges"],
+        start: int,
+        stop: int,
     ) -> ShardDocuments:
         """Return the documents of the shard with tokens [start, stop).
 

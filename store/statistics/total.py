@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.statistics.moments import Moments
 from actlas.store.statistics.shard import Part, ShardStatistics
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
 
 Array = NDArray[np.float64]
 
@@ -33,14 +36,14 @@ class Statistics(Moments):
         The mean of the L2 norms of these rows, and the sum of squared deviations from it.
     """
 
-    within_m2: Array | None = None
-    n_documents: Array | None = None
+    within_m2: Float64[Array, " units"] | None = None
+    n_documents: Float64[Array, " units"] | None = None
     n_norms: float | None = None
     mean_norm: float | None = None
     norm_m2: float | None = None
 
     @property
-    def within_document_variance(self) -> Array | None:
+    def within_document_variance(self) -> Float64[Array, " units"] | None:
         """The unbiased variance within documents, ``within_m2 / (n - n_documents)``; [units].
 
         It is NaN if no document has two values.
@@ -52,12 +55,12 @@ class Statistics(Moments):
         return np.divide(self.within_m2, freedom, out=nan, where=freedom > 0)
 
     @property
-    def between_m2(self) -> Array | None:
+    def between_m2(self) -> Float64[Array, " units"] | None:
         """The sum of squares between documents, ``m2 - within_m2``; shape [units]."""
         return None if self.within_m2 is None else np.maximum(self.m2 - self.within_m2, 0)
 
     @property
-    def between_share(self) -> Array | None:
+    def between_share(self) -> Float64[Array, " units"] | None:
         """The share ``between_m2 / m2``, NaN if m2 is 0; shape [units]."""
         between = self.between_m2
         if between is None:
