@@ -117,14 +117,7 @@ def batches(
     array = store.activations[hookpoint]
     seed, batch_size = _whole("seed", seed), _whole("batch_size", batch_size)
     rank, world_size = _whole("rank", rank), _whole("world_size", world_size)
-    if pool_rows is not None:
-        if buffer_rows is not None:
-            raise ConfigError(
-                "pool_rows: expected buffer_rows or its alias pool_rows, got both.",
-                field="pool_rows",
-            )
-        buffer_rows = pool_rows
-    buffer_rows = None if buffer_rows is None else _whole("buffer_rows", buffer_rows)
+    buffer_rows = _alias(buffer_rows, pool_rows)
     _check(batch_size, fraction, skip, epochs, rank, world_size, buffer_rows, threads)
     done = sorted(store.done())
     if not done:
@@ -169,6 +162,16 @@ def batches(
         rank=rank,
         dtype=dtype,
     )
+
+
+def _alias(buffer_rows: int | None, pool_rows: int | None) -> int | None:
+    """Return the rows of the shuffle buffer, which have two names."""
+    if buffer_rows is not None and pool_rows is not None:
+        raise ConfigError(
+            "pool_rows: expected buffer_rows or its alias pool_rows, got both.", field="pool_rows"
+        )
+    rows = pool_rows if buffer_rows is None else buffer_rows
+    return None if rows is None else _whole("buffer_rows", rows)
 
 
 def _buffer_rows(spec: ArraySpec, batch_size: int, asked: int | None) -> int:

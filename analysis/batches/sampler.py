@@ -20,12 +20,15 @@ ranks, and at the end of a round the number of ranks may change.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.format.layout import ceil_div, hash64
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64
 
 STREAM_CHUNKS = 3
 
@@ -38,7 +41,9 @@ STREAM_BUFFER = 6
 Integers = NDArray[np.int64]
 
 
-def even_order(seed: int, shard: Integers, chunk: Integers) -> Integers:
+def even_order(
+    seed: int, shard: Int64[Integers, " chunks"], chunk: Int64[Integers, " chunks"]
+) -> Int64[Integers, " chunks"]:
     """Return a random order of chunks in which every stretch is even over shards.
 
     The chunks of a shard are put in a random order and the k-th of n gets a random place in
@@ -107,9 +112,9 @@ class Selection(NamedTuple):
 
 def select(
     seed: int,
-    shard: Integers,
-    chunk: Integers,
-    usable: Integers,
+    shard: Int64[Integers, " chunks"],
+    chunk: Int64[Integers, " chunks"],
+    usable: Int64[Integers, " chunks"],
     fraction: float = 1.0,
     skip: float = 0.0,
 ) -> Selection:
@@ -303,7 +308,7 @@ class RankSchedule:
         return self.base + rounds * self.buffer_rows * self.world_size
 
 
-def buffer_slots(sizes: Integers, buffer_rows: int) -> int:
+def buffer_slots(sizes: Int64[Integers, " chunks"], buffer_rows: int) -> int:
     """Return the largest number of chunks that ``buffer_rows`` rows of an epoch order can touch.
 
     Parameters

@@ -108,17 +108,7 @@ def localize(
     specs = _hookpoints(store, hookpoints)
     k = count_of(top, sum(spec.width for spec in specs))
     sides = sides_of(store, contrast)
-    tokens = isinstance(sides.group, TokenSides)
-    if tokens:
-        store.rows  # noqa: B018 - raises where the store has only pooled rows
-    job = EXTRACT if tokens else source_of(store, pool)
-    missing = store.missing(job)
-    if missing:
-        raise NotExtractedError(
-            f"{store.path}: {len(missing)} of {store.n_shards(job)} shards are missing, and a test "
-            "needs all of them: run `actlas extract` first.",
-            missing=len(missing),
-        )
+    job = _source(store, sides.group, pool)
     names = [spec.name for spec in specs]
     if job == POOLED and not isinstance(sides.group, TokenSides):
         pooled = stored_moments(store, names, sides.group, pool=pool, signed=signed)
@@ -180,6 +170,22 @@ def _hookpoints(store: Store, asked: str | Sequence[str] | None) -> tuple[Hookpo
             )
         found |= matching
     return tuple(spec for spec in specs if spec.name in found)
+
+
+def _source(store: Store, group: NDArray[np.int8] | TokenSides, pool: Pool) -> str:
+    """Return the job whose rows are tested; all of its shards must be there."""
+    if isinstance(group, TokenSides):
+        store.rows  # noqa: B018 - raises where the store has only pooled rows
+        job = EXTRACT
+    else:
+        job = source_of(store, pool)
+    if missing := store.missing(job):
+        raise NotExtractedError(
+            f"{store.path}: {len(missing)} of {store.n_shards(job)} shards are missing, and a test "
+            "needs all of them: run `actlas extract` first.",
+            missing=len(missing),
+        )
+    return job
 
 
 def _joined(pooled: Mapping[str, ByGroup], names: Sequence[str], group: int) -> Moments:

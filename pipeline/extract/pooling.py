@@ -7,6 +7,7 @@ dtype in which rows are stored.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 
 from actlas.store.format.schema import HookpointSpec, Pool
 from actlas.store.write.outputs import PooledRows
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
 
 
 class Pooler:
@@ -50,7 +54,12 @@ class Pooler:
         self._last: dict[str, torch.Tensor] = {}
         self._sum: dict[str, torch.Tensor] = {}
 
-    def accumulate(self, name: str, gathered: torch.Tensor, token: NDArray[np.int64]) -> None:
+    def accumulate(
+        self,
+        name: str,
+        gathered: Float[torch.Tensor, "rows units"],
+        token: Int64[NDArray[np.int64], " rows"],
+    ) -> None:
         """Add rows of the documents. Each row must come once.
 
         Parameters

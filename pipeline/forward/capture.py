@@ -19,7 +19,8 @@ from actlas.store.format.schema import HookpointSpec
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from jaxtyping import Int
+    from torch import Tensor, nn
 
 Read = Callable[[str, "torch.Tensor"], Any]
 """Called inside the pass with a hookpoint's name and tensor; returns what is kept of the tensor."""
@@ -89,8 +90,8 @@ class Capture:
 
     def __call__(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        input_ids: Int[Tensor, "batch positions"] | None = None,
+        attention_mask: Int[Tensor, "batch positions"] | None = None,
         *,
         shape: tuple[int, int] | None = None,
         read: Read | None = None,

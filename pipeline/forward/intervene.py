@@ -56,7 +56,7 @@ class Intervention:
     positions : sequence of int or slice, optional
         Distinct positions, in the order of the edit's values, or a slice without a step. A
         position is an index into the sequence that the model sees, special tokens included and
-        counted from 0; in generation with a key-value cache it goes on after the cached ones.
+        counted from 0; in generation with a key-value cache, it continues after the cached ones.
         Default: all positions.
 
     Raises
@@ -141,8 +141,8 @@ def intervene(model: nn.Module, interventions: Iterable[Intervention]) -> Iterat
     Raises
     ------
     InterventionError
-        The model has no such module; or, in a pass, its tensor has another width, or positions
-        cannot be told.
+        The model has no such module; or, in a pass, its tensor has another width, or positions are
+        unknown.
     """
     current = _CurrentPass()
     handles: list[Any] = []
@@ -213,7 +213,7 @@ def _visit(each: Intervention, current: _CurrentPass, value: Any) -> Tensor | No
 
 def _edit_positions(each: Intervention, current: _CurrentPass, rows: Tensor) -> Tensor | None:
     if current.start is None or current.n_sequences is None:
-        raise ValueError("positions cannot be told: run the model that intervene was given")
+        raise ValueError("positions are unknown: run the model that intervene was given")
     shaped = rows
     if rows.ndim == 2:  # A model may lay its positions out as [batch * position].
         if len(rows) % current.n_sequences:

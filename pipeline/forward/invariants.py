@@ -13,7 +13,8 @@ from actlas.store.format.schema import HookpointSpec, ProcessorSpec
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from jaxtyping import Float, Int64
+    from torch import Tensor, nn
 
 N_POSITIONS = 6
 
@@ -76,7 +77,12 @@ def check_causal(
             )
 
 
-def difference(found: torch.Tensor, truth: torch.Tensor, *, by_row: bool = False) -> str | None:
+def difference(
+    found: Float[Tensor, "positions units"],
+    truth: Float[Tensor, "positions units"],
+    *,
+    by_row: bool = False,
+) -> str | None:
     """Return the difference of activations in words, or None where it is rounding only.
 
     Parameters
@@ -100,7 +106,7 @@ def difference(found: torch.Tensor, truth: torch.Tensor, *, by_row: bool = False
     return f"{float(apart.max()):.3g} (of at most {float(truth.abs().max()):.3g})"
 
 
-def probe_tokens(model: nn.Module, n: int) -> torch.Tensor | None:
+def probe_tokens(model: nn.Module, n: int) -> Int64[Tensor, " tokens"] | None:
     """Return tokens to test a model with, or None where its vocabulary is too small.
 
     Parameters

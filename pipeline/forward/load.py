@@ -101,13 +101,7 @@ def load_model(
     numbers: torch.dtype = getattr(torch, dtype or spec.compute_dtype)
     spread = run is not None and run.device_map is not None
     if spec.untrained_seed is not None:
-        if spread:
-            raise ConfigError(
-                "--device-map is for weights in files, and the weights of an untrained model are "
-                "initialized in memory. Leave the option out.",
-                field="device_map",
-            )
-        return _finished(_untrained(spec, config).to(numbers), device)
+        return _finished(_untrained(spec, config, spread).to(numbers), device)
     skeleton = None
     if hookpoints or spread:
         code = spec.trust_remote_code
@@ -156,8 +150,14 @@ def _finished(model: Any, device: str | None) -> nn.Module:
     return finished if device is None else finished.to(device)
 
 
-def _untrained(spec: ModelSpec, config: Any) -> nn.Module:
+def _untrained(spec: ModelSpec, config: Any, spread: bool) -> nn.Module:
     assert spec.untrained_seed is not None
+    if spread:
+        raise ConfigError(
+            "--device-map is for weights in files, and the weights of an untrained model are "
+            "initialized in memory. Leave the option out.",
+            field="device_map",
+        )
     model = fresh_model(
         config, spec.architecture, spec.untrained_seed, trust_remote_code=spec.trust_remote_code
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +18,20 @@ from numpy.typing import NDArray
 
 from actlas.pipeline.model.device import to_numpy, torch_dtype
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64, Shaped
+
 MAX_PINNED_BYTES = 1 << 30
 """Largest amount of pinned memory for running copies. A larger tensor is copied alone."""
 
 _SMALLEST = 1 << 16
 
 
-def scatter(buffer: NDArray[Any], rows: NDArray[np.int64], gathered: torch.Tensor) -> None:
+def scatter(
+    buffer: Shaped[NDArray[Any], "_ units"],
+    rows: Int64[NDArray[np.int64], " rows"],
+    gathered: Float[torch.Tensor, "rows units"],
+) -> None:
     """Write rows to their places in a buffer, as plain integers, in this thread.
 
     Torch's own ``index_copy_`` wakes all its threads for a copy of a few megabytes, which was ten
