@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
-from actlas.jobs.cli.options import Count
+from actlas.jobs.cli.options import Count, model_options
 from actlas.jobs.cli.table import cells
 from actlas.jobs.formatting import count, printable
 from actlas.jobs.run.ablate import ablate
 from actlas.jobs.run.reports.analysis import AblateReport
+from actlas.pipeline.options import PlanOptions
 
 if TYPE_CHECKING:
     from actlas.analysis.interventions.ablation_result import Ablation
@@ -49,11 +50,7 @@ def _lines(found: Ablation) -> list[str]:
     default=20_000,
     help="Maximum tokens, from the beginning of the corpus.  [default: 20,000]",
 )
-@click.option(
-    "--max-length",
-    type=Count(),
-    help="Maximum tokens per window.  [default: the model's context length, at most 1,024]",
-)
+@model_options(PlanOptions, "max_length")
 @click.option(
     "--prompt",
     "prompts",
@@ -76,24 +73,14 @@ def _lines(found: Ablation) -> list[str]:
     default=0,
     help="Seed of the random units and of sampling.  [default: 0]",
 )
-@click.option("--text-field", help="Field or column with the text.  [default: text]")
-@click.option(
-    "--label-field",
-    help="Field with the labels; documents of a labelled corpus are truncated to a window.  "
-    "[default: no labels]",
-)
-@click.option("--lowercase", is_flag=True, help="Convert the text to lower case.  [default: no]")
-@click.option("--revision", help="Revision of a hub model.  [default: main]")
-@click.option(
-    "--trust-remote-code",
-    is_flag=True,
-    help="Execute Python code shipped with the model.  [default: no]",
-)
-@click.option(
-    "--model-dtype",
-    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
-    help="Data type of the model's computation.  [default: auto, the checkpoint's own, or float32 "
-    "on a CPU where that is measured to be faster]",
+@model_options(
+    PlanOptions,
+    "text_field",
+    "label_field",
+    "lowercase",
+    "revision",
+    "trust_remote_code",
+    "model_dtype",
 )
 @click.option(
     "--device",

@@ -9,9 +9,11 @@ from typing import Any
 import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
+from actlas.jobs.cli.options import model_options
 from actlas.jobs.formatting import count, counted, n_bytes, printable
 from actlas.jobs.run.hookpoints import hookpoints_of
 from actlas.jobs.run.reports.contents import HookpointEntry, HookpointsReport
+from actlas.pipeline.options import PlanOptions
 from actlas.store.format.dtypes import ACTIVATION_DTYPES
 
 
@@ -123,14 +125,7 @@ def _module_lines(listing: HookpointsReport) -> Iterable[str]:
     default="bfloat16",
     help="Data type for the byte counts.  [default: bfloat16]",
 )
-@click.option(
-    "--revision", help="Revision of a hub model: a commit, tag or branch.  [default: main]"
-)
-@click.option(
-    "--trust-remote-code",
-    is_flag=True,
-    help="Execute Python code shipped with the model.  [default: no]",
-)
+@model_options(PlanOptions, "revision", "trust_remote_code")
 @click.option("--modules", is_flag=True, help="List module paths as well.  [default: no]")
 @json_option
 @debug_option
@@ -140,5 +135,7 @@ def command(model: str, patterns: tuple[str, ...], as_json: bool, **options: Any
     With a PATTERN (resid_post.*, 'mlp_*.last', model.layers.*.mlp.up_proj), list its matches. No
     weights are read. docs/hookpoints.md explains each name.
     """
-    listing = hookpoints_of(model, patterns, **options)
+    listing = hookpoints_of(
+        model, patterns, **{name: value for name, value in options.items() if value is not None}
+    )
     click.echo(listing.to_json() if as_json else "\n".join(_lines(listing)))

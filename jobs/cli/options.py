@@ -8,6 +8,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -61,7 +62,8 @@ def section_options(section: Section) -> Callable[[F], F]:
     section : {"plan", "run"}
         The section of a configuration, and so the model, whose fields become options.
     """
-    return _decorator(section, SECTIONS[section].model_fields)
+    model = SECTIONS[section]
+    return _decorator(model, model.model_fields, f"{section}_")
 
 
 def run_options(*names: str) -> Callable[[F], F]:
@@ -72,13 +74,36 @@ def run_options(*names: str) -> Callable[[F], F]:
     *names : str
         Fields of :class:`~actlas.pipeline.options.RunOptions`.
     """
-    return _decorator("run", names)
+    return _decorator(SECTIONS["run"], names, "run_")
 
 
-def _decorator(section: Section, names: Iterable[str]) -> Callable[[F], F]:
+def model_options(
+    model: type[BaseModel], *names: str, aliases: Mapping[str, str] | None = None
+) -> Callable[[F], F]:
+    """Return a decorator that adds some fields of a model as options; None if not given.
+
+    Parameters
+    ----------
+    model : type of BaseModel
+        The model.
+    *names : str
+        The fields, which are the names of the command's parameters too.
+    aliases : mapping, optional
+        A second name of an option by field, such as ``{"d_sae": "--width"}``.
+    """
+    return _decorator(model, names, "", aliases)
+
+
+def _decorator(
+    model: type[BaseModel],
+    names: Iterable[str],
+    prefix: str,
+    aliases: Mapping[str, str] | None = None,
+) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         for name in reversed([*names]):
-            function = _option(section, name)(function)
+            alias = (aliases or {}).get(name)
+            function = _option(model, name, prefix, alias)(function)
         return function
 
     return decorate
@@ -122,11 +147,11 @@ def asked_for(values: Mapping[str, Any]) -> Asked:
     return resolve(options, values.get("overrides", ()), values.get("config"))
 
 
-def _option(section: Section, name: str) -> Callable[[F], F]:
-    info = SECTIONS[section].model_fields[name]
+def _option(model: type[BaseModel], name: str, prefix: str, alias: str | None) -> Callable[[F], F]:
+    info = model.model_fields[name]
     dashed = name.replace("_", "-")
     kind = _click_type(info.annotation)
-    declarations = [f"--{dashed}", f"{section}_{name}"]
+    declarations = [f"--{dashed}", *([alias] if alias else []), f"{prefix}{name}"]
     settings: dict[str, Any] = {"default": None, "help": help_of(info)}
     if kind is bool:
         declarations[0] = f"--{dashed}/--no-{dashed}"

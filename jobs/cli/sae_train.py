@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from actlas.analysis.sae.train.options import TrainOptions
 from actlas.jobs.cli.flags import debug_option, json_option
+from actlas.jobs.cli.options import model_options
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, duration
 from actlas.jobs.logs import NowAndThen
@@ -32,53 +34,25 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Output folder: new or empty, or with an unfinished training to resume.",
 )
-@click.option(
-    "--d-sae",
-    "--width",
+@model_options(
+    TrainOptions,
     "d_sae",
-    default=2048,
-    help="Number of features of the dictionary.  [default: 2,048]",
-)
-@click.option(
-    "--architecture",
-    "--kind",
     "architecture",
-    type=click.Choice(["topk", "relu"]),
-    default="topk",
-    help="Architecture: topk, or relu with an L1 loss.  [default: topk]",
-)
-@click.option("--k", default=32, help="Active features per token, for topk.  [default: 32]")
-@click.option("--l1", default=5.0, help="Weight of the L1 loss, for relu.  [default: 5]")
-@click.option(
-    "--fraction",
-    default=0.9,
-    help="Share of the rows to train on. Metrics use up to a tenth of the other rows; with 1, "
-    "they use training rows.  [default: 0.9]",
-)
-@click.option(
-    "--steps",
-    type=int,
-    help="Number of training steps.  [default: one epoch, or enough whole epochs for 1,000 steps]",
-)
-@click.option("--batch-size", default=4096, help="Rows per step.  [default: 4,096]")
-@click.option(
-    "--lr",
-    type=float,
-    help="Peak learning rate.  [default: topk 4e-3, relu 1e-3; times sqrt(2048 / d_sae) above "
-    "2,048 features]",
-)
-@click.option(
-    "--seed", default=0, help="Seed of the weights, the rows and their order.  [default: 0]"
+    "k",
+    "l1",
+    "fraction",
+    "steps",
+    "batch_size",
+    "lr",
+    "seed",
+    aliases={"d_sae": "--width", "architecture": "--kind"},
 )
 @click.option(
     "--device",
     default="auto",
     help="Device: cpu, cuda, cuda:N or mps.  [default: auto, the accelerator if there is one]",
 )
-@click.option("--threads", type=int, help="CPU threads.  [default: torch's choice, one per core]")
-@click.option(
-    "--checkpoint-every", default=1000, help="Steps between checkpoints.  [default: 1,000]"
-)
+@model_options(TrainOptions, "threads", "checkpoint_every")
 @json_option
 @debug_option
 def command(
@@ -102,7 +76,7 @@ def command(
             device=resolve_device(device),
             tell=_Progress(),
             stop=lambda: stop.requested,
-            **options,
+            **{name: value for name, value in options.items() if value is not None},
         )
     if as_json:
         metrics = json.loads((made.folder / "metrics.json").read_text())

@@ -30,19 +30,41 @@ class TrainOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    hookpoint: str
-    d_sae: int = Field(2048, ge=1, le=1 << 24)
-    architecture: Literal["topk", "relu"] = "topk"
-    k: int = Field(32, ge=1)
-    l1: float = Field(5.0, ge=0)
-    fraction: float = Field(0.9, gt=0, le=1)
-    steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(4096, ge=1)
-    lr: float | None = Field(None, gt=0)
-    seed: int = Field(0, ge=0, lt=1 << 63)
-    device: str = "cpu"
-    threads: int | None = Field(None, ge=1)
-    checkpoint_every: int = Field(1000, ge=1)
+    hookpoint: str = Field(description="Hookpoint to train on, such as resid_post.3.")
+    d_sae: int = Field(2048, ge=1, le=1 << 24, description="Number of features of the dictionary.")
+    architecture: Literal["topk", "relu"] = Field(
+        "topk", description="Architecture: topk, or relu with an L1 loss."
+    )
+    k: int = Field(32, ge=1, description="Active features per token, for topk.")
+    l1: float = Field(5.0, ge=0, description="Weight of the L1 loss, for relu.")
+    fraction: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of the rows to train on. Metrics use up to a tenth of the other rows; "
+        "with 1, they use training rows.",
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="Number of training steps. Default: one epoch, or enough whole epochs for "
+        "1,000 steps.",
+    )
+    batch_size: int = Field(4096, ge=1, description="Rows per step.")
+    lr: float | None = Field(
+        None,
+        gt=0,
+        description="Peak learning rate. Default: topk 4e-3, relu 1e-3; times sqrt(2048 / d_sae) "
+        "above 2,048 features.",
+    )
+    seed: int = Field(
+        0, ge=0, lt=1 << 63, description="Seed of the weights, the rows and their order."
+    )
+    device: str = Field("cpu", description="Device: cpu, cuda, cuda:N or mps.")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads. Default: torch's choice, one per core."
+    )
+    checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
 
     @classmethod
     def parse(cls, **options: Any) -> TrainOptions:
