@@ -132,7 +132,7 @@ def test_prompts_are_the_users(mask: Path, text: Path, tmp_path: Path) -> None:
         ({"--corpus": "none.jsonl"}, "none.jsonl"),
         ({"--corpus": "{empty}"}, "no document of it has a token to predict"),
         ({"--max-length": 1}, "leaves no room"),
-        ({"--max-length": 5000}, "are longer than the 512"),
+        ({"--max-length": 5000}, "are longer than 512"),
         ({"--temperature": -1}, "--temperature -1.0: expected 0 or more"),
         ({"--temperature": "nan"}, "--temperature nan: expected 0 or more"),
         ({"--max-tokens": 0}, "--max-tokens 0: expected 1 or more"),
