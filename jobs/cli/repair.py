@@ -126,7 +126,7 @@ def command(
         findings=None if findings is None else read_findings(findings),
         full=not fast,
         remove_orphans=remove_orphans or remove_strays,
-        say=lambda text: click.echo(text, err=True),
+        log=lambda text: click.echo(text, err=True),
     )
     for damage in made.left:
         click.echo(f"left: {damage}")

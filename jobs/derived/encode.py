@@ -121,7 +121,7 @@ def encode(
     if left:
         are = f"{counted(left, 'shard')} {'is' if left == 1 else 'are'}"
         then = f"{shell('extract', store.path)}, then the same command again"
-        waits = Outcome(EXIT_RESUME, "not whole yet", outcome.made, f"{are} not extracted", then)
+        waits = Outcome(EXIT_RESUME, "incomplete", outcome.made, f"{are} not extracted", then)
         return waits, features.name
     with lease.hold(store.objects, log=on_stderr):
         finish(store, features, socket.gethostname())
@@ -177,7 +177,7 @@ def redo(
     name: str,
     dropped: Collection[str],
     run: RunOptions,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> str | None:
     """Encode what is missing of a set by the sparse autoencoder that it names, for a repair.
 
@@ -190,8 +190,8 @@ def redo(
         The kinds of jobs of this set of which a repair dropped something.
     run : RunOptions
         Executor, workers, device.
-    say : callable
-        Told each step in a line.
+    log : callable
+        Called with a line for each step.
 
     Returns
     -------
@@ -204,7 +204,7 @@ def redo(
     InterruptedRunError
         A signal asked for the end.
     """
-    say(f"encoding what is missing of {name}")
+    log(f"encoding what is missing of {name}")
     try:
         outcome, _ = encode(store, name, None, None, run)
     except InterruptedRunError:

@@ -171,7 +171,7 @@ def redo(
     name: str,
     dropped: Collection[str],
     run: RunOptions,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> str | None:
     """Index a set of features again, for a repair.
 
@@ -184,8 +184,8 @@ def redo(
         The kinds of jobs of this set of which a repair dropped something.
     run : RunOptions
         Executor, workers.
-    say : callable
-        Told each step in a line.
+    log : callable
+        Called with a line for each step.
 
     Returns
     -------
@@ -197,7 +197,7 @@ def redo(
     InterruptedRunError
         A signal asked for the end.
     """
-    say(f"indexing {name}")
+    log(f"indexing {name}")
     try:
         outcome, _ = index(store, name, run)
     except InterruptedRunError:

@@ -1,4 +1,4 @@
-"""Extraction from Python: plan where there is no plan, then extract or resume."""
+"""Extraction from Python: plan if there is no plan, then extract or resume."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def extract(
     overrides: Sequence[str] = (),
     **options: Any,
 ) -> Store:
-    """Plan where there is no plan, extract what is missing, and return the store.
+    """Plan if there is no plan, extract the missing shards, and return the store.
 
     Parameters
     ----------
     path : path
-        Of the store: new, or one to go on with.
+        The path or URL of the store: a new one, or one to resume.
     config : path, optional
-        YAML with the sections ``plan`` and ``run``.
+        A YAML file with the sections ``plan`` and ``run``.
     overrides : sequence of str
-        ``"run.workers=4"``.
+        Values that override it, such as ``"run.workers=4"``.
     **options
         Any field of :class:`~actlas.pipeline.options.PlanOptions` and
         :class:`~actlas.pipeline.options.RunOptions`: ``model``, ``corpus``, ``hookpoints``,
@@ -65,7 +65,15 @@ def extract(
 
 
 def extract_at(path: str, asked: Asked) -> tuple[Store, Outcome]:
-    """Open or plan the store at a path, then extract what is missing from it."""
+    """Open or plan the store at a path, then extract its missing shards.
+
+    Parameters
+    ----------
+    path : str
+        The path or URL of the store.
+    asked : Asked
+        The options of the plan and of the run.
+    """
     from actlas.jobs.run.run import run_extraction
 
     store, run = open_or_plan(path, asked), asked.run
@@ -77,12 +85,21 @@ def extract_at(path: str, asked: Asked) -> tuple[Store, Outcome]:
 
 
 def open_or_plan(path: str, asked: Asked) -> Store:
-    """Open a store, held against what was asked for; where there is none, plan it.
+    """Open a store and compare its plan with the options; plan a new one if there is none.
+
+    Parameters
+    ----------
+    path : str
+        The path or URL of the store.
+    asked : Asked
+        The options of the plan and of the run.
 
     Raises
     ------
     PlanMismatchError
-        Something that was given differs from the store's plan.
+        An option that was given differs from the store's plan.
+    StoreExistsError
+        The path holds something that is not a store.
     """
     from actlas.store.store import open_store
 
@@ -93,15 +110,15 @@ def open_or_plan(path: str, asked: Asked) -> Store:
 
         try:
             return make(path, asked)
-        except StoreExistsError as exists:  # another planner was faster, or else
+        except StoreExistsError as exists:  # another planner was faster, or it is no store
             try:
                 store = open_store(path)
             except StoreNotFoundError as error:
                 if "begun" in exists.details:
                     raise exists from error
                 raise StoreExistsError(
-                    f"{path}: something lies there that is no store. Give another path, or "
-                    "remove it.",
+                    f"{path}: expected a store or nothing, found something else. Give another "
+                    "path, or remove it.",
                     path=path,
                 ) from error
     check_same_plan(store.plan, asked, path)
@@ -120,7 +137,15 @@ def _section_of(name: str) -> Section:
 
 
 def make(path: str, asked: Asked) -> Store:
-    """Plan a new store and return it."""
+    """Plan a new store and return it.
+
+    Parameters
+    ----------
+    path : str
+        The path or URL of the store.
+    asked : Asked
+        The options of the plan and of the run.
+    """
     options = asked.plan_options()
     from actlas.jobs.run.run import on_stderr
     from actlas.pipeline.plan.make import make_plan

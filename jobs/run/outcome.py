@@ -15,21 +15,20 @@ class Outcome:
     Attributes
     ----------
     exit_code : int
-        0 where all is done, 3 with units in quarantine, 4 where damage is left, 75 where the same
-        command goes on.
+        0 if all is done, 3 if units are in quarantine, 4 if damage is left, 75 if the same command
+        resumes the job.
     state : str
-        The state of the job in words: ``done``, ``stopped``.
+        The state of the job, such as ``done`` or ``stopped``.
     made : str
-        What this run made, with its size and speed; empty where it did not begin.
+        The results of this run, with their size and speed; empty if the run did not begin.
     left : str
-        What is left to do; empty where nothing is.
+        The work that is left; empty if there is none.
     next : str
-        The command to run next, or what to do instead; empty where there is none.
+        The next step: a command, or an instruction; empty if there is none.
     quarantined : tuple of int
         The units in quarantine.
     stopped : bool
-        Whether a signal asked for the run's end, though nothing of this job may be left: no other
-        job begins.
+        Whether a signal stopped the run, even if nothing of this job is left: no other job begins.
     jobs : tuple of Outcome
         The outcomes of several jobs, in the order in which they ran, of which this is the worst.
     """
@@ -62,7 +61,7 @@ class Outcome:
         return f"{self.summary} -> next: {self.next}" if self.next else self.summary
 
     def require_done(self) -> None:
-        """Raise where the job is not done, for callers from Python.
+        """Raise if the job is not done, for callers from Python.
 
         Raises
         ------

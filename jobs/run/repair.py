@@ -1,11 +1,11 @@
-"""Repair from Python: find the damage, recompute the damaged shards, verify again."""
+"""Repair of a store: find the damage, recompute the damaged shards, verify again."""
 
 from __future__ import annotations
 
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from actlas.jobs.logs import NowAndThen
 from actlas.jobs.run.repair_derived import drop_derived, redo_derived
 from actlas.jobs.run.run import run_work
 from actlas.jobs.run.work import StoreShards, Work, extraction, pooling
-from actlas.jobs.run.worker import open_mender
+from actlas.jobs.run.worker import open_repairer
 from actlas.store.errors import (
     EXIT_DAMAGE,
     EXIT_DONE,
@@ -46,27 +46,28 @@ if TYPE_CHECKING:
     from actlas.jobs.scheduler.protocols import MakeWorker
     from actlas.pipeline.options import RunOptions
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
+"""Called with a line for each step of a repair."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair came to.
+    """The result of a repair.
 
     Attributes
     ----------
     exit_code : int
-        0 where nothing is damaged any longer, 4 where something is, 75 where it was stopped.
+        0 if no damage is left, 4 if some is, 75 if the repair was stopped.
     plan : tuple of str
-        Keys of the plan and of what follows from it that were put back.
+        The keys of the objects that were restored: the plan's, the documents', and metadata.
     shards : dict of str to tuple of int
-        The shards that were computed anew, by job.
+        The shards that were recomputed, by job.
     derived : tuple of str
-        The derived jobs of which something was dropped and made again.
+        The derived jobs of which units were dropped and recomputed.
     left : tuple of Damage
-        What is still damaged.
+        The damage that is left.
     removed : tuple of str
-        Keys of files that were of no use.
+        The keys of the files that were removed.
     """
 
     exit_code: int
@@ -78,15 +79,16 @@ class Repaired:
 
 
 class DamagedShards(StoreShards):
-    """The damaged shards of a job, which are repaired once reading them finds no damage.
+    """The damaged shards of a job, as units of work: one is done once it reads without damage.
 
     Parameters
     ----------
     store : Store
+        The store.
     job : str
         ``extract`` or ``pooled``.
     damages : sequence of Damage
-        Damages of shards of this job.
+        The damages of shards of this job.
 
     Attributes
     ----------
@@ -108,7 +110,7 @@ class DamagedShards(StoreShards):
         return sorted({*self.ready()} - self.repaired)
 
     def left(self) -> list[int]:
-        """Return the shards that are damaged still, by reading them."""
+        """Return the shards that are still damaged, by reading them."""
         self.store.forget(self.job)
         doubtful = [d for d in self._damages if d.shard not in self.repaired]
         found = verify(self.store, full=True, only=doubtful).damages if doubtful else ()
@@ -125,12 +127,12 @@ def repair(
     remove_orphans: bool = False,
     **run: Any,
 ) -> Repaired:
-    """Put back what is damaged of a store, as ``actlas repair`` does.
+    """Recompute the damaged parts of a store, as ``actlas repair`` does.
 
     Parameters
     ----------
     path : path
-        Of the store.
+        The path or URL of the store.
     findings, full, remove_orphans
         See :func:`repair_at`.
     **run
@@ -155,171 +157,187 @@ def repair_at(
     findings: Sequence[Damage] | None = None,
     full: bool = True,
     remove_orphans: bool = False,
-    make_mender: MakeWorker = open_mender,
-    make_pool_mender: MakeWorker | None = None,
-    say: Say = lambda _: None,
+    make_repairer: MakeWorker = open_repairer,
+    make_pooled_repairer: MakeWorker | None = None,
+    log: Log = lambda _: None,
 ) -> Repaired:
-    """Put back what is damaged of a store, and compute again only that.
+    """Recompute the damaged parts of a store, and nothing else.
 
     Parameters
     ----------
     path : str
-        Of the store.
+        The path or URL of the store.
     run : RunOptions
-        How damaged shards are computed.
+        Executor, workers and device that recompute damaged shards.
     findings : sequence of Damage, optional
-        What ``verify`` found: only that is looked at. By default the whole store is verified.
+        The findings of ``verify``: only these are repaired. By default the whole store is verified.
     full : bool
-        Read every byte where there are no findings; otherwise sizes, metadata and receipts.
+        Whether the verification reads every byte; otherwise it reads sizes, metadata and receipts.
     remove_orphans : bool
-        Remove objects that nothing of a store has the name of.
-    make_mender, make_pool_mender : callable
-        Open a worker for shards, and for shards of documents.
-    say : callable
-        Is told each step in a line.
+        Whether to remove objects whose names belong to no part of a store.
+    make_repairer, make_pooled_repairer : callable
+        Open a worker for shards of tokens, and for shards of documents.
+    log : callable
+        Called with a line for each step.
 
     Raises
     ------
     LeaseHeldError
-        Another driver works on this store, or took it over while this one stood still.
+        Another driver works on this store, or took over the lease while this one stood still.
     CorruptDataError
         The plan and its copy are both lost.
     ActlasError
-        What stopped the run where no shard is to blame.
+        The error that stopped the run, where no shard is to blame.
     """
     objects = open_objects(path)
     if all(objects.size(key) is None for key in (ROOT_KEY, PLAN_KEY, PLAN_COPY_KEY)):
         raise StoreNotFoundError(
             f"{objects.url}: there is no store here to repair. Is the path right?", path=objects.url
         )
-    mender_of = {EXTRACT: make_mender}
-    mender_of[POOLED] = make_pool_mender or functools.partial(open_mender, job=POOLED)
-    with lease.hold(objects, log=say, reentrant=True) as held:
+    pooled = make_pooled_repairer or functools.partial(open_repairer, job=POOLED)
+    workers = {EXTRACT: make_repairer, POOLED: pooled}
+    with lease.hold(objects, log=log, reentrant=True) as held:
         objects.sweep()
-        put_back = repair_plan(objects)
+        restored = repair_plan(objects)
         store = open_store(path)
-        put_back += repair_descriptions(store)
-        for key in put_back:
-            say(f"put back: {key}")
-        damages = _find(store, findings, full, say)
-        held.require()
-        put_back += _repair_planned(store, damages, say)
-        damages, removed = _drop(store, held, damages, remove_orphans, say)
-        drop_derived(store, damages, say)
-        shards: dict[str, tuple[int, ...]] = {}
-        for like in (extraction(store), pooling(store)):
-            stopped = _mend(store, like, damages, run, mender_of[like.job], shards)
-            unsure = [d for d in damages if d.shard not in shards.get(d.job or "", ())]
+        restored += repair_descriptions(store)
+        for key in restored:
+            log(f"restored: {key}")
+        damages = _find(store, findings, full, log)
+        return _Repair(store, run, held, log, restored).repair(damages, workers, remove_orphans)
+
+
+class _Repair:
+    """One repair of a store whose plan is whole, under one lease.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    run : RunOptions
+        Executor, workers, device.
+    held : Lease
+        The lease.
+    log : callable
+        Called with a line for each step.
+    restored : list of str
+        The keys of the objects that were restored before.
+    """
+
+    def __init__(
+        self, store: Store, run: RunOptions, held: lease.Lease, log: Log, restored: list[str]
+    ) -> None:
+        self._store, self._run, self._held, self._log = store, run, held, log
+        self._restored = restored
+        self._shards: dict[str, tuple[int, ...]] = {}
+        self._removed: list[str] = []
+
+    def repair(
+        self, damages: list[Damage], workers: Mapping[str, MakeWorker], remove_orphans: bool
+    ) -> Repaired:
+        """Repair damages: objects of the plan, then shards, then what is derived from them."""
+        self._held.require()
+        self._restore_planned(damages)
+        damages = self._remove(damages, remove_orphans)
+        drop_derived(self._store, damages, self._log)
+        doubtful = damages
+        for work in (extraction(self._store), pooling(self._store)):
+            stopped = self._recompute(work, damages, workers[work.job])
+            doubtful = [d for d in damages if d.shard not in self._shards.get(d.job or "", ())]
             if stopped:
-                done = tuple(put_back), shards, (), tuple(unsure), removed
-                return Repaired(EXIT_RESUME, *done)
-        store = open_store(path)  # nothing read before it was repaired
-        held.require()
+                return self._result(EXIT_RESUME, left=doubtful)
+        store = open_store(self._store.path)  # nothing that was read before the repair is kept
+        self._held.require()
         try:
-            derived, not_redone = redo_derived(store, run, say)
+            derived, failed = redo_derived(store, self._run, self._log)
         except InterruptedRunError:
-            return Repaired(EXIT_RESUME, tuple(put_back), shards, (), tuple(unsure), removed)
-        still = verify(store, full=True, only=unsure).damages if unsure else ()
-    left = (*still, *not_redone)
-    code = EXIT_DAMAGE if left else EXIT_DONE
-    return Repaired(code, tuple(put_back), shards, tuple(derived), left, removed)
+            return self._result(EXIT_RESUME, left=doubtful)
+        still = verify(store, full=True, only=doubtful).damages if doubtful else ()
+        left = (*still, *failed)
+        return self._result(EXIT_DAMAGE if left else EXIT_DONE, derived, left)
+
+    def _result(
+        self, exit_code: int, derived: Sequence[str] = (), left: Sequence[Damage] = ()
+    ) -> Repaired:
+        restored, removed = tuple(self._restored), tuple(self._removed)
+        return Repaired(exit_code, restored, self._shards, tuple(derived), tuple(left), removed)
+
+    def _restore_planned(self, damages: Sequence[Damage]) -> None:
+        """Restore metadata and documents: from the plan, then from the corpus."""
+        keys = [d.key for d in damages if d.key in self._store.plan_file.objects]
+        if not keys:
+            return
+        written = repair_metadata(self._store, keys)
+        if left := [key for key in keys if key not in written]:
+            written += _restore_from_corpus(self._store, left, self._log)
+        for key in written:
+            self._log(f"restored: {key}")
+        self._restored += written
+
+    def _remove(self, damages: list[Damage], remove_orphans: bool) -> list[Damage]:
+        """Remove superseded receipts that are damaged, and orphans; return the other damages."""
+        # Statistics go before their rows: alone they would block rows with other bits.
+        for damage in sorted(damages, key=lambda damage: not damage.key.startswith("statistics/")):
+            if damage.orphan and remove_orphans:
+                self._held.require()
+                if remove_orphan(self._store, damage.key):
+                    self._removed.append(damage.key)
+                    self._log(f"removed: {damage.key}")
+            elif damage.job in self._store.jobs and damage.shard is not None:
+                for key in drop_unreadable(self._store.receipts(damage.job), damage.shard):
+                    self._removed.append(key)
+                    self._log(f"removed: {key}, which a later receipt supersedes")
+        return [damage for damage in damages if damage.key not in self._removed]
+
+    def _recompute(self, work: Work, damages: Sequence[Damage], make_worker: MakeWorker) -> bool:
+        """Recompute the damaged shards of a job; return whether a signal stopped that."""
+        found = [d for d in damages if d.job == work.job and d.shard is not None]
+        if not found or work.job not in self._store.jobs:
+            return False
+        damaged = DamagedShards(self._store, work.job, found)
+        wanted = damaged.missing()
+        outcome = run_work(
+            self._store,
+            replace(work, units=damaged, doing="repairing", repairs=True),
+            self._run.model_copy(update={"retry_quarantined": True}),
+            make_worker,
+        )
+        if repaired := tuple(shard for shard in wanted if shard in damaged.repaired):
+            self._shards[work.job] = repaired
+        return outcome.stopped or outcome.exit_code == EXIT_RESUME
 
 
-def _find(store: Store, findings: Sequence[Damage] | None, full: bool, say: Say) -> list[Damage]:
-    """Return what is damaged, found now: what was found before may be mended by now."""
+def _find(store: Store, findings: Sequence[Damage] | None, full: bool, log: Log) -> list[Damage]:
+    """Return the damage of now: earlier findings may be repaired already."""
     if findings is not None:
         return list(verify(store, full=True, only=findings).damages) if findings else []
-    tell = NowAndThen()
+    progress = NowAndThen()
     what = "every byte" if full else "sizes, metadata and receipts"
-    say(f"verifying {what} of {store.path}")
+    log(f"verifying {what} of {store.path}")
     report = verify(
         store,
         full=full,
-        progress=lambda done, of: tell(f"{count(done)} of {counted(of, 'object')} checked"),
+        progress=lambda done, of: progress(f"{count(done)} of {counted(of, 'object')} checked"),
     )
     return list(report.damages)
 
 
-def _repair_planned(store: Store, damages: Sequence[Damage], say: Say) -> list[str]:
-    """Put back metadata and documents: from the plan, then from the corpus."""
-    keys = [d.key for d in damages if d.key in store.plan_file.objects]
-    if not keys:
-        return []
-    written = repair_metadata(store, keys)
-    if left := [key for key in keys if key not in written]:
-        written += _plan_again(store, left, say)
-    for key in written:
-        say(f"put back: {key}")
-    return written
-
-
-def _plan_again(store: Store, keys: Sequence[str], say: Say) -> list[str]:
-    """Plan once more beside the store, and take the objects that are what they were."""
+def _restore_from_corpus(store: Store, keys: Sequence[str], log: Log) -> list[str]:
+    """Plan again in a temporary folder, and copy the objects that come out as they were."""
     from actlas.pipeline.options import PlanOptions
     from actlas.pipeline.plan.make import make_plan
 
-    # The request is a stranger's words as much as the plan is: either may ask for code.
+    # Neither the plan nor its request is trusted: a stranger may have written either.
     if store.plan.model.trust_remote_code or store.plan.request.get("trust_remote_code"):
-        say(f"{keys[0]}: its model has code of its own, which is not run for a repair")
+        log(f"{keys[0]}: the model comes with code of its own, which a repair does not run")
         return []
     damaged = counted(len(keys), "damaged object")
-    say(f"{damaged} of documents: planning once more from the corpus")
+    log(f"{damaged} of documents: planning again from the corpus")
     with tempfile.TemporaryDirectory(prefix="actlas-repair-") as folder:
         try:
             options = PlanOptions.model_validate(store.plan.request)
             again = make_plan(Path(folder) / "again.zarr", options)
         except (ActlasError, ValueError) as error:
-            say(f"planning once more failed: {error}")
+            log(f"planning again failed: {error}")
             return []
         return put_back_from(store, again, keys)
-
-
-def _drop(
-    store: Store,
-    held: lease.Lease,
-    damages: Sequence[Damage],
-    remove_orphans: bool,
-    say: Say,
-) -> tuple[list[Damage], tuple[str, ...]]:
-    """Remove receipts that are superseded and damaged, and orphans where that was asked for.
-
-    Returns
-    -------
-    list of Damage, tuple of str
-        What is damaged besides, and what was removed.
-    """
-    removed: list[str] = []
-    # Statistics before their rows: alone they would be in the way of rows with other bits.
-    for damage in sorted(damages, key=lambda damage: not damage.key.startswith("statistics/")):
-        if damage.orphan and remove_orphans:
-            held.require()
-            if remove_orphan(store, damage.key):
-                removed.append(damage.key)
-                say(f"removed: {damage.key}")
-        elif damage.job in store.jobs and damage.shard is not None:
-            for key in drop_unreadable(store.receipts(damage.job), damage.shard):
-                removed.append(key)
-                say(f"removed: {key}, which a later receipt stands for")
-    return [damage for damage in damages if damage.key not in removed], tuple(removed)
-
-
-def _mend(
-    store: Store,
-    like: Work,
-    damages: Iterable[Damage],
-    run: RunOptions,
-    make_worker: MakeWorker,
-    shards: dict[str, tuple[int, ...]],
-) -> bool:
-    """Compute the damaged shards of a job again; return whether that was stopped."""
-    found = [d for d in damages if d.job == like.job and d.shard is not None]
-    if not found or like.job not in store.jobs:
-        return False
-    damaged = DamagedShards(store, like.job, found)
-    work = replace(like, units=damaged, doing="repairing", repairs=True)
-    wanted = damaged.missing()
-    again = run.model_copy(update={"retry_quarantined": True})
-    outcome = run_work(store, work, again, make_worker)
-    if repaired := tuple(shard for shard in wanted if shard in damaged.repaired):
-        shards[like.job] = repaired
-    return outcome.stopped or outcome.exit_code == EXIT_RESUME

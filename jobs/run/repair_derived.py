@@ -1,4 +1,4 @@
-"""Repairing derived data: what is damaged or stale is dropped, and made again from the rows."""
+"""Repair of derived data: damaged and stale units are dropped, and recomputed from the rows."""
 
 from __future__ import annotations
 
@@ -26,19 +26,30 @@ if TYPE_CHECKING:
     from actlas.pipeline.options import RunOptions
     from actlas.store.store import Store
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
+"""Called with a line for each step of a repair."""
 
-Redo = Callable[["Store", str, Collection[str], "RunOptions", Say], "str | None"]
-"""Makes again what is missing of a subject's jobs: called with the store, the subject, the kinds of
-its jobs of which something was dropped, the run's options and a callable that is told each step.
-Returns why something could not be made again, else None."""
+Redo = Callable[["Store", str, Collection[str], "RunOptions", Log], "str | None"]
+"""Recomputes the missing units of a subject's jobs. It is called with the store, the subject, the
+kinds of the subject's jobs of which units were dropped, the run's options and a log. It returns why
+a dropped unit could not be recomputed, or None."""
 
 TO_REDO = "ledger/repairing/derived.json"
-"""What was dropped and is not made again yet."""
+"""The key of a list of the jobs of which units were dropped and are not recomputed yet."""
 
 
-def drop_derived(store: Store, damages: Iterable[Damage], say: Say) -> None:
-    """Remove the units of derived data that are damaged, and put plain groups back."""
+def drop_derived(store: Store, damages: Iterable[Damage], log: Log) -> None:
+    """Drop the damaged units of derived data, and restore the plain groups above them.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    damages : iterable of Damage
+        All damages that were found.
+    log : callable
+        Called with a line for each step.
+    """
     damages = list(damages)
     units = {
         (d.job, d.shard)
@@ -48,47 +59,48 @@ def drop_derived(store: Store, damages: Iterable[Damage], say: Say) -> None:
     _remember(store, {job for job, _ in units})
     for job, unit in sorted(units):
         _drop(store, job, unit)
-        say(f"dropped: unit {unit} of {job}, to be made again")
+        log(f"dropped: unit {unit} of {job}, which is damaged")
     plain = metadata_bytes(group_metadata())
     for key in {d.key for d in damages} & set(plain_groups(store)):
         store.objects.replace(key, plain)
-        say(f"put back: {key}")
+        log(f"restored: {key}")
 
 
-def redo_derived(store: Store, run: RunOptions, say: Say) -> tuple[list[str], list[Damage]]:
-    """Make again what was dropped, by this repair or one that was stopped, and what is stale.
+def redo_derived(store: Store, run: RunOptions, log: Log) -> tuple[list[str], list[Damage]]:
+    """Recompute units that were dropped, by this repair or one that was stopped, and stale ones.
 
-    Jobs are redone behind those that they are made from: a set of features is encoded by the sparse
-    autoencoder that it names, and then indexed where it was. The extremes of units are only
-    dropped: the next look at them gathers them.
+    A job is recomputed after the jobs that it is made from. A set of features is encoded by the
+    sparse autoencoder that its description names, and then indexed if it was indexed before. The
+    extremes of units are only dropped: the next command that asks for them gathers them.
 
     Parameters
     ----------
     store : Store
+        The store.
     run : RunOptions
         Executor, workers, device.
-    say : callable
-        Told each step in a line.
+    log : callable
+        Called with a line for each step.
 
     Returns
     -------
     list of str, list of Damage
-        The jobs of which something was dropped, and what could not be made again.
+        The jobs of which units were dropped, and what could not be recomputed.
 
     Raises
     ------
     InterruptedRunError
-        A signal asked for the end.
+        A signal stopped the repair.
     """
     failed: dict[str, Damage] = {}
     redone: set[str] = set()
     for _ in range(_longest_chain()):
-        _drop_stale(store, say)
+        _drop_stale(store, log)
         todo = [job for job in by_inputs(_remembered(store)) if job not in redone]
         if not todo:
             break
         redone.update(todo)
-        _redo(store, todo, failed, run, say)
+        _redo(store, todo, failed, run, log)
     jobs = _remembered(store)
     if jobs and not failed:
         store.objects.delete(TO_REDO)
@@ -96,17 +108,17 @@ def redo_derived(store: Store, run: RunOptions, say: Say) -> tuple[list[str], li
 
 
 def _longest_chain() -> int:
-    """Return how many jobs may be made from each other in turn: each may make the next stale."""
+    """Return the length of the longest chain of jobs: each may make the next one stale."""
     return max(map(depth, kinds()))
 
 
 def _redo(
-    store: Store, jobs: Sequence[str], failed: dict[str, Damage], run: RunOptions, say: Say
+    store: Store, jobs: Sequence[str], failed: dict[str, Damage], run: RunOptions, log: Log
 ) -> None:
-    """Redo jobs in their order; add what could not be made again to ``failed``, by job.
+    """Recompute jobs in their order; add each that fails to ``failed``, by its name.
 
-    A function that redoes several kinds of a subject's jobs is called once. A job is not tried
-    where one of the same subject that it is made from has failed.
+    A function that recomputes several kinds of a subject's jobs is called once. A job is skipped if
+    a job of the same subject that it is made from has failed.
     """
     dropped: dict[str, set[str]] = {}
     for job in jobs:
@@ -123,14 +135,14 @@ def _redo(
             continue
         called.add((kind.redo, subject))
         redo: Redo = pkgutil.resolve_name(kind.redo)
-        why = redo(store, subject, frozenset(dropped[subject]), run, say)
+        why = redo(store, subject, frozenset(dropped[subject]), run, log)
         if why is not None:
             key = spec_key(subject) if kind.of_feature_set else receipt_key(job, 0)
-            failed[job] = Damage(key, f"what was dropped could not be made again: {why}")
+            failed[job] = Damage(key, f"dropped units could not be recomputed: {why}")
 
 
 def _remember(store: Store, jobs: Iterable[str]) -> None:
-    """Keep what is to be made again, before it is dropped: this repair may be stopped."""
+    """Record jobs before their units are dropped: this repair may be stopped."""
     known = set(_remembered(store))
     if set(jobs) - known:
         body = json.dumps(sorted(known | set(jobs)))
@@ -153,8 +165,8 @@ def _is_known(job: str) -> bool:
     return kind is not None and re.fullmatch(NAME, subject, re.ASCII) is not None
 
 
-def _drop_stale(store: Store, say: Say) -> None:
-    """Drop what was made from records that lie there no longer, until nothing is."""
+def _drop_stale(store: Store, log: Log) -> None:
+    """Drop units that were made from records which are no longer there, until none is left."""
     for _ in range(_longest_chain()):
         stale = []
         for check in derived_checks(store, full=False):
@@ -166,14 +178,14 @@ def _drop_stale(store: Store, say: Say) -> None:
         _remember(store, {job for job, _ in stale})
         for job, unit in stale:
             _drop(store, job, unit)
-            say(f"dropped: unit {unit} of {job}, made from what is there no longer")
+            log(f"dropped: unit {unit} of {job}, whose inputs have changed")
 
 
 def _drop(store: Store, job: str, unit: int) -> None:
     """Remove a unit's receipt, and then the group that it names."""
     receipts = job_receipts(store, job)
     group = None
-    # Where it cannot be read its group is a leftover, swept by the next run.
+    # The group of an unreadable receipt is a leftover, which the next run sweeps.
     with suppress(FormatError, CorruptDataError, FileNotFoundError):
         group = group_of(receipts.read(unit))
     store.objects.delete(receipt_key(job, unit))

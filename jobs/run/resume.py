@@ -1,4 +1,4 @@
-"""Hold what a command asks for against a store's frozen plan."""
+"""Comparison of a command's options with a store's frozen plan."""
 
 from __future__ import annotations
 
@@ -31,20 +31,29 @@ _RESOLVED: Mapping[str, Callable[[Plan], Any]] = {
     "shard_rows": lambda plan: plan.shard_rows,
     "seed": lambda plan: plan.seed,
 }
-"""What the plan made of a field that may have been left to its default."""
+"""The resolved value in the plan of each field that may have been left to its default."""
 
 
 def check_same_plan(plan: Plan, asked: Asked, path: str) -> None:
-    """Refuse what was given and differs from what the store was planned with.
+    """Raise if an option differs from the one that the store was planned with.
 
-    A field that was not given comes from the plan. One that was left open when planning
-    (``max_length``, say) may now be given as what it was resolved to. A model is its files: another
-    folder with the same ones is no other model.
+    An option that is not given comes from the plan. An option that was left open when planning
+    (such as ``max_length``) may now be given with its resolved value. A model is identified by its
+    files: another folder with the same files is the same model.
+
+    Parameters
+    ----------
+    plan : Plan
+        The store's plan.
+    asked : Asked
+        The options that were given.
+    path : str
+        The path or URL of the store, for the message.
 
     Raises
     ------
     PlanMismatchError
-        Naming the first field that differs, with both values.
+        An option differs. The message names the first one, with both values.
     """
     defaults = PlanOptions(model="", corpus="").model_dump(mode="json")
     for field, value in asked.plan.items():
@@ -57,8 +66,8 @@ def check_same_plan(plan: Plan, asked: Asked, path: str) -> None:
         where = asked.origin.get(f"plan.{field}", field)
         raise PlanMismatchError(
             f"{path}: planned with {field} = {shown!r}, now asked for {value!r} ({where}). A plan "
-            f"is frozen: leave {field} out to go on with this store, or give another path for a "
-            "new one.",
+            f"is frozen: leave {field} out to resume this store, or give another path for a new "
+            "one.",
             field=field,
             planned=shown,
             asked=value,
@@ -66,12 +75,19 @@ def check_same_plan(plan: Plan, asked: Asked, path: str) -> None:
 
 
 def moved_model(plan: Plan, asked: Asked) -> str | None:
-    """Return the folder that was given as the model, where it is not the plan's but holds it.
+    """Return the folder given as the model if it holds the plan's model; None otherwise.
+
+    Parameters
+    ----------
+    plan : Plan
+        The store's plan.
+    asked : Asked
+        The options that were given.
 
     Raises
     ------
     ModelError
-        Its weights are cut short, or some are missing.
+        A weight file in that folder is truncated or missing.
     """
     given = asked.plan.get("model")
     if given in (None, plan.model.id) or not Path(given, CONFIG_FILE).is_file():

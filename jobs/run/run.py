@@ -1,4 +1,4 @@
-"""Runs of jobs: hold the lease, give the units that are missing to an executor, sum up."""
+"""Runs of jobs: hold the lease, give the missing units of work to an executor, sum up."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from actlas.store.read.reader import StoreReader
 
 MAX_SHARE = 1.05
-"""A run's speed over that of the bare forward pass is reported up to here: more only says that the
-bare pass was measured while other processes were at work."""
+"""The largest speed that is reported, as a share of the bare forward pass's. A larger share only
+means that other processes were busy while the bare forward pass was measured."""
 
 
 def run_extraction(
@@ -37,14 +37,15 @@ def run_extraction(
     make_worker: MakeWorker = open_worker,
     make_pooler: MakeWorker = open_pooler,
 ) -> Outcome:
-    """Extract what is missing from a store. Where nothing is missing, nothing is written.
+    """Extract the missing shards of a store. If none is missing, nothing is written.
 
-    Where a store has rows for tokens and pooled ones, the pooled ones come after the others, by a
+    If a store has rows for tokens and pooled rows, the pooled rows are extracted second, by a
     forward pass of their own.
 
     Parameters
     ----------
     store : StoreReader
+        The store.
     run : RunOptions
         Executor, workers, device, budgets.
     make_worker, make_pooler : callable
@@ -55,7 +56,7 @@ def run_extraction(
     LeaseHeldError
         Another driver works on this store.
     ActlasError
-        The error that stopped the run, where no shard is to blame.
+        The error that stopped the run, for which no shard is to blame.
     """
     outcomes: list[Outcome] = []
     for job in store.jobs:
@@ -74,12 +75,14 @@ def run_extraction(
 
 
 def run_work(store: StoreReader, work: Work, run: RunOptions, make_worker: MakeWorker) -> Outcome:
-    """Do what is missing of a job. Where nothing is missing, nothing is written.
+    """Do the missing units of a job. If none is missing, nothing is written.
 
     Parameters
     ----------
     store : StoreReader
+        The store.
     work : Work
+        The job.
     run : RunOptions
         Executor, workers, device, budgets.
     make_worker : callable
@@ -90,7 +93,7 @@ def run_work(store: StoreReader, work: Work, run: RunOptions, make_worker: MakeW
     LeaseHeldError
         Another driver works on this store.
     ActlasError
-        The error that stopped the run, where no unit is to blame.
+        The error that stopped the run, for which no unit is to blame.
     """
     floor_s = max(run.deadline_floor_s, work.least_deadline_s)
     run = run.model_copy(update={"deadline_floor_s": floor_s})
@@ -116,8 +119,8 @@ def run_work(store: StoreReader, work: Work, run: RunOptions, make_worker: MakeW
 
 
 def on_stderr(text: str) -> None:
-    """Print a line for the user, where there is no display yet."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - what it is for
+    """Print a line for the user while there is no display."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line's own output
 
 
 def _drive(
@@ -128,7 +131,7 @@ def _drive(
     ledger: Ledger,
     held: lease.Lease,
 ) -> Outcome:
-    """Run a job's missing units under the lease, which tells how the run stands."""
+    """Run a job's missing units under the lease, whose heartbeats report the run's state."""
     missing = work.units.missing()
     shards = tuple(sorted(set(missing) - set(ledger.quarantined())))
     stats = _stats(work, missing)
@@ -186,28 +189,28 @@ def _outcome(
         again = "run the same command again"
         return Outcome(EXIT_RESUME, "stopped", made, left, again, quarantined)
     if lost and work.repairs:
-        state = f"{work.unit}s {ranges(lost)} of {store.path} are damaged still"
+        state = f"{work.unit}s {ranges(lost)} of {store.path} are still damaged"
         return Outcome(EXIT_DAMAGE, state)
     if lost:
         raise AssertionError(f"{store.path}: the run ended with {work.unit}s {lost} not done")
     if quarantined:
-        state = f"done but for {work.unit}s in quarantine ({ranges(list(quarantined))})"
-        why = f"{_tracebacks(store, work)} says why; --retry-quarantined tries again"
+        state = f"done except for {work.unit}s in quarantine ({ranges(list(quarantined))})"
+        why = f"{_tracebacks(store, work)} shows why; --retry-quarantined tries again"
         return Outcome(EXIT_QUARANTINE, state, made, next=why, quarantined=quarantined)
     return Outcome(EXIT_DONE, "done", made, next=work.after)
 
 
 def _tracebacks(store: StoreReader, work: Work) -> str:
-    """Return where the tracebacks of a job's quarantine are found."""
+    """Return the command, or the folder, that shows the tracebacks of a job's quarantine."""
     if work.job == EXTRACT:
         return command("status", store.path)
     return f"{store.path}/ledger/quarantine/{work.job}"
 
 
 def _made(work: Work, stats: RunStats) -> str:
-    """Say what this run made."""
+    """Return what this run made, with its size and speed, in words."""
     if not stats.n_rows_done:
-        before = f"{count(stats.n_rows_before)} {work.rows} x {work.per_row} were there already"
+        before = f"{count(stats.n_rows_before)} {work.rows} x {work.per_row} were stored already"
         return before if stats.n_rows_before else "nothing"
     share = stats.share_of_bare()
     measured = share is not None and share <= MAX_SHARE

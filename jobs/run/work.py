@@ -1,4 +1,4 @@
-"""A job as a run sees it: its units of work, and the words for a person."""
+"""A job as a run sees it: its units of work, and the words that describe it to the user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from actlas.store.read.reader import StoreReader
 
 Follows = Collection[int] | Mapping[int, int]
-"""The units that are best done by the worker that did the one before: see
+"""Units that are best done by the worker of the unit before: see
 :class:`actlas.jobs.scheduler.queue.ShardQueue`."""
 
 
@@ -28,24 +28,24 @@ class Units(Protocol):
         """The number of units of the whole job."""
 
     def ready(self) -> list[int]:
-        """Return the units that can be done now, done or not, in order."""
+        """Return the units whose inputs exist, in order, whether they are done or not."""
 
     def missing(self) -> list[int]:
-        """Return the units that can be done and are not, in order, by a fresh listing."""
+        """Return the units whose inputs exist and that are not done, by a fresh listing."""
 
     def left(self) -> list[int]:
         """Return the units that a run left undone, in order."""
 
     def covered(self, unit: int) -> tuple[int, int]:
-        """Return the range [start, stop) that a unit covers, in what the job's rows are."""
+        """Return the range [start, stop) of rows (documents, features) that a unit covers."""
 
     def follows(self, units: Sequence[int]) -> Follows:
-        """Return those of some units that are best done by the worker of the one before."""
+        """Return those of some units that are best done by the worker of the unit before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A job, and the words for a person.
+    """A job, and the words that describe it to the user.
 
     Attributes
     ----------
@@ -54,11 +54,11 @@ class Work:
     units : Units
         The units of work.
     doing : str
-        The verb: ``extracting``.
+        The verb, such as ``extracting``.
     what : str
-        What is worked on: a model over a corpus.
+        The object of the work, such as a model and its corpus.
     per_row : str
-        What each row gets: ``6 hookpoints``.
+        The results for each row, such as ``6 hookpoints``.
     after : str
         The command to run next.
     rows : str
@@ -66,10 +66,10 @@ class Work:
     unit : str
         The noun for a unit of work: ``shard``, ``block``, ``table``.
     least_deadline_s : float
-        The deadline of a unit is at least so many seconds, whatever ``--deadline-floor-s`` says:
+        The shortest deadline of a unit in seconds, if it is longer than ``--deadline-floor-s``:
         for units that are long passes over a store.
     repairs : bool
-        Whether damaged units are put back, which may stay damaged, and whose receipts may hold the
+        Whether the units are damaged ones, which may stay damaged, and whose receipts may hold the
         times of an earlier run.
     """
 
@@ -91,6 +91,7 @@ class StoreShards:
     Parameters
     ----------
     store : StoreReader
+        The store.
     job : str
         ``extract`` or ``pooled``.
     """
@@ -130,17 +131,19 @@ class DerivedUnits:
     Parameters
     ----------
     store : StoreReader
+        The store.
     kind : JobKind
+        The kind of the job.
     subject : str
         The subject of the job: the name of a set of features, a hookpoint.
     covered : callable
         Returns the range [start, stop) that a unit covers.
     ready : callable, optional
-        Returns the units that can be done now, by default all.
+        Returns the units whose inputs exist, by default all.
     n : int, optional
         The number of units; by default the limit of their numbers.
     follows : mapping of int to int
-        The units that are best done by the worker of another, which they are mapped to.
+        The units that are best done by the worker of another unit, mapped to that unit.
     """
 
     def __init__(
@@ -160,11 +163,11 @@ class DerivedUnits:
         self._follows = {} if follows is None else follows
 
     def ready(self) -> list[int]:
-        """Return the units that can be done now, done or not."""
+        """Return the units whose inputs exist, whether they are done or not."""
         return sorted(self._ready())
 
     def missing(self) -> list[int]:
-        """Return the units that can be done and have no receipt, by a fresh listing."""
+        """Return the units whose inputs exist and that have no receipt, by a fresh listing."""
         return sorted({*self.ready()} - self.kind.receipts(self.store, self.subject).done())
 
     def left(self) -> list[int]:
@@ -172,7 +175,7 @@ class DerivedUnits:
         return self.missing()
 
     def follows(self, units: Sequence[int]) -> Follows:
-        """Return the units that another's worker has half of already."""
+        """Return the units that are best done by the worker of another, mapped to that."""
         return self._follows
 
 
@@ -204,6 +207,7 @@ def follows(store: StoreReader, shards: Sequence[int]) -> frozenset[int]:
     Parameters
     ----------
     store : StoreReader
+        The store.
     shards : sequence of int
         Numbers of shards.
     """

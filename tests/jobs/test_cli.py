@@ -146,7 +146,7 @@ def test_bad_input_in_a_process_of_its_own(full: Store) -> None:
     assert done.stdout == ""
     assert done.stderr == (
         f"error: {full.path}: planned with seed = 7, now asked for 8 (--seed). A plan is frozen: "
-        "leave seed out to go on with this store, or give another path for a new one.\n"
+        "leave seed out to resume this store, or give another path for a new one.\n"
     )
 
 
@@ -352,7 +352,7 @@ def test_extract_with_quarantine(faked: None, store: Store, tmp_path: Path) -> N
     plant(tmp_path, {3: ["raise"] * 3})
     result = run("extract", store.path)
     assert result.exit_code == EXIT_QUARANTINE
-    assert result.stdout.startswith("done but for shards in quarantine (3): 694 rows")
+    assert result.stdout.startswith("done except for shards in quarantine (3): 694 rows")
 
 
 def test_extract_while_another_does(faked: None, store: Store) -> None:

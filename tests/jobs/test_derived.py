@@ -291,7 +291,7 @@ def test_what_cannot_be_made_again_is_left_and_tried_by_the_next_repair(tmp_path
     (Path(store.path) / group_of(receipt) / "norm/c/0").write_bytes(b"")
     plant(tmp_path, {2: ["raise"] * 4})
     made = repair(store.path)
-    assert made.exit_code == 4 and "could not be made again: done but for" in made.left[0].what
+    assert made.exit_code == 4 and "could not be recomputed: done except for" in made.left[0].what
     plant(tmp_path)
     assert repair(store.path, retry_quarantined=True).exit_code == EXIT_DONE
     assert verify(actlas.open(store.path), full=True).ok
@@ -395,7 +395,7 @@ def test_blocks_follow_each_other_within_a_pass(whole: Store) -> None:
 def test_gathering_again_does_nothing(store: Store, tmp_path: Path) -> None:
     assert gather(store, HOOKPOINT, options()).exit_code == EXIT_DONE
     again = gather(store, HOOKPOINT, options())
-    assert again.exit_code == EXIT_DONE and "were there already" in again.line
+    assert again.exit_code == EXIT_DONE and "were stored already" in again.line
     assert attempted(tmp_path) == [0]
     with pytest.raises(InterruptedRunError):
         type(again)(75, "stopped", "nothing").require_done()

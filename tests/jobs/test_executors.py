@@ -380,7 +380,7 @@ def test_a_repair_goes_on_though_its_workers_fail(
         harmed = Path(store.path, key(shard))
         harmed.write_bytes(b"harmed" + harmed.read_bytes()[6:])
     plant(tmp_path, {4: ["raise"] * 2, 7: ["raise" if executor == "inline" else "die"]})
-    made = repair_at(store.path, options(executor), make_mender=make_fake_mender)
+    made = repair_at(store.path, options(executor), make_repairer=make_fake_mender)
     assert (made.exit_code, made.shards, made.left) == (EXIT_DONE, {"extract": (1, 4, 7)}, ())
     n = Counter(attempted(tmp_path))  # a neighbour of who dies is attempted again
     assert set(n) == {1, 4, 7} and n[4] >= 3 and n[7] >= 2

@@ -83,7 +83,7 @@ def test_every_verb_reads_it(made: tuple[Store, Any, Path], tmp_path: Path) -> N
     call("contexts", store.path, *unit, "--html", page)
     assert all(f"[{r},{c}]" in page.read_text() for r in range(5) for c in range(5))
     again = call("extract", store.path, "--model", folder / "vit", "--corpus", folder / "in")
-    assert "600 rows x 3 hookpoints were there already" in again.stdout
+    assert "600 rows x 3 hookpoints were stored already" in again.stdout
     dry = call(
         "plan", tmp_path / "x", "--model", folder / "vit", "--corpus", folder / "in", "--dry-run"
     ).stdout

@@ -75,7 +75,7 @@ def test_both_kinds_of_rows_by_one_command(tmp_path: Path) -> None:
     assert said["complete"] and said["of"] == "rows" and said["pooled"]["of"] == "documents"
     assert said["rows"]["done"] == sum(LENGTHS) and said["pooled"]["rows"]["done"] == 36
     again = call("extract", store.path).stdout
-    assert again.count("were there already") == 2
+    assert again.count("were stored already") == 2
 
 
 def test_pooled_rows_alone(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_the_whole_life_of_a_store(
     shown = call("show", path, "--doc", "0", "--pos", "1")
     assert shown.exit_code == 0, shown.output
     again = call("extract", path, "--long", "window", "--max-length", "512")
-    assert "were there already" in again.stdout
+    assert "were stored already" in again.stdout
     refused = call("extract", path, "--hookpoints", "resid_post.*")
     assert refused.exit_code == 2
     assert "planned with hookpoints = ['resid_post.middle', 'resid_post.last']" in refused.stderr

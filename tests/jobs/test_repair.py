@@ -243,7 +243,7 @@ def test_features_whose_autoencoder_is_gone_are_left_and_named(store: Path, orig
     try:
         flip(next((store / "features/sae/tokens").glob("00000000-*/data/c/0")))
         made = call("repair", store)
-        assert made.exit_code == EXIT_DAMAGE and "could not be made again" in made.output
+        assert made.exit_code == EXIT_DAMAGE and "could not be recomputed" in made.output
         again = call("repair", store)  # what was dropped is not forgotten
         assert again.exit_code == EXIT_DAMAGE, again.output
     finally:
@@ -303,7 +303,7 @@ def test_a_strangers_request_runs_no_code(store: Path, tmp_path: Path) -> None:
     flip(store / "documents/text/c/0")
     said: list[str] = []
     findings = [Damage("documents/text/c/0", "flipped")]
-    made = repair_at(str(store), RunOptions(executor="inline"), findings=findings, say=said.append)
+    made = repair_at(str(store), RunOptions(executor="inline"), findings=findings, log=said.append)
     assert made.exit_code == EXIT_DAMAGE and not ran.exists()
     assert any("code of its own" in line for line in said)
 
@@ -361,8 +361,8 @@ def test_a_signal_in_the_last_shard_of_a_job_begins_no_other(
         return repair_at(
             str(path),
             RunOptions(executor="inline"),
-            make_mender=lambda store, _run: mender(store, 0, attempted, "extract"),
-            make_pool_mender=lambda store, _run: mender(store, 0, attempted, "pooled"),
+            make_repairer=lambda store, _run: mender(store, 0, attempted, "extract"),
+            make_pooled_repairer=lambda store, _run: mender(store, 0, attempted, "pooled"),
         )
 
     stopped = repaired(Interrupted)

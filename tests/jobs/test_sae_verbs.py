@@ -101,7 +101,7 @@ def test_from_rows_to_contexts(tmp_path: Path, sae: Path) -> None:
     assert differs.mean() < 1e-3
     np.testing.assert_allclose(found, truth, rtol=2**-7, atol=1e-5)
     again = call("sae", "encode", store.path, "--sae", "my-sae")
-    assert again.exit_code == EXIT_DONE and "were there already" in again.stdout
+    assert again.exit_code == EXIT_DONE and "were stored already" in again.stdout
     result = call("sae", "index", store.path, "--sae", "my-sae")
     assert result.exit_code == EXIT_DONE, result.output
     assert "-> next: actlas contexts" in result.stdout
@@ -197,11 +197,11 @@ def test_a_store_that_is_not_whole_yet(tmp_path: Path, sae: Path) -> None:
     result = call("sae", "encode", store.path, "--sae", sae, "--device", "cpu")
     assert result.exit_code == EXIT_RESUME
     line = result.stdout.splitlines()[-1]
-    assert line.startswith("not whole yet: 256 rows x 50 features")
+    assert line.startswith("incomplete: 256 rows x 50 features")
     assert "7 shards are not extracted -> next: actlas extract" in line and "sae index" not in line
     again = call("sae", "encode", store.path, "--sae", "my-sae", "--device", "cpu")
     assert again.exit_code == EXIT_RESUME
-    assert "256 rows x 50 features were there already; 7 shards" in again.stdout
+    assert "256 rows x 50 features were stored already; 7 shards" in again.stdout
     with pytest.raises(InterruptedRunError, match="7 shards are not extracted"):
         actlas.encode_sae(store, sae, device="cpu")
     index = call("sae", "index", store.path, "--sae", "my-sae")

@@ -271,8 +271,8 @@ def mend(path: str, noise: int = 0) -> tuple[Any, list[tuple[str, int]]]:
         path,
         RunOptions.model_validate({"executor": "inline"}),
         remove_orphans=True,
-        make_mender=opener(EXTRACT),
-        make_pool_mender=opener(POOLED),
+        make_repairer=opener(EXTRACT),
+        make_pooled_repairer=opener(POOLED),
     )
     return made, attempted
 

@@ -76,7 +76,7 @@ def redo(
     hookpoint: str,
     dropped: Collection[str],
     run: RunOptions,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> str | None:
     """Write the norms that a repair dropped."""
     assert dropped == {"norms"}
