@@ -1,4 +1,4 @@
-"""Every token's codes: a store's rows through a sparse autoencoder, a shard at a time."""
+"""Encoding: the feature activations (codes) of a store's rows under a sparse autoencoder."""
 
 from __future__ import annotations
 
@@ -25,39 +25,44 @@ from actlas.store.ledger.receipts import receipt_key
 from actlas.store.write.derived import commit, ensure_groups, sweep
 
 if TYPE_CHECKING:
+    from jaxtyping import Float32, Int64, Shaped
+
     from actlas.analysis.sae.model import SparseAutoencoder
     from actlas.store.read.reader import StoreReader
     from actlas.store.shards.reader import ShardReader
 
 DENSE_BYTES = 64 << 20
-"""Of dense codes at once: what is zero is dropped at once."""
+"""Bytes of dense activations [rows, features] in memory at once, before zeros are dropped."""
 
 
 def create_features(
     store: StoreReader, sae: SparseAutoencoder, name: str, path: str, hookpoint: str | None = None
 ) -> Features:
-    """Name a set of features and what makes it, or open it where it is there already.
+    """Create the description of a set of features, or open the set if it was begun before.
 
     Parameters
     ----------
     store : StoreReader
+        The store.
     sae : SparseAutoencoder
+        The sparse autoencoder.
     name : str
-        Of the set.
+        The name of the set.
     path : str
-        Where the sparse autoencoder lies.
+        The folder of the sparse autoencoder.
     hookpoint : str, optional
-        Of the store; by default the one that the sparse autoencoder was trained on.
+        The hookpoint to encode; by default the one that the sparse autoencoder was trained on.
 
     Raises
     ------
     SaeError
-        It does not fit the hookpoint, or the name is another one's.
+        The sparse autoencoder does not fit the hookpoint, or the set of this name was begun with
+        another one.
     """
     if not re.fullmatch(NAME, name):
         raise SaeError(
-            f"features {name!r}: a name has letters, digits, dots, dashes and underlines, 100 at "
-            "most. Give one with --name.",
+            f"features {name!r}: expected a name of at most 100 letters, digits, dots, dashes and "
+            "underscores. Give one with --name.",
             field="name",
         )
     hookpoint = _fitting_hookpoint(store, sae, hookpoint)
@@ -74,7 +79,7 @@ def create_features(
         has_copy=True,
     )
     sealed = seal(spec)
-    if not store.objects.create(copy_key(name), [sealed]):  # begun before, perhaps no further
+    if not store.objects.create(copy_key(name), [sealed]):  # an earlier call may have ended here
         sealed = _begun(store, name, sealed)
     store.objects.create(spec_key(name), [sealed])
     features = open_features(store, name)
@@ -82,8 +87,8 @@ def create_features(
         was, asked = getattr(features.spec, field), getattr(spec, field)
         if was != asked:
             raise SaeError(
-                f"{store.path}: features {name!r} were begun with {field} {was}, now it is "
-                f"{asked}. Give another --name.",
+                f"{store.path}: features {name!r} were begun with {field} {was}, got {asked}. "
+                "Give another --name.",
                 field=field,
             )
     ensure_groups(store, ENCODE, name)
@@ -91,7 +96,7 @@ def create_features(
 
 
 def _begun(store: StoreReader, name: str, sealed: bytes) -> bytes:
-    """Return the description that an earlier beginning left, where it is whole; else this one."""
+    """Return the description that an earlier call wrote if it is undamaged, else this one."""
     try:
         data = store.objects.read(copy_key(name))
         unseal(data, FeaturesSpec, f"{store.path}/{copy_key(name)}")
@@ -101,7 +106,7 @@ def _begun(store: StoreReader, name: str, sealed: bytes) -> bytes:
 
 
 def _fitting_hookpoint(store: StoreReader, sae: SparseAutoencoder, hookpoint: str | None) -> str:
-    """Return the hookpoint to encode, which must be there and as wide as the dictionary's input."""
+    """Return the hookpoint to encode, which must be in the store and have ``d_in`` units."""
     if hookpoint is None and sae.hookpoint is None:
         raise SaeError(
             "this sparse autoencoder does not say which hookpoint it was trained on: give "
@@ -110,14 +115,15 @@ def _fitting_hookpoint(store: StoreReader, sae: SparseAutoencoder, hookpoint: st
         )
     if hookpoint and sae.hookpoint and hookpoint not in same_place(sae.hookpoint):
         raise SaeError(
-            f"this sparse autoencoder was trained on {sae.hookpoint}, asked for is {hookpoint}.",
+            f"this sparse autoencoder was trained on {sae.hookpoint}, got --hookpoint {hookpoint}. "
+            "Leave --hookpoint out, or give another sparse autoencoder.",
             field="hookpoint",
         )
     wanted = [hookpoint] if hookpoint else same_place(sae.hookpoint or "")
     named = next((name for name in wanted if name in store.activations), None)
     if named is None:
         raise SaeError(
-            f"{'asked for is' if hookpoint else 'this sparse autoencoder was trained on'} "
+            f"{'got --hookpoint' if hookpoint else 'this sparse autoencoder was trained on'} "
             f"{wanted[0]}; {store.path} has {', '.join(store.activations)}.",
             field="hookpoint",
         )
@@ -132,8 +138,15 @@ def _fitting_hookpoint(store: StoreReader, sae: SparseAutoencoder, hookpoint: st
 
 
 def same_place(hookpoint: str) -> list[str]:
-    """Return the names of the same tensor: a block's input is the output of the one before.
+    """Return the names of a hookpoint's tensor: a block's input is the output of the one before.
 
+    Parameters
+    ----------
+    hookpoint : str
+        The name of a hookpoint.
+
+    Examples
+    --------
     >>> same_place("resid_pre.3"), same_place("resid_post.0"), same_place("resid_pre.0")
     (['resid_pre.3', 'resid_post.2'], ['resid_post.0', 'resid_pre.1'], ['resid_pre.0'])
     """
@@ -146,16 +159,23 @@ def same_place(hookpoint: str) -> list[str]:
 
 
 class Encoder:
-    """One sparse autoencoder that encodes the shards of one store.
+    """Encodes the shards of one store by one sparse autoencoder.
 
     Parameters
     ----------
     store : StoreReader
+        The store.
     features : Features
-        Which set its codes belong to.
+        The set of features that is encoded.
     sae : SparseAutoencoder
+        The sparse autoencoder, which must be the one of the set.
     device : str
-        Of torch.
+        The torch device.
+
+    Raises
+    ------
+    SaeError
+        The set was begun with another sparse autoencoder.
     """
 
     def __init__(
@@ -174,12 +194,19 @@ class Encoder:
         self._n_rows = max(1, DENSE_BYTES // (4 * sae.d_sae))
 
     def encode(self, shard: int) -> Codes:
-        """Return the codes of a shard's tokens in document order, rounded as they are stored.
+        """Return the feature activations of a shard's tokens, rounded to bfloat16.
+
+        Tokens are in document order.
+
+        Parameters
+        ----------
+        shard : int
+            The shard.
 
         Raises
         ------
         NonFiniteError
-            A code is NaN or infinite: the rows are, or the sparse autoencoder is.
+            An activation is NaN or infinite, because a row or the sparse autoencoder is.
         """
         start, stop = self.store.shard_range(shard)
         reader = self.store.activations[self.features.hookpoint].reader(shard)
@@ -197,7 +224,7 @@ class Encoder:
         )
 
     def _batches(self, reader: ShardReader, n_rows: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield rows, few enough for the dense codes, each chunk decoded once."""
+        """Yield batches of rows that fit ``DENSE_BYTES``; each chunk is decoded once."""
         chunk_rows = reader.spec.chunk_rows
         step = max(1, self._n_rows // chunk_rows) * chunk_rows
         for first in range(0, n_rows, step):
@@ -206,7 +233,15 @@ class Encoder:
                 yield first + at, rows[at : at + self._n_rows]
 
     def extract(self, shard: int, *, attempt: str) -> Receipt:
-        """Encode a shard and write its codes."""
+        """Encode a shard, write its feature activations, and return the receipt.
+
+        Parameters
+        ----------
+        shard : int
+            The shard.
+        attempt : str
+            The name of this attempt, for the receipt.
+        """
         began = time.perf_counter()
         codes = self.encode(shard)
         n_rows = len(codes.indptr) - 1
@@ -240,11 +275,11 @@ class Encoder:
         if not finite.all():
             bad = int(row[int(np.argmin(finite))])
             raise NonFiniteError(
-                f"{self.features.hookpoint}: the codes of row {first + bad} are NaN or infinite. "
-                "Look at the row: its activations are, or the sparse autoencoder is damaged.",
+                f"{self.features.hookpoint}: feature activations of row {first + bad} are NaN or "
+                "infinite. Check the activations of that row and the autoencoder's weights.",
                 row=first + bad,
             )
-        kept = value > 0  # what rounds to zero is zero
+        kept = value > 0  # drops what rounds to zero
         counts = np.bincount(row.cpu().numpy()[kept], minlength=len(rows))
         index = column.cpu().numpy()[kept].astype(index_dtype(self.features.n_features))
         return counts.astype(np.int64), index, value[kept]
@@ -252,23 +287,25 @@ class Encoder:
 
 def in_document_order(
     start: int,
-    token: NDArray[np.int64],
-    n_active: NDArray[np.int64],
-    columns: NDArray[Any],
-    values: NDArray[np.float32],
+    token: Int64[NDArray[np.int64], " rows"],
+    n_active: Int64[NDArray[np.int64], " rows"],
+    columns: Shaped[NDArray[Any], " codes"],
+    values: Float32[NDArray[np.float32], " codes"],
 ) -> Codes:
-    """Turn codes of rows, in the order in which rows lie, into codes of tokens in order.
+    """Reorder feature activations from the order of rows on disk to the order of tokens.
 
     Parameters
     ----------
     start : int
         The first token.
-    token : ndarray, shape [rows]
-        Which token lies in each row, counted from ``start``.
-    n_active : ndarray, shape [rows]
-        The codes of each row.
-    columns, values : ndarray, shape [codes]
-        Row after row.
+    token : ndarray of int64, shape [rows]
+        The token of each row, counted from ``start``; a permutation.
+    n_active : ndarray of int64, shape [rows]
+        The number of active features of each row.
+    columns : ndarray of uint16 or uint32, shape [codes]
+        The active features, row after row.
+    values : ndarray of float32, shape [codes]
+        Their activations.
     """
     indptr = np.zeros(len(token) + 1, np.int64)
     indptr[1:][token] = n_active
@@ -281,9 +318,23 @@ def in_document_order(
 
 
 def finish(store: StoreReader, features: Features, attempt: str) -> Receipt:
-    """Write the table that says every token is encoded: where each shard's codes begin.
+    """Write the table over all encoded shards: the offset of each shard's activations.
 
-    Only once every shard has its receipt. What killed workers left is removed.
+    The groups that killed workers left are removed.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    features : Features
+        The set of features, of which every shard has a receipt.
+    attempt : str
+        The name of this attempt, for the receipt.
+
+    Raises
+    ------
+    FileNotFoundError
+        A shard has no receipt.
     """
     name, n_shards = features.name, store.plan.n_shards
     receipts = ENCODE.receipts(store, name)

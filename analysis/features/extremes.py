@@ -1,7 +1,7 @@
-"""The top and bottom tokens of every raw unit of a hookpoint, in one pass over its rows.
+"""Extremes: the top and bottom tokens of every raw unit of a hookpoint, in one pass over its rows.
 
-Each block of rows is compared with every unit's k-th best so far; what passes is merged. After the
-first blocks almost nothing passes, and the comparison is what the pass costs.
+Each block of rows is compared with every unit's k-th best value so far, and the values that exceed
+it are merged. After the first blocks almost no value does, so the comparison is the cost of a pass.
 """
 
 from __future__ import annotations
@@ -22,30 +22,38 @@ from actlas.store.ledger.job_kinds import EXTREMES
 from actlas.store.write.derived import commit, ensure_groups, sweep
 
 if TYPE_CHECKING:
+    from jaxtyping import Float32, Int64
+
     from actlas.store.format.schema import Receipt
     from actlas.store.read.reader import StoreReader
     from actlas.store.shards.lazy_array import LazyArray
 
 KEEP = 64
+"""The default number of tokens that are kept of each end."""
 
 BLOCK_VALUES = 1 << 22
+"""The number of values [rows, units] of a block."""
 
 Progress = Callable[[int, int], None]
+"""Called with (shards read, shards in all)."""
 
 
 class Best:
-    """Each unit's ``k`` best tokens so far: the largest values, ties to the lower token.
+    """The ``k`` tokens so far with the largest values of each unit; ties to the lower token.
 
     Parameters
     ----------
-    n_units, k : int
+    n_units : int
+        The number of units.
+    k : int
+        The number of tokens that are kept.
 
     Attributes
     ----------
     value : ndarray of float32, shape [units, k]
-        Falling; -inf where there are fewer.
+        The values, falling; -inf where a unit has fewer than ``k``.
     t : ndarray of int64, shape [units, k]
-        -1 where there are fewer.
+        The tokens; -1 where a unit has fewer than ``k``.
     """
 
     def __init__(self, n_units: int, k: int) -> None:
@@ -54,10 +62,20 @@ class Best:
         self.t = np.full((n_units, k), -1, np.int64)
         self._n_seen = 0
 
-    def add(self, t: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
-        """Take in rows [n, units] of the tokens ``t`` [n]; NaN and -infinity are left out.
+    def add(
+        self, t: Int64[NDArray[np.int64], " rows"], rows: Float32[NDArray[np.float32], "rows units"]
+    ) -> None:
+        """Add rows of tokens; NaN and -infinity are left out.
 
-        In steps as long as all that was seen before: the more was seen, the less passes.
+        Each step is as long as all rows before it: the more rows were seen, the fewer values of the
+        next exceed the k-th best.
+
+        Parameters
+        ----------
+        t : ndarray of int64, shape [rows]
+            The tokens.
+        rows : ndarray of float32, shape [rows, units]
+            Their values.
         """
         start = 0
         while start < len(rows):
@@ -91,7 +109,7 @@ class Best:
         value: NDArray[np.float32],
         token: NDArray[np.int64],
     ) -> None:
-        """Merge at most ``k`` new tokens of each of some units with those that were kept."""
+        """Merge at most ``k`` new tokens of each of some units with the tokens kept so far."""
         none = np.iinfo(np.int64).max
         width = int(rank.max()) + 1
         values = np.full((len(units), self.k + width), -np.inf, np.float32)
@@ -107,16 +125,16 @@ class Best:
 
 
 class ExtremesGatherer:
-    """Gathers the extremes of all units of one hookpoint, the one unit of work of that job.
+    """Gathers the extremes of all units of one hookpoint, which is one unit of work.
 
     Parameters
     ----------
     store : StoreReader
-        A store that is extracted whole.
+        A store of which every shard is extracted.
     hookpoint : str
         The hookpoint.
     k : int
-        Tokens to keep of each end.
+        The number of tokens to keep of each end.
     progress : callable
         Called with (shards read, shards in all).
 
@@ -140,12 +158,12 @@ class ExtremesGatherer:
         self.store, self.hookpoint, self.k = store, hookpoint, k
         self._array, self._progress = store.activations[hookpoint], progress
         if not 1 <= k <= KEEP_MAX:
-            raise ConfigError(f"{k} tokens of each end: expected 1 to {KEEP_MAX}.", k=k)
+            raise ConfigError(f"got k = {k} tokens of each end, expected 1 to {KEEP_MAX}.", k=k)
         missing = store.missing()
         if missing:
             raise NotExtractedError(
                 f"{store.path}: {len(missing)} of {store.plan.n_shards} shards are not extracted "
-                f"yet: `actlas extract {store.path}` goes on.",
+                f"yet. `actlas extract {store.path}` extracts them.",
                 shards=missing,
             )
 
@@ -157,7 +175,7 @@ class ExtremesGatherer:
         shard : int
             The number of the unit of work: 0.
         attempt : str
-            Names this try, for the receipt.
+            The name of this attempt, for the receipt.
         """
         store, hookpoint, n_units = self.store, self.hookpoint, self._array.shape[1]
         top, bottom = Best(n_units, self.k), Best(n_units, self.k)
@@ -194,18 +212,20 @@ def gather_extremes(
     k: int = KEEP,
     progress: Progress = lambda _done, _of: None,
 ) -> Units:
-    """Gather and write the extremes of every unit of a hookpoint; done once for a store.
+    """Gather and write the extremes of every unit of a hookpoint, once for a store.
 
     Special tokens that the tokenizer added and values that are NaN or infinite are left out.
 
     Parameters
     ----------
     store : StoreReader
+        The store.
     hookpoint : str
+        The hookpoint.
     attempt : str
-        Names this try, for the receipt.
+        The name of this attempt, for the receipt.
     k : int
-        Tokens to keep of each end.
+        The number of tokens to keep of each end.
     progress : callable
         Called with (shards read, shards in all).
 
@@ -221,7 +241,7 @@ def gather_extremes(
 def _blocks(
     store: StoreReader, array: LazyArray, n_units: int, progress: Progress
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Yield tokens and rows, special tokens left out, infinities made NaN."""
+    """Yield blocks of tokens and rows without special tokens, with infinities set to NaN."""
     plan = store.plan
     n_rows = max(1, BLOCK_VALUES // n_units)
     for shard in range(plan.n_shards):

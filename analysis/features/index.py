@@ -1,8 +1,9 @@
-"""The index by feature: from codes by token to each feature's tokens, falling by activation.
+"""The index by feature: each feature's tokens by falling activation.
 
-A transposition out of core. The features are cut into blocks by their number of codes; as many
-blocks as fit the memory are filled in one pass over the codes by token, each code straight to its
-place, since the counts are known before. A feature's codes are then sorted by their sixteen bits.
+It is an out-of-core transposition of the feature activations (codes) by token. Features are cut
+into blocks by their number of codes. As many blocks as fit the memory are filled in one pass over
+the codes by token: the counts are known before, so each code is written to its final place. The
+codes of a feature are then sorted by the sixteen bits of their bfloat16 values.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from actlas.store.write.derived import commit, sweep
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from jaxtyping import Float32, Int64, Shaped
+
     from actlas.store.format.schema import Receipt
     from actlas.store.read.reader import StoreReader
 
@@ -46,11 +49,11 @@ class Indexed:
     Attributes
     ----------
     n_codes, n_blocks, n_passes : int
-        Codes, blocks of features, passes over the codes by token.
+        The numbers of codes, of blocks of features, and of passes over the codes by token.
     n_bytes : int
-        Bytes of the index on disk.
+        The bytes of the index on disk.
     n_bytes_by_token : int
-        Bytes of the codes by token.
+        The bytes of the codes by token on disk.
     """
 
     n_codes: int
@@ -69,18 +72,20 @@ def index_features(
     block_codes: int = BLOCK_CODES,
     progress: Progress = silent,
 ) -> Indexed:
-    """Write the index by feature of a set whose tokens are all encoded. Done blocks are kept.
+    """Write the index of a set of features, of which every token is encoded. Done blocks are kept.
 
     Parameters
     ----------
     store : StoreReader
+        The store.
     features : Features
+        The set of features.
     attempt : str
-        Names this try, for the receipts.
+        The name of this attempt, for the receipts.
     memory_bytes : int
-        About as much is used; less memory makes more passes.
+        The memory to use, about; less memory takes more passes.
     block_codes : int
-        Codes of a block.
+        The number of codes of a block.
     progress : callable
         Called with (the step, shards read, shards in all).
 
@@ -102,16 +107,19 @@ def index_features(
 
 
 class Indexer:
-    """Writes the blocks of one index, each from the pass over the codes that it is planned in.
+    """Writes the blocks of one index, each in the pass over the codes that it is planned in.
 
-    The codes of a pass stay in memory while its blocks are asked for one behind the other. A block
-    that is asked for out of turn begins a pass over the codes for itself and what follows it.
+    The codes of a pass stay in memory while its blocks are requested in turn. A block that is
+    requested out of turn begins a pass for itself and the rest of its planned pass.
 
     Parameters
     ----------
     store : StoreReader
+        The store.
     features : Features
+        The set of features.
     plan : IndexPlan
+        The blocks, and the passes that make them.
     progress : callable
         Called with (the step, shards read, shards in all).
     """
@@ -132,7 +140,7 @@ class Indexer:
         shard : int
             The first feature of the block.
         attempt : str
-            Names this try, for the receipt.
+            The name of this attempt, for the receipt.
         """
         start, stop = shard, self._blocks[shard]
         store, name = self.store, self.features.name
@@ -156,7 +164,7 @@ class Indexer:
             raise
 
     def _pass_with(self, block: int) -> _Pass:
-        """Return the codes of a pass that holds a block; a new one takes the old one's memory."""
+        """Return the codes of a pass that holds a block; the pass before is freed first."""
         held = self._held
         if held is not None and held.lo <= block < held.hi:
             return held
@@ -171,7 +179,7 @@ class Indexer:
 
 
 class _Pass(NamedTuple):
-    """The codes of features [lo, hi): those of feature ``lo + i`` at [starts[i], starts[i + 1])."""
+    """The codes of features [lo, hi); feature ``lo + i`` has [starts[i], starts[i + 1])."""
 
     lo: int
     hi: int
@@ -185,16 +193,20 @@ def finish_index(
 ) -> Indexed:
     """Write the table over all blocks of an index, and return its size.
 
-    Only once every block has its receipt. What killed workers left is removed.
+    The groups that killed workers left are removed.
 
     Parameters
     ----------
     store : StoreReader
+        The store.
     features : Features
+        The set of features.
     plan : IndexPlan
+        The blocks, of which every one has a receipt.
     totals : Totals
+        The count, sum and maximum of each feature.
     attempt : str
-        Names this try, for the receipt.
+        The name of this attempt, for the receipt.
 
     Raises
     ------
@@ -239,11 +251,24 @@ def finish_index(
     )
 
 
-def sort_falling(indptr: NDArray[np.int64], t: NDArray[Any], value: NDArray[np.float32]) -> None:
-    """Sort each column by falling value, in place; equal values keep their order.
+def sort_falling(
+    indptr: Int64[NDArray[np.int64], " columns+1"],
+    t: Shaped[NDArray[Any], " codes"],
+    value: Float32[NDArray[np.float32], " codes"],
+) -> None:
+    """Sort each column of a compressed matrix by falling value, in place.
 
-    Values are bfloat16 in float32: their upper sixteen bits order them, and numpy sorts sixteen
-    bits by radix.
+    Equal values keep their order. Positive bfloat16 values in float32 are ordered by their upper
+    sixteen bits, which numpy sorts by radix.
+
+    Parameters
+    ----------
+    indptr : ndarray of int64, shape [columns + 1]
+        The offset of each column.
+    t : ndarray of int32 or int64, shape [codes]
+        The tokens.
+    value : ndarray of float32, shape [codes]
+        Their activations, above zero and rounded to bfloat16.
     """
     key = ~(value.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     for a, b in zip(indptr[:-1].tolist(), indptr[1:].tolist(), strict=True):

@@ -22,21 +22,24 @@ from actlas.store.ledger.job_kinds import ENCODED, INDEX
 from actlas.store.ledger.receipts import receipt_key
 
 if TYPE_CHECKING:
+    from jaxtyping import Float32, Float64, Int64
+
     from actlas.store.read.reader import StoreReader
 
 BLOCK_CODES = 1 << 22
-"""Codes of a block of features; one feature alone may have more."""
+"""The number of codes of a block of features; one feature alone may have more."""
 
 BLOCK_BYTES_PER_CODE = 40
-"""Bytes of memory per code, beside the codes themselves, while a block is sorted and written."""
+"""Memory per code, in bytes, while a block is sorted and written, in addition to its codes."""
 
 SHARD_BYTES_PER_CODE = 56
-"""Bytes of memory per code while a shard's codes are put in their places."""
+"""Memory per code, in bytes, while a shard's codes are written to their places."""
 
 MEMORY_BYTES = 1 << 30
+"""The default memory of a worker in bytes."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with (the step, shards read, shards in all)."""
+"""Called with the name of the step, the number of shards read, and of all shards."""
 
 
 def silent(_step: str, _done: int, _of: int) -> None:
@@ -45,40 +48,40 @@ def silent(_step: str, _done: int, _of: int) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Totals:
-    """What each feature's codes add up to.
+    """The count, sum and maximum of each feature's activations.
 
     Attributes
     ----------
     count : ndarray of int64, shape [features]
-        The tokens on which the feature is above zero.
+        The number of tokens on which the feature is above zero.
     sum : ndarray of float64, shape [features]
         The sum of its activations.
     max : ndarray of float32, shape [features]
-        The largest activation; 0 where the feature is never above zero.
+        The largest activation; 0 if the feature is never above zero.
     """
 
-    count: NDArray[np.int64]
-    sum: NDArray[np.float64]
-    max: NDArray[np.float32]
+    count: Int64[NDArray[np.int64], " features"]
+    sum: Float64[NDArray[np.float64], " features"]
+    max: Float32[NDArray[np.float32], " features"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IndexPlan:
-    """The blocks that a set of features is cut into, and the passes that make those missing.
+    """The blocks that a set of features is cut into, and the passes that make the missing blocks.
 
     Attributes
     ----------
     counts : ndarray of int64, shape [features]
-        The codes of each feature.
+        The number of codes of each feature.
     edges : ndarray of int64, shape [blocks + 1]
-        The first feature of every block, and at the end the number of features. A block's unit of
-        work has the number of its first feature.
+        The first feature of every block, and the number of features as the last edge. The unit of
+        work of a block has the number of its first feature.
     passes : tuple of (int, int)
-        Features [start, stop) of the blocks that are made in one pass over the codes by token.
+        The features [start, stop) that each pass over the codes by token makes.
     """
 
-    counts: NDArray[np.int64]
-    edges: NDArray[np.int64]
+    counts: Int64[NDArray[np.int64], " features"]
+    edges: Int64[NDArray[np.int64], " edges"]
     passes: tuple[tuple[int, int], ...]
 
     @property
@@ -87,15 +90,20 @@ class IndexPlan:
         return dict(pairwise(self.edges.tolist()))
 
     def follows(self) -> dict[int, int]:
-        """Return the blocks that one pass makes with the one before, which it is mapped to."""
+        """Return the blocks of each pass but the first, mapped to the block before."""
         starts = {start for start, _ in self.passes}
         planned = [edge for edge in self.edges[:-1].tolist() if self._pass_of(edge) is not None]
         return {block: before for before, block in pairwise(planned) if block not in starts}
 
     def rest_of_pass(self, block: int) -> tuple[int, int, int]:
-        """Return the number of a block's pass, and the features from it to the pass's end.
+        """Return the number of a block's pass, and the features [start, stop) from it to the end.
 
-        A block that was there when this was planned, and is gone, is a pass of its own.
+        A block that was done when this was planned is a pass of its own.
+
+        Parameters
+        ----------
+        block : int
+            The first feature of the block.
         """
         found = self._pass_of(block)
         if found is None:
@@ -114,7 +122,9 @@ def totals_of(store: StoreReader, features: Features, progress: Progress = silen
     Parameters
     ----------
     store : StoreReader
+        The store.
     features : Features
+        The set of features.
     progress : callable
         Called with (the step, shards read, shards in all).
 
@@ -137,31 +147,33 @@ def totals_of(store: StoreReader, features: Features, progress: Progress = silen
 def plan_index(
     store: StoreReader,
     features: Features,
-    counts: NDArray[np.int64],
+    counts: Int64[NDArray[np.int64], " features"],
     *,
     memory_bytes: int = MEMORY_BYTES,
     block_codes: int = BLOCK_CODES,
     n_workers: int = 1,
 ) -> IndexPlan:
-    """Cut a set of features into blocks, and those that are missing into passes.
+    """Cut a set of features into blocks, and group the missing blocks into passes.
 
     Parameters
     ----------
     store : StoreReader
+        The store.
     features : Features
+        The set of features.
     counts : ndarray of int64, shape [features]
-        The codes of each feature.
+        The number of codes of each feature.
     memory_bytes : int
         The memory of one worker, which holds the codes of a pass.
     block_codes : int
-        Codes of a block.
+        The number of codes of a block.
     n_workers : int
-        How many workers there are: each gets a pass where there are blocks enough.
+        The number of workers: there are at least as many passes, if there are as many blocks.
 
     Raises
     ------
     ConflictError
-        A block was made from other codes than those that are there now.
+        A block was made from other codes than the store's present ones.
     """
     receipts, inputs = INDEX.receipts(store, features.name), index_inputs(store, features)
     done = {unit: same_inputs(store, receipts.read(unit), inputs).stop for unit in receipts.done()}
@@ -180,20 +192,26 @@ def index_inputs(store: StoreReader, features: Features) -> dict[str, str]:
 
 
 def cut_blocks(
-    counts: NDArray[np.int64], block_codes: int, done: Mapping[int, int] | None = None
-) -> NDArray[np.int64]:
-    """Return the first feature of every block, and at the end the number of features.
+    counts: Int64[NDArray[np.int64], " features"],
+    block_codes: int,
+    done: Mapping[int, int] | None = None,
+) -> Int64[NDArray[np.int64], " edges"]:
+    """Return the first feature of every block, and the number of features as the last edge.
 
-    A block takes features until one more would exceed ``block_codes``; a larger one is alone.
-    Blocks that are there already keep their borders, whatever they were cut by.
+    A block takes features until the next would exceed ``block_codes``; a feature with more codes is
+    a block of its own. Blocks that are done keep their borders.
 
     Parameters
     ----------
     counts : ndarray of int64, shape [features]
+        The number of codes of each feature.
     block_codes : int
+        The number of codes of a block.
     done : mapping of int to int, optional
-        The features [start, stop) of the blocks that are there.
+        The features [start, stop) of the blocks that are done.
 
+    Examples
+    --------
     >>> cut_blocks(np.array([3, 3, 9, 1, 1]), 6).tolist()
     [0, 2, 3, 5]
     >>> cut_blocks(np.array([3, 3, 9, 1, 1]), 6, {1: 3}).tolist()
@@ -219,7 +237,23 @@ def codes_that_fit(
     edges: NDArray[np.int64],
     memory_bytes: int,
 ) -> int:
-    """Return how many codes a pass may hold: what is left beside a shard's and a block's work."""
+    """Return the number of codes that a pass may hold.
+
+    It is what is left of the memory after the work on the largest shard and the largest block.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    features : Features
+        The set of features.
+    counts : ndarray of int64, shape [features]
+        The number of codes of each feature.
+    edges : ndarray of int64, shape [blocks + 1]
+        The borders of the blocks.
+    memory_bytes : int
+        The memory of one worker.
+    """
     largest_block = max((int(counts[a:b].sum()) for a, b in pairwise(edges)), default=0)
     largest_shard = features.largest_shard()
     left = (
@@ -231,9 +265,9 @@ def codes_that_fit(
 def _passes(
     counts: NDArray[np.int64], edges: NDArray[np.int64], done: Collection[int], n_codes: int
 ) -> Iterator[tuple[int, int]]:
-    """Yield ranges of blocks that are not done and fit the memory together, at least one each.
+    """Yield ranges [first, last) of missing blocks with ``n_codes`` codes at most, or of one block.
 
-    ``done`` holds the first features of the blocks that are.
+    ``done`` holds the first features of the blocks that are done.
     """
     sizes = np.add.reduceat(counts, edges[:-1]) if len(counts) else np.zeros(0, np.int64)
     first, held = 0, 0
@@ -259,7 +293,9 @@ def codes_by_shard(
     Parameters
     ----------
     store : StoreReader
+        The store.
     features : Features
+        The set of features.
     step : str
         The name of the step, for the progress.
     progress : callable

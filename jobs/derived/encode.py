@@ -46,6 +46,7 @@ def encode_sae(
     Parameters
     ----------
     store : Store or path
+        The store, or its path or URL.
     sae : path or str
         The folder of a sparse autoencoder, or the name of a set that was begun.
     name, hookpoint : str, optional
@@ -57,7 +58,7 @@ def encode_sae(
     Raises
     ------
     SaeError
-        It cannot be loaded, or does not fit this store.
+        The sparse autoencoder cannot be loaded, or does not fit this store.
     QuarantineError
         Shards are left in quarantine.
     InterruptedRunError
@@ -73,11 +74,12 @@ def encode_sae(
 def encode(
     store: Store, sae: str, name: str | None, hookpoint: str | None, run: RunOptions
 ) -> tuple[Outcome, str]:
-    """Encode what is missing of a set of features, and finish it where nothing is.
+    """Encode the missing shards of a set of features, then write the table over all of them.
 
     Parameters
     ----------
     store : Store
+        The store.
     sae : str
         The folder of a sparse autoencoder, or the name of a set that was begun.
     name : str, optional
@@ -90,14 +92,14 @@ def encode(
     Raises
     ------
     SaeError
-        It cannot be loaded, or does not fit this store.
+        The sparse autoencoder cannot be loaded, or does not fit this store.
     ConfigError
-        A set that was begun is asked for under another name.
+        ``sae`` is the name of a set that was begun, and ``name`` is another.
 
     Returns
     -------
     Outcome, str
-        How it ended, and the name of the set.
+        How the run ended, and the name of the set.
     """
     from actlas.analysis.features.encode import create_features, finish
     from actlas.analysis.sae.saelens_format import load_sae
@@ -137,7 +139,7 @@ def _folder_of(store: Store, sae: str, name: str | None) -> tuple[Path, str | No
         if name not in (None, sae):
             raise ConfigError(
                 f"--sae {sae} is a set of features that was begun; --name {name} is another. Give "
-                "the autoencoder's folder to begin one, or no --name.",
+                "the autoencoder's folder to begin a new set, or leave --name out.",
                 field="name",
             )
         name, folder = sae, Path(store.features(sae).spec.sae_path)
@@ -179,15 +181,16 @@ def redo(
     run: RunOptions,
     log: Callable[[str], None],
 ) -> str | None:
-    """Encode what is missing of a set by the sparse autoencoder that it names, for a repair.
+    """Encode the missing shards of a set by the autoencoder of its description, for a repair.
 
     Parameters
     ----------
     store : Store
+        The store.
     name : str
         The name of the set of features.
     dropped : collection of str
-        The kinds of jobs of this set of which a repair dropped something.
+        The kinds of this set's jobs of which a repair dropped units.
     run : RunOptions
         Executor, workers, device.
     log : callable
@@ -196,22 +199,22 @@ def redo(
     Returns
     -------
     str or None
-        Why something that was dropped could not be made again; None where all was, the rest being
-        shards that are not extracted yet.
+        Why a dropped unit could not be recomputed; None if all were, even if shards that are not
+        extracted yet are left to encode.
 
     Raises
     ------
     InterruptedRunError
-        A signal asked for the end.
+        A signal stopped the run.
     """
-    log(f"encoding what is missing of {name}")
+    log(f"encoding the missing shards of {name}")
     try:
         outcome, _ = encode(store, name, None, None, run)
     except InterruptedRunError:
         raise
     except ActlasError as error:
         again = shell("sae", "encode", store.path, "--sae", "DIR", "--name", name)
-        return f"{error} With its folder at hand: {again}"
+        return f"{error} If the autoencoder is in another folder DIR: {again}"
     if outcome.stopped:
         raise InterruptedRunError(outcome.line)
     waits = outcome.exit_code == EXIT_RESUME and not {*dropped} - {ENCODE.name}

@@ -1,4 +1,4 @@
-"""The top and bottom tokens of raw units, gathered where they are not yet: the job ``extremes``."""
+"""Gathering the top and bottom tokens of raw units: the job ``extremes``."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ if TYPE_CHECKING:
     from actlas.store.features.unit_extremes import Units
 
 SLOW_BYTES_PER_S = 20e6
-"""A pass over the rows that is slower than this is taken for one that hangs."""
+"""The shortest deadline of a pass is the time that it takes to read the rows at this speed."""
 
 
 def units_of(store: Store, hookpoint: str, run: RunOptions | None = None) -> Units:
-    """Return a hookpoint's units; where they are not gathered yet, gather them all in one pass.
+    """Return the units of a hookpoint, and gather their extremes first if that was not done yet.
 
     Parameters
     ----------
     store : Store
+        The store.
     hookpoint : str
+        The hookpoint.
     run : RunOptions, optional
         Executor, deadline.
 
@@ -41,7 +43,7 @@ def units_of(store: Store, hookpoint: str, run: RunOptions | None = None) -> Uni
     NotExtractedError
         Not every shard is extracted.
     QuarantineError
-        The pass failed as often as a unit of work may.
+        The pass failed as often as a unit of work may fail.
     InterruptedRunError
         The run was stopped.
     """
@@ -53,12 +55,14 @@ def units_of(store: Store, hookpoint: str, run: RunOptions | None = None) -> Uni
 
 
 def gather(store: Store, hookpoint: str, run: RunOptions) -> Outcome:
-    """Gather the extremes of every unit of a hookpoint, where they are not gathered yet.
+    """Gather the extremes of every unit of a hookpoint, if that was not done yet.
 
     Parameters
     ----------
     store : Store
+        The store.
     hookpoint : str
+        The hookpoint.
     run : RunOptions
         Executor, deadline. The job is one unit of work, so it has one worker.
 
@@ -73,7 +77,7 @@ def gather(store: Store, hookpoint: str, run: RunOptions) -> Outcome:
     """
     from actlas.analysis.features.extremes import ExtremesGatherer
 
-    ExtremesGatherer(store, hookpoint)  # raises where it cannot be done, before anything begins
+    ExtremesGatherer(store, hookpoint)  # raises before anything begins if it cannot be done
     spec = store.arrays.activations[hookpoint]
     n_units, n_bytes = spec.shape[1], spec.n_rows * spec.shape[1] * spec.numpy_dtype.itemsize
     work = Work(
@@ -100,7 +104,7 @@ def open_gatherer(store: str, run: RunOptions, *, hookpoint: str) -> ExtremesGat
     store : str
         The path or URL of the store.
     run : RunOptions
-        The executor: on Ray the worker has a log of its own.
+        The executor: on Ray, the worker has a log of its own.
     hookpoint : str
         The hookpoint.
     """

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from actlas.store.features.features import Features
 
 PASSES_PER_DEADLINE = 10
-"""A block may take so many times what one pass over the codes took the driver."""
+"""The shortest deadline of a block, in times of the driver's own pass over the codes."""
 
 
 def index_sae(store: Store | str | os.PathLike[str], name: str, **run: Any) -> Features:
@@ -37,6 +37,7 @@ def index_sae(store: Store | str | os.PathLike[str], name: str, **run: Any) -> F
     Parameters
     ----------
     store : Store or path
+        The store, or its path or URL.
     name : str
         The name of the set.
     **run
@@ -46,7 +47,7 @@ def index_sae(store: Store | str | os.PathLike[str], name: str, **run: Any) -> F
     Raises
     ------
     FeatureError
-        There is no such set, or not every token is encoded.
+        The store has no such set, or not every token is encoded.
     QuarantineError
         Blocks are left in quarantine.
     InterruptedRunError
@@ -64,22 +65,23 @@ def index(store: Store, name: str, run: RunOptions) -> tuple[Outcome, dict[str, 
     Parameters
     ----------
     store : Store
+        The store.
     name : str
         The name of the set.
     run : RunOptions
-        Executor, workers, ``max_memory_bytes``: by default 1 GiB of a worker.
+        Executor, workers, and ``max_memory_bytes`` of a worker, by default 1 GiB.
 
     Raises
     ------
     FeatureError
-        There is no such set, or not every token is encoded.
+        The store has no such set, or not every token is encoded.
     LeaseHeldError
         Another driver works on this store.
 
     Returns
     -------
     Outcome, dict or None
-        How it ended, and the size of the index where it is done.
+        How the run ended, and the size of the index; None if the run is not done.
     """
     from actlas.analysis.features.index import finish_index
     from actlas.analysis.features.index_plan import MEMORY_BYTES, plan_index, totals_of
@@ -146,7 +148,7 @@ def open_indexer(store: str, run: RunOptions, *, name: str, plan: IndexPlan) -> 
     store : str
         The path or URL of the store.
     run : RunOptions
-        The executor: on Ray the worker has a log of its own.
+        The executor: on Ray, the worker has a log of its own.
     name : str
         The name of the set of features.
     plan : IndexPlan
@@ -161,7 +163,7 @@ def open_indexer(store: str, run: RunOptions, *, name: str, plan: IndexPlan) -> 
 
 
 def _now_and_then() -> Callable[[str, int, int], None]:
-    """Return a progress that prints how far a pass over the shards is, every few seconds."""
+    """Return a callable that prints the progress of a pass over the shards, every few seconds."""
     say = logs.NowAndThen()
     return lambda step, done, of: say(f"{step}: {done:,} of {counted(of, 'shard')}")
 
@@ -178,10 +180,11 @@ def redo(
     Parameters
     ----------
     store : Store
+        The store.
     name : str
         The name of the set of features.
     dropped : collection of str
-        The kinds of jobs of this set of which a repair dropped something.
+        The kinds of this set's jobs of which a repair dropped units.
     run : RunOptions
         Executor, workers.
     log : callable
@@ -190,12 +193,12 @@ def redo(
     Returns
     -------
     str or None
-        Why the index could not be made again; None where it was.
+        Why the index could not be made again; None if it was.
 
     Raises
     ------
     InterruptedRunError
-        A signal asked for the end.
+        A signal stopped the run.
     """
     log(f"indexing {name}")
     try:

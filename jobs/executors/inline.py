@@ -1,4 +1,4 @@
-"""The executor in this process, one shard after the other: what the others must do too."""
+"""The executor in this process, one shard after the other: the specification of executors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,30 @@ NAME = "this process"
 
 
 def run_inline(job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None:
-    """Run every shard here, each written while the next is computed.
+    """Run every shard in this process; each is written while the next is computed.
 
-    There is no deadline: a process cannot be trusted to end itself.
+    Shards have no deadline here, since a process that hangs cannot end itself.
+
+    Parameters
+    ----------
+    job : Job
+        The shards, and how to open a worker.
+    ledger : Ledger
+        The budgets: it is charged for each fault, and puts shards in quarantine.
+    observer : Observer
+        Notified of every event.
+    stop : Stop
+        Consulted before a shard is begun.
+
+    Raises
+    ------
+    ActlasError
+        The error that stopped the run, for which no shard is to blame.
     """
     observer.state(NAME, "starting")
     threads = job.run.threads or n_cpus()
     run = job.run.model_copy(update={"threads": threads, "workers": 1})
-    hand = WorkerLoop(job.make_worker(job.store, run), NAME, job.store, write_slots(run))
+    loop = WorkerLoop(job.make_worker(job.store, run), NAME, job.store, write_slots(run))
     queue = deque(job.shards)
     written: deque[Future[Done | Fault]] = deque()
 
@@ -39,13 +55,13 @@ def run_inline(job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None
 
     try:
         with stop:
-            hand.measure(job.shards[0])
+            loop.measure(job.shards[0])
             while (queue and not stop.requested) or written:
                 if queue and not stop.requested:
                     shard = queue.popleft()
                     observer.state(NAME, "busy", shard)
-                    written.append(hand.begin(shard))
+                    written.append(loop.begin(shard))
                 while written and (written[0].done() or not queue or stop.requested):
                     handle(written.popleft().result())
     finally:
-        hand.close()
+        loop.close()

@@ -1,8 +1,9 @@
 """The executor on plain Ray Core: the driver owns the queue and every retry.
 
-Actors that Ray never restarts; results of a few hundred bytes, heard of by callbacks. (Ray Data's
-pools drop a failing row silently or retry it for ever; ``ray.util.ActorPool`` leaves units never
-run.) An actor that errs in Ray's own sense is dropped, whatever the error.
+Workers are actors that Ray never restarts. Their answers have a few hundred bytes and arrive by
+callbacks. An actor that fails with an error of Ray's is replaced, whatever the error. Ray's own
+pools do not fit: Ray Data drops a failing row silently or retries it for ever, and
+``ray.util.ActorPool`` may leave units without a run.
 """
 
 from __future__ import annotations
@@ -46,21 +47,27 @@ from actlas.jobs.scheduler.worker_loop import WorkerLoop, write_slots
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import RunFaultError
 
-LOOK_S = 2.0
-"""How often it is looked for GPUs, where there were none so far."""
+GPU_POLL_S = 2.0
+"""Seconds between two searches for GPUs, while the cluster has none."""
 
 
 class Loaded(NamedTuple):
-    """What a worker says when its model is loaded."""
+    """The answer of a worker that has loaded its model.
+
+    Attributes
+    ----------
+    pid : int
+        The worker's process.
+    """
 
     pid: int
 
 
 class RayWorker:
-    """What lives in an actor's process. Its constructor does nothing that could fail."""
+    """A worker inside an actor's process. Its constructor does nothing that could fail."""
 
     def place(self) -> str:
-        """Return the machine that this process has a place on."""
+        """Return the id of the node that this process runs on."""
         import ray
 
         node: str = ray.get_runtime_context().get_node_id()
@@ -69,26 +76,47 @@ class RayWorker:
     def prepare(
         self, make_worker: MakeWorker, store: str, run: RunOptions, name: str, shard: int
     ) -> Loaded | Fault:
-        """Open the store, load the model, and measure it on a shard."""
+        """Open the store, load the model, and measure it on a shard.
+
+        Parameters
+        ----------
+        make_worker : callable
+            Opens the worker.
+        store : str
+            The path or URL of the store.
+        run : RunOptions
+            The worker's options.
+        name : str
+            The worker's name, for messages.
+        shard : int
+            The shard whose bare forward pass is measured.
+        """
         self._turn, self._next = threading.Condition(), 0
         try:
-            self._hand = WorkerLoop(make_worker(store, run), name, store, write_slots(run))
+            self._loop = WorkerLoop(make_worker(store, run), name, store, write_slots(run))
         except Exception as error:  # noqa: BLE001 - the driver raises it, without Ray's traces
             return fault_of(error, None, name, store)
-        self._hand.measure(shard)
+        self._loop.measure(shard)
         return Loaded(os.getpid())
 
     def attempt(self, shard: int, nth: int) -> Done | Fault:
         """Run one shard: compute it when it is its turn, and wait until it is written.
 
-        Ray keeps no order between the calls of an actor that answers several at once: of two sent
-        one behind the other, some 3 of 100 pairs change places. The driver's clocks go by the
-        order in which it gave shards out, so that is the one here: ``nth`` counts from 0.
+        Ray keeps no order between the calls of an actor that runs several at once: about 3 of 100
+        pairs of calls arrive in reverse. The driver's clocks assume the order in which it sent the
+        shards, so the calls wait for that order.
+
+        Parameters
+        ----------
+        shard : int
+            The shard.
+        nth : int
+            The position of this call among those sent to this actor, counted from 0.
         """
         with self._turn:
             self._turn.wait_for(lambda: self._next == nth)
             try:
-                written = self._hand.begin(shard)
+                written = self._loop.begin(shard)
             finally:
                 self._next += 1
                 self._turn.notify_all()
@@ -96,7 +124,26 @@ class RayWorker:
 
 
 def run_ray(job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None:
-    """Run every shard on Ray actors."""
+    """Run every shard on Ray actors.
+
+    Parameters
+    ----------
+    job : Job
+        The shards, and how to open a worker.
+    ledger : Ledger
+        The budgets: it is charged for each fault, and puts shards in quarantine.
+    observer : Observer
+        Notified of every event.
+    stop : Stop
+        Consulted before a shard is begun.
+
+    Raises
+    ------
+    RunFaultError
+        Ray itself failed.
+    ActlasError
+        The error that stopped the run, for which no shard is to blame.
+    """
     observer.log("starting Ray" if job.run.address is None else f"joining Ray at {job.run.address}")
     with connected(job.run), stop:
         from ray.exceptions import RayError
@@ -107,8 +154,8 @@ def run_ray(job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None:
             Driver(job, ledger, metered, stop, cluster, time.monotonic).run()
         except (RayError, ConnectionError) as error:
             raise RunFaultError(
-                f"Ray itself failed: {first_line(error)}. Its head may be lost. Nothing done "
-                "is lost: when Ray is back, run the same command again."
+                f"Ray itself failed: {first_line(error)}. Its head may be lost. Finished shards "
+                "are kept: when Ray is back, run the same command again."
             ) from error
 
 
@@ -117,12 +164,12 @@ class _Actor:
     handle: Any
     name: str
     node: str | None = None
-    """Where it has its place."""
+    """The id of the node that it runs on; None while it waits for a place."""
     n_sent: int = 0
 
 
-class _Heard(NamedTuple):
-    """An answer of an actor: to a shard, or to what it was asked at its start."""
+class _Reply(NamedTuple):
+    """A reply of an actor: to a shard, or (``shard`` None) to a call at its start."""
 
     worker: int
     shard: int | None
@@ -136,34 +183,43 @@ class RayCluster:
     Parameters
     ----------
     job : Job
-    say : callable, optional
-        Told where GPUs are missing, and when they come.
+        The shards, and how to open a worker.
+    log : callable, optional
+        Called with a message while GPUs are missing, and when they join.
     """
 
-    def __init__(self, job: Job, say: Callable[[str], object] = LOGGER.info) -> None:
+    def __init__(self, job: Job, log: Callable[[str], object] = LOGGER.info) -> None:
         import ray
 
-        self._ray, self._job, self._say = ray, job, say
+        self._ray, self._job, self._log = ray, job, log
         self._options = reservation(job.run)
         self._hopes_for_gpus = hopes_for_gpus(job.run, self._options)
         self._looked = time.monotonic()
         if self._hopes_for_gpus:
-            say(
-                "no GPU on the cluster so far: workers take CPUs alone (--gpus-per-worker 1 waits "
-                "for GPUs)"
+            log(
+                "the cluster has no GPU yet: workers run on CPUs (--gpus-per-worker 1 waits for "
+                "GPUs)"
             )
         self._run = worker_options(job.run)
         self._class: Any = ray.remote(RayWorker)
         self._actors: dict[int, _Actor] = {}
-        self._heard: queue.SimpleQueue[_Heard] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[_Reply] = queue.SimpleQueue()
 
     def room(self) -> int:
-        """Return how many workers the living machines can hold together."""
+        """Return how many workers the living machines have room for together."""
         self._look_for_gpus()
         return room(self._job.run, self._options)
 
     def start(self, worker: int, name: str) -> None:
-        """Ask Ray for an actor, and the actor to load its model."""
+        """Request an actor from Ray, and have it load its model.
+
+        Parameters
+        ----------
+        worker : int
+            The worker's number.
+        name : str
+            The worker's name, for messages.
+        """
         self._look_for_gpus()
         self._ask(worker, name)
 
@@ -176,55 +232,75 @@ class RayCluster:
         self._listen(worker, None, prepared)
 
     def send(self, worker: int, shard: int) -> None:
-        """Have a shard attempted."""
+        """Send a shard to a worker.
+
+        Parameters
+        ----------
+        worker : int
+            The worker's number.
+        shard : int
+            The shard.
+        """
         actor = self._actors[worker]
         self._listen(worker, shard, actor.handle.attempt.remote(shard, actor.n_sent))
         actor.n_sent += 1
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
-        """Wait for an answer, and return all that there are."""
-        heard: list[_Heard] = []
+        """Wait for a reply, and return the events of all replies so far.
+
+        Parameters
+        ----------
+        timeout_s : float
+            Seconds to wait at most.
+        """
+        replies: list[_Reply] = []
         with suppress(queue.Empty):
-            heard.append(self._heard.get(timeout=timeout_s))
+            replies.append(self._replies.get(timeout=timeout_s))
             while True:
-                heard.append(self._heard.get_nowait())
-        placed = any(each.shard is None for each in heard)
-        if placed or time.monotonic() - self._looked > LOOK_S:
-            self._look_for_gpus()  # a place that is heard of may be beside one
+                replies.append(self._replies.get_nowait())
+        placed = any(each.shard is None for each in replies)
+        if placed or time.monotonic() - self._looked > GPU_POLL_S:
+            self._look_for_gpus()  # a worker that got a place may be beside a GPU
         alive: frozenset[str] | None = None
         events: list[Event] = []
-        for each in heard:
+        for each in replies:
             actor = self._actors.get(each.worker)
             if actor is None or each.actor not in (None, actor):
-                continue  # killed meanwhile
+                continue  # killed in the meantime
             error = each.answer.exception()
             if error is None:
-                events.append(self._understood(each, actor))
+                events.append(_event(each, actor))
                 continue
-            if alive is None:  # asked for after the errors came, so no loss is older than this
+            if alive is None:  # listed after the errors arrived, so that it is newer than they are
                 alive = frozenset(node["NodeID"] for node in alive_nodes())
             lost_machine = actor.node not in (None, *alive)
             events.append(loss(each.worker, each.shard, error, lost_machine=lost_machine))
         return events
 
     def kill(self, worker: int) -> None:
-        """End an actor, and hear no more of it."""
+        """End an actor, and ignore its further replies.
+
+        Parameters
+        ----------
+        worker : int
+            The worker's number.
+        """
         from ray.exceptions import RayError
 
         actor = self._actors.pop(worker, None)
         if actor is None:
-            return  # an interrupted end, or start, that is cleaned up after
+            return  # its start or its end was interrupted
         with suppress(RayError):  # a Ray that failed has no actors left to end
             self._ray.kill(actor.handle, no_restart=True)
 
     def _listen(self, worker: int, shard: int | None, reference: Any) -> None:
-        """Have what an actor answers put into the queue: no call looks through all that fly."""
+        """Put an actor's reply into the queue when it arrives, without polling all references."""
         actor = self._actors[worker]
         answer: Future[Any] = reference.future()
-        answer.add_done_callback(lambda done: self._heard.put(_Heard(worker, shard, done, actor)))
+        answer.add_done_callback(lambda done: self._replies.put(_Reply(worker, shard, done, actor)))
 
     def _look_for_gpus(self) -> None:
-        """See whether a machine with GPUs has joined, and ask again for whoever has no place."""
+        """Use GPUs once a machine with some has joined: request waiting actors again."""
         if not self._hopes_for_gpus:
             return
         self._looked = time.monotonic()
@@ -232,20 +308,22 @@ class RayCluster:
         if not options["num_gpus"]:
             return
         self._options, self._hopes_for_gpus = options, False
-        self._say(
-            "a machine with GPUs has joined: workers that are started from now on take one; those "
-            "at work on CPUs stay there"
+        self._log(
+            "a machine with GPUs has joined: workers that start from now on use them; running "
+            "workers stay on CPUs"
         )
         for worker, actor in list(self._actors.items()):
             if actor.node is None:
                 self.kill(worker)
                 self._ask(worker, actor.name)
 
-    def _understood(self, heard: _Heard, actor: _Actor) -> Event:
-        answer: str | Loaded | Done | Fault = heard.answer.result()
-        if isinstance(answer, str):
-            actor.node = answer
-            return Placed(heard.worker)
-        if isinstance(answer, Loaded):
-            return Ready(heard.worker)
-        return Answer(heard.worker, answer)
+
+def _event(reply: _Reply, actor: _Actor) -> Event:
+    """Return the event of a reply that is not an error, and note an actor's node."""
+    answer: str | Loaded | Done | Fault = reply.answer.result()
+    if isinstance(answer, str):
+        actor.node = answer
+        return Placed(reply.worker)
+    if isinstance(answer, Loaded):
+        return Ready(reply.worker)
+    return Answer(reply.worker, answer)

@@ -1,4 +1,4 @@
-"""What an error of Ray's means: a task that failed, a process that died, a machine that is lost."""
+"""Ray's errors by cause: a failed task, a dead process, a lost machine."""
 
 from __future__ import annotations
 
@@ -9,40 +9,58 @@ from actlas.jobs.scheduler.protocols import Lost
 
 
 def loss(worker: int, shard: int | None, error: BaseException, *, lost_machine: bool) -> Lost:
-    """Return what an error of Ray's means for a worker.
+    """Return the loss of a worker that an error of Ray's reports.
+
+    Parameters
+    ----------
+    worker : int
+        The worker's number.
+    shard : int or None
+        The shard that the failed call was for; None for a call at the worker's start.
+    error : exception
+        The error that Ray raised.
+    lost_machine : bool
+        Whether the worker's machine is no longer alive.
 
     Raises
     ------
     RayError
-        It is no worker's: Ray itself failed.
+        The error is not about the worker: Ray itself failed.
     """
     from ray.exceptions import RayTaskError
 
-    told = partial(Lost, worker, traceback=str(error))
+    lost = partial(Lost, worker, traceback=str(error))
     if isinstance(error, RayTaskError):
-        return told(kind="task", error=first_line(error), shard=shard)
+        return lost(kind="task", error=first_line(error), shard=shard)
     kind = kind_of(error, lost_machine=lost_machine)
-    return told(kind=kind, error=_words(kind, error))
+    return lost(kind=kind, error=_words(kind, error))
 
 
 def kind_of(error: BaseException, *, lost_machine: bool) -> FaultKind:
-    """Tell a machine that is lost from a process that died on a living one.
+    """Distinguish a lost machine from a process that died on a living machine.
 
-    What Ray 2.60 raises for a call to an actor:
+    Ray 2.60 raises these errors for a call to an actor:
 
-    - ``ActorUnavailableError``: its process cannot be reached, and for a second Ray has not heard
-      that it died. A process that dies alone is reported by its machine at once, so this is how
-      the loss of a machine shows first.
-    - ``ActorDiedError``: the process is dead; ``preempted`` where its machine was taken away.
-    - ``OutOfMemoryError``: Ray's memory monitor killed the process. Its shard is charged for a
-      dead process: it may well be the one that takes too much.
-    - ``WorkerCrashedError``, ``NodeDiedError``: what they say.
+    - ``ActorUnavailableError``: the process cannot be reached, and Ray has had no report of its
+      death for a second. A machine reports the death of a process at once, so this is the first
+      sign of a lost machine.
+    - ``ActorDiedError``: the process is dead; ``preempted`` if its machine was taken away.
+    - ``OutOfMemoryError``: Ray's memory monitor killed the process. The shard is charged for a
+      dead process, since it may be the one that needs too much memory.
+    - ``WorkerCrashedError``, ``NodeDiedError``: the process, or its machine, is dead.
+
+    Parameters
+    ----------
+    error : exception
+        The error that Ray raised.
+    lost_machine : bool
+        Whether the worker's machine is no longer alive.
 
     Raises
     ------
     RayError
-        Anything else is not about the actor: the answer's owner is the driver itself, so where an
-        owner, an object or Ray's system is lost, the driver's own Ray failed.
+        Any other error is not about the actor. The driver itself owns the answer, so the loss of an
+        owner, of an object or of Ray's system is a failure of the driver's own Ray.
     """
     from ray import exceptions as ray_errors
 
@@ -59,13 +77,19 @@ def _words(kind: FaultKind, error: BaseException) -> str:
     from ray.exceptions import OutOfMemoryError
 
     if kind == "node":
-        return "its machine was lost"
+        return "the worker's machine was lost"
     if isinstance(error, OutOfMemoryError):
-        return "Ray killed its process, for its machine ran out of memory"
-    return "its process died (killed, crashed, or out of memory)"
+        return "Ray killed the worker's process because its machine ran out of memory"
+    return "the worker's process died (killed, crashed, or out of memory)"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the kind of an error and the first line of what it says."""
-    first = (str(error).strip() or "no more is known").splitlines()[0]
+    """Return the type of an error and the first line of its message.
+
+    Parameters
+    ----------
+    error : exception
+        The error.
+    """
+    first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first}"

@@ -1,4 +1,4 @@
-"""The executor that a run names."""
+"""Executors by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from actlas.jobs.scheduler.protocols import Executor
 
 
 def named(name: str) -> Executor:
-    """Return the executor of a name; only then is its library loaded."""
+    """Return an executor, and load its library.
+
+    Parameters
+    ----------
+    name : str
+        ``inline`` or ``ray``.
+    """
     if name == "ray":
         from actlas.jobs.executors.ray import run_ray
 

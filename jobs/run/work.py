@@ -12,7 +12,7 @@ from actlas.jobs.formatting import command, counted
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 
 if TYPE_CHECKING:
-    from actlas.store.ledger.job_kinds import JobKind
+    from actlas.store.ledger.job_kind import JobKind
     from actlas.store.read.reader import StoreReader
 
 Follows = Collection[int] | Mapping[int, int]

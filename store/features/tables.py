@@ -15,7 +15,8 @@ from actlas.store.features.contexts import Peak
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.validation import CHANGED, check_edges, check_span
 from actlas.store.ledger.derived import flat, group_named, group_of
-from actlas.store.ledger.job_kinds import ENCODED, INDEXED, JobKind
+from actlas.store.ledger.job_kind import JobKind
+from actlas.store.ledger.job_kinds import ENCODED, INDEXED
 from actlas.store.shards.lazy_array import LazyArray
 
 if TYPE_CHECKING:

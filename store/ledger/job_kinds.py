@@ -1,4 +1,4 @@
-"""The kinds of derived jobs: what a unit of work is, where its data lies, what it is made from.
+"""The registry of derived jobs: all kinds, the lookup of a job's kind, and the order of jobs.
 
 A derived job is a kind and a subject. ``encode.sae`` encodes the rows of a store for the set of
 features ``sae``; its receipts lie in ``ledger/receipts/encode.sae``. The kinds form a graph by
@@ -7,8 +7,8 @@ their inputs::
     extract -> encode -> encoded -> index -> indexed        sets of features
             -> extremes                                     hookpoints
 
-The kinds of features and extremes are part of the store's format, and are defined here. A later
-job is one file in the room ``actlas.jobs.derived`` that registers its kind::
+The kinds of features and extremes belong to the store's format and are defined here. Any other job
+is one file in the room ``actlas.jobs.derived`` that registers its kind::
 
     SHUFFLE = register(
         JobKind(
@@ -23,8 +23,8 @@ job is one file in the room ``actlas.jobs.derived`` that registers its kind::
         )
     )
 
-The files of that room are imported when a job or a folder is found in a store that none of the
-known kinds explains; `verify`, `status` and `repair` then know the job like every other.
+The files of that room are imported when a store has a job or a folder that belongs to no known
+kind; `verify`, `status` and `repair` then treat the job like every other.
 """
 
 from __future__ import annotations
@@ -32,183 +32,43 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cache
-from typing import NamedTuple
 
 from actlas.store.errors import ActlasError
 from actlas.store.format.schema import FeaturesSpec
 from actlas.store.format.sealing import unseal
 from actlas.store.ledger.feature_sets import spec_key
+from actlas.store.ledger.job_kind import MARK_DIGITS, JobKind, receipts_of
 from actlas.store.ledger.receipts import EXTRACT, PlannedStore, Receipts
 
 ROOM = "actlas.jobs.derived"
 """The package whose modules register the kinds of later jobs."""
 
-MARK_DIGITS = 12
-"""Hexadecimal digits of the mark that ends the name of an attempt's group."""
-
 MAX_UNITS = 10**8
-"""Units that a receipt's name of eight digits can number: the limit where a job's size is not
-known, because its kind is a later version's or the description of its subject is damaged."""
+"""The number of units that eight digits, the name of a receipt, can count. It is the limit of a job
+of unknown size: its kind is unknown to this version, or its subject's description is damaged."""
 
 _PLANNED = frozenset(
     {"activations", "documents", "ledger", "loss", "pooled", "rows", "statistics", "zarr.json"}
 )
-"""Names at the top of a store that are not for derived data."""
+"""Names at the top of a store that derived data must not use."""
 
 _FOLDER = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
 
 _GROUP = re.compile(rf"({_FOLDER})(?:/{_FOLDER})+-[0-9a-f]{{{MARK_DIGITS}}}", re.ASCII)
 
 
-class Unit(NamedTuple):
-    """One unit of work of a derived job.
-
-    Attributes
-    ----------
-    job : str
-        The job's name, such as ``encode.sae``, which is the folder of its receipts.
-    number : int
-        The unit's number, which names its receipt.
-    n : int
-        The limit of unit numbers: they are in [0, n).
-    folder : str
-        The folder of the unit's group without the attempt's mark:
-        ``features/sae/tokens/00000003``.
-    start, stop : int
-        The range [start, stop) that the unit covers, counted in what the kind says.
-    """
-
-    job: str
-    number: int
-    n: int
-    folder: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class JobKind:
-    """A kind of derived job, the same for every subject.
-
-    Attributes
-    ----------
-    name : str
-        The part of a job's name before the first dot: ``encode``.
-    unit : str
-        The noun for one unit of work: ``shard``, ``block``, ``table``.
-    inputs : tuple of str
-        The kinds of the jobs, or ``extract``, whose receipts a unit's receipt names as inputs.
-    folder : str
-        The folder of a unit's group without the attempt's mark, with ``{subject}``, and with
-        ``{unit:08d}`` where there may be several units.
-    n_units : callable of (store, subject)
-        Returns the limit of unit numbers: they are in [0, n).
-    covers : str
-        What the range [start, stop) of a receipt counts: ``tokens``, ``features``, ``units``.
-    plain_groups : tuple of str
-        The folders of the groups above the units' own, created before the first unit is.
-    table : str or None
-        The kind of the one-unit job that is committed last, over all units: without its receipt
-        the job is not complete.
-    sparse : bool
-        Whether a unit's number is the start of its range, so that not every number in [0, n) is a
-        unit; how many units there are is then known once the table is written.
-    of_feature_set : bool
-        Whether a subject is the name of a set of features, which has a sealed description.
-    command : tuple of str
-        The command line after ``actlas`` that begins the job or goes on with it, with ``{store}``
-        and ``{subject}``; empty where another kind's command does.
-    redo : str or None
-        ``module:function`` that makes again what is missing of a subject's jobs, for `repair`; see
-        :data:`actlas.jobs.run.repair_derived.Redo`. None where the data is made again when it is
-        next asked for.
-    """
-
-    name: str
-    unit: str
-    inputs: tuple[str, ...]
-    folder: str
-    n_units: Callable[[PlannedStore, str], int]
-    covers: str
-    plain_groups: tuple[str, ...] = ()
-    table: str | None = None
-    sparse: bool = False
-    of_feature_set: bool = False
-    command: tuple[str, ...] = ()
-    redo: str | None = None
-
-    @property
-    def root(self) -> str:
-        """The folder at the top of the store that the kind's data lies in."""
-        return self.folder.partition("/")[0]
-
-    def job(self, subject: str) -> str:
-        """Return the name of a subject's job.
-
-        >>> ENCODE.job("sae")
-        'encode.sae'
-        """
-        return f"{self.name}.{subject}"
-
-    def receipts(self, store: PlannedStore, subject: str) -> Receipts:
-        """Return the receipts of a subject's job."""
-        return receipts_of(store, self.job(subject), self.n_units(store, subject))
-
-    def unit_of_work(
-        self, store: PlannedStore, subject: str, number: int, start: int, stop: int
-    ) -> Unit:
-        """Return a unit of a subject's job.
-
-        Parameters
-        ----------
-        store : Store
-        subject : str
-        number : int
-            The unit's number.
-        start, stop : int
-            The range [start, stop) that the unit covers.
-        """
-        folder = self.folder.format(subject=subject, unit=number)
-        return Unit(self.job(subject), number, self.n_units(store, subject), folder, start, stop)
-
-    def groups(self, subject: str) -> tuple[str, ...]:
-        """Return the folders of the plain groups above a subject's data."""
-        return tuple(folder.format(subject=subject) for folder in self.plain_groups)
-
-    def parent(self, subject: str) -> str:
-        """Return the folder that the groups of a subject's units lie in."""
-        return self.folder.rpartition("/")[0].format(subject=subject)
-
-    def unit_in(self, name: str, subject: str) -> int | None:
-        """Return the number of the unit whose attempt wrote a group of this name.
-
-        Returns None where no attempt at a unit of this kind gives a group such a name.
-
-        >>> ENCODE.unit_in("00000003-0123456789ab", "sae"), ENCODE.unit_in("zarr.json", "sae")
-        (3, None)
-        """
-        last = self.folder.rpartition("/")[2]
-        stem, dash, mark = name.rpartition("-")
-        if not dash or not re.fullmatch(rf"[0-9a-f]{{{MARK_DIGITS}}}", mark):
-            return None
-        if "{unit" not in last:
-            return 0 if stem == last.format(subject=subject) else None
-        return int(stem) if re.fullmatch(r"[0-9]{8}", stem, re.ASCII) else None
-
-
-def receipts_of(store: PlannedStore, job: str, n: int) -> Receipts:
-    """Return the receipts of a derived job whose units are numbered in [0, n)."""
-    return Receipts(store.objects, job, n, store.plan_sha256)
-
-
 _KINDS: dict[str, JobKind] = {}
 
 
 def register(kind: JobKind) -> JobKind:
-    """Make a kind known to `verify`, `status` and `repair`, and return it.
+    """Register a kind for `verify`, `status` and `repair`, and return it.
+
+    Parameters
+    ----------
+    kind : JobKind
+        The kind.
 
     Raises
     ------
@@ -229,12 +89,12 @@ def register(kind: JobKind) -> JobKind:
 
 
 def kinds() -> tuple[JobKind, ...]:
-    """Return the kinds that are registered so far, those of the store's own format first."""
+    """Return the registered kinds, those of the store's format first."""
     return tuple(_KINDS.values())
 
 
 def kind_of(job: str) -> tuple[JobKind | None, str]:
-    """Return a job's kind and its subject; the kind is None where no module registers it.
+    """Return the kind and the subject of a job; the kind is None if no module registers it.
 
     >>> kind_of("encode.my.sae") == (ENCODE, "my.sae")
     True
@@ -246,7 +106,7 @@ def kind_of(job: str) -> tuple[JobKind | None, str]:
 
 
 def is_group(folder: str) -> bool:
-    """Whether an attempt at a derived job gives its group such a name.
+    """Whether a folder is a group that an attempt at a derived job may have written.
 
     >>> is_group("features/sae/tokens/00000003-0123456789ab"), is_group("rows/doc_idx")
     (True, False)
@@ -256,7 +116,7 @@ def is_group(folder: str) -> bool:
 
 
 def is_root(name: str) -> bool:
-    """Whether derived data lies in this folder at the top of a store."""
+    """Whether a folder at the top of a store is for derived data."""
     if name in _PLANNED:
         return False
     if not any(kind.root == name for kind in kinds()):
@@ -275,7 +135,7 @@ def depth(kind: JobKind) -> int:
 
 
 def made_from(kind: JobKind) -> frozenset[str]:
-    """Return the names of the kinds that a kind's data is made from, at first or second hand.
+    """Return the names of the kinds that a kind's data is made from, directly or indirectly.
 
     >>> sorted(made_from(INDEX))
     ['encode', 'encoded']
@@ -285,7 +145,7 @@ def made_from(kind: JobKind) -> frozenset[str]:
 
 
 def by_inputs(jobs: Iterable[str]) -> list[str]:
-    """Return jobs of known kinds, each behind those that it may be made from.
+    """Return the jobs of known kinds, each after the jobs that it may be made from.
 
     >>> by_inputs(["index.sae", "encode.sae"])
     ['encode.sae', 'index.sae']
@@ -295,14 +155,22 @@ def by_inputs(jobs: Iterable[str]) -> list[str]:
 
 
 def job_receipts(store: PlannedStore, job: str) -> Receipts:
-    """Return the receipts of a derived job by its name alone."""
+    """Return the receipts of a derived job, given its name alone.
+
+    Parameters
+    ----------
+    store : PlannedStore
+        The store.
+    job : str
+        The name of the job, such as ``encode.sae``.
+    """
     kind, subject = kind_of(job)
     n = MAX_UNITS
     if kind is not None:
         try:
             n = kind.n_units(store, subject)
         except (ActlasError, FileNotFoundError):
-            n = MAX_UNITS  # its subject's description is damaged: a check of its own says so
+            n = MAX_UNITS  # its subject's description is damaged, which another check reports
     return receipts_of(store, job, n)
 
 
@@ -318,7 +186,8 @@ def n_features(store: PlannedStore, name: str) -> int:
 
     Parameters
     ----------
-    store : Store
+    store : PlannedStore
+        The store.
     name : str
         The name of the set.
 

@@ -13,7 +13,8 @@ from actlas.store.format.schema import FeaturesSpec, Receipt
 from actlas.store.format.sealing import seal_of, unseal
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
 from actlas.store.ledger.feature_sets import FOLDER, copies, copy_key, names, spec_key
-from actlas.store.ledger.job_kinds import ENCODE, MARK_DIGITS, is_root, job_receipts, kind_of, kinds
+from actlas.store.ledger.job_kind import MARK_DIGITS
+from actlas.store.ledger.job_kinds import ENCODE, is_root, job_receipts, kind_of, kinds
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.objects.digests import object_digest
 from actlas.store.objects.threads import map_in_order

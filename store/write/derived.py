@@ -28,7 +28,7 @@ from actlas.store.format.schema import ObjectRecord, Receipt
 from actlas.store.format.sealing import FORMAT_VERSION
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
 from actlas.store.ledger.derived import flat, group_of, same_inputs
-from actlas.store.ledger.job_kinds import MARK_DIGITS, JobKind, Unit, receipts_of
+from actlas.store.ledger.job_kind import MARK_DIGITS, JobKind, Unit, receipts_of
 from actlas.store.ledger.plan_file import require_plan
 from actlas.store.ledger.receipts import PlannedStore
 from actlas.store.objects.base import Objects

@@ -33,7 +33,7 @@ from actlas.store.errors import (
 from actlas.store.features.codes import round_values
 from actlas.store.features.features import Features
 from actlas.store.ledger.derived import group_of
-from actlas.store.ledger.job_kinds import receipts_of
+from actlas.store.ledger.job_kind import receipts_of
 from actlas.store.store import Store
 from actlas.store.verify.verify import verify
 
@@ -333,7 +333,7 @@ def test_a_blocks_input_is_the_output_of_the_one_before(tmp_path: Path) -> None:
         sae = Relu(24, 16, trained)
         features = create_features(store, sae, f"set{number}", "x", asked)  # type: ignore[arg-type]
         assert features.hookpoint == HOOKPOINT
-    with pytest.raises(SaeError, match=r"trained on resid_pre\.1, asked for is mlp\.1"):
+    with pytest.raises(SaeError, match=r"trained on resid_pre\.1, got --hookpoint mlp\.1"):
         create_features(store, Relu(24, 16, "resid_pre.1"), "x", "x", "mlp.1")  # type: ignore[arg-type]
 
 

@@ -20,7 +20,7 @@ from support.oracle import Snapshot, Tally, contents, files, tally
 from actlas.store.errors import ActlasError, CorruptDataError
 from actlas.store.format import layout
 from actlas.store.format.schema import Compression
-from actlas.store.ledger.job_kinds import receipts_of
+from actlas.store.ledger.job_kind import receipts_of
 from actlas.store.store import Store, open_store
 from actlas.store.verify.damage import Damage
 from actlas.store.verify.verify import verify

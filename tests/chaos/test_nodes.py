@@ -99,7 +99,7 @@ def test_a_frozen_machine_that_wakes(
         pids = [cluster.raylets[node], *children(cluster.raylets[node])]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
-        lost = until(lambda d=driver: "its machine was lost" in d.said(), 60)
+        lost = until(lambda d=driver: "the worker's machine was lost" in d.said(), 60)
         done = frozenset(store.done())
         still = [pid for pid in pids[1:] if stat_of(pid) == "T"]
         time.sleep(chaos.rng.uniform(0, 1.5))

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.chaos
 WORDS = {
     "raise": "is poison",
     "memory": "MemoryError",
-    "die": "its process died",
+    "die": "the worker's process died",
     "hang": "TimeoutError: not done after",
 }
 """What the quarantine says of each kind. ``memory`` is what the operating system refuses to a

@@ -33,7 +33,8 @@ from actlas.store.errors import (
 )
 from actlas.store.ledger import job_kinds
 from actlas.store.ledger.derived import group_of
-from actlas.store.ledger.job_kinds import EXTREMES, INDEX, INDEXED, JobKind
+from actlas.store.ledger.job_kind import JobKind
+from actlas.store.ledger.job_kinds import EXTREMES, INDEX, INDEXED
 from actlas.store.store import Store
 from actlas.store.verify.verify import verify
 

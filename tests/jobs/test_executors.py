@@ -23,7 +23,7 @@ from support.workers import (
     make_fake_mender,
 )
 
-from actlas.jobs.executors.ray import RayCluster, RayWorker, _Heard
+from actlas.jobs.executors.ray import RayCluster, RayWorker, _Reply
 from actlas.jobs.logs import LOGGER
 from actlas.jobs.ray import cluster as ray_cluster
 from actlas.jobs.run.repair import repair_at
@@ -178,7 +178,7 @@ def test_a_ray_that_fails_is_no_ones_fault(
     answer.set_exception(RaySystemError("the head is gone"))
 
     def lost(self: RayCluster, worker: int, shard: int | None, _reference: object) -> None:
-        self._heard.put(_Heard(worker, shard, answer))
+        self._replies.put(_Reply(worker, shard, answer))
 
     monkeypatch.setattr(RayCluster, "_listen", lost)
     with pytest.raises(RunFaultError, match=r"Ray itself failed.*the head is gone"):
@@ -343,7 +343,7 @@ def test_calls_that_change_places_are_put_in_order() -> None:
             return answer
 
     worker = RayWorker()
-    worker._turn, worker._next, worker._hand = threading.Condition(), 0, Recorder()
+    worker._turn, worker._next, worker._loop = threading.Condition(), 0, Recorder()
     shards = [5, 9, 7, 2]
     with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(worker.attempt, shards[nth], nth) for nth in (3, 1, 2)]

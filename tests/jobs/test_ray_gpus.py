@@ -147,7 +147,7 @@ def test_it_is_looked_though_nobody_is_started(
     imagined.nodes = [HEAD, {"NodeID": "gpus", "Resources": {"GPU": 4.0}}]
     assert cluster.wait(0.0) == []
     assert [actor.gpus for actor in imagined.living()] == [0], "not at every wait"
-    monkeypatch.setattr(ray_executor, "LOOK_S", 0.0)
+    monkeypatch.setattr(ray_executor, "GPU_POLL_S", 0.0)
     cluster.wait(0.0)
     assert [actor.gpus for actor in imagined.living()] == [1]
     n_looks = imagined.n_looks
@@ -159,7 +159,7 @@ def test_it_is_looked_though_nobody_is_started(
 def test_what_is_said_of_gpus(imagined: Imagined) -> None:
     imagined.cluster()
     assert imagined.said == [
-        "no GPU on the cluster so far: workers take CPUs alone (--gpus-per-worker 1 waits for GPUs)"
+        "the cluster has no GPU yet: workers run on CPUs (--gpus-per-worker 1 waits for GPUs)"
     ]
 
 

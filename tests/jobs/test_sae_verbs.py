@@ -226,7 +226,7 @@ def test_bad_input_gets_one_line(tmp_path: Path, sae: Path) -> None:
         (("sae", "encode", path, "--sae", tmp_path / "nowhere"), "give --hookpoint, one of"),
         (("sae", "encode", path, "--sae", tmp_path / "x/my-sae"), "Give another --name"),
         (("sae", "encode", path, "--sae", tmp_path / "none"), "none"),
-        (("sae", "encode", path, "--sae", sae, "--hookpoint", "mlp.1"), "asked for is mlp.1"),
+        (("sae", "encode", path, "--sae", sae, "--hookpoint", "mlp.1"), "got --hookpoint mlp.1"),
         (("sae", "index", path, "--sae", "other"), "it has my-sae"),
         (("sae", "encode", path, "--sae", "my-sae", "--name", "x"), "--name x is another"),
         (("contexts", path, "--sae", "my-sae/x", "--feature", 0), "it has my-sae"),

@@ -14,7 +14,8 @@ from actlas.pipeline.options import RunOptions
 from actlas.store.errors import EXIT_DONE
 from actlas.store.format.schema import Receipt
 from actlas.store.ledger.derived import extract_inputs
-from actlas.store.ledger.job_kinds import JobKind, register
+from actlas.store.ledger.job_kind import JobKind
+from actlas.store.ledger.job_kinds import register
 from actlas.store.store import Store, open_store
 from actlas.store.write.derived import commit, ensure_groups
 from support.derived import Suffering
