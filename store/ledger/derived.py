@@ -14,11 +14,23 @@ from actlas.store.ledger.receipts import EXTRACT, PlannedStore, receipt_key
 from actlas.store.objects.base import Objects
 
 FLAT_CHUNK = 65_536
-"""Elements of an inner chunk of a flat array."""
+"""The number of elements of an inner chunk of a flat array."""
 
 
 def flat(path: str, n: int, dtype: str, dimension: str) -> ArraySpec:
-    """Return the spec of a one-dimensional array that is one object."""
+    """Return the spec of a one-dimensional array that is one object.
+
+    Parameters
+    ----------
+    path : str
+        The path of the array.
+    n : int
+        The number of elements.
+    dtype : str
+        The dtype.
+    dimension : str
+        The name of the dimension.
+    """
     return ArraySpec(
         path=path,
         shape=(n,),
@@ -33,22 +45,34 @@ def flat(path: str, n: int, dtype: str, dimension: str) -> ArraySpec:
 def group_of(receipt: Receipt) -> str:
     """Return the folder of the group that a receipt names.
 
+    Parameters
+    ----------
+    receipt : Receipt
+        The receipt of a unit of a derived job.
+
     Raises
     ------
     FormatError
-        It names none, or a folder where no derived data lies.
+        The receipt names no object, or one outside the folders of derived data.
     """
     folder = receipt.objects[0].key.rpartition("/")[0] if receipt.objects else ""
     return group_named(folder, receipt)
 
 
 def group_named(folder: object, receipt: Receipt) -> str:
-    """Return a group's folder as a receipt names it, which lies where derived data does.
+    """Return a folder that a receipt names as a group, after checking that it is one.
+
+    Parameters
+    ----------
+    folder : object
+        The folder; a damaged receipt may name anything.
+    receipt : Receipt
+        The receipt, for the message.
 
     Raises
     ------
     FormatError
-        It does not.
+        The folder is not one that an attempt at a derived job writes.
     """
     if isinstance(folder, str) and is_group(folder):
         return folder
@@ -61,37 +85,60 @@ def group_named(folder: object, receipt: Receipt) -> str:
 
 
 def same_inputs(store: PlannedStore, receipt: Receipt, inputs: Mapping[str, str]) -> Receipt:
-    """Return a receipt that was written for these inputs.
+    """Return a receipt if it was written for these inputs.
+
+    Parameters
+    ----------
+    store : PlannedStore
+        The store, for the message.
+    receipt : Receipt
+        The receipt of a unit of a derived job.
+    inputs : mapping of str to str
+        The keys and seals of the present inputs.
 
     Raises
     ------
     ConflictError
-        What it was made from is there no longer.
+        The receipt was written for other inputs.
     """
     if receipt.inputs != inputs:
         differ = sorted(set(receipt.inputs.items()) ^ set(inputs.items()))
         key = receipt_key(receipt.job, receipt.shard)
         raise ConflictError(
-            f"{store.path}/{key}: what it stands for was made from another {differ[0][0]} than "
-            "lies there now. `actlas verify` names all that is stale: remove those receipts, then "
-            "run the same command again.",
+            f"{store.path}/{key}: this data was made from another {differ[0][0]} than the present "
+            f"one. `actlas repair {store.path}` makes stale data again; `actlas verify` lists it.",
             path=key,
         )
     return receipt
 
 
 def input_seal(objects: Objects, key: str) -> str:
-    """Return the seal of a record as it lies there now.
+    """Return the seal of a record in the store.
+
+    Parameters
+    ----------
+    objects : Objects
+        The store's objects.
+    key : str
+        The key of the record.
 
     Raises
     ------
     FileNotFoundError
-        There is no such record.
+        The store has no such record.
     """
     return seal_of(objects.read(key))
 
 
 def extract_inputs(store: PlannedStore, shards: range) -> dict[str, str]:
-    """Return the extract receipts of some shards as inputs."""
+    """Return the keys and seals of the extraction receipts of some shards.
+
+    Parameters
+    ----------
+    store : PlannedStore
+        The store.
+    shards : range
+        The shards.
+    """
     keys = [store.receipts(EXTRACT).key(shard) for shard in shards]
     return {key: input_seal(store.objects, key) for key in keys}

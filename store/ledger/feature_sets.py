@@ -7,12 +7,13 @@ import re
 from actlas.store.ledger.receipts import PlannedStore
 
 FOLDER = "ledger/features"
+"""The folder of the sealed descriptions."""
 
 COPIES = "ledger/features.copies"
-"""The same descriptions once more, as the plan has a copy: codes rest on them."""
+"""The folder of the descriptions' copies: without a description its set could not be read."""
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}"
-"""What a set of features may be called."""
+"""The pattern of the name of a set of features."""
 
 _DESCRIPTION = re.compile(rf"({NAME})\.json", re.ASCII)
 
@@ -38,6 +39,6 @@ def copies(store: PlannedStore) -> list[str]:
 
 
 def _described(store: PlannedStore, folder: str) -> list[str]:
-    """Return what is described in a folder; a file of any other name describes nothing."""
+    """Return the names of the sets with a description in a folder; other files are ignored."""
     matches = (_DESCRIPTION.fullmatch(name) for name in store.objects.names(folder))
     return sorted(match[1] for match in matches if match is not None)

@@ -1,4 +1,4 @@
-"""Proving derived data: every receipt against its bytes, and against what it was made from."""
+"""Checks of derived data: every receipt against its bytes and against its inputs."""
 
 from __future__ import annotations
 
@@ -29,11 +29,17 @@ _EXTRACTED = re.compile(
 """The key of a receipt of extraction, of any generation."""
 
 _MARKED = re.compile(rf"(([^/ ]+)/[^ ]*-[0-9a-f]{{{MARK_DIGITS}}})/", re.ASCII)
-"""A key inside a group that one attempt wrote, if derived data lies in its first folder."""
+"""A key inside a group of one attempt, if its first folder is one for derived data."""
 
 
 def derived_jobs(store: StoreReader) -> dict[str, list[int]]:
-    """Return the derived jobs that have receipts, with the units that have one."""
+    """Return the derived jobs that have receipts, with the units that have one.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    """
     found = {}
     for job in sorted(store.objects.names("ledger/receipts")):
         if job not in (EXTRACT, POOLED):
@@ -42,7 +48,15 @@ def derived_jobs(store: StoreReader) -> dict[str, list[int]]:
 
 
 def derived_checks(store: StoreReader, full: bool) -> Iterator[Check]:
-    """Yield the checks of all derived data of a store."""
+    """Yield the checks of all derived data of a store.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    full : bool
+        Whether every byte is read; otherwise sizes are compared and metadata is read.
+    """
     for name in names(store):
         yield Check(partial(_check_spec, store, name), partial(Damage, spec_key(name)))
     for name in copies(store):
@@ -58,7 +72,13 @@ def derived_checks(store: StoreReader, full: bool) -> Iterator[Check]:
 
 
 def claimed(store: StoreReader) -> frozenset[str]:
-    """Return every key that derived data stands for."""
+    """Return every key that belongs to derived data.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    """
     keys = {spec_key(name) for name in names(store)} | set(plain_groups(store))
     keys |= {copy_key(name) for name in copies(store) if _stands_for_something(store, name)}
     for job, units in derived_jobs(store).items():
@@ -71,9 +91,14 @@ def claimed(store: StoreReader) -> frozenset[str]:
 
 
 def is_leftover(key: str, standing: frozenset[str]) -> bool:
-    """Whether a key that nothing stands for lies in a killed or beaten attempt's group.
+    """Whether a key belongs to the group of an attempt that was killed or came second.
 
-    ``standing`` are the keys that something stands for: a group with one of them is no leftover.
+    Parameters
+    ----------
+    key : str
+        A key that belongs to no receipt.
+    standing : frozenset of str
+        The keys that belong to derived data: a group with one of them is no leftover.
     """
     match = _MARKED.match(key)
     if match is None or f"{match[1]}/zarr.json" in standing:
@@ -82,9 +107,14 @@ def is_leftover(key: str, standing: frozenset[str]) -> bool:
 
 
 def plain_groups(store: StoreReader) -> list[str]:
-    """Return the metadata keys of the plain groups above derived data: there, or to be there.
+    """Return the metadata keys of the plain groups above derived data, present or required.
 
-    They are made before the first unit, so where one has a receipt none may be missing.
+    Plain groups are created before the first unit: if any unit has a receipt, all are required.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
     """
     jobs, sets = derived_jobs(store), names(store)
     required: dict[str, bool] = {}
@@ -108,7 +138,7 @@ def _readable(receipts: Receipts, unit: int) -> Receipt | None:
     try:
         return receipts.read(unit)
     except (ActlasError, OSError):
-        return None  # its own check says why
+        return None  # another check reports why
 
 
 def _check_spec(store: StoreReader, name: str) -> Checked:
@@ -119,12 +149,12 @@ def _check_spec(store: StoreReader, name: str) -> Checked:
 
 
 def _check_copy(store: StoreReader, name: str) -> Checked:
-    """Hold the copy of a description against it; where that is gone, it is what is damaged."""
+    """Compare the copy of a description with it; if the description is missing, report that."""
     data = store.objects.read(copy_key(name))
     try:
         same = data == store.objects.read(spec_key(name))
     except FileNotFoundError:
-        # The copy comes first: before the first codes it may be all that a killed beginning left.
+        # The copy is written first: a killed `sae encode` may have left nothing else.
         lost = Damage(spec_key(name), size_words(None, len(data)))
         return Checked(1, len(data), [lost] if _begun(store, name) else [])
     what = f"is not the same as {spec_key(name)}"
@@ -137,7 +167,7 @@ def _begun(store: StoreReader, name: str) -> bool:
 
 
 def _stands_for_something(store: StoreReader, name: str) -> bool:
-    """Whether a copy has its description or its codes, or is a description itself."""
+    """Whether a copy has a description or encoded shards, or is undamaged itself."""
     if store.objects.size(spec_key(name)) is not None or _begun(store, name):
         return True
     key = copy_key(name)
@@ -189,7 +219,7 @@ def _check_receipt(
 
 
 def _seal_there(store: StoreReader, key: str) -> str | None:
-    """Return the seal of a record that stands now; None where it is gone or superseded."""
+    """Return the seal of a valid record; None if it is missing or superseded."""
     if not key.startswith(("ledger/receipts/", "ledger/repairs/", FOLDER)):
         return None
     match = _EXTRACTED.fullmatch(key)

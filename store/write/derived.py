@@ -48,29 +48,33 @@ def commit(
     specs: Mapping[str, ArraySpec] | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> Receipt:
-    """Write one unit's group and return the receipt that stands: the first writer's.
+    """Write the group of a unit, and return the valid receipt: that of the first writer.
 
     Parameters
     ----------
-    store : StoreReader
+    store : PlannedStore
+        The store.
     unit : Unit
+        The unit of work.
     attributes : mapping
-        Of the group's ``zarr.json``.
+        The attributes of the group's ``zarr.json``.
     arrays : mapping of str to ndarray
-        One-dimensional, unless ``specs`` says how they lie.
+        The arrays by name; one-dimensional, unless ``specs`` has their specs.
     attempt : str
-        Names this try, for the receipt and the folder.
+        The name of this attempt, for the receipt and the folder.
     inputs : mapping of str to str
-        Keys and seals of what it was made from.
+        The keys and seals of the records that the arrays were made from.
     specs : mapping of str to ArraySpec, optional
-        Of arrays that are not flat; with paths relative to the group.
+        The specs of arrays that are not flat, with paths relative to the group.
+    run : mapping, optional
+        Numbers and texts for the receipt: times, counts, the device.
 
     Raises
     ------
     ConflictError
-        The plan at this path is another one by now; or the unit is done, from other inputs.
+        The plan at this path was replaced; or the unit is done, from other inputs.
     RunFaultError
-        The disk is full or fails.
+        The disk is full, or a write failed.
     """
     receipts = receipts_of(store, unit.job, unit.n)
     if receipts.exists(unit.number):
@@ -110,7 +114,15 @@ def commit(
 
 
 def remove(objects: Objects, folder: str) -> None:
-    """Remove a group that no receipt names."""
+    """Remove a group that no receipt names.
+
+    Parameters
+    ----------
+    objects : Objects
+        The store's objects.
+    folder : str
+        The folder of the group.
+    """
     for name in sorted(objects.names(folder)):
         if name == "zarr.json":
             continue
@@ -121,14 +133,17 @@ def remove(objects: Objects, folder: str) -> None:
 
 
 def sweep(store: PlannedStore, kind: JobKind, subject: str) -> int:
-    """Remove the groups of a job that its receipts have decided against; return how many.
+    """Remove the groups of a job that lost to another attempt's; return how many.
 
-    Only groups of units that have a receipt: one without may still be about to get its own.
+    Only groups of units with a receipt are removed: an attempt at another unit may still be about
+    to write its receipt.
 
     Parameters
     ----------
-    store : Store
+    store : PlannedStore
+        The store.
     kind : JobKind
+        The kind of the job.
     subject : str
         The subject of the job: the name of a set of features, a hookpoint.
     """
@@ -163,11 +178,11 @@ def _put_array(
 
 
 def _recorded(objects: Objects, key: str, n_bytes: int, xxh3: str) -> ObjectRecord:
-    """Record an object from the bytes at its final name."""
+    """Return the record of an object, after reading back the bytes at its final name."""
     if object_digest(objects, key) != (n_bytes, xxh3):
         raise RunFaultError(
-            f"{objects.url}/{key}: the {n_bytes} bytes that were written are not those that are "
-            "read back. The disk or the memory is at fault; run the same command again.",
+            f"{objects.url}/{key}: the {n_bytes} bytes that were written differ from those read "
+            "back. The disk or the memory is faulty; run the same command again.",
             path=key,
         )
     return ObjectRecord(key=key, n_bytes=n_bytes, xxh3=xxh3, attempt="")
@@ -178,22 +193,24 @@ def ensure_groups(store: PlannedStore, kind: JobKind, subject: str) -> None:
 
     Parameters
     ----------
-    store : Store
+    store : PlannedStore
+        The store.
     kind : JobKind
+        The kind of the job.
     subject : str
         The subject of the job.
 
     Raises
     ------
     ConflictError
-        Another file lies where the metadata of such a group belongs.
+        A group's metadata exists and is not a plain group's.
     """
     objects, data = store.objects, metadata_bytes(group_metadata())
     for folder in kind.groups(subject):
         key = f"{folder}/zarr.json"
         if not objects.create(key, [data]) and objects.read(key) != data:
             raise ConflictError(
-                f"{objects.url}/{key}: expected a plain group's metadata. Remove that file if "
-                "nothing else keeps its data there.",
+                f"{objects.url}/{key}: expected the metadata of a plain group, found another file. "
+                "Remove it if no other program keeps its data there.",
                 path=key,
             )
