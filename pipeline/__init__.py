@@ -1,1 +1,5 @@
-"""From a corpus and a model to rows: planning, capture, extraction."""
+"""From a corpus and a model to rows of activations: planning, forward passes, extraction.
+
+May import: the store; neither ``analysis`` nor ``jobs``.
+Start with ``plan/make.py`` and ``extract/extract.py``.
+"""

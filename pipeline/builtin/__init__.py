@@ -1,4 +1,8 @@
-"""What actlas brings along: a small language model, corpora and stimuli. Light to import."""
+"""Data shipped with actlas: a small language model, corpora and stimuli. Light to import.
+
+May import: nothing of actlas.
+Start with ``corpora.py``: ``BUILTIN_CORPORA``.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,23 @@ from importlib.resources import files
 from pathlib import Path
 
 MODEL_NAMES = ("actlas-6m",)
-"""Models shipped inside the package."""
+"""Names of the models shipped in the package."""
 
 
 def builtin_model_path(name: str) -> Path:
     """Return the folder of a shipped model, in transformers' format.
 
+    Parameters
+    ----------
+    name : str
+        One of ``MODEL_NAMES``.
+
     Raises
     ------
     ValueError
-        Where no such model is shipped.
+        No such model is shipped.
     FileNotFoundError
-        Where the package lies in an archive, so that there is no folder.
+        The package is in an archive, so that the model has no folder.
 
     Examples
     --------
@@ -29,5 +38,5 @@ def builtin_model_path(name: str) -> Path:
         raise ValueError(f"no builtin model {name!r}; known: {known}")
     folder = Path(str(files(__name__).joinpath(name)))
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; install actlas unpacked, not zipped")
+        raise FileNotFoundError(f"{folder} is no folder: install actlas unpacked, not zipped")
     return folder

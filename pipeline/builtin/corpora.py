@@ -1,8 +1,8 @@
-"""Corpora that come with actlas: no network, no download, the same on every machine.
+"""Corpora shipped with actlas, available without a network.
 
-``python-docs`` is read from the Python that runs; ``language`` and ``arithmetic`` are the
-contrasts of two functional localizers (Fedorenko et al., 2010; Fedorenko et al., 2013), with
-stimuli of our own.
+``python-docs`` is read from the running Python; ``language`` and ``arithmetic`` are the contrasts
+of two functional localizers (Fedorenko et al., 2010; Fedorenko et al., 2013), with stimuli made for
+actlas, the same on every machine.
 """
 
 from __future__ import annotations
@@ -19,35 +19,44 @@ from actlas.pipeline.builtin.nonwords import read_lines
 from actlas.pipeline.builtin.splitmix import SplitMix64
 
 SHORT_CHARS = 80
-"""A docstring below this many characters joins the others of its module."""
+"""Docstrings below this number of characters are joined with the others of their module."""
 
 ARITHMETIC_SEED = 42
 
 N_SUMS = 100
-"""Sums per condition."""
+"""Number of sums per condition."""
 
 
 class BuiltinRecord(NamedTuple):
-    """One document of a builtin corpus."""
+    """One document of a builtin corpus.
+
+    Attributes
+    ----------
+    text : str
+        The text.
+    label : str or None
+        The condition.
+    name : str
+        The origin, such as ``json.dumps`` or ``sentence 17``.
+    """
 
     text: str
     label: str | None
     name: str
-    """Where it comes from, such as ``json.dumps`` or ``sentence 17``."""
 
 
 def python_docs(stdlib: Path | None = None) -> Iterator[BuiltinRecord]:
     """Yield Python's help topics, then the standard library's docstrings, module by module.
 
-    Nothing is imported, and records are yielded as they are found. The order is that of the
-    names; a text seen before is left out. Docstrings below `SHORT_CHARS` characters are put
-    together into one record per module, named ``module (short)``, unless that is short too.
-    Lone surrogates, which no tokenizer takes, are written as escapes.
+    No module is imported. The order is that of the names; repeated texts are left out. Docstrings
+    below `SHORT_CHARS` characters are joined into one record per module, named
+    ``module (short)``, unless that is short too. Lone surrogates, which no tokenizer accepts, are
+    written as escapes.
 
     Parameters
     ----------
-    stdlib
-        Folder of the modules; that of the running Python unless given.
+    stdlib : Path, optional
+        Folder of the modules. Default: the standard library of the running Python.
     """
     root = Path(sysconfig.get_path("stdlib")) if stdlib is None else stdlib
     seen: set[bytes] = set()
@@ -73,7 +82,7 @@ def _encodable(text: str) -> str:
 
 
 def _is_new(text: str, seen: set[bytes]) -> bool:
-    """Tell whether ``text``, white space aside, is not empty and was never asked about."""
+    """Return whether ``text`` is not empty and, apart from white space, not yet in ``seen``."""
     words = " ".join(text.split())
     key = blake2b(words.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     if not words or key in seen:
@@ -86,7 +95,7 @@ def language() -> Iterator[BuiltinRecord]:
     """Yield 240 sentences (S) of twelve words, then 240 strings of twelve non-words (N).
 
     The contrast of Fedorenko et al. (2010), doi:10.1152/jn.00032.2010, with sentences written
-    for actlas and non-words of our own generator, word for word of the same length.
+    for actlas and generated non-words, each of the same length as its word.
     """
     for i, sentence in enumerate(read_lines("sentences.txt")):
         yield BuiltinRecord(sentence, "S", f"sentence {i}")
@@ -98,8 +107,8 @@ def arithmetic() -> Iterator[BuiltinRecord]:
     """Yield 100 hard sums (operands 100 to 199), then 100 easy ones (1 to 19), all distinct.
 
     The contrast of the multiple-demand localizer (Fedorenko et al., 2013,
-    doi:10.1073/pnas.1315235110) in the form AlKhamissi et al. (2025, arXiv:2411.02280) give it,
-    drawn from our own generator.
+    doi:10.1073/pnas.1315235110) in the form of AlKhamissi et al. (2025, arXiv:2411.02280), drawn
+    by :class:`~actlas.pipeline.builtin.splitmix.SplitMix64`.
     """
     random = SplitMix64(ARITHMETIC_SEED)
     for label, first, stop in (("hard", 100, 200), ("easy", 1, 20)):
@@ -117,7 +126,7 @@ BUILTIN_CORPORA: dict[str, Callable[[], Iterator[BuiltinRecord]]] = {
     "language": language,
     "arithmetic": arithmetic,
 }
-"""Corpora by name; each call begins anew."""
+"""Corpora by name; each call starts a new iterator."""
 
 LABELLED: frozenset[str] = frozenset({"language", "arithmetic"})
 """The corpora whose records carry a label."""

@@ -12,22 +12,34 @@ from typing import NamedTuple
 SKIPPED_FOLDERS = frozenset(
     {"__pycache__", "test", "tests", "testing", "idle_test", "site-packages", "dist-packages"}
 )
-"""Folders whose modules document tests, or belong to another root."""
+"""Folders whose modules are tests, or belong to another root."""
 
 
 class Docstring(NamedTuple):
-    """The cleaned documentation of one module, class or function."""
+    """The cleaned docstring of one module, class or function.
+
+    Attributes
+    ----------
+    name : str
+        Dotted name, such as ``json.dumps``.
+    text : str
+        The docstring without its indentation.
+    """
 
     name: str
-    """Dotted name, such as ``json.dumps``."""
     text: str
 
 
 def module_files(root: Path) -> Iterator[tuple[str, Path]]:
     """Yield the dotted name and the path of every module under ``root``, sorted by name.
 
-    Test packages, caches and nested package roots are left out, and so are names that cannot
-    be imported (a folder ``config-3.11-x86_64``).
+    Test packages, caches, nested package roots and names that cannot be imported (such as the
+    folder ``config-3.11-x86_64``) are left out.
+
+    Parameters
+    ----------
+    root : Path
+        The folder of the modules.
     """
     for entry in sorted(root.iterdir(), key=lambda path: path.name):
         if entry.is_dir():
@@ -46,19 +58,19 @@ def _is_module(name: str) -> bool:
 
 
 def docstrings(source: str | bytes, module: str) -> Iterator[Docstring]:
-    r"""Yield the docstrings of ``source`` in the order in which they stand.
+    r"""Yield the docstrings of ``source`` in their order.
 
     Parameters
     ----------
-    source
-        Python source; bytes are decoded by the rules of the language (PEP 263).
-    module
-        The name that prefixes every docstring's own.
+    source : str or bytes
+        Python source; bytes are decoded as the language defines (PEP 263).
+    module : str
+        The module's name, the first part of each docstring's name.
 
     Raises
     ------
     SyntaxError
-        Where ``source`` is no Python of the running version.
+        ``source`` is not valid in the running version of Python.
 
     Examples
     --------
@@ -66,7 +78,7 @@ def docstrings(source: str | bytes, module: str) -> Iterator[Docstring]:
     [Docstring(name='m.f', text='Say so.')]
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in others' source are not our news
+        warnings.simplefilter("ignore")  # about invalid escapes in the source
         tree = ast.parse(source)
     yield from _walk(tree, module)
 

@@ -16,7 +16,7 @@ from actlas.pipeline.builtin.splitmix import SplitMix64
 SEED = 240
 
 SINGLE_LETTERS = ("e", "u")
-"""Stand for the words ``a`` and ``i``."""
+"""Non-words for the words ``a`` and ``i``."""
 
 UNSPEAKABLE = "|".join(
     (
@@ -30,14 +30,20 @@ UNSPEAKABLE = "|".join(
         "ii",
     )
 )
-"""Runs that no English word of ours has."""
+"""Sequences of letters that occur in no word of the sentences."""
 
 MAX_DRAWS = 20_000
-"""Draws per proposal, and proposals per word, before we give up."""
+"""Largest number of draws per proposal, and of proposals per word."""
 
 
 class LetterModel:
-    """Letter trigrams over distinct words, with the clusters that begin and end them."""
+    """A letter trigram model of distinct words, with their initial and final consonant clusters.
+
+    Parameters
+    ----------
+    words : iterable of str
+        The words; repetitions do not count.
+    """
 
     def __init__(self, words: Iterable[str]) -> None:
         self.words = sorted(set(words))
@@ -46,18 +52,25 @@ class LetterModel:
             padded = f"^^{word}$"
             for i in range(2, len(padded)):
                 counts[padded[i - 2 : i]][padded[i]] += 1
-        # Sorted, so that a draw depends on the words alone and not on their order.
+        # Sorted, so that a draw does not depend on the order of the words.
         self.counts = {context: sorted(after.items()) for context, after in counts.items()}
         self.onsets = {_cluster(word, r"^[^aeiouy]+") for word in self.words}
         self.codas = {_cluster(word, r"[^aeiouy]+$") for word in self.words}
 
     def propose(self, n_letters: int, random: SplitMix64) -> str:
-        """Draw strings until one has ``n_letters`` letters and can be pronounced.
+        """Draw strings until one has ``n_letters`` letters and is pronounceable.
+
+        Parameters
+        ----------
+        n_letters : int
+            Letters of the string.
+        random : SplitMix64
+            The generator.
 
         Raises
         ------
         ValueError
-            Where `MAX_DRAWS` draws give none: the model has seen too few words.
+            `MAX_DRAWS` draws give no such string, since the model has too few words.
         """
         if n_letters == 1:
             return SINGLE_LETTERS[random.below(len(SINGLE_LETTERS))]
@@ -81,7 +94,7 @@ class LetterModel:
         return word
 
     def pronounceable(self, word: str) -> bool:
-        """Ask for a vowel, known clusters at both ends, and no long runs inside."""
+        """Return whether a string has a vowel, known clusters at its ends, no unspeakable run."""
         return (
             re.search(r"[aeiouy]", word) is not None
             and re.search(UNSPEAKABLE, word) is None
@@ -96,7 +109,7 @@ def _cluster(word: str, pattern: str) -> str:
 
 
 def read_lines(name: str) -> list[str]:
-    """Lines of a text file shipped in the folder ``data``."""
+    """Return the lines of a text file in the folder ``data``."""
     return (
         files("actlas.pipeline.builtin")
         .joinpath("data", name)
@@ -112,23 +125,25 @@ def nonword_strings(
 
     Parameters
     ----------
-    real_words
-        Refused; the sentences' own words are refused anyway. The shipped list holds those of
-        the generator's proposals that occur in the training text, the documentation or a
-        published tokenizer's vocabulary, are an ending away from one that does, were
-        recognised by reading, or would offend.
-    seed
-        Names the stream of `SplitMix64`.
+    sentences : iterable of str
+        The sentences, in lower case without punctuation.
+    real_words : collection of str
+        Words to reject besides those of the sentences. The shipped list has the generator's
+        proposals that occur in the training text, the documentation or a published tokenizer's
+        vocabulary, differ from such a word in the ending alone, were recognized in reading, or
+        are offensive.
+    seed : int
+        Seed of `SplitMix64`.
 
     Raises
     ------
     ValueError
-        Where the sentences are too few to tell enough non-words apart.
+        The sentences are too few for enough distinct non-words.
 
     Notes
     -----
-    No non-word of three letters or more occurs twice within a string, and one of four or more
-    never twice at all.
+    Non-words of three letters occur at most once in a string; longer ones occur at most once in
+    all strings.
     """
     sentences = list(sentences)
     model = LetterModel(word for sentence in sentences for word in sentence.split())
@@ -162,7 +177,7 @@ def _nonword(
 
 
 def main() -> None:
-    """Print the shipped strings, made afresh."""
+    """Generate the shipped strings and print them."""
     for string in nonword_strings(read_lines("sentences.txt"), read_lines("real_words.txt")):
         sys.stdout.write(f"{string}\n")
 

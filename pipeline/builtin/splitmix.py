@@ -1,4 +1,4 @@
-"""A random generator written out in full, so that no library's stream can change under us."""
+"""A random generator of our own, whose stream no update of a library can change."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ _MASK = (1 << 64) - 1
 
 class SplitMix64:
     """SplitMix64 of Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
+
+    Parameters
+    ----------
+    seed : int
+        The seed, modulo 2**64.
 
     Examples
     --------
@@ -28,7 +33,7 @@ class SplitMix64:
         return z ^ (z >> 31)
 
     def below(self, stop: int) -> int:
-        """Return an integer in [0, stop), each equally likely (by rejection)."""
+        """Return an integer in [0, stop), uniformly distributed (by rejection)."""
         if not 0 < stop <= 1 << 64:
             raise ValueError(f"stop must lie in [1, 2**64], got {stop}")
         limit = (1 << 64) - (1 << 64) % stop
@@ -37,7 +42,7 @@ class SplitMix64:
         return value % stop
 
     def weighted(self, weights: Sequence[int]) -> int:
-        """Return an index, each as likely as its weight (whole numbers, not all zero)."""
+        """Return an index with probability proportional to its weight (integers, not all zero)."""
         left = self.below(sum(weights))
         for index, weight in enumerate(weights):
             left -= weight

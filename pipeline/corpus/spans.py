@@ -9,7 +9,7 @@ models include the blank before their word.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from actlas.pipeline.corpus.tokenization import Tokens
 from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import ConfigError
 from actlas.store.format.schema import check_token_columns
+
+if TYPE_CHECKING:
+    from jaxtyping import Int32
 
 ROLE = "role"
 """The column with the role of the speaker of each token, for corpora of messages."""
@@ -114,7 +117,9 @@ def _trimmed(start: int, stop: int, name: str, text: str) -> Span:
     return Span(start, stop, name)
 
 
-def token_codes(tokens: Tokens, spans: NDArray[np.int32]) -> NDArray[np.int32]:
+def token_codes(
+    tokens: Tokens, spans: Int32[NDArray[np.int32], "spans 3"]
+) -> Int32[NDArray[np.int32], " tokens"]:
     """Return the code of each token's span, -1 for tokens in none; shape [tokens].
 
     Tokens that together encode one character all belong to that character's span.

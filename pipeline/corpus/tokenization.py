@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from actlas.store.errors import ConfigError, ModelError
 from actlas.store.format import layout
 from actlas.store.format.schema import LongDocuments, TokenizerSpec
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int64
 
 BATCH_CHARS = 1 << 20
 
@@ -211,7 +214,9 @@ class Windows(NamedTuple):
         }
         return Tokens(np.concatenate(ids), np.concatenate(starts), tokens.char_stop, columns)
 
-    def special(self, start: NDArray[np.int64], begin: int, end: int) -> NDArray[np.bool_] | None:
+    def special(
+        self, start: Int64[NDArray[np.int64], " edges"], begin: int, end: int
+    ) -> Bool[NDArray[np.bool_], " tokens"] | None:
         """Return which of the tokens [begin, end) are prefix or suffix; None if none is kept.
 
         Parameters

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
 from actlas.pipeline.hookpoints.probe import Probe, probe_inputs
 from actlas.pipeline.hookpoints.tensors import first_input, first_tensor
 from actlas.pipeline.model.config import LOADING_ERRORS, quiet
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 Side = Literal["input", "output"]
@@ -151,10 +154,8 @@ def _on_meta(probe: Probe) -> bool:
 
 
 def _run(model: nn.Module, probe: Probe, *, numbers: bool) -> Trace:
-    import torch
-
     traced = Trace(probe)
-    mode = recorder(traced, numbers=numbers)
+    mode = Recorder(traced, numbers=numbers)
     arrays = probe.arrays
     if numbers:
         arrays = {name: torch.zeros_like(array, device="cpu") for name, array in arrays.items()}
@@ -173,7 +174,7 @@ def _run(model: nn.Module, probe: Probe, *, numbers: bool) -> Trace:
     return traced
 
 
-def _watch(path: str, module: nn.Module, traced: Trace, mode: Any) -> list[Any]:
+def _watch(path: str, module: nn.Module, traced: Trace, mode: Recorder) -> list[Any]:
     open_calls: list[Call] = []
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -193,8 +194,8 @@ def _watch(path: str, module: nn.Module, traced: Trace, mode: Any) -> list[Any]:
     ]
 
 
-def recorder(traced: Trace, *, numbers: bool) -> Any:
-    """Return a dispatch mode that records every operation.
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode that records every operation, and keeps every tensor alive.
 
     Parameters
     ----------
@@ -204,59 +205,55 @@ def recorder(traced: Trace, *, numbers: bool) -> Any:
         Whether tensors created on the meta device are created on the CPU with real values; they
         move to the meta device where they meet another tensor there.
     """
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves, tree_map
 
-    def to_meta(value: Any) -> Any:
-        return value.to("meta") if isinstance(value, torch.Tensor) else value
+    def __init__(self, traced: Trace, *, numbers: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._traced = traced
+        self._with_numbers = numbers
+        self._number_of: dict[int, int] = {}
+        self._held: list[torch.Tensor] = []  # Alive, so that no two share an identity.
+        self._time = 0
 
-    class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        """Keeps every tensor alive, so that no two share an identity."""
+    def tick(self) -> int:
+        """Advance the clock and return its time."""
+        self._time += 1
+        return self._time
 
-        def __init__(self) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
-            self.numbers: dict[int, int] = {}
-            self.held: list[torch.Tensor] = []
-            self.time = 0
+    def number(self, tensor: torch.Tensor) -> int:
+        """Return the node number of a tensor, which is added if it is new."""
+        if id(tensor) not in self._number_of:
+            self._put(tensor, Node("", (), tuple(tensor.shape), plain=True))
+        return self._number_of[id(tensor)]
 
-        def tick(self) -> int:
-            self.time += 1
-            return self.time
+    def see(self, value: Any) -> tuple[int | None, tuple[int, ...] | str]:
+        """Return node number and shape of a module's input or output; a word for no tensor."""
+        tensor = first_tensor(value)
+        if tensor is None:
+            return None, type(value).__name__
+        return self.number(tensor), tuple(tensor.shape)
 
-        def number(self, tensor: torch.Tensor) -> int:
-            if id(tensor) not in self.numbers:
-                self.put(tensor, Node("", (), tuple(tensor.shape), plain=True))
-            return self.numbers[id(tensor)]
+    def _put(self, tensor: torch.Tensor, node: Node) -> None:
+        self._number_of[id(tensor)] = self._traced.add(node)
+        self._held.append(tensor)
 
-        def put(self, tensor: torch.Tensor, node: Node) -> None:
-            self.numbers[id(tensor)] = traced.add(node)
-            self.held.append(tensor)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        given = [v for v in tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
+        inputs = tuple(self.number(tensor) for tensor in given)
+        if self._with_numbers:
+            if "device" in kwargs:
+                kwargs["device"] = torch.device("cpu")
+            if any(tensor.is_meta for tensor in given):
+                kwargs.pop("device", None)
+                args, kwargs = tree_map(_to_meta, (args, kwargs))
+        result = func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::").removesuffix("_")
+        plain = kwargs.get("alpha", 1) == 1
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._put(tensor, Node(name, inputs, tuple(tensor.shape), plain))
+        return result
 
-        def see(self, value: Any) -> tuple[int | None, tuple[int, ...] | str]:
-            tensor = first_tensor(value)
-            if tensor is None:
-                return None, type(value).__name__
-            return self.number(tensor), tuple(tensor.shape)
 
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            kwargs = dict(kwargs or {})
-            given = [v for v in tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
-            inputs = tuple(self.number(tensor) for tensor in given)
-            if numbers:
-                if "device" in kwargs:
-                    kwargs["device"] = torch.device("cpu")
-                if any(tensor.is_meta for tensor in given):
-                    kwargs.pop("device", None)
-                    args, kwargs = tree_map(to_meta, (args, kwargs))
-            result = func(*args, **kwargs)
-            name = func._schema.name.removeprefix("aten::").removesuffix("_")
-            plain = kwargs.get("alpha", 1) == 1
-            for tensor in tree_leaves(result):
-                if isinstance(tensor, torch.Tensor):
-                    self.put(tensor, Node(name, inputs, tuple(tensor.shape), plain))
-            return result
-
-    return Recorder()
+def _to_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from actlas.store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 def resolve_device(device: str) -> str:
@@ -96,7 +99,9 @@ def to_device(arrays: Mapping[str, NDArray[Any]], device: str) -> dict[str, torc
     return {name: send(array, torch.device(device)) for name, array in arrays.items()}
 
 
-def send(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+def send(
+    array: Shaped[NDArray[Any], "*axes"], device: torch.device
+) -> Shaped[torch.Tensor, "*axes"]:
     """Return an array as a tensor on a device; copies to CUDA are asynchronous (pinned memory)."""
     tensor = to_torch(array)
     if device.type == "cuda":
@@ -104,14 +109,14 @@ def send(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-def to_torch(array: NDArray[Any]) -> torch.Tensor:
+def to_torch(array: Shaped[NDArray[Any], "*axes"]) -> Shaped[torch.Tensor, "*axes"]:
     """Return a tensor over an array's memory, without a copy; ``ml_dtypes.bfloat16`` included."""
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
-def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+def to_numpy(tensor: Shaped[torch.Tensor, "*axes"]) -> Shaped[NDArray[Any], "*axes"]:
     """Return an array over a CPU tensor's memory, without a copy; bfloat16 as in ``ml_dtypes``."""
     if tensor.dtype == torch.bfloat16:
         array: NDArray[Any] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)

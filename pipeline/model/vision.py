@@ -18,6 +18,7 @@ from actlas.store.errors import ModelError
 from actlas.store.format.schema import ProcessorSpec
 
 if TYPE_CHECKING:
+    from jaxtyping import Shaped
     from PIL.Image import Image
 
 BACKEND = "pil"
@@ -90,7 +91,9 @@ def _built(config: str) -> Any:
         return load_processor(Path(folder))
 
 
-def pixels(processor: Any, images: Sequence[Image]) -> NDArray[Any]:
+def pixels(
+    processor: Any, images: Sequence[Image]
+) -> Shaped[NDArray[Any], "images channels height width"]:
     """Return a model's ``pixel_values``, shape [image, channel, height, width].
 
     The mask that some processors return as well is left out: all images have one shape, so that
@@ -114,7 +117,9 @@ def blank_images() -> list[Image]:
     return [Image.new("RGB", size) for size in ((96, 64), (64, 96), (64, 64), (1400, 900))]
 
 
-def blank_pixels(processor: Any, n_images: int = 1) -> NDArray[Any]:
+def blank_pixels(
+    processor: Any, n_images: int = 1
+) -> Shaped[NDArray[Any], "images channels height width"]:
     """Return ``pixel_values`` for black images, shape [image, channel, height, width].
 
     Parameters

@@ -1,35 +1,43 @@
-"""Which document comes next, so that shards end where sequences end. Pure: integers only.
+"""An order of documents in which shards end where sequences end. Pure integer arithmetic.
 
-A causal sequence that crosses a shard's border is computed twice up to the border::
+The part of a causal sequence before a shard's border is computed twice::
 
     shards      |-------- 0 --------|-------- 1 --------|
     sequences   |---a---|-----b-----|---c---|---d---|--e--|--
                                     0 twice         ^^^ e's first part twice
 
-so near a border the planner looks ahead in the seeded order for documents that fill the rest of
-the shard exactly.
+Near a border the planner therefore looks ahead in the seeded order for documents that fill the rest
+of the shard exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from jaxtyping import Int64, Integer
+
 LOOK_AHEAD = 256
+"""Documents to choose from near a border."""
 
 NEAR = 24
-"""Documents of the mean length before a border at which the choice begins."""
+"""Distance from a border, in documents of mean length, at which the choice begins."""
 
 
 def fit_borders(
-    lengths: NDArray[np.integer], shard_rows: int, content: int, look_ahead: int = LOOK_AHEAD
-) -> NDArray[np.int64]:
+    lengths: Integer[NDArray[np.integer], " documents"],
+    shard_rows: int,
+    content: int,
+    look_ahead: int = LOOK_AHEAD,
+) -> Int64[NDArray[np.int64], " documents"]:
     """Return an order of documents in which few sequences cross a shard's border.
 
-    The order is the given one but near borders, where some of the next ``look_ahead`` documents
-    come earlier. It depends on the arguments alone.
+    Away from borders the given order is kept; near a border some of the next ``look_ahead``
+    documents come earlier. The result depends on the arguments alone.
 
     Parameters
     ----------
@@ -40,26 +48,26 @@ def fit_borders(
     content : int
         Kept tokens of a full window.
     look_ahead : int
-        How many documents there are to choose from, at least 1.
+        Documents to choose from, at least 1.
 
     Returns
     -------
     ndarray of int64, shape [documents]
-        ``order[i]``: which of the given documents comes i-th.
+        ``order[i]`` is the index of the document that comes i-th.
     """
     n = len(lengths)
     edges = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
     near = min(NEAR * int(edges[-1]) // max(1, n), shard_rows // 2)
     order = np.empty(n, dtype=np.int64)
-    # Before `upcoming` come those of earlier look-aheads that are still waiting, in their order.
+    # Documents of earlier look-aheads that still wait come before `upcoming`, in their order.
     waiting: list[int] = []
     upcoming, placed, room = 0, 0, shard_rows
     while placed < n:
         if waiting and room > near and lengths[waiting[0]] < room:
-            chosen: Sequence[int] = _in_turn(waiting, lengths[waiting].tolist(), room, near)
+            chosen: Sequence[int] = _up_to_border(waiting, lengths[waiting].tolist(), room, near)
             waiting = waiting[len(chosen) :]
         elif not waiting and room > near and lengths[upcoming] < room:
-            # All up to the border's neighbourhood, found without a step for each.
+            # All documents up to the border's neighbourhood, in one step.
             reached = np.searchsorted(
                 edges, [edges[upcoming] + room - near, edges[upcoming] + room]
             )
@@ -80,8 +88,8 @@ def fit_borders(
     return order
 
 
-def _in_turn(waiting: list[int], sizes: list[int], room: int, near: int) -> list[int]:
-    """Return the first of those that wait, up to the border's neighbourhood."""
+def _up_to_border(waiting: list[int], sizes: list[int], room: int, near: int) -> list[int]:
+    """Return the first waiting documents, up to the border's neighbourhood."""
     n = 0
     while n < len(sizes) and room > near and sizes[n] < room:
         room -= sizes[n]
@@ -90,10 +98,10 @@ def _in_turn(waiting: list[int], sizes: list[int], room: int, near: int) -> list
 
 
 def _fill(sizes: list[int], room: int, content: int) -> list[int]:
-    """Return places of the documents to put next: up to the border, or over it where they must.
+    """Return the indices of the documents that come next, up to the border or across it.
 
-    A window that goes over the border costs what of it lies before. Where no documents fill the
-    room exactly, the longest one goes over, behind those that make its cost least.
+    A window that crosses the border costs its tokens before the border. Where no documents fill
+    the room exactly, the longest one crosses, after a subset that minimizes its cost.
     """
     if sum(sizes) <= room:
         return [0]
@@ -114,7 +122,7 @@ def _fill(sizes: list[int], room: int, content: int) -> list[int]:
 
 
 def _sums(sizes: list[int], room: int) -> list[int]:
-    """Return, for each k, which totals up to ``room`` some of the first k make: bit s for s."""
+    """Return, for each k, the sums of subsets of the first k sizes, up to ``room``: bit s for s."""
     mask = (1 << (room + 1)) - 1
     sums = [1]
     for size in sizes:
@@ -123,7 +131,7 @@ def _sums(sizes: list[int], room: int) -> list[int]:
 
 
 def _subset(sizes: list[int], sums: list[int], total: int) -> list[int]:
-    """Return places whose sizes make a total, early ones rather than late ones."""
+    """Return indices whose sizes sum to a total, preferring early ones."""
     chosen: list[int] = []
     for k in range(len(sizes), 0, -1):
         if not sums[k - 1] >> total & 1:
@@ -133,18 +141,23 @@ def _subset(sizes: list[int], sums: list[int], total: int) -> list[int]:
 
 
 def crossing_share(
-    lengths: NDArray[np.integer], shard_rows: int, content: int, *, causal: bool = True
+    lengths: Integer[NDArray[np.integer], " documents"],
+    shard_rows: int,
+    content: int,
+    *,
+    causal: bool = True,
 ) -> float:
-    """Return which share of the tokens is computed again because a window crosses a border.
+    """Return the share of the tokens that is computed again because windows cross borders.
 
     Parameters
     ----------
     lengths : ndarray of int, shape [documents]
         Kept tokens of each document, in the plan's order.
     shard_rows, content : int
-        Tokens of a shard, kept tokens of a full window.
+        Tokens of a shard, and kept tokens of a full window.
     causal : bool
-        A causal window is computed again up to each border in it, another one whole.
+        Whether the model is causal: a window is then computed again up to each border within it,
+        otherwise as a whole.
     """
     edges = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
     n_tokens = int(edges[-1])

@@ -1,30 +1,34 @@
-"""A draft's documents in the plan's order, as the store takes them: from disk, range by range."""
+"""The documents of a draft in the plan's order, read from the spool range by range."""
 
 from __future__ import annotations
 
 import hashlib
 from array import array
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actlas.pipeline.plan.draft import Draft, Names
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int32, UInt8
+
 _HASH_BYTES = 8 << 20
 
 
 class DraftColumns:
-    """The columns of :class:`actlas.store.write.document_columns.DocumentColumns` over a spool.
+    """A spool as :class:`actlas.store.write.document_columns.DocumentColumns`.
 
     Parameters
     ----------
     draft : Draft
-        Its spool must stay open as long as columns are read.
+        The documents. Their spool must stay open while columns are read.
     labelled : bool
         Whether documents have labels.
-    names : mapping of str to tuple of str
-        Of the tokenizer's own columns of tokens, the names of their codes.
+    names : mapping of str to tuple of str, optional
+        The names of the codes in the tokenizer's own token columns.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class DraftColumns:
         self.n_documents = len(order)
         self.n_tokens = int(self.start[-1])
         self.n_text_bytes = int(self.text_start[-1])
-        # Without images no memory goes into where they begin.
+        # Without images the edges take no memory.
         self._image_from = self.image_start = np.broadcast_to(np.int64(0), len(order) + 1)
         if texts.image_edges is not None:
             image_edges = np.array(texts.image_edges, np.int64)
@@ -61,46 +65,46 @@ class DraftColumns:
             self._recoded[name], all_names[name] = _recoded(kept, found)
         self.token_column_names: Mapping[str, tuple[str, ...]] = all_names
 
-    def token_ids(self, start: int, stop: int) -> NDArray[np.int32]:
+    def token_ids(self, start: int, stop: int) -> Int32[NDArray[np.int32], " tokens"]:
         """Return the kept tokens [start, stop)."""
         return self._draft.tokenized.token_id.gather(self._tokens_from, self.start, start, stop)
 
-    def char_starts(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Return, for the same tokens, the character of the document where each begins."""
+    def char_starts(self, start: int, stop: int) -> Int32[NDArray[np.int32], " tokens"]:
+        """Return, for the same tokens, the character of the document at which each begins."""
         return self._draft.tokenized.char_start.gather(self._tokens_from, self.start, start, stop)
 
-    def special(self, start: int, stop: int) -> NDArray[np.bool_] | None:
-        """Return, for the same tokens, which the tokenizer added; None where none has a row."""
+    def special(self, start: int, stop: int) -> Bool[NDArray[np.bool_], " tokens"] | None:
+        """Return, for the same tokens, which are special; None where these have no rows."""
         return self._draft.tokenized.windows.special(self.start, start, stop)
 
-    def token_column(self, name: str, start: int, stop: int) -> NDArray[np.int32]:
-        """Return, for the same tokens, the codes of a column; -1 where there is none."""
+    def token_column(self, name: str, start: int, stop: int) -> Int32[NDArray[np.int32], " tokens"]:
+        """Return, for the same tokens, the codes of a column; -1 for none."""
         codes: NDArray[np.int32] = self._draft.tokenized.columns[name].gather(
             self._tokens_from, self.start, start, stop
         )
         return self._recoded[name][codes] if name in self._recoded else codes
 
     def n_tokens_of(self, name: str) -> dict[str, int]:
-        """Return how many tokens have each name in a column of tokens."""
+        """Return the number of tokens of each name in a token column."""
         n_of_code, new = self._draft.tokenized.n_of_code[name], self._recoded.get(name)
         codes = {code: int(new[code]) if new is not None else code for code in n_of_code}
         names = self.token_column_names[name]
         return {names[codes[code]]: n for code, n in n_of_code.items() if code >= 0}
 
-    def text(self, start: int, stop: int) -> NDArray[np.uint8]:
+    def text(self, start: int, stop: int) -> UInt8[NDArray[np.uint8], " bytes"]:
         """Return bytes [start, stop) of all texts, one after the other."""
         return self._draft.texts.file.gather(self._text_from, self.text_start, start, stop)
 
-    def image(self, start: int, stop: int) -> NDArray[np.uint8]:
+    def image(self, start: int, stop: int) -> UInt8[NDArray[np.uint8], " bytes"]:
         """Return bytes [start, stop) of all images, one after the other."""
         return self._draft.texts.images.gather(self._image_from, self.image_start, start, stop)
 
     def fingerprint(self) -> str:
         """Return the sha256 of the documents in the plan's order.
 
-        It is over their number, then each one's length in bytes, all as little-endian signed
-        64-bit integers, then the UTF-8 bytes of all texts. Where there are images, each one's
-        length in bytes and the bytes of all image files follow.
+        It covers the number of documents and the length of each in bytes, as little-endian signed
+        64-bit integers, then the UTF-8 bytes of all texts; with images, then the length of each
+        image in bytes and the bytes of all image files.
         """
         lengths = np.diff(self.text_start)
         digest = hashlib.sha256(np.array([self.n_documents], "<i8").tobytes())
@@ -121,17 +125,17 @@ def _edges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 def _used(
     codes: array[int], place: NDArray[np.int64], names: Names
 ) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """Return the codes of the chosen documents, and only the names among them, sorted."""
+    """Return the codes of the chosen documents, and the names that occur among them, sorted."""
     chosen = np.array(codes, np.int32)[place]
     to, used = _recoded([code for code in np.unique(chosen).tolist() if code >= 0], names)
     return to[chosen], used
 
 
 def _recoded(codes: Iterable[int], names: Names) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """Return the new code of each old one, and the names of those that are used, sorted."""
+    """Return the new code of each old code, and the used names, sorted."""
     known = list(names.codes)
     used = sorted((known[code], code) for code in codes)
-    to = np.full(len(known) + 1, -1, np.int32)  # The last place is that of no name, -1.
+    to = np.full(len(known) + 1, -1, np.int32)  # The last element is for no name, -1.
     for new, (_, old) in enumerate(used):
         to[old] = new
     return to, tuple(name for name, _ in used)

@@ -1,6 +1,6 @@
-"""Documents on their way into a plan: read, tokenized, spooled to disk, put in order.
+"""The documents of a future plan: read, tokenized, spooled to disk and ordered.
 
-In memory there are only a few numbers per document; text and tokens lie in the spool.
+Memory holds a few numbers per document; texts and tokens are in the spool.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,32 +24,36 @@ from actlas.store.errors import CorpusError
 from actlas.store.format import layout
 from actlas.store.format.schema import Order
 
+if TYPE_CHECKING:
+    from jaxtyping import Int64
+
 Sample = Literal["all", "uniform", "head"]
 
 Log = Callable[[str], None]
 
 SpanCodes = tuple[NDArray[np.int32], ...]
-"""For each column that the corpus gives, its spans of a text: start, stop, code; [spans, 3]."""
+"""The spans of a text, for each span column of the corpus: start, stop, code; [spans, 3]."""
 
 MAX_NAMES = 1 << 16
-"""Distinct labels: what has more is no label."""
+"""Largest number of distinct labels; a field with more is no label."""
 
 LOG_EVERY_S = 5.0
+"""Seconds between two lines of progress."""
 
 
 class Names:
-    """Numbers for names, in the order in which they come."""
+    """Codes for names, numbered in the order of first occurrence."""
 
     def __init__(self) -> None:
         self.codes: dict[str, int] = {}
 
     def code(self, name: str | None) -> int:
-        """Return a name's number; -1 for no name."""
+        """Return a name's code; -1 for no name."""
         return -1 if name is None else self.codes.setdefault(name, len(self.codes))
 
 
 class Item(NamedTuple):
-    """A document to be cut."""
+    """A document to tokenize: its text, its index among all that were read, and its spans."""
 
     text: str
     place: int
@@ -57,14 +61,22 @@ class Item(NamedTuple):
 
 
 class Texts:
-    """Every text that was read, and every image, in the order of reading."""
+    """All texts and images that were read, in the order of reading.
+
+    Parameters
+    ----------
+    spool : Spool
+        The folder for the data.
+    columns : tuple of str
+        The span columns of the corpus.
+    """
 
     def __init__(self, spool: Spool, columns: tuple[str, ...] = ()) -> None:
         self.file = spool.file("texts", np.uint8)
         self.edges = array("q", [0])
         self.images = spool.file("images", np.uint8)
         self.image_edges: array[int] | None = None
-        """None while no document has an image."""
+        """The edges of the image files; None while no document has an image."""
         self.source, self.record, self.label = array("i"), array("q"), array("i")
         self.sources, self.labels = Names(), Names()
         self.columns = {name: Names() for name in columns}
@@ -75,7 +87,7 @@ class Texts:
         return len(self.source)
 
     def append(self, record: Record) -> Item:
-        """Keep a document's text, its spans and its origin; return it."""
+        """Add a document's text, spans, image and origin, and return it for tokenization."""
         self.file.append(record.text.encode())
         self.edges.append(self.file.n_items)
         self._append_image(record.image)
@@ -115,23 +127,33 @@ class Texts:
         return tuple(coded)
 
     def flush(self) -> None:
-        """Hand everything to the operating system, so that it can be read."""
+        """Flush all buffers to the operating system, so that the data can be read."""
         for file in (self.file, self.images, *self._spans):
             file.flush()
 
     def item(self, place: int) -> Item:
-        """Return a document as it was kept."""
+        """Return a document by its index."""
         pairs = zip(self._spans, self._span_edges, strict=True)
         spans = (file.read(edges[place], edges[place + 1]).reshape(-1, 3) for file, edges in pairs)
         return Item(self.text(place), place, tuple(spans))
 
     def text(self, place: int) -> str:
-        """Return a text."""
+        """Return a text by its index."""
         return self.file.read(self.edges[place], self.edges[place + 1]).tobytes().decode()
 
 
 class TokenizedDocuments:
-    """The kept tokens of the documents that were taken, in the order of taking."""
+    """The kept tokens of the chosen documents, in the order of choice.
+
+    Parameters
+    ----------
+    spool : Spool
+        The folder for the data.
+    windows : Windows
+        The choice of kept tokens.
+    columns : iterable of str
+        All token columns: the tokenizer's own and the corpus's.
+    """
 
     def __init__(self, spool: Spool, windows: Windows, columns: Iterable[str] = ()) -> None:
         self.windows = windows
@@ -145,7 +167,7 @@ class TokenizedDocuments:
 
     @property
     def n_tokens(self) -> int:
-        """Kept tokens so far."""
+        """Number of kept tokens so far."""
         return self.edges[-1]
 
     def take(
@@ -155,7 +177,19 @@ class TokenizedDocuments:
         limit: int | None,
         log: Log,
     ) -> bool:
-        """Cut texts with their places until the limit; return whether any was left over."""
+        """Tokenize documents up to a limit, and return whether any was left over.
+
+        Parameters
+        ----------
+        items : iterable of Item
+            The documents.
+        tokenizer : DocumentTokenizer or PatchTokenizer
+            The plan's tokenizer.
+        limit : int or None
+            Kept tokens after which no further document is taken.
+        log : callable
+            Receives lines of progress.
+        """
         logged = time.monotonic()
         for batch in batches(items):
             for i, tokens in enumerate(tokenizer.tokenize([item.text for item in batch])):
@@ -170,14 +204,14 @@ class TokenizedDocuments:
         return False
 
     def _with_columns(self, tokens: Tokens, spans: SpanCodes) -> Tokens:
-        """Return a document's tokens with all codes: the tokenizer's own, and the corpus's."""
+        """Return a document's tokens with the codes of all columns."""
         given = [name for name in self.columns if name not in tokens.columns]
         coded = (token_codes(tokens, span) for span in spans)
         columns = {**tokens.columns, **dict(zip(given, coded, strict=True))}
         return Tokens(tokens.token_id, tokens.char_start, tokens.char_stop, columns)
 
     def flush(self) -> None:
-        """Hand everything to the operating system, so that it can be read."""
+        """Flush all buffers to the operating system, so that the data can be read."""
         for file in (self.token_id, self.char_start, *self.columns.values()):
             file.flush()
 
@@ -196,16 +230,18 @@ class TokenizedDocuments:
 
 
 class Draft(NamedTuple):
-    """The documents of a plan.
+    """The documents of a future plan.
 
     Attributes
     ----------
     texts : Texts
+        All texts that were read.
     tokenized : TokenizedDocuments
+        The chosen documents.
     order : ndarray of int64, shape [documents]
-        ``order[i]``: which of the cut documents comes i-th in the plan.
+        ``order[i]`` is the index of the chosen document that comes i-th in the plan.
     sample : {"all", "uniform", "head"}
-        Which part of the corpus they are.
+        The part of the corpus that was chosen.
     """
 
     texts: Texts
@@ -214,7 +250,7 @@ class Draft(NamedTuple):
     sample: Sample
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> Int64[NDArray[np.int64], " documents"]:
         """Kept tokens of each document, in the plan's order; shape [documents]."""
         edges = np.array(self.tokenized.edges, np.int64)
         return (edges[1:] - edges[:-1])[self.order]
@@ -233,13 +269,34 @@ def collect(
     seed: int,
     log: Log = lambda _: None,
 ) -> Draft:
-    """Read, cut and order the documents of a plan.
+    """Read, tokenize and order the documents of a plan.
 
-    Under ``max_tokens`` a uniform sample takes documents in a seeded order of the whole corpus, a
-    head takes them from its beginning; both end after the document that reaches it. What was
-    taken is then shuffled, or put back into the corpus's order.
+    With ``max_tokens``, a uniform sample takes documents in a seeded order of the whole corpus, and
+    a head takes them from its beginning; both end after the document that reaches ``max_tokens``.
+    The chosen documents are then shuffled, or restored to the corpus's order.
 
-    ``columns`` are those of tokens that the corpus gives, beside the tokenizer's own.
+    Parameters
+    ----------
+    corpus : Corpus
+        The corpus.
+    tokenizer : DocumentTokenizer or PatchTokenizer
+        The plan's tokenizer.
+    windows : Windows
+        The choice of kept tokens.
+    spool : Spool
+        The folder for texts and tokens.
+    columns : tuple of str
+        The span columns of the corpus.
+    order : {"shuffled", "corpus"}
+        The order of the documents.
+    sample : {"uniform", "head"}
+        The part of the corpus to choose where ``max_tokens`` is less than all.
+    max_tokens : int or None
+        Kept tokens to choose; None for the whole corpus.
+    seed : int
+        Seed of the order and of the uniform sample.
+    log : callable
+        Receives lines of progress.
 
     Raises
     ------
@@ -280,7 +337,7 @@ def collect(
 
 
 def _spooled(corpus: Corpus, texts: Texts, log: Log | None = None) -> Iterator[Item]:
-    """Yield each document with its place, its text already in the spool."""
+    """Yield each document of a corpus, once its text is in the spool."""
     logged = time.monotonic()
     for record in corpus.records():
         yield texts.append(record)

@@ -1,4 +1,4 @@
-"""From a model's positions to the patches of a picture: which is which, seen and not looked up."""
+"""The layout of a model's positions over an image, found by running the model."""
 
 from __future__ import annotations
 
@@ -23,21 +23,26 @@ if TYPE_CHECKING:
 def image_layout(
     skeleton: nn.Module, hookpoints: Sequence[HookpointSpec], processor: Any
 ) -> dict[str, Any]:
-    """Return how the positions of an image lie: ``grid``, ``n_prefix`` and ``n_suffix``.
+    """Return the layout of an image's positions: ``grid``, ``n_prefix`` and ``n_suffix``.
+
+    ``grid`` is the rows and columns of patches; ``n_prefix`` and ``n_suffix`` count the positions
+    before and after the patches, such as a class token.
 
     Parameters
     ----------
     skeleton : torch.nn.Module
-        On the meta device: one pass over a blank picture.
+        The model on the meta device; one pass over a black image is traced.
     hookpoints : sequence of HookpointSpec
+        The hookpoints of the plan.
     processor : transformers.BaseImageProcessor
+        The model's image processor.
 
     Raises
     ------
     HookpointError
-        The hookpoints have different numbers of positions, so that they share no rows.
+        The hookpoints have different numbers of positions, and so cannot share rows.
     ModelError
-        It cannot be seen which positions are patches.
+        The positions of the patches cannot be determined.
     """
     blank = blank_pixels(processor)
     shapes = _shapes(skeleton, hookpoints, blank)
@@ -47,8 +52,8 @@ def image_layout(
     maps = {place for place in places.values() if len(place) == 2}
     if len(maps) > 1:
         raise HookpointError(
-            f"These hookpoints give feature maps of other shapes ({places}), and rows are shared "
-            "by all hookpoints of a store. Make a store for each shape.",
+            f"These hookpoints have feature maps of different shapes ({places}), and rows are "
+            "shared by all hookpoints of a store. Make a store for each shape.",
             positions=counts,
         )
     place = next(iter(maps or places.values()))
@@ -68,7 +73,7 @@ def _places(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _shapes(
     model: nn.Module, hookpoints: Sequence[HookpointSpec], blank: NDArray[Any]
 ) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every hookpoint's tensor for one image."""
+    """Return the shape of each hookpoint's tensor for one image."""
     import torch
 
     seen: dict[str, tuple[int, ...]] = {}
@@ -99,8 +104,8 @@ def _shapes(
         if len(seen) < len(hookpoints):
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ModelError(
-                f"{type(model).__name__} cannot read what its image processor makes of a picture: "
-                f"{reason}. Expected the preprocessor_config.json that belongs to this model.",
+                f"{type(model).__name__} cannot read the output of its image processor: {reason}. "
+                "Expected the preprocessor_config.json that belongs to this model.",
                 field="processor",
             ) from error
     finally:
@@ -110,7 +115,7 @@ def _shapes(
 
 
 def _grid(config: Any, height: int, width: int, n_positions: int) -> tuple[int, int]:
-    """Return the patches of an image, those of a deeper stage where patches were merged."""
+    """Return rows and columns of patches; of a stage that merges patches, those of the stage."""
     patch = getattr(config, "patch_size", None)
     down, across = patch if isinstance(patch, (tuple, list)) else (patch, patch)
     if not isinstance(down, int) or not isinstance(across, int):
@@ -122,10 +127,10 @@ def _grid(config: Any, height: int, width: int, n_positions: int) -> tuple[int, 
 
 
 def _n_prefix(skeleton: nn.Module, blank: NDArray[Any], n_positions: int, n_special: int) -> int:
-    """Return how many positions come before the patches, seen in a model of one block.
+    """Return the number of positions before the patches, found with a model of one block.
 
-    Its weights are random: the first tensor with all positions is compared between pictures that
-    differ in their first and in their last patch.
+    The block has random weights. The first tensor with all positions is compared between images
+    that differ in their first patch and in their last.
     """
     import torch
 
@@ -144,16 +149,16 @@ def _n_prefix(skeleton: nn.Module, blank: NDArray[Any], n_positions: int, n_spec
     n_prefix, n_suffix = changed[0][0], n_positions - 1 - changed[1][-1]
     if n_prefix + n_suffix != n_special:
         raise ModelError(
-            f"{type(skeleton).__name__}: of {n_positions} positions {n_special} should be none of "
-            f"the image, but {n_prefix} come before its first patch and {n_suffix} after its "
-            "last. Expected patches in one block, row by row.",
+            f"{type(skeleton).__name__}: {n_special} of {n_positions} positions should be no "
+            f"patches, but {n_prefix} come before the first patch and {n_suffix} after the last. "
+            "Expected the patches together, row by row.",
             field="processor",
         )
     return n_prefix
 
 
 def _changed(plain: Tensor, *others: Tensor) -> tuple[list[int], ...]:
-    """Return at which positions each of the others differs."""
+    """Return the positions at which each of the others differs."""
     found = []
     for other in others:
         differs = (plain - other).abs().flatten(2).amax(dim=(0, 2)) > 0
@@ -162,7 +167,7 @@ def _changed(plain: Tensor, *others: Tensor) -> tuple[list[int], ...]:
 
 
 def _positions_seen(model: nn.Module, image: Tensor, n_positions: int) -> list[Tensor]:
-    """Return all tensors [image, position, ...] that modules give, in the order of the pass."""
+    """Return all modules' outputs [image, position, ...], in the order of the pass."""
     import torch
 
     found: list[Tensor] = []

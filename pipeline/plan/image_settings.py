@@ -1,4 +1,4 @@
-"""What a plan's options mean for a model that reads images, alone or among text."""
+"""Decisions of a plan for a model that reads images, alone or in texts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,22 @@ from actlas.store.format.schema import HookpointSpec, ModelSpec, ProcessorSpec
 
 
 class Reading(NamedTuple):
-    """How a corpus becomes positions of a model.
+    """The way from a corpus to the positions of a model.
 
     Attributes
     ----------
+    corpus : Corpus
+        The corpus, with images as the text of their grid.
+    hookpoints : tuple of HookpointSpec
+        The hookpoints of the plan.
+    tokenizer : DocumentTokenizer or PatchTokenizer
+        The plan's tokenizer.
+    windows : Windows
+        The division of documents into windows.
     max_length : int
         Positions of a window, special ones included.
+    processor : ProcessorSpec or None
+        The image processor, for a model that reads images.
     """
 
     corpus: Corpus
@@ -37,12 +47,22 @@ class Reading(NamedTuple):
 def read_images(
     options: PlanOptions, model: ModelDescription, hookpoints: tuple[HookpointSpec, ...]
 ) -> Reading:
-    """Decide for a model that reads images alone: each is one window, whatever its size.
+    """Return the decisions for a model that reads images alone: each image is one window.
+
+    Parameters
+    ----------
+    options : PlanOptions
+        The options of the plan.
+    model : ModelDescription
+        The model.
+    hookpoints : tuple of HookpointSpec
+        The hookpoints of the plan.
 
     Raises
     ------
     CorpusError, HookpointError, ModelError
-        There are no images; hookpoints have different positions; they cannot be told.
+        The corpus has no images; the hookpoints have different numbers of positions; or the
+        positions of the patches cannot be determined.
     """
     corpus = open_images(options)
     layout = image_layout(model.skeleton, hookpoints, model.processor)
@@ -65,12 +85,25 @@ def read_mixed(
     corpus: Corpus,
     max_length: int,
 ) -> Reading:
-    """Decide for a model that reads texts with images in them.
+    """Return the decisions for a model that reads texts with images in them.
+
+    Parameters
+    ----------
+    options : PlanOptions
+        The options of the plan.
+    model : ModelDescription
+        The model.
+    hookpoints : tuple of HookpointSpec
+        The hookpoints of the plan.
+    corpus : Corpus
+        Texts, some with images.
+    max_length : int
+        Tokens of a window, special tokens and patches included.
 
     Raises
     ------
     ConfigError, ModelError
-        A window has no room for an image; the processor is not of the kind that is known.
+        A window has no room for an image, or the processor is of an unknown kind.
     """
     placeholder = find_placeholder(model.processor)
     tokenizer = MixedTokenizer(model.tokenizer, options.tokenizer or model.spec.id, placeholder)
@@ -82,8 +115,8 @@ def read_mixed(
         grid=placeholder.grid,
         image_token_id=placeholder.token_id,
     )
-    mixture = MixedCorpus(corpus, placeholder, tokenizer, windows)
-    return Reading(mixture, hookpoints, tokenizer, windows, max_length, processor)
+    mixed = MixedCorpus(corpus, placeholder, tokenizer, windows)
+    return Reading(mixed, hookpoints, tokenizer, windows, max_length, processor)
 
 
 _OF_TEXTS = (
@@ -99,12 +132,19 @@ _OF_TEXTS = (
 
 
 def refuse_other_modality(options: PlanOptions, spec: ModelSpec) -> None:
-    """Refuse options that say nothing to a model which reads what it does.
+    """Refuse options that do not apply to what the model reads: text, images, or both.
+
+    Parameters
+    ----------
+    options : PlanOptions
+        The options of the plan.
+    spec : ModelSpec
+        The model.
 
     Raises
     ------
     ConfigError
-        Naming the first such option.
+        An option does not apply; the message gives the first such option.
     """
     if spec.modality == "image":
         given = [name for name in _OF_TEXTS if getattr(options, name)]

@@ -1,4 +1,4 @@
-"""Planning: fixing what every row of a store is, before a model runs."""
+"""Planning: a store is created with a frozen plan of all its rows, before a model runs."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ def make_plan(
 ) -> Store:
     """Read, tokenize and order a corpus, and write a new store with its plan.
 
-    Text and tokens pass through a folder beside the store, which is removed whatever happens; in
-    memory there are about 140 bytes per document, one batch, and 100 MB of buffers (docs/scale.md).
+    Texts and tokens pass through a folder next to the store, which is removed at the end, even
+    after an error. Memory holds about 140 bytes per document, one batch, and 100 MB of buffers
+    (docs/scale.md).
 
     Parameters
     ----------
     path : path
-        Must not exist, or be an empty folder.
+        The new store; nothing, or an empty folder, may be there.
     options : PlanOptions
-        What a row is.
+        The definition of the rows.
     progress : callable, optional
-        Is given lines for a person: how far it is, and at the end what the plan amounts to.
+        Receives lines of text: the progress, and at the end the estimate of the plan.
     device : str or None
         The device that the model will run on, which decides the dtype that it computes in where
         ``model_dtype`` is ``auto``; None where it runs on other machines.
@@ -47,9 +48,9 @@ def make_plan(
     Raises
     ------
     StoreExistsError
-        There is something at ``path``.
+        Something exists at ``path``.
     ConfigError, CorpusError, ModelError, HookpointError
-        What was asked for is not there or does not fit together.
+        The model, the corpus or a hookpoint does not exist, or options conflict.
     RunFaultError
         The disk is full or fails. Nothing is left behind.
     """
@@ -58,7 +59,17 @@ def make_plan(
 
 
 def plan_settings(path: str | os.PathLike[str], settings: Settings, log: Log) -> Store:
-    """Do what :func:`make_plan` does, once every option is decided."""
+    """Make the plan of decided options, as :func:`make_plan` does.
+
+    Parameters
+    ----------
+    path : path
+        The new store.
+    settings : Settings
+        The decided options.
+    log : callable
+        Receives lines of progress, and the estimate of the plan.
+    """
     options = settings.options
     log(f"planning {settings.corpus.describe()}")
     with open_spool(path) as spool:
@@ -98,7 +109,7 @@ def plan_settings(path: str | os.PathLike[str], settings: Settings, log: Log) ->
 
 
 def _fit(settings: Settings, draft: Draft) -> Draft:
-    """Move documents near shard borders so that fewer sequences cross them."""
+    """Reorder documents near shard borders, so that fewer sequences cross them."""
     if settings.order == "corpus":
         return draft
     shard_rows = settings.shard_rows(draft.tokenized.n_tokens)
@@ -114,8 +125,8 @@ def _check_vocabulary(settings: Settings, largest_id: int) -> None:
     n_known = settings.model.skeleton.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if largest >= n_known:
         raise ModelError(
-            f"{spec.id} gives token {largest:,}, and {settings.model.spec.id} has embeddings for "
-            f"{n_known:,} tokens. Expected the model's own tokenizer, or one of its kind.",
+            f"{spec.id} produces token {largest:,}, and {settings.model.spec.id} has embeddings "
+            f"for {n_known:,} tokens. Expected the model's own tokenizer, or a compatible one.",
             field="tokenizer",
         )
 

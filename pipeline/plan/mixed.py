@@ -1,8 +1,7 @@
-"""Texts with an image in them: where its patches stand among the tokens of the text.
+"""Texts with an image in them: the patches of the image among the tokens of the text.
 
-In the text that a store keeps, an image is the text of its grid
-(:mod:`actlas.pipeline.corpus.patches`). The tokenizer recognizes it by that text: a text that
-merely reads like one is not a document.
+In a stored text an image is the text of its grid (:mod:`actlas.pipeline.corpus.patches`), by which
+the tokenizer recognizes it. A record whose own text contains such a grid is skipped.
 """
 
 from __future__ import annotations
@@ -29,7 +28,17 @@ if TYPE_CHECKING:
 
 
 class Placeholder(NamedTuple):
-    """What stands for an image: in a text, among token ids, and how many times."""
+    """The placeholder of an image.
+
+    Attributes
+    ----------
+    text : str
+        The placeholder in a text, such as ``<image>``.
+    token_id : int
+        Its token id, which is repeated for each patch.
+    grid : tuple of int
+        Rows and columns of patches.
+    """
 
     text: str
     token_id: int
@@ -37,12 +46,17 @@ class Placeholder(NamedTuple):
 
 
 def find_placeholder(processor: Any) -> Placeholder:
-    """Return what a processor puts where an image is, seen in what it makes of blank ones.
+    """Return the placeholder that a processor uses, found with black images of several shapes.
+
+    Parameters
+    ----------
+    processor : transformers.ProcessorMixin
+        The processor of text and images.
 
     Raises
     ------
     ModelError
-        It has no placeholder, or images become different numbers of tokens.
+        The processor has no placeholder, or images become different numbers of tokens.
     """
     name = type(processor).__name__
     text = getattr(processor, "image_token", None)
@@ -61,10 +75,9 @@ def find_placeholder(processor: Any) -> Placeholder:
     run = runs.pop()
     if runs or run is None:
         raise ModelError(
-            f"{name}: images of other shapes become other numbers of tokens, or several pieces, or "
-            "inputs that are not known. Expected the same number for every image, one token "
-            "behind the other and nothing around them, and one picture to the vision tower (LLaVA "
-            "does that).",
+            f"{name}: images of different shapes become different numbers of tokens, or several "
+            "tiles, or unknown inputs. Expected the same number of adjacent tokens for every "
+            "image with nothing around them, and one image for the vision tower, as in LLaVA.",
             field="processor",
         )
     n, height, width = run
@@ -74,10 +87,10 @@ def find_placeholder(processor: Any) -> Placeholder:
 
 
 def _run(processor: Any, text: str, token_id: int, image: Image) -> tuple[int, int, int] | None:
-    """Return how many tokens an image becomes, and the pixels of its input; None where not one.
+    """Return the number of an image's tokens, and height and width of its input in pixels.
 
-    None also where the processor gives the model more than that, or puts tokens of its own around
-    an image, which are not fed.
+    None is returned for several tiles, for further inputs of the model, and for tokens that the
+    processor adds around an image, since these are not supported.
     """
     made = processor(text=[text], images=[image], return_tensors="np")
     ids, shape = made["input_ids"][0].tolist(), made["pixel_values"].shape
@@ -92,13 +105,14 @@ def _run(processor: Any, text: str, token_id: int, image: Image) -> tuple[int, i
 
 
 class MixedTokenizer(DocumentTokenizer):
-    """Tokenizes texts, and texts with the grid of one image in them.
+    """The tokenizer of texts, and of texts that contain the grid of one image.
 
     Parameters
     ----------
     tokenizer, identity
         See :class:`~actlas.pipeline.corpus.tokenization.DocumentTokenizer`.
     placeholder : Placeholder
+        The placeholder of an image.
     """
 
     spec: TokenizerSpec
@@ -109,7 +123,7 @@ class MixedTokenizer(DocumentTokenizer):
         self._placeholder = placeholder
         self._image = patch_tokens(placeholder.grid)
         self._grid_text = "".join(patch_texts(placeholder.grid))
-        # The same tokenizer, in which of all special strings the placeholder alone is no text.
+        # The same tokenizer, in which the placeholder is the only special string not taken as text.
         body = json.loads(self._backend.to_str())
         for token in body["added_tokens"]:
             if token["content"] == placeholder.text:
@@ -118,14 +132,14 @@ class MixedTokenizer(DocumentTokenizer):
         self._with_image.encode_special_tokens = True
 
     def tokenize(self, texts: Sequence[str]) -> Iterator[Tokens]:
-        """Yield the tokens of each text, the patches of its image among them."""
+        """Yield the tokens of each text, including the patches of its image."""
         for text, tokens in zip(texts, super().tokenize(texts), strict=True):
             before, grid, after = text.partition(self._grid_text)
-            found = self._cut_around(before, after) if grid else tokens
+            found = self._around_image(before, after) if grid else tokens
             modality = (found.token_id == NO_TOKEN).astype(np.int32)
             yield Tokens(*found[:3], columns={"modality": modality})
 
-    def _cut_around(self, before: str, after: str) -> Tokens:
+    def _around_image(self, before: str, after: str) -> Tokens:
         place = self._placeholder
         text = before + place.text + after
         encoding = self._with_image.encode(text, add_special_tokens=False)
@@ -133,7 +147,7 @@ class MixedTokenizer(DocumentTokenizer):
         [at] = np.flatnonzero(tokens.token_id == place.token_id).tolist()
         shift = len(self._grid_text) - len(place.text)
         patches = len(before) + self._image.char_start
-        patches[0] = tokens.char_start[at]  # with a blank that the tokenizer has dropped
+        patches[0] = tokens.char_start[at]  # includes a blank that the tokenizer dropped
         return Tokens(
             np.concatenate([tokens.token_id[:at], self._image.token_id, tokens.token_id[at + 1 :]]),
             np.concatenate([tokens.char_start[:at], patches, tokens.char_start[at + 1 :] + shift]),
@@ -144,16 +158,19 @@ class MixedTokenizer(DocumentTokenizer):
 class MixedCorpus(CorpusView):
     """A corpus of texts, some with an image, in the form that :class:`MixedTokenizer` reads.
 
-    An image stands where the text has its placeholder (``<image>``), else before the text on a
-    line of its own. Without an image a placeholder is text like any other.
+    The image replaces the placeholder (``<image>``) in the text; without one it precedes the text
+    on a line of its own. In a record without an image a placeholder is ordinary text.
 
     Parameters
     ----------
     corpus : Corpus
+        Texts, some with images.
     placeholder : Placeholder
+        The placeholder of an image.
     tokenizer : MixedTokenizer
+        The plan's tokenizer.
     windows : Windows
-        An image that no single window holds is no document.
+        The division into windows; a record whose image crosses windows is skipped.
     """
 
     def __init__(
@@ -164,13 +181,13 @@ class MixedCorpus(CorpusView):
         self._grid_text = "".join(patch_texts(placeholder.grid))
         if int(np.prod(placeholder.grid)) > windows.content:
             raise ConfigError(
-                f"An image has {int(np.prod(placeholder.grid)):,} tokens, and a window room for "
+                f"An image has {int(np.prod(placeholder.grid)):,} tokens, and a window holds "
                 f"{windows.content:,}. Give a larger --max-length.",
                 field="max_length",
             )
 
     def text_of(self, record: Record) -> str | Unreadable:
-        """Return the text with its image's grid in place."""
+        """Return the text with the grid of its image, or the reason why a record is no document."""
         if self._grid_text in record.text:
             return Unreadable("a text that reads like the grid of an image")
         if record.image is None:

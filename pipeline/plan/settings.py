@@ -1,4 +1,4 @@
-"""What a plan's options mean for this model and this corpus: every default decided."""
+"""Decided options of a plan: every default resolved for a model and a corpus."""
 
 from __future__ import annotations
 
@@ -37,20 +37,35 @@ from actlas.store.format.sealing import FORMAT_VERSION
 from actlas.store.version import VERSION
 
 DEFAULT_MAX_LENGTH = 1024
+"""Largest default length of a window, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Options, and what follows from them.
+    """The options of a plan, and the decisions that follow from them.
 
     Attributes
     ----------
-    order, sample
-        As asked for, or the default for this corpus.
+    options : PlanOptions
+        The options as given.
+    corpus : Corpus
+        The documents.
+    model : ModelDescription
+        The model.
+    hookpoints : tuple of HookpointSpec
+        The hookpoints of the plan.
+    tokenizer : DocumentTokenizer or PatchTokenizer
+        The plan's tokenizer.
+    windows : Windows
+        The division of documents into windows.
+    order : {"shuffled", "corpus"}
+        The order of the documents, as given or the corpus's default.
+    sample : {"uniform", "head"}
+        The part of the corpus to choose under ``max_tokens``, as given or the corpus's default.
     max_length : int
-        Tokens of a window, special ones included; for a model of images, positions of an image.
-    processor
-        Of a model that reads images.
+        Tokens of a window, special tokens included; for a model of images, positions of an image.
+    processor : ProcessorSpec or None
+        The image processor, for a model that reads images.
     """
 
     options: PlanOptions
@@ -66,11 +81,11 @@ class Settings:
 
     @property
     def token_columns(self) -> tuple[str, ...]:
-        """Columns of tokens: the tokenizer's own, then those that the corpus gives."""
+        """Token columns: the tokenizer's own, then the span columns of the corpus."""
         return (*self.tokenizer.columns, *span_columns(self.options))
 
     def shard_rows(self, n_tokens: int) -> int:
-        """Return the rows of a shard, as asked for or chosen."""
+        """Return the rows of a shard, as given or chosen for this number of tokens."""
         if self.options.pooled_only:
             return self.options.shard_rows or layout.choose_pooled_shard_rows(n_tokens)
         item = numpy_dtype(self.options.dtype).itemsize
@@ -91,7 +106,7 @@ def resolve_settings(options: PlanOptions, device: str | None = "auto") -> Setti
     Raises
     ------
     ConfigError, CorpusError, ModelError, HookpointError
-        What was asked for is not there or does not fit together.
+        The model, the corpus or a hookpoint does not exist, or options conflict.
     """
     _check_shard_rows(options.shard_rows)
     _check_pools(options)
@@ -116,7 +131,7 @@ def resolve_settings(options: PlanOptions, device: str | None = "auto") -> Setti
 
 
 def _reading(options: PlanOptions, model: ModelDescription) -> Reading:
-    """Decide how documents become positions of this model."""
+    """Return the way from the documents to the positions of the model."""
     refuse_other_modality(options, model.spec)
     if model.spec.modality == "image":
         return read_images(options, model, resolve(model.skeleton, options.hookpoints))
@@ -134,20 +149,20 @@ def _reading(options: PlanOptions, model: ModelDescription) -> Reading:
 
 
 def _chat(options: PlanOptions, model: ModelDescription) -> Chat | None:
-    """Return what lays messages out, where the corpus is one of messages."""
-    span_columns(options)  # raises, where a column cannot have its name
+    """Return the chat template for a corpus of messages; None for other corpora."""
+    span_columns(options)  # raises ConfigError for an impossible name of a column
     if not options.messages_field:
         return None
     why = {
-        "text_field": "the text is what the chat template makes of the messages",
-        "span_fields": "spans are places in a text as it stands in a record",
+        "text_field": "the text is the chat template's output",
+        "span_fields": "spans are characters of a record's own text",
         "lowercase": "it would change the chat template's own tokens",
         "keep_special": "the chat template's own tokens have rows anyway",
     }
     for field, reason in why.items():
         if getattr(options, field):
             raise ConfigError(
-                f"--{field.replace('_', '-')} does not go with --messages-field: {reason}. Leave "
+                f"--{field.replace('_', '-')} conflicts with --messages-field: {reason}. Leave "
                 "one of them out.",
                 field=field,
             )
@@ -162,7 +177,7 @@ def _check_pools(options: PlanOptions) -> None:
         )
     if options.pooled_only and not options.pool:
         raise ConfigError(
-            "--pooled-only stores nothing but pooled rows, and none are asked for: give --pool "
+            "--pooled-only stores pooled rows alone, and none are requested: give --pool "
             "last,mean,sum, or some of them.",
             field="pooled_only",
         )
@@ -212,10 +227,11 @@ def assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: 
     Parameters
     ----------
     settings : Settings
+        The decided options.
     fingerprint : str
-        Of the documents.
+        The sha256 of the documents.
     sample : {"all", "uniform", "head"}
-        Which part of the corpus they are.
+        The part of the corpus that they are.
     **counts : int
         ``n_documents``, ``n_tokens``, ``n_text_bytes``, ``n_windows``, ``n_image_bytes``.
     """

@@ -1,4 +1,4 @@
-"""What a planner keeps on disk while it works: append-only files in a folder that goes away."""
+"""Temporary files of a planner: append-only, in a folder that is removed at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +15,21 @@ from numpy.typing import NDArray
 from actlas.store.errors import run_fault
 from actlas.store.write.staging import staging_of, workplace
 
+if TYPE_CHECKING:
+    from jaxtyping import Int64, Shaped
+
 _BUFFER_BYTES = 1 << 20
 
 
 class SpoolFile:
-    """A file of equal items, written from front to end and then read anywhere.
+    """A file of items of one dtype, written sequentially and then read at random.
 
     Parameters
     ----------
     path : Path
-        Must not exist.
+        The new file; it must not exist.
     dtype : dtype
-        Of its items.
+        The dtype of the items.
     """
 
     def __init__(self, path: Path, dtype: Any) -> None:
@@ -36,7 +39,7 @@ class SpoolFile:
         self._file = path.open("xb+", buffering=_BUFFER_BYTES)
 
     def append(self, items: NDArray[Any] | bytes) -> None:
-        """Write items behind the others."""
+        """Append items."""
         if isinstance(items, bytes):
             data = memoryview(items)
         else:
@@ -45,7 +48,7 @@ class SpoolFile:
         self.n_items += data.nbytes // self.dtype.itemsize
 
     def flush(self) -> None:
-        """Hand everything to the operating system, so that it can be read."""
+        """Flush the buffer to the operating system, so that the items can be read."""
         self._file.flush()
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
@@ -55,7 +58,7 @@ class SpoolFile:
         return items
 
     def read_into(self, items: NDArray[Any], start: int) -> None:
-        """Fill an array with the items from ``start`` on."""
+        """Fill an array with items from ``start`` on."""
         view = items.data.cast("B")
         at = start * self.dtype.itemsize
         while view.nbytes:
@@ -65,18 +68,22 @@ class SpoolFile:
             view, at = view[n_bytes:], at + n_bytes
 
     def gather(
-        self, source: NDArray[np.int64], target: NDArray[np.int64], start: int, stop: int
-    ) -> NDArray[Any]:
-        """Return a range of what the file's pieces make in another order.
+        self,
+        source: Int64[NDArray[np.int64], " segments"],
+        target: Int64[NDArray[np.int64], " segments+1"],
+        start: int,
+        stop: int,
+    ) -> Shaped[NDArray[Any], " items"]:
+        """Return a range of the file's items with its segments in another order.
 
         Parameters
         ----------
-        source : ndarray of int64, shape [pieces]
-            The item of the file at which each piece begins.
-        target : ndarray of int64, shape [pieces + 1]
-            The items at which each piece begins and ends in the new order, from 0.
+        source : ndarray of int64, shape [segments]
+            The item of the file at which each segment begins.
+        target : ndarray of int64, shape [segments + 1]
+            The items at which each segment begins and ends in the new order, from 0.
         start, stop : int
-            The wanted items in the new order.
+            The range of items in the new order.
         """
         items = np.empty(stop - start, self.dtype)
         if stop <= start:
@@ -88,7 +95,7 @@ class SpoolFile:
         at = source[first:last] + (begin - target[first:last])
         kept = end > begin
         begin, end, at = begin[kept], end[kept], at[kept]
-        # Pieces that lie one behind the other in the file too are read at once.
+        # Segments that are adjacent in the file too are read at once.
         breaks = np.flatnonzero(at[1:] != at[:-1] + (end - begin)[:-1]) + 1
         heads = np.concatenate(([0], breaks))
         tails = np.concatenate((breaks, [len(at)])) - 1
@@ -102,19 +109,25 @@ class SpoolFile:
 
 
 class Spool:
-    """A folder of spool files."""
+    """A folder of spool files.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: list[SpoolFile] = []
 
     def file(self, name: str, dtype: Any) -> SpoolFile:
-        """Make a new file of items of one dtype."""
+        """Create a new file of items of one dtype."""
         self._files.append(SpoolFile(self.folder / name, dtype))
         return self._files[-1]
 
     def close(self) -> None:
-        """Close every file, also where writing one's last bytes fails."""
+        """Close every file, even if flushing one of them fails."""
         while self._files:
             try:
                 self._files.pop().close()

@@ -453,7 +453,7 @@ def test_a_processor_of_another_model_is_refused(tmp_path: Path) -> None:
     save_vision("vit", tmp_path / "model")
     image_folder(tmp_path / "in", 1)
     made: dict[str, dict[str, Any]] = {
-        r"cannot read what its image processor makes .* \(48\*48\)": {
+        r"cannot read the output of its image processor: .* \(48\*48\)": {
             "size": {"height": 48, "width": 48}
         },
         "gives images of different shapes different inputs": {

@@ -237,7 +237,7 @@ def test_what_cannot_be_placed_is_skipped_and_counted(tmp_path: Path, llava: Lla
 
 def test_an_image_that_no_window_holds_is_refused(tmp_path: Path, llava: Llava) -> None:
     write(tmp_path / "in", 6)
-    with pytest.raises(ConfigError, match=r"An image has 25 tokens, .* room for 24"):
+    with pytest.raises(ConfigError, match=r"An image has 25 tokens, .* holds 24"):
         plan(tmp_path / "s.zarr", llava, tmp_path / "in", image_field="image", max_length=25)
     with pytest.raises(CorpusError, match="none of 6 records has text or an image"):
         plan(tmp_path / "s.zarr", llava, tmp_path / "in", text_field="nothing", image_field="no")

@@ -237,7 +237,7 @@ def test_other_tokenizers(tmp_path: Path, stories: str, shared: Path) -> None:
     config = {"tokenizer_class": "PreTrainedTokenizerFast"}
     (tmp_path / "tok" / "tokenizer_config.json").write_text(json.dumps(config))
     write(tmp_path / "a.jsonl", ["Supercalifragilistic"])
-    with pytest.raises(ModelError, match=r"gives token [\d,]+, and .* embeddings for 512 tokens"):
+    with pytest.raises(ModelError, match=r"produces token [\d,]+, and .* for 512 tokens"):
         plan(tmp_path, stories, tokenizer=str(tmp_path / "tok"))
 
 
