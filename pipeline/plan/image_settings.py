@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from actlas.pipeline.corpus.corpus import Corpus
@@ -14,7 +15,7 @@ from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.plan.image_layout import image_layout
 from actlas.pipeline.plan.mixed import MixedCorpus, MixedTokenizer, find_placeholder
 from actlas.store.errors import ConfigError
-from actlas.store.format.schema import HookpointSpec, ModelSpec, ProcessorSpec
+from actlas.store.format.schema import HookpointSpec, Modality, ModelSpec, ProcessorSpec
 
 
 class Reading(NamedTuple):
@@ -119,16 +120,20 @@ def read_mixed(
     return Reading(mixed, hookpoints, tokenizer, windows, max_length, processor)
 
 
-_OF_TEXTS = (
-    "tokenizer",
-    "text_field",
-    "messages_field",
-    "span_fields",
-    "max_length",
-    "long",
-    "lowercase",
-    "with_loss",
-)
+_APPLIES: Mapping[str, tuple[Modality, ...]] = {
+    **dict.fromkeys(("tokenizer", "text_field", "max_length", "long"), ("text", "mixed")),
+    **dict.fromkeys(("lowercase", "with_loss"), ("text", "mixed")),
+    **dict.fromkeys(("messages_field", "span_fields"), ("text",)),
+    "image_field": ("image", "mixed"),
+}
+"""Options that do not apply to every model, and the modalities of the models that they apply to."""
+
+_WHY: Mapping[Modality, str] = {
+    "image": "text, and this one reads images: each is one sequence of patches",
+    "mixed": "text alone, and this one reads images too",
+    "text": "images, and this one reads text",
+}
+"""What the models read that an option is for, and what the model of another modality reads."""
 
 
 def refuse_other_modality(options: PlanOptions, spec: ModelSpec) -> None:
@@ -146,18 +151,15 @@ def refuse_other_modality(options: PlanOptions, spec: ModelSpec) -> None:
     ConfigError
         An option does not apply; the message gives the first such option.
     """
-    if spec.modality == "image":
-        given = [name for name in _OF_TEXTS if getattr(options, name)]
-        why = "text, and this one reads images: each is one sequence of patches"
-    elif spec.modality == "mixed":
-        given = [name for name in ("messages_field", "span_fields") if getattr(options, name)]
-        why = "text alone, and this one reads images too"
-    else:
-        given = ["image_field"] if options.image_field is not None else []
-        why = "images, and this one reads text"
+    given = [
+        name
+        for name, modalities in _APPLIES.items()
+        if spec.modality not in modalities and getattr(options, name) not in (None, (), False)
+    ]
     if given:
         flag = given[0].replace("_", "-")
         raise ConfigError(
-            f"--{flag} is for models that read {why} ({spec.architecture}). Leave it out.",
+            f"--{flag} is for models that read {_WHY[spec.modality]} ({spec.architecture}). Leave "
+            "it out.",
             field=given[0],
         )
