@@ -49,7 +49,7 @@ def repair(
     run: Mapping[str, Any] | None = None,
     on_nonfinite: str = "record",
 ) -> Receipt:
-    """Replace what is damaged of a shard, from its rows computed anew.
+    """Replace the damaged objects of a shard, from its rows computed anew.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ class ReplaceDamaged:
             writer.computed(spec, rows)
 
     def write(self, writer: ArrayWriter, spec: ArraySpec, rows: NDArray[Any]) -> Written:
-        """Return what is there where it is whole; otherwise put these rows in its place.
+        """Return the existing rows where their object is whole; otherwise replace the object.
 
         Without a receipt only chunks that carry their own checksums can be whole.
         """

@@ -136,7 +136,7 @@ def _verify_only(
                 yield check
 
     n_objects, n_bytes, damages = _run(store, checks(), 0, None)
-    if any(d.orphan for d in only):  # by what lies there now: who removes orphans asks for no other
+    if any(d.orphan for d in only):  # by a fresh listing: only such orphans are removed
         orphans, _ = find_orphans(store, full, keys)
         damages += [d for d in orphans if d.key in keys]
     return Report(full, n_objects, n_bytes, (), _once(damages))

@@ -1,7 +1,7 @@
 """Writing the arrays of one shard, whatever job it is of.
 
-What happens to an object that is there already is a policy: :class:`CreateOnly` adopts it (the
-first writer wins), and a repair (:mod:`actlas.store.verify.repair_shard`) replaces what is damaged.
+What happens to an object that exists already is a policy: :class:`CreateOnly` adopts it (the first
+writer wins), and a repair (:mod:`actlas.store.verify.repair_shard`) replaces what is damaged.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Written(NamedTuple):
     Attributes
     ----------
     stored : ndarray or None
-        The rows that were there before; None where this attempt's rows were written.
+        The rows that existed before; None where this attempt's rows were written.
     record : ObjectRecord
         The object's bytes and checksums, for the receipt.
     """
@@ -51,7 +51,7 @@ class Written(NamedTuple):
 
 
 class WritePolicy(Protocol):
-    """What to do with an object that is there already."""
+    """What to do with an object that exists already."""
 
     @property
     def n_threads(self) -> int:
@@ -67,7 +67,7 @@ class WritePolicy(Protocol):
 
 
 class ArrayWriter:
-    """Writes arrays of one shard, holds what is there already against them, and records each.
+    """Writes the arrays of one shard, compares them with objects that exist, and records each.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class ArrayWriter:
     attempt : str
         Names this attempt, for the records.
     policy : WritePolicy, optional
-        What to do with an object that is there already; by default the first writer wins.
+        What to do with an object that exists already; by default the first writer wins.
     """
 
     def __init__(
@@ -92,42 +92,42 @@ class ArrayWriter:
         self.tolerance = ADOPT_TOLERANCE[store.plan.model.compute_dtype]
 
     def exact(self, spec: ArraySpec, rows: NDArray[Any]) -> ObjectRecord:
-        """Write what follows from the plan; what is there must be equal.
+        """Write rows that follow from the plan; an object that exists must equal them.
 
         Raises
         ------
         ConflictError
-            It is not.
+            It does not.
         """
         return self._write(spec, rows, equal_rows(rows)).record
 
     def computed(self, spec: ArraySpec, rows: NDArray[Any]) -> Written:
-        """Write what a model gave; what is there must be the same up to rounding.
+        """Write activations; an object that exists must equal them up to rounding.
 
         Raises
         ------
         ConflictError
-            It is not: a row is further away than rounding explains.
+            It does not: a row differs by more than rounding explains.
         """
         return self._write(spec, rows, close_rows(rows, self.tolerance))
 
     def losses(self, spec: ArraySpec, rows: NDArray[np.float32]) -> ObjectRecord:
-        """Write losses that a model gave; what is there must be the same up to rounding.
+        """Write losses; an object that exists must equal them up to rounding.
 
         Raises
         ------
         ConflictError
-            It is not.
+            It does not.
         """
         return self._write(spec, rows, close_losses(rows, self.tolerance)).record
 
     def statistics(self, spec: ArraySpec, table: NDArray[np.float64]) -> ObjectRecord:
-        """Write the statistics of a shard's rows; what is there must be the same up to rounding.
+        """Write the statistics of a shard's rows; an object that exists must equal them, likewise.
 
         Raises
         ------
         ConflictError
-            It is not.
+            It does not.
         """
         return self._write(spec, table, close_statistics(table)).record
 
@@ -137,14 +137,14 @@ class ArrayWriter:
         Raises
         ------
         ConflictError
-            What is there cannot be read, and the policy does not replace it.
+            The existing object cannot be read, and the policy does not replace it.
         RunFaultError
-            What was written is not what is read back.
+            The bytes that are read back are not those that were written.
         """
         return self.policy.write(self, spec, rows)
 
     def adopt(self, spec: ArraySpec, key: str) -> Written:
-        """Read an object that is there, and record it by its bytes.
+        """Read an object that exists, and record it by its bytes.
 
         Raises
         ------
@@ -157,7 +157,7 @@ class ArrayWriter:
             rows = reader.read_rows(0, stop - start)
         except CorruptDataError as error:
             raise ConflictError(
-                f"{error} It lies under a final name without a receipt: `actlas repair "
+                f"{error} It has a final name and no receipt: `actlas repair "
                 f"{self.objects.url} --remove-orphans` removes it, and the same command with "
                 "--retry-quarantined writes it anew.",
                 path=key,
@@ -214,14 +214,14 @@ class CreateOnly:
         return COMMIT_THREADS
 
     def write(self, writer: ArrayWriter, spec: ArraySpec, rows: NDArray[Any]) -> Written:
-        """Create the array's shard, or read the one that is there.
+        """Create the array's shard, or read the one that exists.
 
         Raises
         ------
         ConflictError
-            What is there cannot be read.
+            The existing object cannot be read.
         RunFaultError
-            What was written is not what is read back.
+            The bytes that are read back are not those that were written.
         """
         objects, key = writer.objects, spec.key(writer.shard)
         if objects.size(key) is not None:
@@ -245,7 +245,7 @@ class CreateOnly:
     def on_conflict(
         self, writer: ArrayWriter, spec: ArraySpec, rows: NDArray[Any], found: Written, why: str
     ) -> Written:
-        """Raise ``ConflictError``: what is there is immutable, and is not what it should be."""
+        """Raise ``ConflictError``: an object that exists is immutable, and this one differs."""
         key = found.record.key
         raise ConflictError(f"{writer.objects.url}/{key}: {why}", path=key)
 

@@ -1,10 +1,10 @@
 """Committing a shard: its arrays to their final names, then its receipt, which comes last.
 
 There is one protocol. What a shard consists of is a value (:mod:`actlas.store.write.outputs`); what
-happens to objects that are there already is another (a
+happens to objects that exist already is another (a
 :class:`~actlas.store.write.array_writer.WritePolicy`).
 
-A run creates: the first writer wins. A later one reads back what is there: row columns must be
+A run creates: the first writer wins. A later one reads the existing objects: row columns must be
 equal, activations must match up to rounding, and the checksums and statistics of the receipt come
 from the bytes at the final names, whoever wrote them. A repair replaces what is damaged:
 :mod:`actlas.store.verify.repair_shard`.

@@ -1,4 +1,4 @@
-"""How an array that is there already is held against the one that this attempt would write.
+"""Rules that compare an array that exists already with the one that this attempt would write.
 
 Each rule returns a function of the stored rows: it says why they do not match, or returns None.
 The row columns follow from the plan and must be equal. What a model gave may differ by rounding:
@@ -36,7 +36,7 @@ def equal_rows(rows: Shaped[NDArray[Any], "*shape"]) -> Rule:
         if np.array_equal(stored, rows):
             return None
         return (
-            "lies there already with other rows than this plan gives. Remove that file if no "
+            "exists already with other rows than this plan gives. Remove that file if no "
             "run of another version is writing here."
         )
 
@@ -59,7 +59,7 @@ def close_rows(rows: Shaped[NDArray[Any], "rows units"], tolerance: float) -> Ru
         if bad is None:
             return None
         return (
-            f"lies there already, and its row {bad} differs from what this model gives by "
+            f"exists already, and its row {bad} differs from what this model gives by "
             f"more than {tolerance:g} of its norm. It is damaged, or of another model. "
             "Remove that file and the shard's statistics, then run the same command again with "
             "--retry-quarantined."
@@ -83,7 +83,7 @@ def close_losses(losses: Float32[NDArray[np.float32], " rows"], tolerance: float
         if np.allclose(stored, losses, tolerance, tolerance, equal_nan=True):
             return None
         return (
-            "lies there already, and differs from the losses that this model gives. It is "
+            "exists already, and differs from the losses that this model gives. It is "
             "damaged, or of another model. Remove that file, then run the same command again "
             "with --retry-quarantined."
         )
@@ -99,7 +99,7 @@ def close_statistics(table: Float64[NDArray[np.float64], "1 statistics units"]) 
         if np.allclose(stored, table, 0, rounding, equal_nan=True):
             return None
         return (
-            "lies there already and is not the statistics of its rows. Remove that file, then "
+            "exists already and is not the statistics of its rows. Remove that file, then "
             "run the same command again with --retry-quarantined."
         )
 
