@@ -39,8 +39,8 @@ class PlanOptions(_Options):
     hookpoints: tuple[str, ...] = Field(
         default=("resid_post.*",),
         description="Hookpoints to store: names and globs (resid_post.*, attn_z.3, "
-        "mlp_hidden.last), or module paths. The command line takes them separated by commas, or "
-        "the option repeated; `actlas hookpoints MODEL` lists them.",
+        "mlp_hidden.last), or module paths; on the command line separated by commas, or with the "
+        "option repeated. `actlas hookpoints MODEL` lists them.",
     )
     tokenizer: str | None = Field(
         default=None,

@@ -15,6 +15,7 @@ from actlas.jobs.monitor.heartbeat import Snapshot
 from actlas.jobs.monitor.run_stats import RunStats
 from actlas.jobs.run import status
 from actlas.jobs.scheduler.protocols import Done
+from actlas.store.errors import FormatError
 from actlas.store.format.schema import Receipt
 from actlas.store.ledger import lease, lease_holder
 from actlas.store.store import Store
@@ -245,6 +246,26 @@ def test_a_driver_that_stops_is_told_of(store: Store) -> None:
     text = "\n".join(status_lines.lines(told, Snapshot(tally.snapshot())))
     assert "holds the lease, stopping" in text
     assert json.dumps(Snapshot(run).plain()["n_rows"]) == "1000"
+
+
+@pytest.mark.parametrize("wrong", [{"faults": []}, {"faults": {"task": "3"}}, {"error": 5}])
+def test_a_malformed_quarantine_record_is_refused(store: Store, wrong: dict[str, Any]) -> None:
+    record = {
+        "shard": 3,
+        "faults": {"task": 3},
+        "error": "half a pair: \ud800",
+        "traceback": "",
+        "worker": "w",
+        "created_unix_s": 1.0,
+    }
+    key = "ledger/quarantine/extract/00000003.json"
+    store.objects.replace(key, json.dumps(record).encode())
+    found = status.status_of(store)
+    assert found.quarantine[0].error == record["error"]
+    assert json.loads(found.to_json())["quarantine"][0]["faults"] == {"task": 3}
+    store.objects.replace(key, json.dumps(record | wrong).encode())
+    with pytest.raises(FormatError, match="expected a quarantine record"):
+        status.status_of(store)
 
 
 def test_watching_ends_quietly(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
