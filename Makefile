@@ -60,7 +60,7 @@ contracts: $(VENV)/.installed
 # Many tests wait (for Ray, for signals, for deadlines), so three at a time keep two cores busy.
 TESTS_AT_ONCE ?= 3
 pytest: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadgroup
 
 # The store's own tests need no torch: they run on the newest Python at hand, with the newest zarr.
 ifeq ($(NEWEST),)
@@ -70,11 +70,11 @@ else
 $(VENV)-newest/.installed: pyproject.toml
 	$(NEWEST) -m venv $(VENV)-newest
 	$(VENV)-newest/bin/python -m pip install --quiet 'zarr>=3.4' -e . \
-	  hypothesis pytest pytest-timeout pandas xarray tensorstore 'dask[array]'
+	  beartype hypothesis jaxtyping pytest pytest-timeout pandas xarray tensorstore 'dask[array]'
 	@touch $@
 
 test-newest: $(VENV)-newest/.installed
-	$(VENV)-newest/bin/python -m pytest tests/store tests/analysis/test_lazy.py
+	$(VENV)-newest/bin/python -m pytest tests/store tests/analysis/batches/test_sampler.py tests/analysis/test_dask_array.py
 endif
 
 # The short form is part of `make test`. ACTLAS_CHAOS_SEED=n gives another course of events.

@@ -189,15 +189,15 @@ def index_memory(path: str) -> int:
     """Return the peak memory of indexing under another name, for a new process."""
     store = open_store(path)
     features = store.features("bench")
-    from actlas.analysis.features import index
+    from actlas.analysis.features import index, index_plan
 
     features.codes(0, 1)
 
     def work() -> None:
-        counts, _, _ = index._totals(store, features, lambda *_: None)
-        edges = index.cut_blocks(counts, index.BLOCK_CODES)
-        room = index.codes_that_fit(store, features, counts, edges, index.MEMORY_BYTES)
-        for first, last in index._passes(counts, edges, frozenset(), room):
+        counts = index_plan.totals_of(store, features).count
+        edges = index_plan.cut_blocks(counts, index_plan.BLOCK_CODES)
+        room = index_plan.codes_that_fit(store, features, counts, edges, index_plan.MEMORY_BYTES)
+        for first, last in index_plan._passes(counts, edges, frozenset(), room):
             lo, hi = int(edges[first]), int(edges[last])
             t, value = index._transpose(store, features, counts, lo, hi, "", lambda *_: None)
             starts = np.concatenate([[0], np.cumsum(counts[lo:hi])]).astype(np.int64)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import shapes
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -58,49 +59,64 @@ def _hold(folder: Path) -> int:
     return descriptor
 
 
-ON_THE_CLUSTER = frozenset(
-    f"tests/chaos/test_{name}.py"
-    for name in ("drivers", "fields", "nodes", "poison", "workers", "zombies")
-)
-"""These share one Ray cluster, which takes 12 s to start: one process runs them all."""
+CLUSTER, RAY = "the cluster", "Ray"
+"""Groups of tests, each run by one process: Ray takes ten seconds and more to start."""
 LONG = (
-    *("jobs/test_real", "benchmarks/test_benchmarks_run", "store/test_strangers"),
-    *("deploy/test_slurm", "chaos/test_s3", "jobs/test_pooled", "jobs/test_executors"),
-    *("jobs/test_sae_verbs", "chaos/test_system_calls", "analysis/test_localize"),
-    *("chaos/test_state_machine", "jobs/test_submit", "jobs/test_sae_train", "jobs/test_main_job"),
+    *("jobs/run/test_real_models", "benchmarks/test_benchmarks_run"),
+    *("store/verify/test_hostile_stores", "deploy/test_slurm", "chaos/test_s3"),
+    *("jobs/run/test_pooled", "jobs/executors/test_executors", "jobs/cli/test_sae"),
+    *("chaos/test_system_calls", "analysis/localizer/test_localize", "chaos/test_state_machine"),
+    *("jobs/cli/test_submit", "jobs/cli/test_sae_train", "jobs/run/test_main_job"),
 )
-"""Begun after those, in this order, so that at the end no process is left alone with one."""
+"""Begun after the groups, in this order, so that at the end no process is left alone with one."""
 _PASSED = pytest.StashKey[bool]()
 _BEGUN = _begin_folder()
+shapes.install()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # it would begin the files of the fewest tests last
 
 
+def _group(item: pytest.Item) -> str | None:
+    """Return the group that a test belongs to, and mark it: ``-m "not ray"`` leaves those out."""
+    fixtures = getattr(item, "fixturenames", ())
+    where = getattr(item, "callspec", None)
+    if "cluster" in fixtures or (where and where.params.get("where") == "ray"):
+        group = CLUSTER
+    elif "ray_started" in fixtures or (where and where.params.get("executor") == "ray"):
+        group = RAY
+    else:
+        return None
+    item.add_marker(pytest.mark.ray)
+    item.add_marker(pytest.mark.xdist_group(group))
+    return group
+
+
 def _turn(item: pytest.Item) -> int:
-    file = item.nodeid.partition("::")[0]
-    if file in ON_THE_CLUSTER:
-        return -1
-    name = file.removeprefix("tests/").removesuffix(".py")
+    """Return when a test is begun: the smaller the sooner."""
+    if (group := _group(item)) is not None:
+        return (CLUSTER, RAY).index(group) - 2
+    name = item.nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
     return LONG.index(name) if name in LONG else len(LONG)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_turn)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Share out files, as ``--dist loadfile`` does, but all of those on the cluster as one."""
-    if config.getoption("dist") != "loadfile":
+    """Share out files, as ``--dist loadfile`` does, but each group of tests as one."""
+    if config.getoption("dist") != "loadgroup":
         return None
     scheduling = importlib.import_module("xdist.scheduler").LoadFileScheduling(config, log)
     file_of = scheduling._split_scope
 
     def scope_of(nodeid: str) -> str:
-        file: str = file_of(nodeid)
-        return "on the cluster" if file in ON_THE_CLUSTER else file
+        _, at, group = nodeid.rpartition("@")
+        return group if at and group in (CLUSTER, RAY) else str(file_of(nodeid))
 
     scheduling._split_scope = scope_of
     return scheduling

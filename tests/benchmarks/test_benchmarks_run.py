@@ -41,33 +41,60 @@ LIBRARIES = {
 
 
 SERVE = """
-import contextlib, importlib, io, json, os, sys, traceback
+import contextlib, importlib, io, json, multiprocessing, os, sys, traceback
 from benchmarks import harness
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-for line in sys.stdin:
-    name, *arguments = json.loads(line)
-    printed = io.StringIO()
+
+def child(pipe, function, arguments):
     try:
-        with contextlib.redirect_stdout(printed):
-            run = importlib.import_module(f"benchmarks.{name}").run
-            code = harness.main(f"benchmarks.{name}", run, arguments)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            harness._child(function, arguments)
+        pipe.send((True, printed.getvalue()))
     except BaseException:
-        code = traceback.format_exc()
-    answers.write(json.dumps([code, printed.getvalue()]) + "\\n")
-    answers.flush()
+        pipe.send((False, traceback.format_exc()))
+
+def in_warm_process(function, **arguments):
+    ours, theirs = multiprocessing.Pipe()
+    process = context.Process(target=child, args=(theirs, function, json.dumps(arguments)))
+    process.start()
+    theirs.close()
+    good, text = ours.recv()
+    process.join()
+    if not good:
+        raise RuntimeError(text)
+    return json.loads(text.splitlines()[-1])
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers", "actlas.pipeline.extract.extract"])
+    harness.in_fresh_process = in_warm_process
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                run = importlib.import_module(f"benchmarks.{name}").run
+                code = harness.main(f"benchmarks.{name}", run, arguments)
+        except BaseException:
+            code = traceback.format_exc()
+        answers.write(json.dumps([code, printed.getvalue()]) + "\\n")
+        answers.flush()
 """
-"""Runs one benchmark after the other as its command does, with torch imported once."""
+"""Runs one benchmark after the other as its command does, with torch imported once: also in what
+runs in a process of its own, which here is forked from one that has loaded everything."""
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[subprocess.Popen[str]]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    script = tmp_path_factory.mktemp("server") / "serve.py"
+    script.write_text(SERVE)
     # What they write lies where the tests' files lie; Ray's sockets want shorter paths.
     where = {"TMPDIR": tempfile.gettempdir(), "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", "/tmp")}
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE],
+        [sys.executable, script],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONSAFEPATH": "", **where},
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", **where},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -86,6 +113,21 @@ def figures(server: subprocess.Popen[str], *arguments: str) -> dict[str, float]:
     assert code == 0, str(code)[-3000:]
     found: dict[str, float] = json.loads(printed)  # exactly one object
     return found
+
+
+def test_a_process_of_its_own() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "from benchmarks.harness import in_fresh_process as f; print(f('os:getppid'))",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) > 1
 
 
 def test_one_as_a_command() -> None:

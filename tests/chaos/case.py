@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import life
+from support import state_machine as machine
 from support.crash import Call, SystemCalls, copy_store
 from support.oracle import Snapshot, Tally, contents, n_doubled, tally
 
@@ -17,7 +17,7 @@ from actlas.store.objects.local import LocalObjects
 from actlas.store.store import open_store
 from actlas.store.verify.verify import verify
 
-Die = Callable[[life.Step, Path, int], bool]
+Die = Callable[[machine.Step, Path, int], bool]
 """Runs a step on the store in a folder, dying at a call; False where it ended before."""
 
 
@@ -26,9 +26,9 @@ class Case:
 
     def __init__(self, ram: Path, name: str) -> None:
         self.name, self.ram = name, ram
-        self.step = life.LIFE[name][0]
+        self.step = machine.LIFE[name][0]
         (ram / "base").mkdir()
-        life.live_until(name, str(ram / "base" / "run.zarr"))
+        machine.live_until(name, str(ram / "base" / "run.zarr"))
         self.before = self._contents(ram / "base")
         folder = copy_store(ram / "base", ram / "whole")
         with SystemCalls(folder) as calls:
@@ -69,7 +69,7 @@ class Case:
         torn = [key for key, value in left if self.after.get(key) != value]
         assert not torn, (at, torn)
         store = open_store(path)
-        array = store.activations[life.HOOKPOINT]
+        array = store.activations[machine.HOOKPOINT]
         for shard in store.missing():
             with pytest.raises(NotExtractedError):
                 array[slice(*store.shard_range(shard))]
@@ -89,8 +89,8 @@ class Case:
         assert found.broken_promises() == [], at
         if n % 4 == 0:
             if self.name == "encode a shard":
-                life.encode_all(str(path), "after")
-                life.finish_codes(str(path), "after")  # sweeps what dead workers left
+                machine.encode_all(str(path), "after")
+                machine.finish_codes(str(path), "after")  # sweeps what dead workers left
             report = verify(open_store(path), full=True)
             assert report.ok and not report.unclaimed, (at, report)
 

@@ -15,8 +15,8 @@ from support.cluster import LocalCluster
 from support.crash import ram_folder
 from support.jobs import PATHS
 from support.processes import Driver, marked
+from support.runs import Size, undisturbed
 from support.s3 import s3, s3_server  # noqa: F401 - fixtures
-from support.scenes import Size, undisturbed
 
 from chaos.count import Oracle
 from chaos.record import Chaos, Record, Session, table

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import life
+from support import state_machine as machine
 from support.crash import copy_store, overwrite, ram_folder
 from support.damage import HOLDS_ROWS, KINDS, READ, by_kind, flipped, rows_of
 from support.oracle import Snapshot, Tally, contents, files, tally
@@ -35,8 +35,8 @@ class Patient:
 
     def __init__(self, path: Path, compression: Compression) -> None:
         self.path = path
-        life.save_dictionary(path)
-        life.live(path, compression=compression, dtype=PROFILES[compression])
+        machine.save_dictionary(path)
+        machine.live(path, compression=compression, dtype=PROFILES[compression])
         self.contents = contents(path)
         self.files = files(path)
         self.by_kind = by_kind(list(self.files))
@@ -48,14 +48,14 @@ class Patient:
         What a set of features is, its description alone says: that is named, and stays damaged.
         """
         try:
-            made, attempted = life.mend(str(self.path))
+            made, attempted = machine.mend(str(self.path))
             if kind == "description of features" and made.exit_code:
-                assert {d.key for d in made.left} == {f"ledger/features/{life.FEATURES}.json"}
+                assert {d.key for d in made.left} == {f"ledger/features/{machine.FEATURES}.json"}
                 return attempted, Tally()
             # A receipt that is gone is no damage, but what was made from its rows waits for them.
             waits = [d for d in made.left if "are not extracted" in d.what]
             assert made.exit_code == 0 or waits == list(made.left), made
-            life.go_on(str(self.path))
+            machine.go_on(str(self.path))
             damages, others = self.verified(full=True)
             assert not damages and not others
             found = Snapshot(self.path)
@@ -100,9 +100,9 @@ def patient(request: pytest.FixtureRequest) -> Iterator[Patient]:
     with ram_folder() as ram, pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "CHUNK_BYTES", 256)
         patch.setattr(layout, "COLUMN_CHUNK_ROWS", 8)
-        patch.setattr(life, "BLOCK_CODES", 1 << 22)  # as a repair cuts them
+        patch.setattr(machine, "BLOCK_CODES", 1 << 22)  # as a repair cuts them
         patient = Patient(ram / "run.zarr", request.param)
-        life.planned_again(patch, patient.path)
+        machine.planned_again(patch, patient.path)
         yield patient
 
 
@@ -237,7 +237,7 @@ def read(store: Store, kind: str, key: str) -> None:
     elif kind == "documents":
         store.documents.columns[array][:]
     else:
-        features = store.features(life.FEATURES)
+        features = store.features(machine.FEATURES)
         features.codes(0, store.plan.n_tokens)
         for feature in range(len(features)):
             features.top(feature, 3)
@@ -267,7 +267,7 @@ def test_an_orphan_file_is_named(chaos: Any, patient: Patient) -> None:
             unnamed.append((key, damages))
     chaos.record("an orphan file", n, named=n - len(unnamed))
     assert not unnamed, unnamed[0]
-    assert receipts_of(open_store(patient.path), f"indexed.{life.FEATURES}", 1).exists(0)
+    assert receipts_of(open_store(patient.path), f"indexed.{machine.FEATURES}", 1).exists(0)
 
 
 def test_what_is_read_is_what_was_written(patient: Patient) -> None:
@@ -277,9 +277,9 @@ def test_what_is_read_is_what_was_written(patient: Patient) -> None:
         for key in patient.by_kind[kind]:
             read(store, kind, key)
     for shard in range(store.plan.n_shards):
-        rows, _ = life.shard_rows(store, shard)
-        stored = store.activations[life.HOOKPOINT][slice(*store.shard_range(shard))]
-        np.testing.assert_array_equal(stored.view(np.uint8), rows[life.HOOKPOINT].view(np.uint8))
+        rows, _ = machine.shard_rows(store, shard)
+        stored = store.activations[machine.HOOKPOINT][slice(*store.shard_range(shard))]
+        np.testing.assert_array_equal(stored.view(np.uint8), rows[machine.HOOKPOINT].view(np.uint8))
     assert set(HOLDS_ROWS) < set(READ) < set(KINDS)
 
 
@@ -288,14 +288,14 @@ def test_codes_of_a_store_that_is_not_extracted_whole_are_made_again(
 ) -> None:
     """One shard of three and its codes: what a repair drops it makes again, and nothing is left."""
     path = tmp_path / "run.zarr"
-    life.save_dictionary(path)
-    life.plan_store(str(path), "first")
-    life.planned_again(monkeypatch, path)
-    life.commit_one(str(path), "first")
-    life.encode_one(str(path), "first")
-    rows = path / open_store(path).arrays.activations[life.HOOKPOINT].key(0)
+    machine.save_dictionary(path)
+    machine.plan_store(str(path), "first")
+    machine.planned_again(monkeypatch, path)
+    machine.commit_one(str(path), "first")
+    machine.encode_one(str(path), "first")
+    rows = path / open_store(path).arrays.activations[machine.HOOKPOINT].key(0)
     rows.write_bytes(flipped(rows.read_bytes(), random.Random(0))[0])
-    made, _ = life.mend(str(path), noise=1)  # other bits: the codes are stale
-    assert made.exit_code == 0 and made.derived == (f"encode.{life.FEATURES}",), made
-    assert open_store(path).done(f"encode.{life.FEATURES}") == {0}
+    made, _ = machine.mend(str(path), noise=1)  # other bits: the codes are stale
+    assert made.exit_code == 0 and made.derived == (f"encode.{machine.FEATURES}",), made
+    assert open_store(path).done(f"encode.{machine.FEATURES}") == {0}
     assert verify(open_store(path), full=True).ok

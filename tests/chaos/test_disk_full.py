@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import life
+from support import state_machine as machine
 from support.crash import SystemCalls, copy_store, ram_folder, refused
 from support.oracle import Tally, contents, tally
 
@@ -32,7 +32,7 @@ def ram() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
-@pytest.mark.parametrize("name", life.LIFE)
+@pytest.mark.parametrize("name", machine.LIFE)
 def test_a_disk_that_fails_at_any_call(chaos: Any, ram: Path, name: str, code: int) -> None:
     """A run fault, typed, that stops the run; nothing is harmed; the same again goes on."""
     case = Case(ram, name)
@@ -83,9 +83,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_is_really_full(chaos: Any, small_disk: Path, tmp_path: Path) -> None:
     """A small file system with ever more room, from none to enough: each time all that fits."""
     whole = tmp_path / "whole.zarr"
-    life.plan_store(str(whole), "whole")
+    machine.plan_store(str(whole), "whole")
     planned = copy_store(tmp_path / "whole.zarr", tmp_path / "planned.zarr")
-    life.commit_all(str(whole), "whole")
+    machine.commit_all(str(whole), "whole")
     expected = contents(whole)
     path, ballast = small_disk / "run.zarr", small_disk / "ballast"
     counted, n_full, rooms = Tally(), 0, chaos.count(5, 60)
@@ -96,7 +96,7 @@ def test_a_disk_that_is_really_full(chaos: Any, small_disk: Path, tmp_path: Path
         ballast.write_bytes(b"\0" * ((space.f_bavail - room) * space.f_frsize))
         before = contents(path)
         try:
-            life.commit_all(str(path), "full")
+            machine.commit_all(str(path), "full")
         except RunFaultError as error:
             n_full += 1
             assert error.details["errno"] == errno.ENOSPC
@@ -104,7 +104,7 @@ def test_a_disk_that_is_really_full(chaos: Any, small_disk: Path, tmp_path: Path
         assert verify(open_store(path), full=True).ok
         ballast.unlink()
         open_store(path).objects.sweep()
-        life.commit_all(str(path), "after")
+        machine.commit_all(str(path), "after")
         counted += tally(contents(path), expected)
         shutil.rmtree(path)
     chaos.record("a small file system, full", n_full, injected=rooms, **counted._asdict())

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from support.jobs import attempted, plant
 from support.processes import Driver, marked, until
-from support.scenes import FEW, MANY, SMALL, Size, planned
-from support.workers import attempts
+from support.runs import FEW, MANY, SMALL, Size, planned
+from support.workers import attempts, open_gate
 
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME
 from actlas.store.ledger import lease
@@ -43,7 +43,7 @@ class Kills:
 
     def __init__(self, store: Store, rng: random.Random) -> None:
         self.store, self.rng = store, rng
-        self.hits = self.taken_over = self.run_again = 0
+        self.hits = self.taken_over = self.run_again = self.waited = 0
         self.longest_resume_s = 0.0
 
     def kill(self, driver: Driver, longest_s: float) -> bool:
@@ -53,6 +53,7 @@ class Kills:
         before_it = lease.highest(self.store.objects)
         self._wait(driver, longest_s)
         hit = driver.kill()
+        self.waited += "holds this store" in driver.said()
         self.hits += hit
         took_over = killed_one and lease.highest(self.store.objects) > before_it
         if took_over:
@@ -87,7 +88,7 @@ def test_a_killed_driver_is_resumed(
     begin = start if where == "inline" else request.getfixturevalue("start_on")
     more = [] if where == "inline" else ["--workers=3"]
     size = FEW if chaos.form == "short" else MANY
-    hits = taken = again = rounds = 0
+    hits = taken = again = rounds = waited = 0
     longest, rows, said = 0.0, NONE, []
     while hits < wanted:
         rounds += 1
@@ -98,6 +99,7 @@ def test_a_killed_driver_is_resumed(
         last = begin(store.path, *more)
         assert last.wait() == EXIT_DONE, last.said()
         hits, taken, again = hits + kills.hits, taken + kills.taken_over, again + kills.run_again
+        waited += kills.waited + ("holds this store" in last.said())
         longest = max(longest, kills.longest_resume_s)
         rows += oracles(size).count(store.path)
         said += complaints(store.path)
@@ -113,19 +115,27 @@ def test_a_killed_driver_is_resumed(
     assert rows == NONE
     assert said == []
     assert again == 0
-    assert longest < 30, "the lease of the dead was waited for"
+    assert waited == 0, "the lease of the dead was waited for"
 
 
 def test_two_drivers_at_once(chaos: Chaos, start: Start, oracles: Oracles, ground: Path) -> None:
+    """In the first round the one that works goes on when the others have ended."""
     wanted, rows, said, refused, twice = chaos.count(5, 100), NONE, [], 0, 0
     size = Size(15, 32)
     for n in range(wanted):
-        store = planned(ground / str(n), size, slow_s=0.02)
+        folder = ground / str(n)
+        store = planned(folder, size, {3: ["gate"]}, slow_s=0.02)
+        if n > 0:
+            open_gate(folder)
         drivers = []
         for _ in range(3):
             drivers.append(start(store.path))
             time.sleep(chaos.rng.choice([0, chaos.rng.uniform(0, 0.1)]))
+        if n == 0:
+            assert until(lambda d=drivers: n_ended(d) == 2, 120) is not None
+            open_gate(folder)
         codes = [driver.wait() for driver in drivers]
+        assert n > 0 or sorted(codes) == [EXIT_DONE, EXIT_RESUME, EXIT_RESUME]
         assert set(codes) <= {EXIT_DONE, EXIT_RESUME}, [d.said() for d in drivers]
         assert EXIT_DONE in codes, [d.said() for d in drivers]
         for driver, code in zip(drivers, codes, strict=True):
@@ -144,7 +154,12 @@ def test_two_drivers_at_once(chaos: Chaos, start: Start, oracles: Oracles, groun
     assert rows == NONE
     assert said == []
     assert twice == 0
-    assert refused > 0
+    assert refused >= 2
+
+
+def n_ended(drivers: list[Driver]) -> int:
+    """Return how many of some drivers have ended."""
+    return sum(driver.code() is not None for driver in drivers)
 
 
 def test_a_lease_held_elsewhere(chaos: Chaos, start: Start, oracles: Oracles, ground: Path) -> None:
@@ -152,16 +167,16 @@ def test_a_lease_held_elsewhere(chaos: Chaos, start: Start, oracles: Oracles, gr
     wanted, rows, said = chaos.count(1, 10), NONE, []
     shortest = float("inf")
     for n in range(wanted):
-        store = planned(ground / str(n), SMALL, slow_s=0.2)
+        store = planned(ground / str(n), SMALL, {2: ["gate"]})
         theirs = start(store.path, **ELSEWHERE)
-        assert until(lambda n=n: len(attempts(ground / str(n))) > 1, 60) is not None
-        ours = start(store.path, **HERE)
+        assert until(lambda n=n: len(attempts(ground / str(n))) > 2, 60) is not None
+        ours = start(store.path, ACTLAS_TEST_STANDSTILL="60")
         assert ours.wait() == EXIT_RESUME, ours.said()
         assert "process" in ours.said()
         assert "on elsewhere is working on this store" in ours.said()
         assert theirs.code() is None
-        plant(ground / str(n), slow_s=0.02)
         assert theirs.kill()
+        open_gate(ground / str(n))
         ours = start(store.path, **HERE)
         assert ours.wait() == EXIT_DONE, ours.said()
         assert "on elsewhere holds this store; waiting 1 s" in ours.said()
@@ -185,10 +200,11 @@ def test_a_frozen_driver_that_lost_its_lease(
     """It stands still, another takes over, it wakes: it begins nothing more and says why."""
     wanted, rows, said = chaos.count(1, 20), NONE, []
     for n in range(wanted):
-        store = planned(ground / str(n), SMALL, slow_s=0.2)
+        # Slow beside its beats, of which it misses the first that it can: it begins few more.
+        store = planned(ground / str(n), SMALL, slow_s=1.0)
         theirs = start(store.path, **ELSEWHERE)
         assert until(lambda n=n: len(attempts(ground / str(n))) > 1, 60) is not None
-        time.sleep(chaos.rng.uniform(0, 0.2))
+        time.sleep(chaos.rng.uniform(0, 1.0))
         theirs.signal(signal.SIGSTOP)
         ours = start(store.path, **HERE)
         assert until(lambda o=store.objects: lease.highest(o) == 2, 60) is not None
@@ -196,6 +212,7 @@ def test_a_frozen_driver_that_lost_its_lease(
         theirs.signal(signal.SIGCONT)
         assert theirs.wait() == EXIT_RESUME, theirs.said()
         assert "another driver took over the lease" in theirs.said()
+        plant(ground / str(n))
         assert ours.wait() == EXIT_DONE, ours.said()
         assert theirs_begun(store, theirs) - n_theirs <= 3, "it went on without its lease"
         rows += oracles(SMALL).count(store.path)
@@ -229,7 +246,7 @@ def test_signals(
     """The first drains, the second ends at once; no process is left, and nothing is lost."""
     if where == "ray" and (name, times) != ("SIGTERM", 1) and chaos.form == "short":
         pytest.skip("in the long form: each starts a Ray of its own")
-    store = planned(ground / "run", FEW, {0: ["hang"]} if times == 2 else {}, slow_s=0.2)
+    store = planned(ground / "run", FEW, {0: ["hang"]} if times == 2 else {}, slow_s=0.5)
     options = [f"--executor={where}", "--workers=2"]
     driver = start(store.path, *options, fresh=where == "ray")
     assert until(lambda: len(attempts(ground / "run")) >= 1, 90) is not None
@@ -238,12 +255,12 @@ def test_signals(
     # Ctrl-C goes to the whole group, as a terminal sends it; SIGTERM to the process, as a
     # scheduler does.
     driver.signal(getattr(signal, name), group=name == "SIGINT")
-    assert until(lambda: f"{name}: finishing the shards in flight" in driver.said(), 20) is not None
+    assert until(lambda: f"{name}: finishing the shards in flight" in driver.said(), 60) is not None
     if times == 2:
         driver.signal(getattr(signal, name), group=name == "SIGINT")
     code = driver.wait(60)
     drained_s = time.monotonic() - began
-    left_s = until(lambda: not marked(driver.mark), 20)
+    left_s = until(lambda: not marked(driver.mark), 60)
     left = marked(driver.mark)
     held = lease.holder(store.objects)
     done = receipts(store)
@@ -259,12 +276,12 @@ def test_signals(
         **rows._asdict(),
         longest_until_it_ended_s=drained_s,
         processes_left=len(left),
-        longest_until_all_processes_were_gone_s=left_s or 20.0,
+        longest_until_all_processes_were_gone_s=left_s or 60.0,
         done_shards_run_again=again,
     )
     assert code == EXIT_RESUME, driver.said()
     assert "Traceback" not in driver.said()
-    assert drained_s < 15
+    assert drained_s < 55, "what hangs for a minute was waited for"
     assert left == {}
     assert held is None
     assert again == 0

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import pytest
 from pydantic import BaseModel, ValidationError
 from support.jobs import attempted, options, plant
-from support.scenes import Size, planned
+from support.runs import Size, planned
 from support.stores import create, plan_for, words_columns
 from support.workers import make_fake
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.cluster import LocalCluster
 from support.processes import Driver, stat_of, until
-from support.scenes import FEW, MANY, planned
+from support.runs import FEW, MANY, planned
 from support.workers import attempts
 
 from actlas.store.errors import EXIT_DONE

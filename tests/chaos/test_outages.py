@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.jobs import options
-from support.scenes import FEW, MANY, Size, planned, undisturbed
+from support.runs import FEW, MANY, Size, planned, undisturbed
 from support.workers import fake_store
 
 from actlas.jobs.scheduler.faults import Ledger

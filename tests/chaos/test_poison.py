@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.jobs import attempted, options, plant
-from support.scenes import FEW, MANY, planned
+from support.runs import FEW, MANY, planned
 
 from actlas.jobs.scheduler.faults import Ledger, Quarantined
 from actlas.store.errors import EXIT_DONE, EXIT_QUARANTINE
@@ -44,7 +44,7 @@ def test_quarantine_is_exactly_the_poison(
     begin = start if where == "inline" else request.getfixturevalue("start_on")
     kinds = ["raise", "memory"] if where == "inline" else list(WORDS)
     n_each, size = chaos.count(1, 8), FEW if chaos.form == "short" else MANY
-    more = ["--max-process-deaths=3", "--deadline-floor-s=3"]
+    more = ["--max-process-deaths=3", "--deadline-floor-s=4"]
     if where == "ray":
         more += ["--workers=4"]
     store = planned(ground / "run", size, slow_s=0.01)

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support import life
+from support import state_machine as machine
 from support.crash import SystemCalls, dies, overwrite, ram_folder, refused
 from support.damage import flipped, kind_of
 from support.oracle import broken_promises, files, unmarked
@@ -79,7 +79,7 @@ class StoreLife(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(dir=self.ram))
-        shutil.copytree(self.ram / life.FEATURES, self.folder / life.FEATURES)
+        shutil.copytree(self.ram / machine.FEATURES, self.folder / machine.FEATURES)
         self.path = self.folder / "run.zarr"
         self.sound: dict[str, bytes | None] = {}
         self.seen: dict[str, bytes] = {}
@@ -128,12 +128,12 @@ class StoreLife(RuleBasedStateMachine):
         attempt = self.attempt()
 
         def step() -> None:
-            life.plan_store(str(self.path), attempt, compression=compression)
+            machine.plan_store(str(self.path), attempt, compression=compression)
 
         self.try_dying(step, at)
         assert at is not None or self.planned
         if self.planned:
-            life.planned_again(self.patch, self.path)
+            machine.planned_again(self.patch, self.path)
 
     @precondition(lambda self: self.well)
     @rule(shard=SHARDS, noise=NOISE, at=st.none() | CALLS)
@@ -141,7 +141,7 @@ class StoreLife(RuleBasedStateMachine):
         """Commit a shard: also one that is there already, by an attempt that slept."""
         self.noises.add(noise)
         attempt = self.attempt()
-        self.try_dying(lambda: life.commit_one(str(self.path), attempt, shard, noise), at)
+        self.try_dying(lambda: machine.commit_one(str(self.path), attempt, shard, noise), at)
         if at is None:
             assert shard in open_store(self.path).done()
         self.count("commits")
@@ -150,7 +150,7 @@ class StoreLife(RuleBasedStateMachine):
     @rule(at=st.none() | st.integers(0, 25))
     def pool(self, at: int | None) -> None:
         attempt = self.attempt()
-        self.try_dying(lambda: life.pool_all(str(self.path), attempt), at)
+        self.try_dying(lambda: machine.pool_all(str(self.path), attempt), at)
 
     @precondition(lambda self: self.well)
     @rule(
@@ -163,7 +163,7 @@ class StoreLife(RuleBasedStateMachine):
         self.noises.add(noise)
         try:
             with SystemCalls(self.folder, refused(at, code)):
-                life.commit_one(str(self.path), self.attempt(), shard, noise)
+                machine.commit_one(str(self.path), self.attempt(), shard, noise)
         except RunFaultError as error:
             assert error.details["errno"] == code
             self.count("refusals")
@@ -176,7 +176,7 @@ class StoreLife(RuleBasedStateMachine):
         store = open_store(self.path)
         with lease.hold(store.objects, heartbeat_s=60):
             for shard in store.missing():
-                life.commit_one(str(self.path), self.attempt(), shard, noise)
+                machine.commit_one(str(self.path), self.attempt(), shard, noise)
         assert not open_store(self.path).missing()
 
     @precondition(lambda self: self.well and bool(open_store(self.path).done()))
@@ -187,12 +187,12 @@ class StoreLife(RuleBasedStateMachine):
 
         def step() -> None:
             store, path = open_store(self.path), str(self.path)
-            for shard in sorted(store.done() - store.done(f"encode.{life.FEATURES}")):
-                life.encode_one(path, attempt, shard)
-            if not store.missing() and not store.missing(f"encode.{life.FEATURES}"):
-                life.finish_codes(path, attempt)
+            for shard in sorted(store.done() - store.done(f"encode.{machine.FEATURES}")):
+                machine.encode_one(path, attempt, shard)
+            if not store.missing() and not store.missing(f"encode.{machine.FEATURES}"):
+                machine.finish_codes(path, attempt)
                 if indexed:
-                    life.index_codes(path, attempt)
+                    machine.index_codes(path, attempt)
 
         self.try_dying(step, at)
         self.count("encodings")
@@ -238,7 +238,7 @@ class StoreLife(RuleBasedStateMachine):
         before = files(self.path)
 
         def step() -> None:
-            made["repaired"], _ = life.mend(str(self.path), noise)
+            made["repaired"], _ = machine.mend(str(self.path), noise)
 
         self.try_dying(step, at)
         if "repaired" not in made:
@@ -310,7 +310,7 @@ class StoreLife(RuleBasedStateMachine):
         stop = min(first + n, store.plan.n_tokens)
         first = min(first, stop - 1)
         try:
-            rows = store.activations[life.HOOKPOINT][first:stop]
+            rows = store.activations[machine.HOOKPOINT][first:stop]
         except NotExtractedError as error:
             assert set(error.details["shards"]) & set(store.missing())
             return
@@ -326,19 +326,22 @@ class StoreLife(RuleBasedStateMachine):
         self.count("reads")
 
     def _rows(self, store: Store, shard: int, noise: int) -> Any:
-        return life.shard_rows(store, shard, noise)[0][life.HOOKPOINT]
+        return machine.shard_rows(store, shard, noise)[0][machine.HOOKPOINT]
 
     @precondition(lambda self: self.well)
     @rule()
     def look_up(self) -> None:
         """Codes are those of the rows that lie there, whoever wrote them."""
         store = open_store(self.path)
-        if life.FEATURES not in features_of(store) or not store.features(life.FEATURES).encoded:
+        if (
+            machine.FEATURES not in features_of(store)
+            or not store.features(machine.FEATURES).encoded
+        ):
             return
-        features = store.features(life.FEATURES)
+        features = store.features(machine.FEATURES)
         sae = dictionary(self.ram)
         t_rows = store.row_of(np.arange(store.plan.n_tokens))
-        rows = store.activations[life.HOOKPOINT][t_rows].astype(np.float32)
+        rows = store.activations[machine.HOOKPOINT][t_rows].astype(np.float32)
         codes = np.maximum(rows @ sae, 0).astype(ml_dtypes.bfloat16).astype(np.float32)
         got = features.activations(FEATURE, 0, store.plan.n_tokens)
         np.testing.assert_allclose(got, codes[:, FEATURE], rtol=1e-2)
@@ -380,7 +383,7 @@ class StoreLife(RuleBasedStateMachine):
             store = open_store(self.path)
             for shard in store.missing():
                 with pytest.raises(NotExtractedError):
-                    store.activations[life.HOOKPOINT][store.shard_range(shard)[0]]
+                    store.activations[machine.HOOKPOINT][store.shard_range(shard)[0]]
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
@@ -403,7 +406,7 @@ def dictionary(ram: Path) -> Any:
     """Return the encoder's weights of the sparse autoencoder that is beside every store."""
     from actlas.analysis.sae.saelens_format import load_sae
 
-    return load_sae(ram / life.FEATURES).W_enc.detach().numpy()
+    return load_sae(ram / machine.FEATURES).W_enc.detach().numpy()
 
 
 @pytest.fixture
@@ -421,7 +424,7 @@ def test_any_order_of_steps(chaos: Any, ram: Path, monkeypatch: Any, half: int) 
     )  # the same order every time
     monkeypatch.setattr(lease.Lease, "_beat", lambda self: None)  # no calls at times of their own
     StoreLife.patch = monkeypatch
-    life.save_dictionary(ram / "run.zarr")
+    machine.save_dictionary(ram / "run.zarr")
     StoreLife.ram, StoreLife.tally = ram, {}
     n_lives, n_steps = chaos.count(25, 500), chaos.count(30, 200)
     session_seed = int(os.environ.get("ACTLAS_CHAOS_SEED", "0"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import life
+from support import state_machine as machine
 from support.crash import Doomed, SystemCalls, copy_store, dies, overwrite, ram_folder
 from support.oracle import Snapshot, Tally, broken_promises, files, tally
 
@@ -24,7 +24,7 @@ from chaos.case import Case
 pytestmark = pytest.mark.chaos
 
 FAULT = "kill at every write, fsync, link and rename"
-CONTENT = [name for name in life.LIFE if name not in ("lease", "quarantine")]
+CONTENT = [name for name in machine.LIFE if name not in ("lease", "quarantine")]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_death_at_every_call_of_a_step(chaos: Any, ram: Path, monkeypatch: Any, 
     case = Case(ram, name)
     assert len({call.name for call in case.calls}) >= 6
 
-    def die(step: life.Step, folder: Path, at: int) -> bool:
+    def die(step: machine.Step, folder: Path, at: int) -> bool:
         return dies(lambda: step(str(folder / "run.zarr"), "doomed"), folder, at)
 
     n = case.try_calls(die)
@@ -52,13 +52,15 @@ def test_death_at_every_call_of_a_step(chaos: Any, ram: Path, monkeypatch: Any, 
 
 def test_sigkill(chaos: Any, ram: Path) -> None:
     """A process of its own with its threads, really killed: at some calls, or at every one."""
-    doomed = Doomed("support.life", *(chaos.count(0, 1) * ["actlas.analysis.features.encode"]))
+    doomed = Doomed(
+        "support.state_machine", *(chaos.count(0, 1) * ["actlas.analysis.features.encode"])
+    )
     names = CONTENT[: chaos.count(2, len(CONTENT))]
     for i, name in enumerate(names):
         (ram / str(i)).mkdir()
         case = Case(ram / str(i), name)
 
-        def die(step: life.Step, folder: Path, at: int) -> bool:
+        def die(step: machine.Step, folder: Path, at: int) -> bool:
             return doomed.dies(step, folder, at, str(folder / "run.zarr"), "doomed")
 
         n = case.try_calls(die, step=chaos.count(12, 1))
@@ -74,9 +76,9 @@ def test_death_at_every_call_of_a_repair(
     """What was whole stays as it is at every moment; the next repair ends the work."""
     monkeypatch.setattr("actlas.store.write.array_writer.COMMIT_THREADS", 1)
     path = ram / "base" / "run.zarr"
-    life.plan_store(str(path), "first")
-    life.commit_all(str(path), "first")
-    life.planned_again(monkeypatch, path)
+    machine.plan_store(str(path), "first")
+    machine.commit_all(str(path), "first")
+    machine.planned_again(monkeypatch, path)
     well, healthy = Snapshot(path), files(path)
     hurt = [f"{p}/c/1{e}" for p, e in (("activations/resid_post.0", "/0"), ("rows/doc_idx", ""))]
     hurt += ["statistics/resid_post.0/c/2/0/0", "documents/start/c/0", "zarr.json"]
@@ -84,16 +86,16 @@ def test_death_at_every_call_of_a_repair(
         overwrite(path / key, healthy[key][:-3])
     whole = copy_store(ram / "base", ram / "whole")
     with SystemCalls(whole) as calls:
-        life.mend(str(whole / "run.zarr"), noise)
+        machine.mend(str(whole / "run.zarr"), noise)
     fits = [*hurt, "statistics/resid_post.0/c/1/0/0"]  # of rows with other bits, other sums
     counted, n = Tally(), 0
     for at in range(0, len(calls.seen), chaos.count(12, 1)):
         folder = copy_store(ram / "base", ram / f"{at}")
         store = folder / "run.zarr"
-        n += dies(lambda store=store: life.mend(str(store), noise), folder, at)
+        n += dies(lambda store=store: machine.mend(str(store), noise), folder, at)
         left = files(store)
         assert all(left[key] == data for key, data in healthy.items() if key not in fits), at
-        made, attempted = life.mend(str(store), noise)
+        made, attempted = machine.mend(str(store), noise)
         assert made.exit_code == 0 and set(attempted) <= {("extract", 1), ("extract", 2)}, at
         assert verify(open_store(store), full=True).ok
         found = Snapshot(store)
@@ -103,8 +105,10 @@ def test_death_at_every_call_of_a_repair(
             assert found.contents == well.contents, at
         else:
             opened = open_store(store)
-            ours = [life.shard_rows(opened, 1, k)[0][life.HOOKPOINT].tobytes() for k in (0, 1)]
-            assert opened.activations[life.HOOKPOINT][32:64].tobytes() in ours, at
+            ours = [
+                machine.shard_rows(opened, 1, k)[0][machine.HOOKPOINT].tobytes() for k in (0, 1)
+            ]
+            assert opened.activations[machine.HOOKPOINT][32:64].tobytes() in ours, at
         shutil.rmtree(folder)
     chaos.record("kill at a write, fsync, rename or link of a repair", n, **counted._asdict())
     assert n >= len(range(0, len(calls.seen), chaos.count(12, 1))) - 1
@@ -116,7 +120,7 @@ def test_the_lease_of_the_dead_is_free(chaos: Any, ram: Path) -> None:
     for at in range(len(case.calls)):
         folder = copy_store(ram / "base", ram / f"{at}")
         path = folder / "run.zarr"
-        assert dies(lambda path=path: life.hold_lease(str(path), "doomed"), folder, at)
+        assert dies(lambda path=path: machine.hold_lease(str(path), "doomed"), folder, at)
         objects = open_store(path).objects
         assert lease.holder(objects) is None, case.where(at)
         objects.sweep()
@@ -132,12 +136,12 @@ def test_quarantine_is_there_or_not(chaos: Any, ram: Path) -> None:
     for at in range(len(case.calls) + 1):
         folder = copy_store(ram / "base", ram / f"{at}")
         path = folder / "run.zarr"
-        dies(lambda path=path: life.quarantine(str(path), "doomed"), folder, at)
+        dies(lambda path=path: machine.quarantine(str(path), "doomed"), folder, at)
         ledger = Ledger(open_store(path).objects, "extract", RunOptions())
         there = ledger.quarantined()
         found.add(len(there))
         assert not there or there[0].error == "poison", case.where(at)
-        life.quarantine(str(path), "after")
+        machine.quarantine(str(path), "after")
         assert set(ledger.quarantined()) == {0}
         assert verify(open_store(path), full=True).ok
     assert found == {0, 1}
@@ -166,7 +170,7 @@ def test_no_call_slips_by(ram: Path) -> None:
     sys.addaudithook(hook)  # it stays, and looks away after this test
     try:
         with SystemCalls(ram) as calls:
-            for step, between in life.LIFE.values():
+            for step, between in machine.LIFE.values():
                 for do in (*between, step):
                     do(str(ram / "base" / "run.zarr"), "watched")
     finally:
@@ -178,10 +182,10 @@ def test_no_call_slips_by(ram: Path) -> None:
 
 def test_a_store_that_is_not_there_is_not_half_there(ram: Path) -> None:
     """The control of the check itself: a torn plan is seen."""
-    assert dies(lambda: life.plan_store(str(ram / "run.zarr"), "doomed"), ram, 200)
+    assert dies(lambda: machine.plan_store(str(ram / "run.zarr"), "doomed"), ram, 200)
     with pytest.raises(StoreNotFoundError):
         open_store(ram / "run.zarr")
-    life.plan_store(str(ram / "other.zarr"), "whole")
+    machine.plan_store(str(ram / "other.zarr"), "whole")
     plan = ram / "other.zarr" / "ledger" / "plan.json"
     plan.write_bytes(plan.read_bytes()[:-1])
     assert broken_promises(files(ram / "other.zarr")) != []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import Driver, alive
-from support.scenes import MANY, SOME, planned
+from support.runs import MANY, SOME, planned
 from support.workers import attempts
 
 from actlas.store.errors import EXIT_DONE

@@ -15,10 +15,12 @@ from actlas.jobs.scheduler.worker_loop import WorkerLoop
 from actlas.pipeline.options import RunOptions
 from actlas.store.objects.local import LocalObjects
 from support.processes import LOADED
-from support.workers import freeze_at, make_fake
+from support.workers import freeze_before, make_fake
 
 
-def attempt(path: str, shard: int, *, stop_at: int = 0, overwrite: bool = False) -> BaseProcess:
+def attempt(
+    path: str, shard: int, *, stop_before: str = "", overwrite: bool = False
+) -> BaseProcess:
     """Start an attempt at a shard; it exits with 0 where it came to a receipt, its own or another.
 
     Parameters
@@ -27,25 +29,27 @@ def attempt(path: str, shard: int, *, stop_at: int = 0, overwrite: bool = False)
         Of the store.
     shard : int
         Which shard.
-    stop_at : int
-        It stops before its file of this number, from 1, gets its final name; never where 0.
+    stop_before : str
+        The key of one of its files: it stops before that gets its final name. Never where empty.
     overwrite : bool
         The control: arrays are written plainly, over what is there. Receipts are still created.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LOADED))
-    process = context.Process(target=_attempt, args=(path, shard, stop_at, overwrite), daemon=True)
+    process = context.Process(
+        target=_attempt, args=(path, shard, stop_before, overwrite), daemon=True
+    )
     process.start()
     return process
 
 
-def _attempt(path: str, shard: int, stop_at: int, overwrite: bool) -> None:
+def _attempt(path: str, shard: int, stop_before: str, overwrite: bool) -> None:
     os.environ.pop("ACTLAS_TEST_FOLDER", None)  # of whichever test started the fork server
     if overwrite:
         LocalObjects.create = _overwriting  # type: ignore[method-assign]
     hand = WorkerLoop(make_fake(path, RunOptions()), "worker", path)
-    if stop_at:
-        freeze_at(stop_at)
+    if stop_before:
+        freeze_before(stop_before)
     if not isinstance(hand.attempt(shard), Done):
         raise SystemExit(1)
 

@@ -33,6 +33,17 @@ it all, a 500 in the place of such an answer, and S3's ConditionalRequestConflic
 KEY, SECRET = "AKIATESTINGTESTING01", "s3cr3t+Never/Shown+Anywhere+0123456789ab"
 
 
+MOTO = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+"""Serves until its stdin ends, at a port that the system chose."""
+
+
 class Request:
     """What the proxy's plan may look at: method, path of the object, number from 1."""
 
@@ -199,17 +210,18 @@ def _credentials() -> dict[str, str]:
 @contextmanager
 def running() -> Iterator[S3]:
     """Run the server and the proxy, with one bucket."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-            stdout=nowhere,
-            stderr=nowhere,
-        )
+    process = subprocess.Popen(
+        [sys.executable, "-c", MOTO],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     try:
-        _wait_for(port, process)
+        assert process.stdin is not None and process.stdout is not None
+        line = process.stdout.readline()
+        assert line, f"moto does not start: it ended with {process.wait()}"
+        port = int(line)
         proxy = _Proxy(("127.0.0.1", 0), port)
         thread = threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True)
         thread.start()
@@ -224,19 +236,7 @@ def running() -> Iterator[S3]:
             thread.join()
     finally:
         process.kill()
-        process.wait()
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    limit = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            assert process.poll() is None and time.monotonic() < limit, "moto does not start"
-            time.sleep(0.05)
-        else:
-            return
+        process.communicate()
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,15 @@ kernels do that are not reproducible.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
 import signal
+import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +59,7 @@ class FakeWorker:
         faults = self.faults()
         planned = faults.get(str(shard), [])
         if n_before < len(planned):
-            suffer(planned[n_before], shard)
+            suffer(planned[n_before], shard, self.folder)
         time.sleep(faults.get("slow_s", 0))
         start, stop = self.store.shard_range(shard)
         t = layout.shard_tokens(self.store.plan.order, self.store.plan.seed, start, stop)
@@ -82,13 +85,28 @@ def rounded(rows: NDArray[Any], attempt: str) -> NDArray[Any]:
     return words.view(rows.dtype)
 
 
-def suffer(what: str, shard: int) -> None:
+def suffer(what: str, shard: int, folder: Path) -> None:
+    """Have a fault happen to an attempt at a shard.
+
+    Parameters
+    ----------
+    what : str
+        ``raise``, ``die``, ``hang``, ``memory``, ``freeze N``, ``disk``, ``oserror``, or ``gate``:
+        the attempt waits until :func:`open_gate` was called.
+    shard : int
+        Which shard.
+    folder : Path
+        Where its faults were planted.
+    """
     if what == "raise":
         raise RuntimeError(f"shard {shard} is poison\nwith a second line")
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "hang":
         time.sleep(60)
+    if what == "gate":
+        while not (folder / "gate.open").exists():
+            time.sleep(0.01)
     if what == "memory":
         run_out_of_memory()
     if what.startswith("freeze "):
@@ -99,22 +117,56 @@ def suffer(what: str, shard: int) -> None:
         raise OSError(28, "No space left on device")
 
 
-def freeze_at(nth: int) -> None:
-    """Stop this process before its nth file gets its final name; SIGCONT wakes it."""
-    n_calls = 0
+def open_gate(folder: Path) -> None:
+    """Let the attempts go on that wait for it, in every process."""
+    (folder / "gate.open").touch()
 
-    def counting(real: Any) -> Any:
-        def call(*arguments: Any, **named: Any) -> Any:
-            nonlocal n_calls
-            n_calls += 1
-            if n_calls == nth:
-                os.kill(os.getpid(), signal.SIGSTOP)
-            return real(*arguments, **named)
+
+def freeze_at(nth: int) -> None:
+    """Stop this process before its nth file gets its final name; SIGCONT wakes it.
+
+    Parameters
+    ----------
+    nth : int
+        From 1, in the order of the calls: which file that is depends on the writer's threads.
+    """
+    names = itertools.count(1)
+    _freeze_where(lambda _: next(names) == nth)
+
+
+def freeze_before(key: str) -> None:
+    """Stop this process before one of its files gets its final name; SIGCONT wakes it.
+
+    Parameters
+    ----------
+    key : str
+        The file's key in the store.
+    """
+    left = {key}
+
+    def its_turn(final: str) -> bool:
+        if not final.endswith(f"/{key}") or not left:
+            return False
+        left.clear()
+        return True
+
+    _freeze_where(its_turn)
+
+
+def _freeze_where(its_turn: Callable[[str], bool]) -> None:
+    """Stop this process before a call that gives a file its final name, where it is chosen."""
+
+    def watched(real: Any) -> Any:
+        def call(staged: Any, final: Any, **named: Any) -> Any:
+            if its_turn(os.fspath(final)):
+                # Sent to the process, it may stop another thread first, and this one goes on.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+            return real(staged, final, **named)
 
         return call
 
     for name in ("link", "replace"):
-        setattr(os, name, counting(getattr(os, name)))
+        setattr(os, name, watched(getattr(os, name)))
 
 
 def run_out_of_memory() -> None:
