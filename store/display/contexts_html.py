@@ -104,7 +104,7 @@ def contexts_html(
     line = " · ".join(f"{escape(name)} {escape(value)}" for name, value in facts.items())
     head = f"<h3>{escape(title)}</h3><p style='{_SMALL}'>{line}</p>"
     if not texts:
-        return head + "<p>It fires on no token.</p>"
+        return head + "<p>There is no token to show.</p>"
     entries = (
         f"<div style='margin:0 0 1em'><div style='{_SMALL}'>{escape(text.heading)}</div>"
         f"{shaded_html(text, scale)}</div>"

@@ -251,7 +251,7 @@ class StoreReader:
             )
         stored = LazyArray(self.objects, self.arrays.statistics[hookpoint])
         names = self.arrays.statistics_names
-        return combine(  # one shard in memory
+        return combine(  # one shard at a time is in memory
             (
                 self.row_index.borders(shard, self.documents),
                 ShardStatistics.from_table(names, stored.read(shard, shard + 1)[0]),
