@@ -210,10 +210,10 @@ def test_what_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     store = create(tmp_path / "run.zarr", plan_for(columns), columns)
     taken = {
-        "mine": "no store",
-        "file": "a file",
+        "mine": "not empty and is not a store",
+        "file": "got a file",
         "file/x.zarr": "is a file",
-        "run.zarr": "goes on",
+        "run.zarr": "continues it",
     }
     for name, words in taken.items():
         with pytest.raises(StoreExistsError, match=words):
