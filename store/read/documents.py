@@ -213,7 +213,7 @@ class Documents:
         )
 
     def _named(self, name: str, start: int, stop: int) -> tuple[str | None, ...]:
-        names: tuple[str | None, ...] = (*self.token_column_names[name], None)  # the code -1 indexes None
+        names: tuple[str | None, ...] = (*self.token_column_names[name], None)  # -1 indexes None
         codes = self.token_column(name, start, stop)
         check_codes(codes, self.token_column_names[name], f"documents/{name}", lowest=-1)
         return tuple(names[code] for code in codes.tolist())
