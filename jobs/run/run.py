@@ -102,8 +102,8 @@ def run_work(store: StoreReader, work: Work, run: RunOptions, make_worker: MakeW
     kept_out = set() if run.retry_quarantined else set(ledger.quarantined())
     if not set(missing) - kept_out:
         return _outcome(store, work, ledger, _stats(work, missing), stopped=False)
-    told = {"job": work.job}
-    with lease.hold(store.objects, log=on_stderr, run_state=lambda: told) as held:
+    state = {"job": work.job}
+    with lease.hold(store.objects, log=on_stderr, run_state=lambda: state) as held:
         log = logs.start(store.path, "driver")
         try:
             n_swept = store.objects.sweep()

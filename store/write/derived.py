@@ -7,7 +7,8 @@ create-only, says which one counts::
     features/sae/tokens/00000003-1f0c…/{data,indices,indptr}      written first
     ledger/receipts/encode.sae/00000003.json                       last: names that group
 
-A group that no receipt names is a killed or beaten worker's. It is never read, and may be removed.
+A group that no receipt names was written by a worker that was killed or came second. It is never
+read, and may be removed.
 """
 
 from __future__ import annotations
