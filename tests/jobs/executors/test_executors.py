@@ -63,7 +63,7 @@ def test_every_shard_is_done_once(executor: str, store: Store, tmp_path: Path) -
     assert sorted(attempted(tmp_path)) == list(range(store.plan.n_shards))
     again = run_extraction(store, options(executor), make_fake)
     assert again.exit_code == EXIT_DONE
-    assert "there already" in again.line
+    assert "stored already" in again.line
     assert len(attempts(tmp_path)) == store.plan.n_shards
 
 
@@ -243,7 +243,7 @@ def test_nothing_to_do_takes_no_lease_and_writes_nothing(store: Store, tmp_path:
     with lease.hold(store.objects):
         again = run_extraction(store, options(retry_quarantined=True), make_fake)
     assert again.exit_code == EXIT_DONE
-    assert "there already" in again.line
+    assert "stored already" in again.line
 
 
 @both
