@@ -58,7 +58,7 @@ def lengths_of(kind: str, n_rows: int) -> NDArray[np.int64]:
 
 def make(case: Case, kind: str, rows: NDArray[Any]) -> str:
     """Write a store of rows, half of its documents S and half N, and return its path."""
-    columns = stores.MadeUpDocuments(lengths_of(kind, case.n_rows))
+    columns = stores.SyntheticDocuments(lengths_of(kind, case.n_rows))
     columns.label = (np.arange(columns.n_documents) % 2).astype(np.int32)
     columns.label_names = ("S", "N")
     plan = stores.plan_of(columns, case.width, "fast", case.shard_rows)

@@ -17,7 +17,7 @@ from actlas.store.format import layout
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.schema import HookpointSpec, Plan
 from benchmarks.harness import Table
-from benchmarks.stores import MadeUpDocuments, plan_of
+from benchmarks.stores import SyntheticDocuments, plan_of
 
 WIDTH, BLOCKS, PARAMETERS = 3_072, 28, 3_212_749_824
 """Parameters of Llama-3.2-3B."""
@@ -67,7 +67,7 @@ class Case:
 
     @property
     def plan(self) -> Plan:
-        like = plan_of(MadeUpDocuments(np.array([5])), WIDTH, self.compression, 1)
+        like = plan_of(SyntheticDocuments(np.array([5])), WIDTH, self.compression, 1)
         spec = like.hookpoints[0]
         hookpoints = tuple(
             HookpointSpec(name=f"resid_post.{i}", module=f"layers.{i}", side="output", width=WIDTH)

@@ -100,13 +100,13 @@ def choose_compute_dtype(
         return ComputeDtype(own, f"the checkpoint's: {why}, {_times(slowdown)}")
     return ComputeDtype(
         "float32",
-        f"the checkpoint's {own} is slow on this CPU, {_times(slowdown)}; --model-dtype {own} "
-        "forces it, for example to run on an accelerator",
+        f"the checkpoint's {own} is slow on this CPU, {_times(slowdown)} (--model-dtype {own} "
+        "overrides)",
     )
 
 
 def _times(slowdown: float) -> str:
-    return f"{slowdown:.2g} times the seconds of float32 for a product of matrices, measured here"
+    return f"{slowdown:.2g} times the seconds of float32 for a matrix product"
 
 
 def stated_dtype(config: Any, files: tuple[Path, ...]) -> str:

@@ -50,7 +50,7 @@ SAMPLED_UNITS = 32
 
 RECEIPT_BYTES = 1_070
 """Bytes of a receipt beside its records: range, versions, times and counts. This constant and the
-next ones were read off real ledgers; ``tests/pipeline/test_scale.py`` compares them with others."""
+next ones were read off real ledgers; ``tests/pipeline/plan/test_estimates.py`` compares them."""
 
 RECORD_BYTES = 131
 """Bytes of an object's record in a receipt, beside the object's key and its chunks' checksums."""

@@ -57,6 +57,7 @@ def test_float32_computes_where_bfloat16_is_clearly_slower(
     assert found.name == name and measured == ["bfloat16"]
     assert f"{slowdown:.2g} times the seconds of float32" in found.reason
     assert ("--model-dtype bfloat16" in found.reason) is (name == "float32")
+    assert len(f"compute  {found.name}: {found.reason}") < 200
 
 
 @pytest.mark.parametrize("asked", ["bfloat16", "float16", "float32"])
