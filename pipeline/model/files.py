@@ -203,7 +203,7 @@ def _indexed_files(folder: Path) -> tuple[Path, ...]:
         ) from error
     if not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise ModelError(
-            f"{index}: expected the names of files beside it, got {names[:3]!r}.", path=str(index)
+            f"{index}: expected the names of files next to it, got {names[:3]!r}.", path=str(index)
         )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:

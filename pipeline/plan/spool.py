@@ -137,7 +137,7 @@ class Spool:
 
 @contextmanager
 def open_spool(store_path: str | os.PathLike[str]) -> Iterator[Spool]:
-    """Make a spool beside a store's future place, and remove it at the end, whatever happens.
+    """Make a spool next to a store's future place, and remove it at the end, whatever happens.
 
     For a store in a bucket the spool is in the folder for temporary files (``TMPDIR``). Its name is
     that of a planner at work: :func:`actlas.store.write.create.create` removes it where the process

@@ -49,17 +49,17 @@ SAMPLED_UNITS = 32
 """Units of the random rows whose statistics are encoded."""
 
 RECEIPT_BYTES = 1_070
-"""Bytes of a receipt beside its records: range, versions, times and counts. This constant and the
+"""Bytes of a receipt besides its records: range, versions, times and counts. This constant and the
 next ones were read off real ledgers; ``tests/pipeline/plan/test_estimates.py`` compares them."""
 
 RECORD_BYTES = 131
-"""Bytes of an object's record in a receipt, beside the object's key and its chunks' checksums."""
+"""Bytes of an object's record in a receipt, besides the object's key and its chunks' checksums."""
 
 CHECKSUM_BYTES = 11
 """Bytes of a chunk's checksum in a record: a decimal number and a comma."""
 
 PLAN_ENTRY_BYTES = 80
-"""Bytes of an object's entry in the plan file beside its key: a sha256 and a size."""
+"""Bytes of an object's entry in the plan file besides its key: a sha256 and a size."""
 
 Rates = Mapping[str, float]
 """Stored bytes of one row of an array without the index, by the array's path."""

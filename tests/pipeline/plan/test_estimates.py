@@ -257,7 +257,7 @@ def test_asking_for_the_plan_again_reads_its_end_alone(
     store.require_same_plan()
     assert n_bytes == 128
     (tmp_path / "s.zarr/ledger/plan.json").unlink()
-    with pytest.raises(actlas.store.errors.ConflictError, match="plan here is none"):
+    with pytest.raises(actlas.store.errors.ConflictError, match="got the plan none"):
         store.require_same_plan()
 
 
