@@ -117,7 +117,7 @@ def test_an_index_of_weights_names_no_file_elsewhere(tmp_path: Path, name: objec
     (folder / "model.safetensors").rename(tmp_path / "secret.safetensors")
     index = {"weight_map": {"model.norm.weight": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="names of files beside it"):
+    with pytest.raises(ModelError, match="names of files next to it"):
         weight_files(folder)
 
 
