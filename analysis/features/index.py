@@ -252,7 +252,7 @@ def finish_index(
 
 
 def sort_falling(
-    indptr: Int64[NDArray[np.int64], " columns+1"],
+    indptr: Int64[NDArray[np.int64], " edges"],
     t: Shaped[NDArray[Any], " codes"],
     value: Float32[NDArray[np.float32], " codes"],
 ) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -62,7 +63,8 @@ def open_suffering_gatherer(store: str, run: RunOptions, *, hookpoint: str) -> S
 
 def plant_faults(patch: Any) -> None:
     """Have indexes cut into small blocks, and the workers of derived jobs suffer."""
-    patch.setitem(index_plan.plan_index.__kwdefaults__, "block_codes", BLOCK_CODES)
+    in_small_blocks = functools.partial(index_plan.plan_index, block_codes=BLOCK_CODES)
+    patch.setattr(index_plan, "plan_index", in_small_blocks)
     patch.setattr(actlas.jobs.derived.index, "open_indexer", open_suffering_indexer)
     patch.setattr(actlas.jobs.derived.extremes, "open_gatherer", open_suffering_gatherer)
 
