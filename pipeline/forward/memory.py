@@ -63,18 +63,10 @@ class Projection(NamedTuple):
 
 
 def shard_bytes(plan: Plan) -> int:
-    """Return the bytes of all activations of one shard; of its pooled rows in a pooled store.
-
-    Parameters
-    ----------
-    plan : Plan
-        The plan of the store.
-    """
-    if not plan.dense:
-        pooled = StoreArrays(plan).pooled.values()
-        return sum(min(spec.shard_rows, spec.n_rows) * spec.row_bytes for spec in pooled)
-    rows = min(plan.shard_rows, plan.n_tokens)
-    return rows * sum(h.width for h in plan.hookpoints) * numpy_dtype(plan.dtype).itemsize
+    """Return the bytes of all activations of one shard; of its pooled rows in a pooled store."""
+    arrays = StoreArrays(plan)
+    specs = (arrays.activations or arrays.pooled).values()
+    return sum(min(spec.shard_rows, spec.n_rows) * spec.row_bytes for spec in specs)
 
 
 def batch_bytes(
@@ -84,66 +76,37 @@ def batch_bytes(
 
     The estimate is the sum of the tensors of a block of the usual shape, its attention scores where
     the attention is not fused, the rows gathered from every hookpoint, and, with chunked prefill,
-    the mask of a chunk and the cache of the longest sequence.
-
-    Parameters
-    ----------
-    plan : Plan
-        The plan of the store.
-    config : transformers.PreTrainedConfig
-        The model's configuration.
-    tokens_per_batch : int
-        The token budget of a pass.
-    chunked_prefill : bool
-        Whether sequences longer than the budget are computed in chunks.
+    the mask of a chunk and the cache of the longest sequence. ``tokens_per_batch`` is the token
+    budget of a pass; the other parameters are those of :func:`project`.
     """
-    longest = plan.windows.max_length
-    n_tokens = tokens_per_batch if chunked_prefill else max(tokens_per_batch, longest)
-    cache = 0
+    longest, d_model = plan.windows.max_length, plan.model.d_model
+    text, item = config.get_text_config(), numpy_dtype(plan.model.compute_dtype).itemsize
+    n_tokens, cache = max(tokens_per_batch, longest), 0
     if chunked_prefill:
+        n_tokens = tokens_per_batch
         mask = MASK_BYTES * min(tokens_per_batch * longest, MAX_MASK)
         cache = cache_bytes(config, longest, plan.model.compute_dtype) + mask
-    item = numpy_dtype(plan.model.compute_dtype).itemsize
-    text = config.get_text_config()
-    inner = getattr(text, "intermediate_size", None) or 4 * plan.model.d_model
-    in_block = n_tokens * item * (_BLOCK_TENSORS * plan.model.d_model + _MLP_TENSORS * int(inner))
-    scores = 0
-    if getattr(config, "_attn_implementation", "sdpa") == "eager":
-        scores = 2 * n_tokens * plan.windows.max_length * int(text.num_attention_heads) * item
-    widths = [h.width for h in plan.hookpoints]
-    gathered = n_tokens * numpy_dtype(plan.dtype).itemsize * sum(widths)
-    widest_output = n_tokens * item * max(widths)
-    return in_block + scores + gathered + widest_output + cache
+    d_mlp = int(getattr(text, "intermediate_size", None) or 4 * d_model)
+    eager = getattr(config, "_attn_implementation", "sdpa") == "eager"
+    scores = 2 * longest * int(text.num_attention_heads) if eager else 0
+    widths = [hookpoint.width for hookpoint in plan.hookpoints]
+    computed = _BLOCK_TENSORS * d_model + _MLP_TENSORS * d_mlp + scores + max(widths)
+    gathered = numpy_dtype(plan.dtype).itemsize * sum(widths)
+    return n_tokens * (item * computed + gathered) + cache
 
 
-def weight_bytes(plan: Plan, config: Any, folder: Path, run: RunOptions) -> int:
-    """Return the bytes of the weights that a worker loads, without blocks that no pass reaches.
-
-    Parameters
-    ----------
-    plan : Plan
-        The plan of the store.
-    config : transformers.PreTrainedConfig
-        The model's configuration.
-    folder : Path
-        The model's files, of which only the headers are read.
-    run : RunOptions
-        With a ``device_map`` the result is 0: accelerate places weights where they fit.
-    """
-    if run.device_map is not None:
-        return 0
+def _weight_bytes(plan: Plan, config: Any, folder: Path) -> int:
+    """Return the bytes of the weights that a worker loads, without blocks that no pass reaches."""
     spec = plan.model
     skeleton = build_skeleton(config, spec.architecture, trust_remote_code=spec.trust_remote_code)
+    if spec.untrained_seed is not None:  # all are initialized, in float32, then rounded
+        return 4 * sum(parameter.numel() for parameter in skeleton.parameters())
     mixed = spec.modality == "mixed"
     paths = () if plan.with_loss else unreached(skeleton, plan.hookpoints, mixed=mixed)
     left_out = [skeleton.get_submodule(path) for path in paths]
     n_left_out = sum(p.numel() for module in left_out for p in module.parameters())
-    if spec.untrained_seed is None:
-        n = n_stored_parameters(weight_files(folder))
-    else:
-        n, n_left_out = sum(p.numel() for p in skeleton.parameters()), 0
-    drawn = spec.untrained_seed is not None  # initialized in float32, then rounded
-    return (n - n_left_out) * (4 if drawn else numpy_dtype(spec.compute_dtype).itemsize)
+    n_loaded = n_stored_parameters(weight_files(folder)) - n_left_out
+    return n_loaded * numpy_dtype(spec.compute_dtype).itemsize
 
 
 def project(
@@ -160,13 +123,14 @@ def project(
     folder : Path
         The model's files, of which only the headers are read.
     run : RunOptions
-        ``tokens_per_batch`` and ``device_map`` are read.
+        ``tokens_per_batch`` is read, and ``device_map``, with which the weights count 0:
+        accelerate places them where they fit.
     chunked_prefill : bool
         Whether sequences longer than the token budget are computed in chunks.
     """
     budget = run.tokens_per_batch or DEFAULT_TOKENS_PER_BATCH
     return Projection(
-        weights=weight_bytes(plan, config, folder, run),
+        weights=0 if run.device_map is not None else _weight_bytes(plan, config, folder),
         shards=SHARDS_IN_MEMORY * shard_bytes(plan),
         batch=batch_bytes(plan, config, budget, chunked_prefill=chunked_prefill),
     )
@@ -194,35 +158,26 @@ def check_memory(projection: Projection, run: RunOptions, device: str) -> None:
     MemoryBudgetError
         The memory does not fit; the message and ``details`` hold the projected and allowed bytes.
     """
-    on_host = device == "cpu"
-    needed = projection.total if on_host else projection.weights + projection.shards
-    advice = "A smaller tokens_per_batch, fewer hookpoints or smaller shard_rows"
-    if run.max_memory_bytes is not None:
-        if needed > run.max_memory_bytes:
-            raise _over_budget(needed, run.max_memory_bytes, "max_memory_bytes", projection, advice)
-    else:
-        free, total = free_host_bytes(), total_host_bytes()
-        if free is not None and needed > free:
-            raise _over_budget(needed, free, "the free memory", projection, advice)
-        if run.address is None and total is not None and needed * run.n_workers > total:
-            source = f"this machine's memory over {run.n_workers} workers"
-            advice = f"Fewer workers, {advice[0].lower()}{advice[1:]}"
-            raise _over_budget(needed, total // run.n_workers, source, projection, advice)
-    device_free = _free_device_bytes(device)
     on_device = projection.weights + projection.batch
-    if device_free is not None and on_device > device_free:
-        advice = "A smaller tokens_per_batch, a smaller model_dtype or another device"
-        raise _over_budget(
-            on_device, device_free, f"the free memory of {device}", projection, advice
-        )
-
-
-def _over_budget(
-    needed: int, allowed: int, source: str, projection: Projection, advice: str
-) -> MemoryBudgetError:
-    return MemoryBudgetError(
-        f"A worker needs {gib(needed)} ({needed} bytes: {projection}), and may use {gib(allowed)} "
-        f"({allowed} bytes: {source}). {advice} would need less.",
-        needed_bytes=needed,
-        allowed_bytes=allowed,
-    )
+    on_host = projection.total if device == "cpu" else projection.weights + projection.shards
+    smaller = "smaller tokens_per_batch, fewer hookpoints or smaller shard_rows"
+    limits = [(on_host, run.max_memory_bytes, "max_memory_bytes", f"A {smaller}")]
+    if run.max_memory_bytes is None:
+        total, n = total_host_bytes(), run.n_workers
+        share = None if total is None or run.address is not None else total // n
+        of_all = f"this machine's memory over {n} workers"
+        limits = [
+            (on_host, free_host_bytes(), "the free memory", f"A {smaller}"),
+            (on_host, share, of_all, f"Fewer workers, a {smaller}"),
+        ]
+    other = "A smaller tokens_per_batch, a smaller model_dtype or another device"
+    free = _free_device_bytes(device)
+    limits.append((on_device, free, f"the free memory of {device}", other))
+    for needed, allowed, source, advice in limits:
+        if allowed is not None and needed > allowed:
+            raise MemoryBudgetError(
+                f"A worker needs {gib(needed)} ({needed} bytes: {projection}), and may use "
+                f"{gib(allowed)} ({allowed} bytes: {source}). {advice} would need less.",
+                needed_bytes=needed,
+                allowed_bytes=allowed,
+            )

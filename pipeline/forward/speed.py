@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -22,13 +22,16 @@ MAX_PARAMETERS = 200_000_000
 """Largest model that is built with empty weights; of larger ones the speed is extrapolated from a
 matrix product."""
 
+MIN_PASSES = 3
+"""Timed passes after which half of the time is enough: batches differ in length and in speed."""
+
 _BATCH_TOKENS = 1024
 
-_PASSES = 3
-
-_ENOUGH_S = 1.0
+_MAX_SECONDS = 1.0
 
 _MATRIX = 1024
+
+_Given = TypeVar("_Given")
 
 
 class Speed(NamedTuple):
@@ -44,84 +47,6 @@ class Speed(NamedTuple):
 
     tokens_per_s: float | None
     how: str
-
-
-def forward_speed(model: ModelDescription, max_length: int) -> Speed:
-    """Measure a forward pass of the base model, without the projection onto the vocabulary.
-
-    Parameters
-    ----------
-    model : ModelDescription
-        The model; its weights are not read.
-    max_length : int
-        Tokens of each sequence of the batch.
-    """
-    device = resolve_device("auto")
-    dtype: torch.dtype = getattr(torch, model.spec.compute_dtype)
-    if model.n_parameters > MAX_PARAMETERS:
-        seconds = _matrix_product_seconds(device, dtype)
-        flops = 2 * _MATRIX**3 / seconds
-        rate = flops / (2 * model.n_parameters)
-        return Speed(rate, f"at best: from {model.n_parameters:,} parameters and a matrix product")
-    try:
-        rate = _tokens_per_s(model, max_length, device, dtype)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        return Speed(None, f"a forward pass with empty weights failed: {reason}")
-    return Speed(rate, f"a forward pass with empty weights, timed here on {device}")
-
-
-def _tokens_per_s(
-    model: ModelDescription, max_length: int, device: str, dtype: torch.dtype
-) -> float:
-    empty = copy.deepcopy(model.skeleton).to_empty(device=device).to(dtype)
-    for tensor in (*empty.parameters(), *empty.buffers()):
-        tensor.data.zero_()  # arbitrary bits, such as subnormal numbers, may be slow
-    body = getattr(empty, "base_model", empty)
-    n_sequences = max(1, _BATCH_TOKENS // max_length)
-    name, batch = _blank(model, n_sequences, max_length, device, dtype)
-    seconds: list[float] = []
-    with torch.inference_mode():
-        # The first pass also allocates and compiles.
-        body(**{name: batch[:1] if name == "pixel_values" else batch[:1, :8]})
-        while len(seconds) < _PASSES and sum(seconds) < _ENOUGH_S:
-            start = time.perf_counter()
-            body(**{name: batch})
-            _wait(device)
-            seconds.append(time.perf_counter() - start)
-    return n_sequences * max_length / min(seconds)
-
-
-def _blank(
-    model: ModelDescription, n_sequences: int, max_length: int, device: str, dtype: torch.dtype
-) -> tuple[str, torch.Tensor]:
-    """Return a blank batch, and the name of the model's input."""
-    if model.spec.modality == "image":
-        pixels = torch.from_numpy(blank_pixels(model.processor, n_sequences))
-        return "pixel_values", pixels.to(device, dtype)
-    return "input_ids", torch.zeros(n_sequences, max_length, dtype=torch.long, device=device)
-
-
-def _matrix_product_seconds(device: str, dtype: torch.dtype) -> float:
-    a = torch.zeros(_MATRIX, _MATRIX, dtype=dtype, device=device)
-    seconds = []
-    for _ in range(_PASSES):
-        start = time.perf_counter()
-        a @ a
-        _wait(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
-
-
-MIN_BATCHES = 3
-"""Batches of a measurement at least, since batches differ in length and so in speed."""
 
 
 class Rate(NamedTuple):
@@ -142,6 +67,51 @@ class Rate(NamedTuple):
     def tokens_per_s(self) -> float:
         """Tokens per second."""
         return self.n_tokens / self.seconds if self.seconds else 0.0
+
+
+def forward_speed(model: ModelDescription, max_length: int) -> Speed:
+    """Measure a forward pass of the base model, without its weights and the vocabulary projection.
+
+    Parameters
+    ----------
+    model : ModelDescription
+        The model; its weights are not read.
+    max_length : int
+        Tokens of each sequence of the batch.
+    """
+    device = resolve_device("auto")
+    dtype: torch.dtype = getattr(torch, model.spec.compute_dtype)
+    if model.n_parameters > MAX_PARAMETERS:
+        matrix = torch.zeros(_MATRIX, _MATRIX, dtype=dtype, device=device)
+        seconds = _time(lambda a: a @ a, [matrix] * (1 + MIN_PASSES), device, _MAX_SECONDS)
+        rate = _MATRIX**3 / min(seconds) / model.n_parameters  # 2 operations per element, weight
+        return Speed(rate, f"at best: from {model.n_parameters:,} parameters and a matrix product")
+    try:
+        rate = _tokens_per_s(model, max_length, device, dtype)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        return Speed(None, f"a forward pass with empty weights failed: {reason}")
+    return Speed(rate, f"a forward pass with empty weights, timed here on {device}")
+
+
+def _tokens_per_s(
+    model: ModelDescription, max_length: int, device: str, dtype: torch.dtype
+) -> float:
+    empty = copy.deepcopy(model.skeleton).to_empty(device=device).to(dtype)
+    for tensor in (*empty.parameters(), *empty.buffers()):
+        tensor.data.zero_()  # arbitrary bits, such as subnormal numbers, may be slow
+    body = getattr(empty, "base_model", empty)
+    n_sequences = max(1, _BATCH_TOKENS // max_length)
+    if model.spec.modality == "image":
+        name, batch = "pixel_values", torch.from_numpy(blank_pixels(model.processor, n_sequences))
+        batch = batch.to(device, dtype)
+        short = batch[:1]
+    else:
+        name, batch = "input_ids", torch.zeros(n_sequences, max_length, dtype=torch.long).to(device)
+        short = batch[:1, :8]
+    batches = [short, *[batch] * MIN_PASSES]
+    seconds = _time(lambda given: body(**{name: given}), batches, device, _MAX_SECONDS)
+    return n_sequences * max_length / min(seconds)
 
 
 def bare_forward_rate(
@@ -167,30 +137,44 @@ def bare_forward_rate(
     device : str
         The device of the model's input.
     max_seconds : float
-        No further batch starts after this time, or after half of it with at least MIN_BATCHES
-        batches. The first batch runs once before, not timed, since the first pass is slow.
+        Seconds after which no further batch starts; after MIN_PASSES batches half of them.
     """
-    n_tokens, seconds = 0, 0.0
     chosen = [batches[i] for i in _spread(len(batches))]
-    with quiet(), torch.inference_mode(), Capture(model, hookpoints) as capture:
-        for n, (batch, tokens) in enumerate(inputs([chosen[0], *chosen])):
+    with Capture(model, hookpoints) as capture:
+
+        def run(given: tuple[Batch, Inputs]) -> None:
+            arrays, shape = to_device(given[1].arrays, device), given[1].shape
+            capture(**arrays, shape=shape, read=lambda _name, _tensor: None)
+
+        seconds = _time(run, inputs([chosen[0], *chosen]), device, max_seconds)
+    n_tokens = sum(batch.n_input_tokens for batch in chosen[: len(seconds)])
+    return Rate(n_tokens, sum(seconds))
+
+
+def _time(
+    run: Callable[[_Given], object], batches: Iterable[_Given], device: str, max_seconds: float
+) -> list[float]:
+    """Return the seconds of each pass but the first, which also allocates and compiles.
+
+    No further pass starts after ``max_seconds``, or after half of it and MIN_PASSES passes.
+    """
+    seconds: list[float] = []
+    with quiet(), torch.inference_mode():
+        for n, batch in enumerate(batches):
             began = time.perf_counter()
-            given = to_device(tokens.arrays, device)
-            capture(**given, shape=tokens.shape, read=lambda _name, _tensor: None)
+            run(batch)
             synchronize(device)
             if n > 0:
-                n_tokens += batch.n_input_tokens
-                seconds += time.perf_counter() - began
-            if seconds >= (max_seconds / 2 if n >= MIN_BATCHES else max_seconds):
+                seconds.append(time.perf_counter() - began)
+            enough = max_seconds / 2 if len(seconds) >= MIN_PASSES else max_seconds
+            if sum(seconds) >= enough:
                 break
-    return Rate(n_tokens, seconds)
+    return seconds
 
 
 def _spread(n: int) -> list[int]:
     """Return 0 .. n - 1 in an order whose every prefix is spread evenly over the range.
 
-    Examples
-    --------
     >>> _spread(5)
     [0, 4, 2, 1, 3]
     """

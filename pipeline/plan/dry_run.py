@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 
 from actlas.pipeline.corpus.corpus import Corpus
 from actlas.pipeline.corpus.patches import CorpusView
 from actlas.pipeline.corpus.records import Record
-from actlas.pipeline.corpus.spans import span_columns
 from actlas.pipeline.options import PlanOptions
-from actlas.pipeline.plan.columns import DraftColumns
-from actlas.pipeline.plan.draft import collect
 from actlas.pipeline.plan.estimate import Estimate, summarize
+from actlas.pipeline.plan.make import collect_documents, columns_of
 from actlas.pipeline.plan.settings import assemble, resolve_settings
 from actlas.pipeline.plan.spool import open_spool
 from actlas.pipeline.plan.store_size import sample_rates
@@ -42,32 +41,28 @@ def estimate(options: PlanOptions, device: str | None = "auto") -> Estimate:
     """
     settings = resolve_settings(options, device)
     head = Head(settings.corpus)
+    of_head = replace(
+        settings,
+        corpus=head,
+        sample="head",
+        options=options.model_copy(update={"max_tokens": None}),
+    )
     with (
         tempfile.TemporaryDirectory(prefix="actlas-dry-run-") as folder,
         open_spool(f"{folder}/store") as spool,
     ):
-        draft = collect(
-            head,
-            settings.tokenizer,
-            settings.windows,
-            spool,
-            columns=span_columns(options),
-            order=settings.order,
-            sample="head",
-            max_tokens=None,
-            seed=options.seed,
-        )
-        columns = DraftColumns(draft, labelled=head.labelled, names=settings.tokenizer.columns)
-        n_tokens = columns.n_tokens
-        total = head.total_tokens(n_tokens)
-        ratio = min(filter(None, (total, options.max_tokens)), default=n_tokens) / n_tokens
+        draft = collect_documents(of_head, spool)
+        columns = columns_of(of_head, draft)
+        total = head.total_tokens(columns.n_tokens)
+        wanted = min(filter(None, (total, options.max_tokens)), default=columns.n_tokens)
+        ratio = wanted / columns.n_tokens
         n_windows = layout.n_windows(draft.lengths, settings.windows.kept)
         plan = assemble(
             settings,
             fingerprint="",
             sample="all" if head.rest is None else settings.sample,
             n_documents=max(1, round(columns.n_documents * ratio)),
-            n_tokens=max(1, round(n_tokens * ratio)),
+            n_tokens=max(1, round(columns.n_tokens * ratio)),
             n_text_bytes=round(columns.n_text_bytes * ratio),
             n_image_bytes=round(head.n_image_bytes * ratio),
             n_windows=max(1, round(n_windows * ratio)),
@@ -79,7 +74,6 @@ def estimate(options: PlanOptions, device: str | None = "auto") -> Estimate:
             plan,
             columns,
             sample_rates(plan.model_copy(update=own), columns),
-            token_columns={},
             sampled_documents=None if head.rest is None and ratio == 1 else columns.n_documents,
             scaled=total is not None or options.max_tokens is not None,
         )

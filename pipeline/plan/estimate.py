@@ -11,8 +11,7 @@ import numpy as np
 from actlas.pipeline.forward.memory import SHARDS_IN_MEMORY, Projection, project
 from actlas.pipeline.forward.speed import Speed, forward_speed
 from actlas.pipeline.hookpoints.names import collapse
-from actlas.pipeline.model.compute_dtype import ComputeDtype
-from actlas.pipeline.model.describe import ModelDescription, load_config
+from actlas.pipeline.model.describe import load_config
 from actlas.pipeline.options import RunOptions
 from actlas.pipeline.plan.columns import DraftColumns
 from actlas.pipeline.plan.settings import Settings
@@ -27,6 +26,9 @@ PUTS_PER_S = 3_500
 MAX_NAMES = 20
 """Labels, or names in a column of tokens, that a line lists."""
 
+Lines = Iterator[tuple[str, str]]
+"""Lines to print: the first word, which is the subject, and the text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -34,26 +36,20 @@ class Estimate:
 
     Attributes
     ----------
+    settings : Settings
+        The decided options.
     plan : Plan
         The plan; of a dry run the one that is projected from a sample.
+    columns : DraftColumns
+        The documents; of a dry run the sample.
     stored : StoreSize
         The store once all is extracted.
-    longest : int
-        Kept tokens of the longest document.
-    labels : mapping of str to int
-        Documents of each label.
-    token_columns : mapping of str to mapping of str to int
-        For each column of tokens, the tokens of each name; empty where they were not counted.
-    skipped : tuple of str
-        For each reason, a line that gives the number of records skipped.
-    compute : ComputeDtype
-        The dtype that the model computes in, and the reason for it.
     speed : Speed
         Tokens per second of a forward pass on this machine.
     memory : Projection
         Memory of one worker at the default token budget.
     crossing_share : float or None
-        Share of the tokens that are computed again at shard borders; None where not known.
+        Share of the tokens that are computed again at shard borders; None in a dry run.
     sampled_documents : int or None
         Documents that were read where the numbers are projected from a sample, whose labels and
         skipped records are then counted; None where the numbers are those of the plan.
@@ -61,18 +57,29 @@ class Estimate:
         Whether a sample's numbers are projected to the whole corpus.
     """
 
+    settings: Settings
     plan: Plan
+    columns: DraftColumns
     stored: StoreSize
-    longest: int
-    labels: Mapping[str, int]
-    token_columns: Mapping[str, Mapping[str, int]]
-    skipped: tuple[str, ...]
-    compute: ComputeDtype
     speed: Speed
     memory: Projection
     crossing_share: float | None = None
     sampled_documents: int | None = None
     scaled: bool = True
+
+    @property
+    def n_shards(self) -> int:
+        """Shards of the rows; of the pooled rows in a store that has no others."""
+        return self.plan.n_shards if self.plan.dense else StoreArrays(self.plan).n_pooled_shards
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Documents of each label; empty if they have none."""
+        label, names = self.columns.label, self.columns.label_names
+        if label is None:
+            return {}
+        n_documents = np.bincount(label[label >= 0], minlength=len(names))
+        return dict(zip(names, n_documents.tolist(), strict=True))
 
     @property
     def hours(self) -> float | None:
@@ -85,15 +92,20 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """Return the estimate as lines to print, each with a first word for its subject."""
-        return [f"{subject:<9}{text}" for subject, text in self._lines()]
+        parts = (self._documents(), self._rows(), self._store(), self._cost())
+        return [f"{subject:<9}{text}" for part in parts for subject, text in part]
 
-    def _lines(self) -> Iterator[tuple[str, str]]:
-        plan, about = self.plan, "" if self.sampled_documents is None else "about "
+    def _count(self, n: int) -> str:
+        """Return a number of the plan, with the word "about" if it is projected."""
+        return f"{n:,}" if self.sampled_documents is None else f"about {n:,}"
+
+    def _documents(self) -> Lines:
+        plan, count = self.plan, self._count
         yield (
             "corpus",
-            f"{about}{plan.n_tokens:,} tokens in {about}{plan.n_documents:,} documents, "
-            f"{about}{plan.n_windows:,} windows of at most {plan.windows.max_length:,}; the "
-            f"longest document has {self.longest:,}",
+            f"{count(plan.n_tokens)} tokens in {count(plan.n_documents)} documents, "
+            f"{count(plan.n_windows)} windows of at most {plan.windows.max_length:,}; the "
+            f"longest document has {np.diff(self.columns.start).max():,}",
         )
         if self.sampled_documents is not None:
             scope = "; the rest is projected from them"
@@ -102,64 +114,57 @@ class Estimate:
             yield "sample", f"{self.sampled_documents:,} documents were read{scope}"
         if self.labels:
             yield "labels", _counts(self.labels)
-        for name, n in self.token_columns.items():
-            yield "columns", f"{name}: {_counts(n)}"
-        for line in self.skipped:
+        for name in plan.token_columns if self.crossing_share is not None else ():
+            yield "columns", f"{name}: {_counts(self.columns.n_tokens_of(name))}"
+        for line in self.settings.corpus.counts.lines():
             yield "skipped", line
-        yield from self._row_lines(about)
-        yield from self._store_lines(about)
-        yield "compute", f"{self.compute.name}: {self.compute.reason}"
-        yield from self._time_lines()
-        memory = self.memory
-        yield (
-            "memory",
-            f"{n_bytes(memory.total)} a worker: {n_bytes(memory.weights)} of weights, "
-            f"{n_bytes(memory.shards)} for {SHARDS_IN_MEMORY} shards, {n_bytes(memory.batch)} "
-            "for a batch (on the device, where there is one)",
-        )
 
-    def _row_lines(self, about: str) -> Iterator[tuple[str, str]]:
-        plan = self.plan
-        widths = sorted(((h.width, h.name) for h in plan.hookpoints), key=lambda pair: pair[0])
-        for width, group in groupby(widths if plan.dense else (), key=lambda pair: pair[0]):
-            names = [name for _, name in group]
-            of = f", {len(names)} hookpoints each" if len(names) > 1 else " hookpoint"
-            raw = n_bytes(self.stored.raw_bytes_of(f"activations/{names[0]}"))
+    def _rows(self) -> Lines:
+        plan, raw_bytes = self.plan, self.stored.raw_bytes_of
+        hookpoints = sorted(plan.hookpoints if plan.dense else (), key=lambda h: h.width)
+        for width, group in groupby(hookpoints, key=lambda h: h.width):
+            names = [hookpoint.name for hookpoint in group]
+            of, each = " hookpoint", ""
+            if len(names) > 1:
+                of, each = f", {len(names)} hookpoints each", " each"
             yield (
                 "rows",
-                f"{', '.join(collapse(names))}{of} {about}{plan.n_tokens:,} x {width:,} "
-                f"{plan.dtype}, {raw}{' each' * (len(names) > 1)}",
+                f"{', '.join(collapse(names))}{of} {self._count(plan.n_tokens)} x {width:,} "
+                f"{plan.dtype}, {n_bytes(raw_bytes(f'activations/{names[0]}'))}{each}",
             )
         if plan.pools:
             n_units = sum(hookpoint.width for hookpoint in plan.hookpoints)
             yield (
                 "pooled",
-                f"{', '.join(plan.pools)}: {about}{plan.n_documents:,} documents x {n_units:,} "
+                f"{', '.join(plan.pools)}: {self._count(plan.n_documents)} documents x {n_units:,} "
                 f"units of {len(plan.hookpoints)} hookpoints in float32, "
-                f"{n_bytes(self.stored.raw_bytes_of('pooled'))}",
+                f"{n_bytes(raw_bytes('pooled'))}",
             )
 
-    def _store_lines(self, about: str) -> Iterator[tuple[str, str]]:
-        plan, stored = self.plan, self.stored
-        parts = {name: stored.bytes_of(name) for name in ("activations", "pooled")}
-        parts["row columns"] = stored.bytes_of("rows")
-        parts |= {name: stored.bytes_of(name) for name in ("statistics", "documents")}
-        parts["ledger"] = stored.bytes_of("receipts") + stored.bytes_of("metadata")
+    def _store(self) -> Lines:
+        plan, stored, count = self.plan, self.stored, self._count
+        parts = {
+            "activations": stored.bytes_of("activations"),
+            "pooled": stored.bytes_of("pooled"),
+            "row columns": stored.bytes_of("rows"),
+            "statistics": stored.bytes_of("statistics"),
+            "documents": stored.bytes_of("documents"),
+            "ledger": stored.bytes_of("receipts") + stored.bytes_of("metadata"),
+        }
         shown = ", ".join(f"{name} {n_bytes(n)}" for name, n in parts.items() if n)
-        folders = ", ".join(f"{path} {about}{n:,}" for path, n in stored.folders.items())
+        about = "" if self.sampled_documents is None else "about "
         yield "store", f"{about}{n_bytes(stored.n_bytes)} on disk: {shown}"
         yield "ratio", self._ratio()
+        folders = ", ".join(f"{path} {count(n)}" for path, n in stored.folders.items())
         yield (
             "objects",
-            f"{about}{stored.n_objects:,}, {stored.objects_per_shard:,} a shard; most entries: "
+            f"{count(stored.n_objects)}, {stored.objects_per_shard:,} a shard; most entries: "
             f"{folders}",
         )
-        shards = f"{about}{self.n_shards:,} of {plan.shard_rows:,} rows"
-        if not plan.dense:
-            shards = f"{about}{self.n_shards:,} of documents"
-        elif self.crossing_share is not None:
-            shards += f"; {self.crossing_share:.2%} of the tokens computed twice at their borders"
-        yield "shards", shards
+        of = f"{plan.shard_rows:,} rows" if plan.dense else "documents"
+        if plan.dense and self.crossing_share is not None:
+            of += f"; {self.crossing_share:.2%} of the tokens computed twice at their borders"
+        yield "shards", f"{count(self.n_shards)} of {of}"
 
     def _ratio(self) -> str:
         profile, dense = self.plan.compression, self.plan.dense
@@ -178,33 +183,31 @@ class Estimate:
             f"streams of three models, not of this one; {raw} raw"
         )
 
-    def _time_lines(self) -> Iterator[tuple[str, str]]:
-        rate, stored = self.speed.tokens_per_s, self.stored
-        if self.hours is None or not rate:
+    def _cost(self) -> Lines:
+        rate, stored, memory = self.speed.tokens_per_s, self.stored, self.memory
+        compute = self.settings.model.compute_dtype
+        yield "compute", f"{compute.name}: {compute.reason}"
+        if not rate or self.hours is None:
             yield "time", f"unknown: {self.speed.how}"
-            return
+        else:
+            one = f"for one process at {rate:,.0f} tokens/s ({self.speed.how})"
+            yield "time", f"about {duration(self.hours)} {one}"
+        if rate and self.n_shards:
+            shards_per_s = rate * self.n_shards / self.plan.n_tokens
+            puts = shards_per_s * stored.objects_per_shard
+            written = n_bytes(shards_per_s * stored.bytes_per_shard)
+            yield (
+                "load",
+                f"of each process: a shard in {1 / shards_per_s:,.3g} s; a second {puts:,.3g} "
+                f"objects and {written} written, and read back; {PUTS_PER_S / puts:,.0f} of them "
+                f"reach the {PUTS_PER_S:,} that S3 takes below a prefix",
+            )
         yield (
-            "time",
-            f"about {duration(self.hours)} for one process at {rate:,.0f} tokens/s "
-            f"({self.speed.how})",
+            "memory",
+            f"{n_bytes(memory.total)} a worker: {n_bytes(memory.weights)} of weights, "
+            f"{n_bytes(memory.shards)} for {SHARDS_IN_MEMORY} shards, {n_bytes(memory.batch)} "
+            "for a batch (on the device, where there is one)",
         )
-        if not self.n_shards:
-            return
-        shards_per_s = rate * self.n_shards / self.plan.n_tokens
-        puts, written = (
-            shards_per_s * n for n in (stored.objects_per_shard, stored.bytes_per_shard)
-        )
-        yield (
-            "load",
-            f"of each process: a shard in {1 / shards_per_s:,.3g} s; a second {puts:,.3g} objects "
-            f"and {n_bytes(written)} written, and read back; {PUTS_PER_S / puts:,.0f} of them "
-            f"reach the {PUTS_PER_S:,} that S3 takes below a prefix",
-        )
-
-    @property
-    def n_shards(self) -> int:
-        """Shards of the rows; of the pooled rows in a store that has no others."""
-        return self.plan.n_shards if self.plan.dense else StoreArrays(self.plan).n_pooled_shards
 
 
 def summarize(
@@ -213,7 +216,6 @@ def summarize(
     columns: DraftColumns,
     rates: Rates,
     *,
-    token_columns: Mapping[str, Mapping[str, int]],
     crossing_share: float | None = None,
     sampled_documents: int | None = None,
     scaled: bool = True,
@@ -230,36 +232,23 @@ def summarize(
         The documents, or the sample.
     rates : mapping of str to float
         Stored bytes per row of the store's arrays.
-    token_columns, crossing_share, sampled_documents, scaled
+    crossing_share, sampled_documents, scaled
         See :class:`Estimate`.
     """
-    labels: dict[str, int] = {}
-    if columns.label is not None:
-        codes, counts = np.unique(columns.label[columns.label >= 0], return_counts=True)
-        pairs = zip(codes.tolist(), counts.tolist(), strict=True)
-        labels = {columns.label_names[code]: n for code, n in pairs}
+    model, spec = settings.model, settings.model.spec
+    config = load_config(model.folder, trust_remote_code=spec.trust_remote_code)
+    chunked = spec.causal and spec.modality == "text"
     return Estimate(
-        plan=plan,
+        settings,
+        plan,
+        columns,
         stored=store_size(plan, rates, labelled=columns.label is not None),
-        longest=int(np.diff(columns.start).max()),
-        labels=labels,
-        token_columns=token_columns,
-        skipped=tuple(settings.corpus.counts.lines()),
-        compute=settings.model.compute_dtype,
-        speed=forward_speed(settings.model, settings.max_length),
-        memory=_worker_memory(settings.model, plan),
+        speed=forward_speed(model, settings.max_length),
+        memory=project(plan, config, model.folder, RunOptions(), chunked_prefill=chunked),
         crossing_share=crossing_share,
         sampled_documents=sampled_documents,
         scaled=scaled,
     )
-
-
-def _worker_memory(model: ModelDescription, plan: Plan) -> Projection:
-    """Project the memory of one worker at the default token budget, as a run does."""
-    spec = model.spec
-    config = load_config(model.folder, trust_remote_code=spec.trust_remote_code)
-    chunked = spec.causal and spec.modality == "text"
-    return project(plan, config, model.folder, RunOptions(), chunked_prefill=chunked)
 
 
 def _counts(names: Mapping[str, int]) -> str:

@@ -11,7 +11,7 @@ from actlas.pipeline.plan.columns import DraftColumns
 from actlas.pipeline.plan.draft import Draft, Log, collect
 from actlas.pipeline.plan.estimate import summarize
 from actlas.pipeline.plan.settings import Settings, assemble, resolve_settings
-from actlas.pipeline.plan.spool import open_spool
+from actlas.pipeline.plan.spool import Spool, open_spool
 from actlas.pipeline.plan.store_size import sample_rates
 from actlas.store.errors import ModelError
 from actlas.store.format import layout
@@ -70,26 +70,12 @@ def plan_settings(path: str | os.PathLike[str], settings: Settings, log: Log) ->
     log : callable
         Receives lines of progress, and the estimate of the plan.
     """
-    options = settings.options
     log(f"planning {settings.corpus.describe()}")
     with open_spool(path) as spool:
-        draft = collect(
-            settings.corpus,
-            settings.tokenizer,
-            settings.windows,
-            spool,
-            columns=span_columns(options),
-            order=settings.order,
-            sample=settings.sample,
-            max_tokens=options.max_tokens,
-            seed=options.seed,
-            log=log,
-        )
+        draft = collect_documents(settings, spool, log)
         _check_vocabulary(settings, draft.tokenized.largest_id)
         draft = _fit(settings, draft)
-        columns = DraftColumns(
-            draft, labelled=settings.corpus.labelled, names=settings.tokenizer.columns
-        )
+        columns = columns_of(settings, draft)
         plan = _plan(settings, draft, columns)
         images = columns if plan.processor is not None else None
         found = summarize(
@@ -97,7 +83,6 @@ def plan_settings(path: str | os.PathLike[str], settings: Settings, log: Log) ->
             plan,
             columns,
             sample_rates(plan, columns, images),
-            token_columns={name: columns.n_tokens_of(name) for name in plan.token_columns},
             crossing_share=crossing_share(
                 draft.lengths, plan.shard_rows, settings.windows.kept, causal=plan.model.causal
             ),
@@ -106,6 +91,28 @@ def plan_settings(path: str | os.PathLike[str], settings: Settings, log: Log) ->
             log(line)
         create(path, plan, columns, images)
     return open_store(path)
+
+
+def collect_documents(settings: Settings, spool: Spool, log: Log = lambda _: None) -> Draft:
+    """Read, tokenize and order the documents of a plan, as its settings say."""
+    return collect(
+        settings.corpus,
+        settings.tokenizer,
+        settings.windows,
+        spool,
+        columns=span_columns(settings.options),
+        order=settings.order,
+        sample=settings.sample,
+        max_tokens=settings.options.max_tokens,
+        seed=settings.options.seed,
+        log=log,
+    )
+
+
+def columns_of(settings: Settings, draft: Draft) -> DraftColumns:
+    """Return the documents of a draft in the plan's order."""
+    labelled = settings.corpus.labelled
+    return DraftColumns(draft, labelled=labelled, names=settings.tokenizer.columns)
 
 
 def _fit(settings: Settings, draft: Draft) -> Draft:

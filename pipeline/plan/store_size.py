@@ -1,9 +1,8 @@
 """The size of a plan's store once all is extracted: objects, folders and bytes, part by part.
 
-Raw arrays, indexes and ``zarr.json`` files are counted exactly. The size of a compressed array is
-projected from sampled chunks, encoded by the code that writes a store: real documents and row
-columns, and statistics of random rows. How much activations shrink is not known before a model
-has run; a ratio measured elsewhere stands for it, and the result states it.
+Raw arrays, indexes and ``zarr.json`` files are counted exactly. Compressed documents, row columns
+and statistics are projected from sampled chunks, encoded by the code that writes a store;
+compressed activations from a ratio that was measured on other models.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from actlas.store.format import layout
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.catalog import LOSS, StoreArrays
+from actlas.store.format.dtypes import numpy_dtype
 from actlas.store.format.schema import Plan
 from actlas.store.format.zarr_json import (
     group_metadata,
@@ -83,8 +83,8 @@ class Part(NamedTuple):
     name: str
     n_objects: int
     n_bytes: int
-    raw_bytes: int
-    exact: bool
+    raw_bytes: int = 0
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,39 +146,36 @@ def store_size(plan: Plan, rates: Rates, *, labelled: bool) -> StoreSize:
         Whether documents have labels.
     """
     arrays = StoreArrays(plan, () if labelled else None)
+    activations, pooled = [*arrays.activations.values()], [*arrays.pooled.values()]
     ratio = None if plan.compression == "none" else RATIOS.get((plan.dtype, plan.compression))
-    activations = (*arrays.activations.values(), *arrays.pooled.values())
-    assumed = {
-        s.path: s.row_bytes / ratio[1] for s in activations if ratio and s.dtype == plan.dtype
-    }
-    rates = {"documents/image": 1.0, **assumed, **rates}
+    if ratio is not None:
+        shrunk = [spec for spec in (*activations, *pooled) if spec.dtype == plan.dtype]
+        rates = {**{spec.path: spec.row_bytes / ratio[1] for spec in shrunk}, **rates}
+    rates = {"documents/image": 1.0, **rates}
     groups = {
-        **{spec.path: [spec] for spec in arrays.activations.values()},
+        **{spec.path: [spec] for spec in activations},
         "statistics": [*arrays.statistics.values()],
         "rows": [*arrays.rows.values()],
-        "pooled": [*arrays.pooled.values()],
+        "pooled": pooled,
         "documents": [*arrays.documents.values()],
     }
-    shards = {  # The arrays that a shard of each job writes.
-        EXTRACT: [*groups["rows"], *arrays.activations.values(), *groups["statistics"]],
-        POOLED: groups["pooled"],
-    }
-    shards = {job: specs for job, specs in shards.items() if specs}
-    receipts = {job: _receipt_bytes(plan, specs) for job, specs in shards.items()}
-    n_shards = {job: specs[0].n_shards for job, specs in shards.items()}
-    in_receipts = sum(receipts[job] * n for job, n in n_shards.items())
-    parts = [_part(name, specs, rates) for name, specs in groups.items()]
-    parts.append(Part("receipts", sum(n_shards.values()), in_receipts, 0, exact=False))
-    parts.append(_metadata(plan, arrays))
+    jobs = {EXTRACT: [*groups["rows"], *activations, *groups["statistics"]], POOLED: pooled}
+    jobs = {job: specs for job, specs in jobs.items() if specs}
+    n_shards = {job: specs[0].n_shards for job, specs in jobs.items()}
+    receipts = sum(n_shards[job] * _receipt_bytes(plan, specs) for job, specs in jobs.items())
     entries = {f"ledger/receipts/{job}": n for job, n in n_shards.items()}
     entries |= {f"{spec.path}/c": spec.n_shards for spec in arrays.all().values()}
-    first, specs = next(iter(shards.items()))
-    full = sum(_stored_bytes(s, rates, min(s.shard_rows, s.n_rows)) for s in specs)
+    first = next(iter(jobs.values()))
+    full = sum(_stored_bytes(spec, rates, min(spec.shard_rows, spec.n_rows)) for spec in first)
     return StoreSize(
-        parts=tuple(part for part in parts if part.n_objects),
+        parts=(
+            *(_part(name, specs, rates) for name, specs in groups.items() if specs),
+            Part("receipts", sum(n_shards.values()), receipts),
+            _metadata(plan, arrays),
+        ),
         ratio=ratio,
-        objects_per_shard=len(specs) + 1,
-        bytes_per_shard=full + receipts[first],
+        objects_per_shard=len(first) + 1,
+        bytes_per_shard=full + _receipt_bytes(plan, first),
         folders=dict(sorted(entries.items(), key=lambda pair: (-pair[1], pair[0]))[:3]),
     )
 
@@ -195,12 +192,11 @@ def _part(name: str, specs: Sequence[ArraySpec], rates: Rates) -> Part:
 
 def _stored_bytes(spec: ArraySpec, rates: Rates, n_rows: int) -> int:
     """Return the stored bytes of an array's first rows, the indexes of their shards included."""
-    n_full, rest = divmod(n_rows, spec.shard_rows)
-    index = (n_full + (rest > 0)) * index_bytes(spec)
+    index = layout.n_shards(n_rows, spec.shard_rows) * index_bytes(spec)
     if spec.path in rates:
         return round(rates[spec.path] * n_rows) + index
-    n_chunks = n_full * spec.chunks_per_shard + layout.ceil_div(rest, spec.chunk_rows)
-    return n_chunks * spec.chunk_rows * spec.row_bytes + index
+    padded = layout.ceil_div(n_rows, spec.chunk_rows) * spec.chunk_rows
+    return padded * spec.row_bytes + index
 
 
 def _receipt_bytes(plan: Plan, specs: Sequence[ArraySpec]) -> int:
@@ -215,13 +211,13 @@ def _metadata(plan: Plan, arrays: StoreArrays) -> Part:
     """Return every ``zarr.json`` and the two plan files, without names of sources and labels."""
     specs = arrays.all().values()
     bodies = [root_metadata(plan), ledger_metadata(), *(group_metadata() for _ in arrays.groups)]
-    sizes = [len(metadata_bytes(body)) for body in (*bodies, *(s.metadata() for s in specs))]
+    bodies += [spec.metadata() for spec in specs]
     keys = [spec.metadata_key for spec in specs] + [f"{group}/zarr.json" for group in arrays.groups]
-    keys += [
-        spec.key(shard) for spec in arrays.documents.values() for shard in range(spec.n_shards)
-    ]
+    for spec in arrays.documents.values():
+        keys += map(spec.key, range(spec.n_shards))
     plan_file = len(plan.model_dump_json()) + sum(len(key) + PLAN_ENTRY_BYTES for key in keys)
-    return Part("metadata", len(sizes) + 2, sum(sizes) + 2 * plan_file, 0, exact=False)
+    n_bytes = sum(len(metadata_bytes(body)) for body in bodies) + 2 * plan_file
+    return Part("metadata", len(bodies) + 2, n_bytes)
 
 
 def sample_rates(
@@ -241,43 +237,45 @@ def sample_rates(
     arrays = StoreArrays(plan, columns.label_names if columns.label is not None else None)
     rates = {}
     for name, spec in arrays.documents.items():
-        chunks = _spread(layout.ceil_div(spec.n_rows, spec.chunk_rows), SAMPLED_CHUNKS)
-        ranges = (
-            (c * spec.chunk_rows, min((c + 1) * spec.chunk_rows, spec.n_rows)) for c in chunks
-        )
-        rates[spec.path] = _rate(
-            spec, (document_rows(columns, images, name, spec, *found) for found in ranges)
-        )
-    if not plan.dense:
-        return rates
+        n_chunks = layout.ceil_div(spec.n_rows, spec.chunk_rows)
+        starts = (chunk * spec.chunk_rows for chunk in _spread(n_chunks, SAMPLED_CHUNKS))
+        ranges = ((at, min(at + spec.chunk_rows, spec.n_rows)) for at in starts)
+        found = (document_rows(columns, images, name, spec, *ends) for ends in ranges)
+        rates[spec.path] = _rate(spec, found)
+    return rates | _row_rates(plan, arrays, columns) if plan.dense else rates
+
+
+def _row_rates(plan: Plan, arrays: StoreArrays, columns: DocumentColumns) -> dict[str, float]:
+    """Encode the row columns of some shards, and the statistics of random rows in their place."""
     index = RowIndex(plan)
     rows: dict[str, list[NDArray[Any]]] = {name: [] for name in arrays.rows}
-    statistic = next(iter(arrays.statistics.values()))
-    statistic = replace(statistic, shape=(*statistic.shape[:2], SAMPLED_UNITS))
-    dtype = next(iter(arrays.activations.values())).numpy_dtype
     tables = []
     for shard in _spread(plan.n_shards, SAMPLED_SHARDS):
-        random = np.random.default_rng(shard)
+        random, (start, stop) = np.random.default_rng(shard), plan.shard_range(shard)
         found = index.columns(shard, columns)
-        n_rows = len(found["doc_idx"])
         if plan.with_loss:  # Positive numbers of the usual size: their sign and exponent shrink.
-            found[LOSS] = random.gamma(2.0, 1.2, n_rows).astype(np.float32)
+            found[LOSS] = random.gamma(2.0, 1.2, stop - start).astype(np.float32)
         for name, column in found.items():
-            step = arrays.rows[name].chunk_rows
-            rows[name] += [column[at : at + step] for at in range(0, n_rows, step)]
-        drawn = random.standard_normal((n_rows, SAMPLED_UNITS)).astype(dtype)
-        statistics = ShardStatistics.of(drawn, index.shard_documents(shard, columns))
+            rows[name].append(column)
+        drawn = random.standard_normal((stop - start, SAMPLED_UNITS))
+        statistics = ShardStatistics.of(
+            drawn.astype(numpy_dtype(plan.dtype)), index.shard_documents(shard, columns)
+        )
         tables.append(statistics.table(arrays.statistics_names)[None])
-    rates |= {spec.path: _rate(spec, rows[name]) for name, spec in arrays.rows.items()}
-    per_unit = _rate(statistic, tables) / SAMPLED_UNITS
-    return rates | {spec.path: per_unit * spec.shape[2] for spec in arrays.statistics.values()}
+    rates = {spec.path: _rate(spec, rows[name]) for name, spec in arrays.rows.items()}
+    for spec in arrays.statistics.values():
+        sampled = replace(spec, shape=(*spec.shape[:2], SAMPLED_UNITS))
+        rates[spec.path] = _rate(sampled, tables) / SAMPLED_UNITS * spec.shape[2]
+    return rates
 
 
-def _rate(spec: ArraySpec, chunks: Iterable[NDArray[Any]]) -> float:
-    """Return the encoded bytes of one row in these chunks."""
+def _rate(spec: ArraySpec, found: Iterable[NDArray[Any]]) -> float:
+    """Return the encoded bytes of one row in these ranges of rows, each of whole chunks."""
     n_rows = n_bytes = 0
-    for rows in chunks:
-        n_bytes += memoryview(encode_chunk(spec, rows)).nbytes
+    for rows in found:
+        for at in range(0, len(rows), spec.chunk_rows):
+            chunk = encode_chunk(spec, rows[at : at + spec.chunk_rows])
+            n_bytes += memoryview(chunk).nbytes
         n_rows += len(rows)
     return n_bytes / max(1, n_rows)
 
