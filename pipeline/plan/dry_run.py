@@ -37,7 +37,7 @@ def estimate(options: PlanOptions, device: str | None = "auto") -> Estimate:
     Raises
     ------
     ConfigError, CorpusError, ModelError, HookpointError
-        What was asked for is not there or does not fit together.
+        The model, the corpus or a hookpoint does not exist, or options conflict.
     """
     settings = resolve_settings(options, device)
     head = Head(settings.corpus)
@@ -112,13 +112,7 @@ class Head(CorpusView):
                 return
 
     def total_tokens(self, n_tokens: int) -> int | None:
-        """Return the tokens of the whole corpus, where anything tells its size.
-
-        Parameters
-        ----------
-        n_tokens : int
-            Tokens of the sample.
-        """
+        """Return the corpus's tokens, given the sample's; None if the corpus's size is unknown."""
         if self.rest is None:
             return n_tokens
         fraction = self._corpus.fraction()

@@ -222,18 +222,8 @@ def summarize(
 ) -> Estimate:
     """Return the estimate of a plan from its documents, or from a sample of them.
 
-    Parameters
-    ----------
-    settings : Settings
-        The decided options.
-    plan : Plan
-        The plan, perhaps projected from a sample.
-    columns : DraftColumns
-        The documents, or the sample.
-    rates : mapping of str to float
-        Stored bytes per row of the store's arrays.
-    crossing_share, sampled_documents, scaled
-        See :class:`Estimate`.
+    ``rates`` are the stored bytes per row of each array, by path; the other parameters are
+    attributes of :class:`Estimate`.
     """
     model, spec = settings.model, settings.model.spec
     config = load_config(model.folder, trust_remote_code=spec.trust_remote_code)
