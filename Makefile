@@ -14,15 +14,16 @@ export TOKENIZERS_PARALLELISM := true
 # Waiting threads give way instead of spinning: on a shared machine they would eat the others' time.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: schemas demo test check lint types contracts pytest test-newest chaos bench clean help
+.PHONY: schemas demo test test-fast check lint types contracts pytest test-newest chaos bench clean help
 
 help:
-	@echo "make demo    all of it on the embedded model: extract, verify, localize, ablate, train, look"
-	@echo "make test    lint, types, import contracts, all tests"
-	@echo "make chaos   the long form of the tests that kill, freeze, fill and flip; a table of it all"
-	@echo "make schemas write docs/json, the JSON schemas of the command line's output"
-	@echo "make bench   every benchmark, each a table"
-	@echo "make clean   remove the environments and what the demo made"
+	@echo "make demo      all of it on the embedded model: extract, verify, localize, ablate, train, look"
+	@echo "make test      lint, types, import contracts, all tests"
+	@echo "make test-fast the tests that take no Ray, kill no process and are quick: for the inner loop"
+	@echo "make chaos     the long form of the tests that kill, freeze, fill and flip; a table of it all"
+	@echo "make schemas   write docs/json, the JSON schemas of the command line's output"
+	@echo "make bench     every benchmark, each a table"
+	@echo "make clean     remove the environments and what the demo made"
 
 # torch comes first: asked for by another package, it may bring gigabytes of CUDA.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -38,7 +39,9 @@ demo: $(VENV)/.installed
 	@mkdir -p $(DEMO)
 	@PATH="$(abspath $(BIN)):$$PATH" sh docs/demo.sh $(DEMO)
 
-test: check pytest test-newest
+# Two at a time: mypy keeps one core busy, and many tests wait.
+test: $(VENV)/.installed
+	@$(MAKE) --no-print-directory --jobs=2 check pytest test-newest
 
 check: lint types contracts
 
@@ -60,7 +63,12 @@ contracts: $(VENV)/.installed
 # Many tests wait (for Ray, for signals, for deadlines), so three at a time keep two cores busy.
 TESTS_AT_ONCE ?= 3
 pytest: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadgroup
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
+
+# For the inner loop: no Ray, no killed processes, nothing that takes seconds of a processor.
+test-fast: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not chaos and not slow" \
+	  --ignore=tests/chaos --ignore=tests/benchmarks --ignore=tests/deploy
 
 # The store's own tests need no torch: they run on the newest Python at hand, with the newest zarr.
 ifeq ($(NEWEST),)

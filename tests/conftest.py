@@ -59,12 +59,23 @@ def _hold(folder: Path) -> int:
     return descriptor
 
 
-CLUSTER, RAY = "the cluster", "Ray"
-"""Groups of tests, each run by one process: Ray takes ten seconds and more to start."""
+CLUSTER = frozenset(
+    f"tests/chaos/test_{name}.py"
+    for name in ("drivers", "fields", "nodes", "poison", "workers", "zombies")
+)
+"""These share one Ray cluster of two machines, which takes 12 s to start: one process runs them."""
+RAY = frozenset(
+    f"tests/jobs/{name}.py"
+    for name in (
+        *("cli/test_sae", "derived/test_derived", "executors/test_executors"),
+        *("monitor/test_prometheus", "scheduler/test_worker_loop"),
+    )
+)
+"""These share one local Ray. Other files that use Ray are long, and have one of their own."""
 LONG = (
     *("jobs/run/test_real_models", "benchmarks/test_benchmarks_run"),
     *("store/verify/test_hostile_stores", "deploy/test_slurm", "chaos/test_s3"),
-    *("jobs/run/test_pooled", "jobs/executors/test_executors", "jobs/cli/test_sae"),
+    *("jobs/run/test_pooled", "compatibility/test_both_ways", "compatibility/test_fixture"),
     *("chaos/test_system_calls", "analysis/localizer/test_localize", "chaos/test_state_machine"),
     *("jobs/cli/test_submit", "jobs/cli/test_sae_train", "jobs/run/test_main_job"),
 )
@@ -78,26 +89,35 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # it would begin the files of the fewest tests last
 
 
-def _group(item: pytest.Item) -> str | None:
-    """Return the group that a test belongs to, and mark it: ``-m "not ray"`` leaves those out."""
+def _mark_ray(item: pytest.Item) -> None:
+    """Mark a test that runs on Ray: ``-m "not ray"`` leaves it out."""
     fixtures = getattr(item, "fixturenames", ())
     where = getattr(item, "callspec", None)
-    if "cluster" in fixtures or (where and where.params.get("where") == "ray"):
-        group = CLUSTER
-    elif "ray_started" in fixtures or (where and where.params.get("executor") == "ray"):
-        group = RAY
-    else:
-        return None
-    item.add_marker(pytest.mark.ray)
-    item.add_marker(pytest.mark.xdist_group(group))
-    return group
+    chosen = [where.params.get("where"), where.params.get("executor")] if where else []
+    on_cluster = "cluster" in fixtures
+    if on_cluster or "ray_started" in fixtures or "ray" in chosen:
+        item.add_marker(pytest.mark.ray)
+    if on_cluster and _file(item.nodeid) not in CLUSTER:
+        raise pytest.UsageError(f"{item.nodeid} uses the cluster: add its file to CLUSTER")
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+def _scope(nodeid: str) -> str:
+    """Return the name of the group of tests that one process runs: a file's, or several files'."""
+    file = _file(nodeid)
+    return "the cluster" if file in CLUSTER else "Ray" if file in RAY else file
 
 
 def _turn(item: pytest.Item) -> int:
     """Return when a test is begun: the smaller the sooner."""
-    if (group := _group(item)) is not None:
-        return (CLUSTER, RAY).index(group) - 2
-    name = item.nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
+    _mark_ray(item)
+    scope = _scope(item.nodeid)
+    if scope in ("the cluster", "Ray"):
+        return -1 if scope == "Ray" else -2
+    name = scope.removeprefix("tests/").removesuffix(".py")
     return LONG.index(name) if name in LONG else len(LONG)
 
 
@@ -108,17 +128,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Share out files, as ``--dist loadfile`` does, but each group of tests as one."""
-    if config.getoption("dist") != "loadgroup":
+    """Share out files, as ``--dist loadfile`` does, but several that share a Ray as one."""
+    if config.getoption("dist") != "loadfile":
         return None
     scheduling = importlib.import_module("xdist.scheduler").LoadFileScheduling(config, log)
-    file_of = scheduling._split_scope
-
-    def scope_of(nodeid: str) -> str:
-        _, at, group = nodeid.rpartition("@")
-        return group if at and group in (CLUSTER, RAY) else str(file_of(nodeid))
-
-    scheduling._split_scope = scope_of
+    scheduling._split_scope = _scope
     return scheduling
 
 
