@@ -91,6 +91,7 @@ def gather(store: Store, hookpoint: str, run: RunOptions) -> Outcome:
         rows="units",
         unit=EXTREMES.unit,
         least_deadline_s=n_bytes / SLOW_BYTES_PER_S,
+        damage_stops=True,
     )
     run = run.model_copy(update={"device": "cpu", "workers": 1})
     return run_work(store, work, run, functools.partial(open_gatherer, hookpoint=hookpoint))

@@ -137,6 +137,7 @@ def _work(store: Store, features: Features, plan: IndexPlan, pass_s: float) -> W
         rows="features",
         unit=INDEX.unit,
         least_deadline_s=PASSES_PER_DEADLINE * pass_s,
+        damage_stops=True,
     )
 
 

@@ -38,7 +38,13 @@ def run_inline(job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None
     observer.state(NAME, "starting")
     threads = job.run.threads or n_cpus()
     run = job.run.model_copy(update={"threads": threads, "workers": 1})
-    loop = WorkerLoop(job.make_worker(job.store, run), NAME, job.store, write_slots(run))
+    loop = WorkerLoop(
+        job.make_worker(job.store, run),
+        NAME,
+        job.store,
+        write_slots(run),
+        damage_stops=job.damage_stops,
+    )
     queue = deque(job.shards)
     written: deque[Future[Done | Fault]] = deque()
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from actlas.jobs.executors.ray_faults import first_line, loss
@@ -36,7 +36,6 @@ from actlas.jobs.scheduler.protocols import (
     Done,
     Event,
     Job,
-    MakeWorker,
     Observer,
     Placed,
     Ready,
@@ -73,30 +72,30 @@ class RayWorker:
         node: str = ray.get_runtime_context().get_node_id()
         return node
 
-    def prepare(
-        self, make_worker: MakeWorker, store: str, run: RunOptions, name: str, shard: int
-    ) -> Loaded | Fault:
-        """Open the store, load the model, and measure it on a shard.
+    def prepare(self, job: Job, run: RunOptions, name: str) -> Loaded | Fault:
+        """Open the store, load the model, and measure it on the job's first shard.
 
         Parameters
         ----------
-        make_worker : callable
-            Opens the worker.
-        store : str
-            The path or URL of the store.
+        job : Job
+            The job, without its shards but the first.
         run : RunOptions
             The worker's options.
         name : str
             The worker's name, for messages.
-        shard : int
-            The shard whose bare forward pass is measured.
         """
         self._turn, self._next = threading.Condition(), 0
         try:
-            self._loop = WorkerLoop(make_worker(store, run), name, store, write_slots(run))
+            self._loop = WorkerLoop(
+                job.make_worker(job.store, run),
+                name,
+                job.store,
+                write_slots(run),
+                damage_stops=job.damage_stops,
+            )
         except Exception as error:  # noqa: BLE001 - the driver raises it, without Ray's traces
-            return fault_of(error, None, name, store)
-        self._loop.measure(shard)
+            return fault_of(error, None, name, job.store)
+        self._loop.measure(job.shards[0])
         return Loaded(os.getpid())
 
     def attempt(self, shard: int, nth: int) -> Done | Fault:
@@ -228,7 +227,8 @@ class RayCluster:
         handle = self._class.options(**self._options, max_concurrency=IN_FLIGHT).remote()
         self._actors[worker] = _Actor(handle, name)
         self._listen(worker, None, handle.place.remote())
-        prepared = handle.prepare.remote(job.make_worker, job.store, self._run, name, job.shards[0])
+        first = replace(job, run=self._run, shards=job.shards[:1], follows=frozenset())
+        prepared = handle.prepare.remote(first, self._run, name)
         self._listen(worker, None, prepared)
 
     def send(self, worker: int, shard: int) -> None:

@@ -27,6 +27,8 @@ class Outcome:
         The next step: a command, or an instruction; empty if there is none.
     quarantined : tuple of int
         The units in quarantine.
+    fault : str
+        The first line of the error of the unit that was put in quarantine last; empty if none was.
     stopped : bool
         Whether a signal stopped the run, even if nothing of this job is left: no other job begins.
     jobs : tuple of Outcome
@@ -39,6 +41,7 @@ class Outcome:
     left: str = ""
     next: str = ""
     quarantined: tuple[int, ...] = ()
+    fault: str = ""
     stopped: bool = False
     jobs: tuple[Outcome, ...] = ()
 
@@ -71,7 +74,8 @@ class Outcome:
             The run was stopped, or its job waits for another.
         """
         if self.quarantined:
-            raise QuarantineError(self.line, shards=list(self.quarantined))
+            why = f" (the last fault: {self.fault})" if self.fault else ""
+            raise QuarantineError(f"{self.line}{why}", shards=list(self.quarantined))
         if self.exit_code != EXIT_DONE:
             raise InterruptedRunError(self.line)
 
@@ -97,5 +101,6 @@ def joined(outcomes: Sequence[Outcome]) -> Outcome:
         worst.left,
         worst.next,
         quarantined=tuple(unit for outcome in outcomes for unit in outcome.quarantined),
+        fault=next((outcome.fault for outcome in reversed(outcomes) if outcome.fault), ""),
         jobs=tuple(outcomes),
     )

@@ -249,7 +249,8 @@ class _Repair:
         store = open_store(self._store.path)  # nothing that was read before the repair is kept
         self._held.require()
         try:
-            derived, failed = redo_derived(store, self._run, self._log)
+            run = self._run.model_copy(update={"retry_quarantined": True})
+            derived, failed = redo_derived(store, run, self._log)
         except InterruptedRunError:
             return self._result(EXIT_RESUME, left=doubtful)
         still = verify(store, full=True, only=doubtful).damages if doubtful else ()

@@ -9,10 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from actlas.store.errors import (
-    CorruptDataError,
-    FormatError,
-)
+from actlas.jobs.formatting import ranges
+from actlas.jobs.scheduler.faults import Ledger
+from actlas.store.errors import CorruptDataError, FormatError
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
 from actlas.store.ledger.derived import group_of
 from actlas.store.ledger.feature_sets import NAME, names, spec_key
@@ -24,6 +23,7 @@ from actlas.store.write.derived import remove
 
 if TYPE_CHECKING:
     from actlas.pipeline.options import RunOptions
+    from actlas.store.ledger.job_kind import JobKind
     from actlas.store.store import Store
 
 Log = Callable[[str], None]
@@ -51,15 +51,14 @@ def drop_derived(store: Store, damages: Iterable[Damage], log: Log) -> None:
         Called with a line for each step.
     """
     damages = list(damages)
-    units = {
-        (d.job, d.shard)
-        for d in damages
-        if d.job is not None and d.shard is not None and d.job not in store.jobs
-    }
+    units: dict[tuple[str, int], Damage] = {}
+    for damage in damages:
+        if damage.job not in (None, *store.jobs) and damage.shard is not None:
+            units.setdefault((damage.job or "", damage.shard), damage)
     _remember(store, {job for job, _ in units})
-    for job, unit in sorted(units):
+    for (job, unit), damage in sorted(units.items(), key=lambda item: item[0]):
         _drop(store, job, unit)
-        log(f"dropped: unit {unit} of {job}, which is damaged")
+        log(f"dropped: unit {unit} of {job}: {damage}")
     plain = metadata_bytes(group_metadata())
     for key in {d.key for d in damages} & set(plain_groups(store)):
         store.objects.replace(key, plain)
@@ -69,7 +68,8 @@ def drop_derived(store: Store, damages: Iterable[Damage], log: Log) -> None:
 def redo_derived(store: Store, run: RunOptions, log: Log) -> tuple[list[str], list[Damage]]:
     """Recompute units that were dropped, by this repair or one that was stopped, and stale ones.
 
-    A job is recomputed after the jobs that it is made from. A set of features is encoded by the
+    Units of derived jobs in quarantine are released first. A job is recomputed after the jobs that
+    it is made from, of which missing units are made first. A set of features is encoded by the
     sparse autoencoder that its description names, and then indexed if it was indexed before. The
     extremes of units are only dropped: the next command that asks for them gathers them.
 
@@ -94,9 +94,10 @@ def redo_derived(store: Store, run: RunOptions, log: Log) -> tuple[list[str], li
     """
     failed: dict[str, Damage] = {}
     redone: set[str] = set()
+    _release(store, run, log)
     for _ in range(_longest_chain()):
         _drop_stale(store, log)
-        todo = [job for job in by_inputs(_remembered(store)) if job not in redone]
+        todo = [job for job in _with_inputs(store, _remembered(store)) if job not in redone]
         if not todo:
             break
         redone.update(todo)
@@ -107,9 +108,47 @@ def redo_derived(store: Store, run: RunOptions, log: Log) -> tuple[list[str], li
     return jobs, list(failed.values())
 
 
+def _release(store: Store, run: RunOptions, log: Log) -> None:
+    """Release the quarantine of derived jobs: damaged inputs may have been the cause."""
+    for job in sorted(store.objects.names("ledger/quarantine")):
+        if not _is_known(job):
+            continue
+        ledger = Ledger(store.objects, job, run)
+        if units := sorted(ledger.quarantined()):
+            ledger.release(units)
+            log(f"released from quarantine: {ranges(units)} of {job}")
+
+
 def _longest_chain() -> int:
     """Return the length of the longest chain of jobs: each may make the next one stale."""
     return max(map(depth, kinds()))
+
+
+def _with_inputs(store: Store, jobs: Iterable[str]) -> list[str]:
+    """Return jobs in their order, with the incomplete jobs that they are made from.
+
+    A receipt may be lost with nothing left to drop: then no repair remembers its job.
+    """
+    found = set(jobs)
+    for job in tuple(found):
+        kind, subject = kind_of(job)
+        if kind is None or kind.redo is None:
+            continue
+        before = {kind_of(f"{name}.{subject}")[0] for name in made_from(kind)}
+        found.update(
+            each.job(subject)
+            for each in before
+            if each is not None and not _is_complete(store, each, subject)
+        )
+    return by_inputs(found)
+
+
+def _is_complete(store: Store, kind: JobKind, subject: str) -> bool:
+    """Whether all units of a subject's job have receipts, and the table over them has one."""
+    if kind.table and not job_receipts(store, f"{kind.table}.{subject}").exists(0):
+        return False
+    receipts = job_receipts(store, kind.job(subject))
+    return kind.sparse or len(receipts.done()) == receipts.n_shards
 
 
 def _redo(

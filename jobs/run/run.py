@@ -15,7 +15,7 @@ from actlas.jobs.monitor.run_summary import stage_line
 from actlas.jobs.run.outcome import Outcome, joined
 from actlas.jobs.run.work import Work, extraction, pooling
 from actlas.jobs.run.worker import open_pooler, open_worker
-from actlas.jobs.scheduler.faults import Ledger
+from actlas.jobs.scheduler.faults import Ledger, Quarantined
 from actlas.jobs.scheduler.protocols import Job, MakeWorker
 from actlas.jobs.scheduler.stop import Stop
 from actlas.pipeline.options import RunOptions
@@ -143,7 +143,8 @@ def _drive(
         if shards:
             _introduce(work, run, observer, len(shards))
             with observer.shown():
-                job = Job(store.path, run, shards, make_worker, work.units.follows(shards))
+                follows = work.units.follows(shards)
+                job = Job(store.path, run, shards, make_worker, follows, work.damage_stops)
                 select.named(run.executor)(job, ledger, observer, stop)
         held.require()
         stages = None if work.repairs else stage_line(stats)
@@ -181,7 +182,8 @@ def _outcome(
     store: StoreReader, work: Work, ledger: Ledger, stats: RunStats, *, stopped: bool
 ) -> Outcome:
     missing = work.units.left()
-    quarantined = tuple(sorted(set(ledger.quarantined()) & set(missing)))
+    records = ledger.quarantined()
+    quarantined = tuple(sorted(set(records) & set(missing)))
     lost = sorted(set(missing) - set(quarantined))
     made = _made(work, stats)
     if stopped and lost:
@@ -196,8 +198,15 @@ def _outcome(
     if quarantined:
         state = f"done except for {work.unit}s in quarantine ({ranges(list(quarantined))})"
         why = f"{_tracebacks(store, work)} shows why; --retry-quarantined tries again"
-        return Outcome(EXIT_QUARANTINE, state, made, next=why, quarantined=quarantined)
+        fault = _last_fault(list(map(records.__getitem__, quarantined)))
+        return Outcome(EXIT_QUARANTINE, state, made, next=why, quarantined=quarantined, fault=fault)
     return Outcome(EXIT_DONE, "done", made, next=work.after)
+
+
+def _last_fault(records: list[Quarantined]) -> str:
+    """Return the first line of the error of the unit that was put in quarantine last."""
+    last = max(records, key=lambda record: record.created_unix_s)
+    return last.error.partition("\n")[0]
 
 
 def _tracebacks(store: StoreReader, work: Work) -> str:

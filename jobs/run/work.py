@@ -71,6 +71,9 @@ class Work:
     repairs : bool
         Whether the units are damaged ones, which may stay damaged, and whose receipts may hold the
         times of an earlier run.
+    damage_stops : bool
+        Whether damaged input ends the run at once, for jobs of which every unit reads the same
+        input: no unit is charged for it.
     """
 
     job: str
@@ -83,6 +86,7 @@ class Work:
     unit: str = "shard"
     least_deadline_s: float = 0.0
     repairs: bool = False
+    damage_stops: bool = False
 
 
 class StoreShards:

@@ -19,6 +19,7 @@ from actlas.pipeline.options import RunOptions
 from actlas.store.errors import (
     ActlasError,
     ConfigError,
+    CorruptDataError,
     FormatError,
     HookpointError,
     MemoryBudgetError,
@@ -95,7 +96,14 @@ class Quarantined(NamedTuple):
     created_unix_s: float
 
 
-def fault_of(error: Exception, shard: int | None, worker: str, where: str) -> Fault:
+def fault_of(
+    error: Exception,
+    shard: int | None,
+    worker: str,
+    where: str,
+    *,
+    damage_stops: bool = False,
+) -> Fault:
     """Return the fault of the exception that is being handled.
 
     Parameters
@@ -108,9 +116,11 @@ def fault_of(error: Exception, shard: int | None, worker: str, where: str) -> Fa
         Name of the worker.
     where : str
         Path of the store, for errors of the operating system without a file name.
+    damage_stops : bool
+        Whether damaged input ends the run: see :class:`actlas.jobs.scheduler.protocols.Job`.
     """
     stops: ActlasError | None = None
-    if isinstance(error, _STOPS_THE_RUN):
+    if isinstance(error, _STOPS_THE_RUN) or (damage_stops and isinstance(error, CorruptDataError)):
         stops = error
     elif isinstance(error, OSError) and not isinstance(error, ActlasError):
         stops = run_fault(error, str(error.filename or where))

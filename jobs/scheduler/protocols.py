@@ -76,6 +76,8 @@ class Job:
     follows : collection of int, or mapping of int to int
         Shards that are best done by the worker that did the one before: see
         :class:`actlas.jobs.scheduler.queue.ShardQueue`.
+    damage_stops : bool
+        Whether damaged input ends the run, for jobs of which every shard reads the same input.
     """
 
     store: str
@@ -83,6 +85,7 @@ class Job:
     shards: tuple[int, ...]
     make_worker: MakeWorker
     follows: Collection[int] | Mapping[int, int] = frozenset()
+    damage_stops: bool = False
 
 
 class Done(NamedTuple):

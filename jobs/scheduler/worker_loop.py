@@ -39,13 +39,21 @@ class WorkerLoop:
     slots : WriteSlots, optional
         Limits the shards that are written at once on this machine. A worker that cannot compute
         and commit separately holds a slot for both.
+    damage_stops : bool
+        Whether damaged input ends the run.
     """
 
     def __init__(
-        self, worker: Worker, name: str, store: str, slots: WriteSlots | None = None
+        self,
+        worker: Worker,
+        name: str,
+        store: str,
+        slots: WriteSlots | None = None,
+        *,
+        damage_stops: bool = False,
     ) -> None:
         self._worker, self._name, self._store = worker, name, store
-        self._slots = slots
+        self._slots, self._damage_stops = slots, damage_stops
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="actlas-writer")
         self._writing: Future[Done | Fault] | None = None
         self._bare: float | None = None
@@ -82,7 +90,7 @@ class WorkerLoop:
         try:
             computed = worker.compute(shard)
         except Exception as error:  # noqa: BLE001 - the fault keeps it, and the driver charges it
-            return _known(fault_of(error, shard, self._name, self._store))
+            return _known(self._fault(error, shard))
         began = time.perf_counter()
         if self._writing is not None:
             self._writing.exception()  # waits, so that no third shard is in memory
@@ -110,7 +118,7 @@ class WorkerLoop:
                 began = time.perf_counter()
                 receipt = make()
         except Exception as error:  # noqa: BLE001 - the fault keeps it, and the driver charges it
-            return fault_of(error, shard, self._name, self._store)
+            return self._fault(error, shard)
         now = time.perf_counter()
         numbers = {k: v for k, v in receipt.run.items() if isinstance(v, int | float)}
         bare, self._bare = self._bare, None
@@ -129,6 +137,10 @@ class WorkerLoop:
             },
             bare_tokens_per_s=bare,
         )
+
+    def _fault(self, error: Exception, shard: int) -> Fault:
+        stops = self._damage_stops
+        return fault_of(error, shard, self._name, self._store, damage_stops=stops)
 
 
 def _known(outcome: Done | Fault) -> Future[Done | Fault]:

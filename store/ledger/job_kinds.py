@@ -35,7 +35,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
-from actlas.store.errors import ActlasError
+from actlas.store.errors import CorruptDataError, FormatError
 from actlas.store.format.schema import FeaturesSpec
 from actlas.store.format.sealing import unseal
 from actlas.store.ledger.feature_sets import spec_key
@@ -169,7 +169,7 @@ def job_receipts(store: PlannedStore, job: str) -> Receipts:
     if kind is not None:
         try:
             n = kind.n_units(store, subject)
-        except (ActlasError, FileNotFoundError):
+        except (FormatError, CorruptDataError, FileNotFoundError):
             n = MAX_UNITS  # its subject's description is damaged, which another check reports
     return receipts_of(store, job, n)
 

@@ -48,7 +48,7 @@ class Suffering:
         time.sleep(faults.get("slow_s", 0))
         planned = faults.get(str(shard), [])
         if n_before < len(planned):
-            suffer(planned[n_before], shard)
+            suffer(planned[n_before], shard, self.folder)
         receipt: Receipt = self.worker.extract(shard, attempt=attempt)
         return receipt
 

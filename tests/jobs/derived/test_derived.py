@@ -6,7 +6,8 @@ import itertools
 import json
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -26,6 +27,7 @@ from actlas.jobs.derived.extremes import gather, units_of
 from actlas.jobs.run.repair import repair
 from actlas.jobs.run.status import status_of
 from actlas.store.errors import (
+    EXIT_DAMAGE,
     EXIT_DONE,
     EXIT_QUARANTINE,
     InterruptedRunError,
@@ -34,7 +36,7 @@ from actlas.store.errors import (
 from actlas.store.ledger import job_kinds
 from actlas.store.ledger.derived import group_of
 from actlas.store.ledger.job_kind import JobKind
-from actlas.store.ledger.job_kinds import EXTREMES, INDEX, INDEXED
+from actlas.store.ledger.job_kinds import ENCODE, EXTREMES, INDEX, INDEXED
 from actlas.store.store import Store
 from actlas.store.verify.verify import verify
 
@@ -188,12 +190,47 @@ def test_extremes_in_quarantine(store: Store, whole: Store, tmp_path: Path) -> N
     asked = ("contexts", store.path, "--hookpoint", HOOKPOINT, "--unit", 3)
     result = call(*asked)
     assert result.exit_code == EXIT_QUARANTINE and "table" in result.stderr
+    assert "the last fault: RuntimeError: shard 0 is poison" in result.stderr
     told = call("status", store.path).stdout
     assert "extremes.resid_post.0: 0 of 1 table, in quarantine: 0 -> actlas contexts" in told
     assert "--retry-quarantined" in told
     assert call(*asked).exit_code == EXIT_QUARANTINE and attempted(tmp_path) == [0, 0, 0]
     assert call(*asked, "--retry-quarantined").exit_code == EXIT_DONE
     assert written(store, EXTREMES, HOOKPOINT) == written(whole, EXTREMES, HOOKPOINT)
+
+
+@both
+def test_damaged_input_stops_extremes_and_an_index_at_once(
+    executor: str, store: Store, whole: Store, tmp_path: Path
+) -> None:
+    """Every attempt would meet the same damage: no unit is charged for it."""
+    contexts = ("contexts", store.path, "--hookpoint", HOOKPOINT, "--unit", 3)
+    index = ("sae", "index", store.path, "--sae", "made")
+    rows = store.arrays.activations[HOOKPOINT].key(2)
+    with flipped(Path(store.path) / rows):
+        result = call(*contexts, "--executor", executor)
+    assert result.exit_code == EXIT_DAMAGE, result.output
+    start, stop = store.shard_range(2)
+    assert f"{rows}, rows [{start}, {stop})" in result.stderr and "crc32c" in result.stderr
+    assert attempted(tmp_path) == [0]
+    assert call(*contexts).exit_code == EXIT_DONE
+    assert written(store, EXTREMES, HOOKPOINT) == written(whole, EXTREMES, HOOKPOINT)
+    codes = f"{group_of(ENCODE.receipts(store, 'made').read(1))}/indices/c/0"
+    with flipped(Path(store.path) / codes):
+        result = call(*index, "--executor", executor)
+    assert result.exit_code == EXIT_DAMAGE and codes in result.stderr, result.output
+    assert call(*index).exit_code == EXIT_DONE
+    check_index(actlas.open(store.path), whole)
+    assert not list(Path(store.path).glob("ledger/quarantine/*/*"))
+
+
+@contextmanager
+def flipped(path: Path) -> Iterator[None]:
+    data = path.read_bytes()
+    place = len(data) // 3
+    path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+    yield
+    path.write_bytes(data)
 
 
 def test_a_killed_index_goes_on(
@@ -294,7 +331,7 @@ def test_what_cannot_be_made_again_is_left_and_tried_by_the_next_repair(tmp_path
     made = repair(store.path)
     assert made.exit_code == 4 and "could not be recomputed: done except for" in made.left[0].what
     plant(tmp_path)
-    assert repair(store.path, retry_quarantined=True).exit_code == EXIT_DONE
+    assert repair(store.path).exit_code == EXIT_DONE
     assert verify(actlas.open(store.path), full=True).ok
 
 

@@ -322,6 +322,41 @@ def test_a_repair_leaves_other_shards_in_quarantine(store: Path) -> None:
     assert poison.exists()
 
 
+@pytest.mark.parametrize("lost", ["encoded.sae/00000000", "encode.sae/00000001"])
+def test_a_lost_receipt_of_features_is_made_again(store: Path, original: Path, lost: str) -> None:
+    """No damage names it, and nothing was left of it to drop."""
+    (store / f"ledger/receipts/{lost}.json").unlink()
+    made = call("repair", store)
+    assert made.exit_code == EXIT_DONE, made.output
+    assert "encoding the missing shards of sae" in made.output
+    assert "indexing sae" in made.output
+    report = verify(open_store(str(store)), full=True)
+    assert report.ok and not report.unclaimed
+    assert {key for key in contents(store) if "/receipts/" in key} == {
+        key for key in contents(original) if "/receipts/" in key
+    }
+    repaired, features = (open_store(str(path)).features("sae") for path in (store, original))
+    assert repaired.indexed and (repaired.count == features.count).all()
+
+
+def test_a_repair_releases_derived_jobs_from_quarantine(store: Path) -> None:
+    opened = open_store(str(store))
+    contexts = ("contexts", store, "--hookpoint", "resid_post.2", "--unit", 3)
+    record = {"shard": 0, "faults": {"task": 3}, "error": "Why: so", "traceback": "", "worker": "w"}
+    folder = store / "ledger/quarantine/extremes.resid_post.2"
+    folder.mkdir(parents=True)
+    (folder / "00000000.json").write_text(json.dumps({**record, "created_unix_s": 1.0}))
+    refused = call(*contexts)
+    assert refused.exit_code == EXIT_QUARANTINE and "the last fault: Why: so" in refused.stderr
+    flip(store / opened.arrays.activations["resid_post.2"].key(1))
+    assert call(*contexts, "--retry-quarantined").exit_code == EXIT_DAMAGE
+    (folder / "00000000.json").write_text(json.dumps({**record, "created_unix_s": 1.0}))
+    made = call("repair", store)
+    assert made.exit_code == EXIT_DONE, made.output
+    assert "released from quarantine: 0 of extremes.resid_post.2" in made.stderr
+    assert call(*contexts).exit_code == EXIT_DONE
+
+
 def test_a_corpus_that_is_gone_leaves_the_rest_repaired(store: Path, original: Path) -> None:
     corpus = original.parent / "corpus.jsonl"
     hidden = corpus.with_suffix(".away")
