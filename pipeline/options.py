@@ -286,9 +286,3 @@ class RunOptions(_Options):
     def n_workers(self) -> int:
         """Number of workers that share this machine as far as is known: 1 for ``auto``."""
         return self.workers if isinstance(self.workers, int) else 1
-
-    @property
-    def planning_device(self) -> str | None:
-        """Device to choose a plan's compute dtype on; None where only the workers know theirs."""
-        elsewhere = self.address is not None or bool(self.gpus_per_worker)
-        return None if self.executor == "ray" and elsewhere else self.device

@@ -10,6 +10,7 @@ from actlas.jobs.cli.flags import debug_option
 from actlas.jobs.cli.options import asked_for, config_options, section_options
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import counted
+from actlas.jobs.ray.cluster import planning_device
 from actlas.jobs.run.extract import make
 from actlas.jobs.run.resume import check_same_plan
 from actlas.store.errors import StoreNotFoundError
@@ -35,7 +36,7 @@ def command(store: str, dry_run: bool, **values: Any) -> None:
         options = asked.plan_options()
         from actlas.pipeline.plan.dry_run import estimate
 
-        click.echo(str(estimate(options, asked.run.planning_device)))
+        click.echo(str(estimate(options, planning_device(asked.run))))
         click.echo("dry run: nothing was written -> next: run the command without --dry-run")
         return
     from actlas.store.store import open_store

@@ -33,6 +33,16 @@ def address_of(run: RunOptions) -> str | None:
     return run.address or os.environ.get("RAY_ADDRESS")
 
 
+def planning_device(run: RunOptions) -> str | None:
+    """Return the device to choose a plan's compute dtype on; None if only the workers have it.
+
+    Workers on a cluster have devices that this machine need not have, and so do workers that
+    reserve GPUs.
+    """
+    elsewhere = address_of(run) is not None or bool(run.gpus_per_worker)
+    return None if run.executor == "ray" and elsewhere else run.device
+
+
 @contextmanager
 def connected(run: RunOptions) -> Iterator[None]:
     """Connect to Ray: an already initialized one, a cluster, or a new one on this machine.

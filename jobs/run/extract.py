@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from actlas.jobs.config import SECTIONS, Asked, Section, resolve
+from actlas.jobs.ray.cluster import planning_device
 from actlas.jobs.run.resume import check_same_plan, moved_model
 from actlas.store.errors import (
     ConfigError,
@@ -150,4 +151,4 @@ def make(path: str, asked: Asked) -> Store:
     from actlas.jobs.run.run import on_stderr
     from actlas.pipeline.plan.make import make_plan
 
-    return make_plan(path, options, on_stderr, asked.run.planning_device)
+    return make_plan(path, options, on_stderr, planning_device(asked.run))

@@ -20,7 +20,7 @@ from actlas.pipeline.forward.load import load_model
 from actlas.pipeline.model import compute_dtype
 from actlas.pipeline.model.compute_dtype import CLEARLY_SLOWER, product_slowdown
 from actlas.pipeline.model.describe import describe_model
-from actlas.pipeline.options import PlanOptions, RunOptions
+from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import EXIT_DONE
 
 FAST, SLOW = 0.5, 60.0
@@ -79,22 +79,6 @@ def test_float32_weights_must_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(compute_dtype, "total_host_bytes", lambda: 30 << 20)
     found = chosen()
     assert found.name == "bfloat16" and "would not fit" in found.reason
-
-
-@pytest.mark.parametrize(
-    ("options", "device"),
-    [
-        ({}, "auto"),
-        ({"device": "cpu", "executor": "ray"}, "cpu"),
-        ({"executor": "ray", "address": "auto"}, None),
-        ({"executor": "ray", "gpus_per_worker": 1}, None),
-        ({"device": "cuda:1"}, "cuda:1"),
-    ],
-)
-def test_workers_on_other_machines_know_their_own_device(
-    options: dict[str, Any], device: str | None
-) -> None:
-    assert RunOptions(**options).planning_device == device
 
 
 def test_the_measurement_is_a_ratio_and_leaves_torch_as_it_was() -> None:
