@@ -109,6 +109,7 @@ def resolve(
         for section, values in layer.items():
             for key, value in values.items():
                 source = where or f"--{key.replace('_', '-')}"
+                _known(key, SECTIONS[section].model_fields, source, f"option of the {section}")
                 origin[f"{section}.{key}"] = source
                 given[section][key] = _read_value(SECTIONS[section], key, value, source)
     plan = _validate(PlanOptions, {"model": "", "corpus": "", **given["plan"]}, origin)

@@ -23,7 +23,7 @@ from actlas.analysis.interventions.conditions import (
 from actlas.analysis.interventions.loss import Losses, Window, losses
 from actlas.pipeline.forward.edits import Zero
 from actlas.pipeline.forward.generate import generate
-from actlas.pipeline.forward.intervene import Intervention, InterventionError, intervene
+from actlas.pipeline.forward.intervene import Intervention, intervene
 from actlas.store.errors import MaskError
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def ablated(model: nn.Module, mask: Mask) -> Iterator[None]:
     Raises
     ------
     MaskError
-        The model has no such module, or, in the first pass, its tensor has another width than the
-        mask's hookpoint.
+        The model has no such module; or, raised by the first pass itself, its tensor has another
+        width than the mask's hookpoint.
 
     Examples
     --------
@@ -64,20 +64,18 @@ def ablated(model: nn.Module, mask: Mask) -> Iterator[None]:
     """
     specs = {spec.name: spec for spec in mask.key.hookpoints}
     zeros = [Intervention(specs[name], Zero(), units) for name, units in mask.units.items()]
-    try:
-        with intervene(model, zeros):
-            yield
-    except InterventionError as error:
-        spec = specs.get(error.details["hookpoint"])
-        if spec is None:
-            raise
-        raise MaskError(
-            f"the mask's {spec.name} (module {spec.module}, {spec.side}): "
-            f"{error.details['reason']}. The mask was made for another model: localize on this "
-            "one.",
-            field="hookpoints",
-            hookpoint=spec.name,
-        ) from error
+    with intervene(model, zeros, error_of=_mask_error):
+        yield
+
+
+def _mask_error(each: Intervention, reason: str) -> MaskError:
+    spec = each.hookpoint
+    return MaskError(
+        f"the mask's {spec.name} (module {spec.module}, {spec.side}): {reason}. The mask was made "
+        "for another model: localize on this one.",
+        field="hookpoints",
+        hookpoint=spec.name,
+    )
 
 
 class Prompt(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future
 
-from actlas.jobs.scheduler.faults import Fault, Ledger
+from actlas.jobs.scheduler.faults import Fault, FaultBudget
 from actlas.jobs.scheduler.protocols import Done, Job, Observer
 from actlas.jobs.scheduler.stop import Stop
 from actlas.jobs.scheduler.worker_loop import WorkerLoop, write_slots
@@ -14,7 +14,7 @@ from actlas.pipeline.model.host import n_cpus
 NAME = "this process"
 
 
-def run_inline(job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None:
+def run_inline(job: Job, budget: FaultBudget, observer: Observer, stop: Stop) -> None:
     """Run every shard in this process; each is written while the next is computed.
 
     Shards have no deadline here, since a process that hangs cannot end itself.
@@ -23,8 +23,8 @@ def run_inline(job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None
     ----------
     job : Job
         The shards, and how to open a worker.
-    ledger : Ledger
-        The budgets: it is charged for each fault, and puts shards in quarantine.
+    budget : FaultBudget
+        Counts the faults of each shard, and puts shards in quarantine.
     observer : Observer
         Notified of every event.
     stop : Stop
@@ -54,7 +54,7 @@ def run_inline(job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None
             return
         if outcome.stops is not None:
             raise outcome.stops
-        in_quarantine = ledger.charge(outcome)
+        in_quarantine = budget.charge(outcome)
         observer.fault(outcome, in_quarantine)
         if not in_quarantine and outcome.shard is not None:
             queue.append(outcome.shard)

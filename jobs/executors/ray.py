@@ -30,7 +30,7 @@ from actlas.jobs.ray.cluster import (
     worker_options,
 )
 from actlas.jobs.scheduler.driver import Driver
-from actlas.jobs.scheduler.faults import Fault, Ledger, fault_of
+from actlas.jobs.scheduler.faults import Fault, FaultBudget, fault_of
 from actlas.jobs.scheduler.protocols import (
     Answer,
     Done,
@@ -122,15 +122,15 @@ class RayWorker:
         return written.result()
 
 
-def run_ray(job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None:
+def run_ray(job: Job, budget: FaultBudget, observer: Observer, stop: Stop) -> None:
     """Run every shard on Ray actors.
 
     Parameters
     ----------
     job : Job
         The shards, and how to open a worker.
-    ledger : Ledger
-        The budgets: it is charged for each fault, and puts shards in quarantine.
+    budget : FaultBudget
+        Counts the faults of each shard, and puts shards in quarantine.
     observer : Observer
         Notified of every event.
     stop : Stop
@@ -150,7 +150,7 @@ def run_ray(job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None:
         try:
             metered = Metered(observer)
             cluster = RayCluster(job, observer.log)
-            Driver(job, ledger, metered, stop, cluster, time.monotonic).run()
+            Driver(job, budget, metered, stop, cluster, time.monotonic).run()
         except (RayError, ConnectionError) as error:
             raise RunFaultError(
                 f"Ray itself failed: {first_line(error)}. Its head may be lost. Finished shards "

@@ -125,6 +125,7 @@ def repair(
     findings: Sequence[Damage] | None = None,
     full: bool = True,
     remove_orphans: bool = False,
+    remove_strays: bool = False,
     **run: Any,
 ) -> Repaired:
     """Recompute the damaged parts of a store, as ``actlas repair`` does.
@@ -135,6 +136,8 @@ def repair(
         The path or URL of the store.
     findings, full, remove_orphans
         See :func:`repair_at`.
+    remove_strays : bool
+        Former name of ``remove_orphans``.
     **run
         Fields of :class:`~actlas.pipeline.options.RunOptions`: ``executor``, ``workers``,
         ``device``.
@@ -146,7 +149,11 @@ def repair(
     """
     asked = resolve({"plan": {}, "run": run}).run
     return repair_at(
-        os.fspath(path), asked, findings=findings, full=full, remove_orphans=remove_orphans
+        os.fspath(path),
+        asked,
+        findings=findings,
+        full=full,
+        remove_orphans=remove_orphans or remove_strays,
     )
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from actlas.jobs.formatting import ranges
-from actlas.jobs.scheduler.faults import Ledger
+from actlas.jobs.scheduler.faults import FaultBudget
 from actlas.store.errors import CorruptDataError, FormatError
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
 from actlas.store.ledger.derived import group_of
@@ -113,9 +113,9 @@ def _release(store: Store, run: RunOptions, log: Log) -> None:
     for job in sorted(store.objects.names("ledger/quarantine")):
         if not _is_known(job):
             continue
-        ledger = Ledger(store.objects, job, run)
-        if units := sorted(ledger.quarantined()):
-            ledger.release(units)
+        budget = FaultBudget(store.objects, job, run)
+        if units := sorted(budget.quarantined()):
+            budget.release(units)
             log(f"released from quarantine: {ranges(units)} of {job}")
 
 

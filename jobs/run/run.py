@@ -15,7 +15,7 @@ from actlas.jobs.monitor.run_summary import stage_line
 from actlas.jobs.run.outcome import Outcome, joined
 from actlas.jobs.run.work import Work, extraction, pooling
 from actlas.jobs.run.worker import open_pooler, open_worker
-from actlas.jobs.scheduler.faults import Ledger, Quarantined
+from actlas.jobs.scheduler.faults import FaultBudget, Quarantined
 from actlas.jobs.scheduler.protocols import Job, MakeWorker
 from actlas.jobs.scheduler.stop import Stop
 from actlas.pipeline.options import RunOptions
@@ -97,11 +97,11 @@ def run_work(store: StoreReader, work: Work, run: RunOptions, make_worker: MakeW
     """
     floor_s = max(run.deadline_floor_s, work.least_deadline_s)
     run = run.model_copy(update={"deadline_floor_s": floor_s})
-    ledger = Ledger(store.objects, work.job, run)
+    budget = FaultBudget(store.objects, work.job, run)
     missing = work.units.missing()
-    kept_out = set() if run.retry_quarantined else set(ledger.quarantined())
+    kept_out = set() if run.retry_quarantined else set(budget.quarantined())
     if not set(missing) - kept_out:
-        return _outcome(store, work, ledger, _stats(work, missing), stopped=False)
+        return _outcome(store, work, budget, _stats(work, missing), stopped=False)
     state = {"job": work.job}
     with lease.hold(store.objects, log=on_stderr, run_state=lambda: state) as held:
         log = logs.start(store.path, "driver")
@@ -110,8 +110,8 @@ def run_work(store: StoreReader, work: Work, run: RunOptions, make_worker: MakeW
             if n_swept:
                 logs.LOGGER.info("swept", extra={"n_files": n_swept})
             if run.retry_quarantined:
-                ledger.release(set(ledger.quarantined()) & set(work.units.ready()))
-            outcome = _drive(store, work, run, make_worker, ledger, held)
+                budget.release(set(budget.quarantined()) & set(work.units.ready()))
+            outcome = _drive(store, work, run, make_worker, budget, held)
             logs.LOGGER.info("end", extra={"exit_code": outcome.exit_code, "line": outcome.line})
             return outcome
         finally:
@@ -128,12 +128,12 @@ def _drive(
     work: Work,
     run: RunOptions,
     make_worker: MakeWorker,
-    ledger: Ledger,
+    budget: FaultBudget,
     held: lease.Lease,
 ) -> Outcome:
     """Run a job's missing units under the lease, whose heartbeats report the run's state."""
     missing = work.units.missing()
-    shards = tuple(sorted(set(missing) - set(ledger.quarantined())))
+    shards = tuple(sorted(set(missing) - set(budget.quarantined())))
     stats = _stats(work, missing)
     observer = display(stats)
     options = {"options": run.model_dump(), "n_shards": len(shards), "job": work.job}
@@ -145,12 +145,12 @@ def _drive(
             with observer.shown():
                 follows = work.units.follows(shards)
                 job = Job(store.path, run, shards, make_worker, follows, work.damage_stops)
-                select.named(run.executor)(job, ledger, observer, stop)
+                select.named(run.executor)(job, budget, observer, stop)
         held.require()
         stages = None if work.repairs else stage_line(stats)
         if stages is not None:
             observer.log(stages)
-        outcome = _outcome(store, work, ledger, stats, stopped=stop.signalled)
+        outcome = _outcome(store, work, budget, stats, stopped=stop.signalled)
     return replace(outcome, stopped=stop.signalled)
 
 
@@ -179,10 +179,10 @@ def _introduce(work: Work, run: RunOptions, observer: PlainProgress, n_units: in
 
 
 def _outcome(
-    store: StoreReader, work: Work, ledger: Ledger, stats: RunStats, *, stopped: bool
+    store: StoreReader, work: Work, budget: FaultBudget, stats: RunStats, *, stopped: bool
 ) -> Outcome:
     missing = work.units.left()
-    records = ledger.quarantined()
+    records = budget.quarantined()
     quarantined = tuple(sorted(set(records) & set(missing)))
     lost = sorted(set(missing) - set(quarantined))
     made = _made(work, stats)

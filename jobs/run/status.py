@@ -16,7 +16,7 @@ from actlas.jobs.run.reports.progress import (
     ShardCounts,
     StatusReport,
 )
-from actlas.jobs.scheduler.faults import Ledger
+from actlas.jobs.scheduler.faults import FaultBudget
 from actlas.pipeline.options import RunOptions
 from actlas.store.format.schema import Receipt
 from actlas.store.ledger.job_kinds import kind_of
@@ -75,7 +75,7 @@ def _job_status(store: StoreReader, job: str, full: bool) -> JobProgress:
     read = done if full or len(done) <= N_SAMPLE else spread(done, N_SAMPLE)
     receipts = [*store.receipts(job).read_many(read)]
     scale = len(done) / len(read) if read else 1.0
-    quarantined = Ledger(store.objects, job, RunOptions()).quarantined()
+    quarantined = FaultBudget(store.objects, job, RunOptions()).quarantined()
     n_shards, plan = store.n_shards(job), store.plan
     n_all = plan.n_documents if job == POOLED else plan.n_tokens
     n_rows = sum(stop - start for start, stop in (store.covered(shard, job) for shard in done))

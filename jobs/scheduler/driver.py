@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from actlas.jobs.formatting import counted, ranges
 from actlas.jobs.redaction import redacted
 from actlas.jobs.scheduler.deadlines import Clocks, Limit
-from actlas.jobs.scheduler.faults import Fault, Ledger
+from actlas.jobs.scheduler.faults import Fault, FaultBudget
 from actlas.jobs.scheduler.protocols import (
     Answer,
     Cluster,
@@ -51,7 +51,7 @@ class Driver:
     ----------
     job : Job
         The job.
-    ledger : Ledger
+    budget : FaultBudget
         Counts the faults of each shard.
     observer : Observer
         Receives every event.
@@ -66,13 +66,13 @@ class Driver:
     def __init__(
         self,
         job: Job,
-        ledger: Ledger,
+        budget: FaultBudget,
         observer: Observer,
         stop: Stop,
         cluster: Cluster,
         clock: Callable[[], float],
     ) -> None:
-        self._job, self._ledger, self._observer, self._stop = job, ledger, observer, stop
+        self._job, self._budget, self._observer, self._stop = job, budget, observer, stop
         self._cluster, self._clock = cluster, clock
         self._queue = ShardQueue(job.shards, job.follows)
         self._retries: deque[int] = deque()
@@ -284,7 +284,7 @@ class Driver:
             self._error = self._error or fault.stops
             return
         charged = fault._replace(shard=shard)
-        in_quarantine = self._ledger.charge(charged)
+        in_quarantine = self._budget.charge(charged)
         if in_quarantine:
             self._alone.discard(shard)
         else:

@@ -130,7 +130,7 @@ def fault_of(
     return Fault(shard, "task", text, redacted(traceback.format_exc()), worker, stops)
 
 
-class Ledger:
+class FaultBudget:
     """Counts the faults of each shard against its budget, and keeps the quarantine in the store.
 
     Parameters

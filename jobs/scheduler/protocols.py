@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from actlas.jobs.scheduler.faults import Fault, FaultKind, Ledger
+from actlas.jobs.scheduler.faults import Fault, FaultBudget, FaultKind
 from actlas.jobs.scheduler.stop import Stop
 from actlas.pipeline.options import RunOptions
 from actlas.store.format.schema import Receipt
@@ -125,7 +125,7 @@ class Observer(Protocol):
 class Executor(Protocol):
     """Runs a job until nothing is left to do or a stop is requested."""
 
-    def __call__(self, job: Job, ledger: Ledger, observer: Observer, stop: Stop) -> None:
+    def __call__(self, job: Job, budget: FaultBudget, observer: Observer, stop: Stop) -> None:
         """Run the job.
 
         Raises

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from actlas.pipeline.forward.hooks import accepted_inputs
-from actlas.store.errors import ModelError
+from actlas.pipeline.model.device import input_device
+from actlas.store.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -77,12 +78,21 @@ def generate(
 
     Raises
     ------
+    ConfigError
+        The prompt is empty.
     ModelError
         The model has no head onto a vocabulary.
     """
-    device = next(model.parameters()).device
+    ids = list(prompt)
+    if not ids:
+        raise ConfigError(
+            "got an empty prompt, expected at least one token. To generate from nothing, give the "
+            "token that begins a text, such as tokenizer.bos_token_id.",
+            field="prompt",
+        )
+    device = input_device(model)
     generator = torch.Generator().manual_seed(seed)
-    ids, cache, found = list(prompt), None, []
+    cache, found = None, []
     for _ in range(n_new):
         input_ids = torch.tensor([ids if cache is None else ids[-1:]], device=device)
         options = accepted_inputs(model, {"use_cache": True, "past_key_values": cache})

@@ -121,8 +121,35 @@ class Intervention:
         return [p - start for p, _ in found], [row for _, row in found]
 
 
+ErrorOf = Callable[[Intervention, str], Exception]
+"""Makes the error for an intervention that does not fit, from the intervention and the reason."""
+
+
+def misfit_error(each: Intervention, reason: str) -> Exception:
+    """Return the error of an intervention that does not fit the model that runs.
+
+    Parameters
+    ----------
+    each : Intervention
+        The intervention.
+    reason : str
+        What does not fit, without a full stop.
+    """
+    where = f"{each.hookpoint.name} (module {each.hookpoint.module}, {each.hookpoint.side})"
+    return InterventionError(
+        f"intervention at {where}: {reason}. Resolve the hookpoint on the model that runs.",
+        hookpoint=each.hookpoint.name,
+        reason=reason,
+    )
+
+
 @contextmanager
-def intervene(model: nn.Module, interventions: Iterable[Intervention]) -> Iterator[None]:
+def intervene(
+    model: nn.Module,
+    interventions: Iterable[Intervention],
+    *,
+    error_of: ErrorOf = misfit_error,
+) -> Iterator[None]:
     """Apply interventions in every forward pass of a model, as long as this is open.
 
     They apply in the order given, and inside those of an outer ``intervene``. The hooks come off
@@ -137,12 +164,15 @@ def intervene(model: nn.Module, interventions: Iterable[Intervention]) -> Iterat
         through this module itself, not through a part of it.
     interventions : iterable of Intervention
         Several may share a hookpoint.
+    error_of : callable
+        Returns the error to raise for an intervention that does not fit, from the intervention and
+        the reason. Default: an :class:`InterventionError`.
 
     Raises
     ------
     InterventionError
         The model has no such module; or, in a pass, its tensor has another width, or positions are
-        unknown.
+        unknown. The pass raises it, in place of the model's output.
     """
     current = _CurrentPass()
     handles: list[Any] = []
@@ -150,10 +180,11 @@ def intervene(model: nn.Module, interventions: Iterable[Intervention]) -> Iterat
         handles.append(model.register_forward_pre_hook(current.begin, with_kwargs=True))
         handles.append(model.register_forward_hook(current.end, always_call=True))
         for each in interventions:
+            visit = partial(_visit, each, current, error_of)
             try:
-                handles.append(attach(model, each.hookpoint, partial(_visit, each, current)))
+                handles.append(attach(model, each.hookpoint, visit))
             except AttributeError as error:
-                raise _misfit(each, f"{type(model).__name__} has no such module") from error
+                raise error_of(each, f"{type(model).__name__} has no such module") from error
         yield
     finally:
         for handle in handles:
@@ -189,14 +220,16 @@ def _n_cached(inputs: Iterable[Any], cache_position: Tensor | None) -> int | Non
     return 0 if cache_position is None else int(cache_position[0])
 
 
-def _visit(each: Intervention, current: _CurrentPass, value: Any) -> Tensor | None:
+def _visit(
+    each: Intervention, current: _CurrentPass, error_of: ErrorOf, value: Any
+) -> Tensor | None:
     tensor, width = first_tensor(value), each.hookpoint.width
     if tensor is None:
-        raise _misfit(each, f"its value is a {type(value).__name__}, expected a tensor")
+        raise error_of(each, f"its value is a {type(value).__name__}, expected a tensor")
     is_map = each.hookpoint.layout == "feature_map" and tensor.ndim == 4
     rows = tensor.flatten(2).transpose(1, 2) if is_map else tensor
     if rows.ndim < 2 or rows.shape[-1] != width:
-        raise _misfit(each, f"its tensor is {rows.shape[-1]} units wide, expected {width}")
+        raise error_of(each, f"its tensor is {rows.shape[-1]} units wide, expected {width}")
     if each.units == ():
         return None
     try:
@@ -205,7 +238,7 @@ def _visit(each: Intervention, current: _CurrentPass, value: Any) -> Tensor | No
         else:
             edited = _edit_positions(each, current, rows)
     except ValueError as error:
-        raise _misfit(each, str(error)) from error
+        raise error_of(each, str(error)) from error
     if edited is None or not is_map:
         return edited
     return edited.transpose(1, 2).reshape(tensor.shape)
@@ -239,12 +272,3 @@ def _edit_units(each: Intervention, rows: Tensor, numbers: Sequence[int] | None)
     index = torch.tensor(each.units, device=rows.device)
     edited = each.edit.apply(rows.index_select(-1, index), numbers)
     return rows.index_copy(-1, index, edited.to(rows.dtype))
-
-
-def _misfit(each: Intervention, reason: str) -> InterventionError:
-    where = f"{each.hookpoint.name} (module {each.hookpoint.module}, {each.hookpoint.side})"
-    return InterventionError(
-        f"intervention at {where}: {reason}. Resolve the hookpoint on the model that runs.",
-        hookpoint=each.hookpoint.name,
-        reason=reason,
-    )

@@ -279,6 +279,21 @@ class StoreReader:
         """
         require_plan(self.objects, self.plan_sha256)
 
+    def require(self, shards: NDArray[np.int64]) -> None:
+        """Raise if one of these shards of the extraction is not done.
+
+        Parameters
+        ----------
+        shards : ndarray of int64, shape [shards]
+            Indices of shards.
+
+        Raises
+        ------
+        NotExtractedError
+            A shard has no receipt.
+        """
+        self.completion.require(shards, EXTRACT)
+
     def _require_dense(self) -> None:
         if not self.plan.dense:
             raise NotExtractedError(

@@ -40,6 +40,11 @@ class Damage:
     shard: int | None = None
     orphan: bool = False
 
+    @property
+    def stray(self) -> bool:
+        """Former name of ``orphan``."""
+        return self.orphan
+
     def __str__(self) -> str:
         rows = f", {self.of} [{self.start}, {self.stop})" if self.start is not None else ""
         return f"{self.key}{rows}: {self.what}"

@@ -32,8 +32,8 @@ from actlas.store.shards.writer import ShardWriter
 from actlas.store.write.array_writer import ArrayWriter, Written
 from actlas.store.write.commit import write_receipt
 from actlas.store.write.outputs import (
-    Activations,
     DenseOutputs,
+    DenseRows,
     Outputs,
     PooledOutputs,
     PooledRows,
@@ -121,7 +121,7 @@ def repair(
 def repair_shard(
     store: StoreReader,
     shard: int,
-    activations: Activations,
+    activations: DenseRows,
     *,
     loss: NDArray[np.float32] | None = None,
     **options: Any,

@@ -25,7 +25,7 @@ from actlas.store.format.sealing import FORMAT_VERSION
 from actlas.store.read.reader import StoreReader
 from actlas.store.version import versions
 from actlas.store.write.array_writer import ArrayWriter
-from actlas.store.write.outputs import Activations, DenseOutputs, Outputs, PooledOutputs, PooledRows
+from actlas.store.write.outputs import DenseOutputs, DenseRows, Outputs, PooledOutputs, PooledRows
 
 
 def commit(
@@ -86,7 +86,7 @@ def commit(
 def commit_shard(
     store: StoreReader,
     shard: int,
-    activations: Activations,
+    activations: DenseRows,
     *,
     loss: NDArray[np.float32] | None = None,
     **options: Any,

@@ -26,7 +26,7 @@ from actlas.store.write.array_writer import ArrayWriter
 if TYPE_CHECKING:
     from jaxtyping import Float32, Shaped
 
-Activations = Mapping[str, "Shaped[NDArray[Any], 'rows units']"]
+DenseRows = Mapping[str, "Shaped[NDArray[Any], 'rows units']"]
 """By hookpoint, in the plan's dtype, the rows in their stored order."""
 
 PooledRows = Mapping[tuple[str, Pool], "Float32[NDArray[np.float32], 'documents units']"]
@@ -72,7 +72,7 @@ class DenseOutputs:
         The next-token loss of each row, in nats: where the plan has it.
     """
 
-    activations: Activations
+    activations: DenseRows
     loss: NDArray[np.float32] | None = None
 
     @property

@@ -12,7 +12,7 @@ from support.jobs import options
 from support.runs import FEW, MANY, Size, planned, undisturbed
 from support.workers import fake_store
 
-from actlas.jobs.scheduler.faults import Ledger
+from actlas.jobs.scheduler.faults import FaultBudget
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME
 from actlas.store.store import Store
 from chaos.conftest import Oracles, Start
@@ -35,7 +35,7 @@ CALLS = {"write": 12, "fsync": 30, "link": 12}
 
 def n_charged(store: Store) -> int:
     """Return how many shards are in quarantine."""
-    return len(Ledger(store.objects, "extract", options()).quarantined())
+    return len(FaultBudget(store.objects, "extract", options()).quarantined())
 
 
 @pytest.mark.parametrize("code", SAID)

@@ -8,7 +8,7 @@ import pytest
 from support.jobs import attempted, options, plant
 from support.runs import FEW, MANY, planned
 
-from actlas.jobs.scheduler.faults import Ledger, Quarantined
+from actlas.jobs.scheduler.faults import FaultBudget, Quarantined
 from actlas.store.errors import EXIT_DONE, EXIT_QUARANTINE
 from actlas.store.store import Store
 from chaos.conftest import Oracles, Start
@@ -29,7 +29,7 @@ WELL_AGAIN = (["raise"], ["memory", "raise"])
 
 
 def quarantined(store: Store) -> dict[int, Quarantined]:
-    return Ledger(store.objects, "extract", options()).quarantined()
+    return FaultBudget(store.objects, "extract", options()).quarantined()
 
 
 @pytest.mark.parametrize("where", ["inline", "ray"])

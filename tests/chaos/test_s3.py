@@ -19,7 +19,7 @@ from support.stores import create, plan_for, words_columns
 from support.workers import make_fake
 
 from actlas.jobs.run.run import run_extraction
-from actlas.jobs.scheduler.faults import Ledger
+from actlas.jobs.scheduler.faults import FaultBudget
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME, RunFaultError
 from actlas.store.store import Store, open_store
 from actlas.store.verify.verify import verify
@@ -199,7 +199,7 @@ def test_outage_in_mid_run(
             assert error.exit_code == EXIT_RESUME
             stopped += 1
         s3.plan = lambda _: None
-        assert Ledger(store.objects, "extract", run).quarantined() == {}
+        assert FaultBudget(store.objects, "extract", run).quarantined() == {}
         resumed = run_extraction(open_store(store.path), run, make_fake)
         assert resumed.exit_code == EXIT_DONE
         found += count(name)

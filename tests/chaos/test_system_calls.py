@@ -13,7 +13,7 @@ from support import state_machine as machine
 from support.crash import Doomed, SystemCalls, copy_store, dies, overwrite, ram_folder
 from support.oracle import Snapshot, Tally, broken_promises, files, tally
 
-from actlas.jobs.scheduler.faults import Ledger
+from actlas.jobs.scheduler.faults import FaultBudget
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import StoreNotFoundError
 from actlas.store.ledger import lease
@@ -137,7 +137,7 @@ def test_quarantine_is_there_or_not(chaos: Any, ram: Path) -> None:
         folder = copy_store(ram / "base", ram / f"{at}")
         path = folder / "run.zarr"
         dies(lambda path=path: machine.quarantine(str(path), "doomed"), folder, at)
-        ledger = Ledger(open_store(path).objects, "extract", RunOptions())
+        ledger = FaultBudget(open_store(path).objects, "extract", RunOptions())
         there = ledger.quarantined()
         found.add(len(there))
         assert not there or there[0].error == "poison", case.where(at)

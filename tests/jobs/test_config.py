@@ -259,3 +259,9 @@ def test_turning_an_option_of_the_plan_off_is_refused(tmp_path: Path, field: str
     check_same_plan(open_plan, Asked({field: default}, RunOptions()), "run.zarr")
     with pytest.raises(PlanMismatchError, match=field):
         check_same_plan(open_plan, Asked({field: request[field]}, RunOptions()), "run.zarr")
+
+
+@pytest.mark.parametrize(("section", "key"), [("run", "worker"), ("plan", "shard_row")])
+def test_options_that_no_section_has_are_refused(section: Section, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown option of the {section}.*Did you mean {key}s"):
+        resolve({section: {key: 1}})

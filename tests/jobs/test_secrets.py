@@ -26,7 +26,7 @@ from actlas.jobs.monitor.run_stats import RunStats
 from actlas.jobs.redaction import redacted, redacted_values
 from actlas.jobs.run.run import run_extraction
 from actlas.jobs.scheduler.driver import Driver
-from actlas.jobs.scheduler.faults import Ledger
+from actlas.jobs.scheduler.faults import FaultBudget
 from actlas.jobs.scheduler.protocols import Event, Job, Lost, Placed, Ready
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import EXIT_QUARANTINE, ActlasError, CorruptDataError
@@ -121,7 +121,9 @@ def test_a_run_in_a_strangers_store_stays_in_it(
     run = RunOptions(max_task_faults=1)
     try:  # it is refused as a whole, or every shard that would lie there is; a log is given up
         run_extraction(store, run, make_fake)
-        told = str(Ledger(store.objects, "extract", run).quarantined()) + capfd.readouterr().err
+        told = (
+            str(FaultBudget(store.objects, "extract", run).quarantined()) + capfd.readouterr().err
+        )
     except CorruptDataError as error:
         told = str(error)
     assert "leads out of the store" in told
@@ -141,7 +143,7 @@ def test_what_ray_says_of_a_worker_that_it_lost(tmp_path: Path) -> None:
         kill=lambda worker: None,
     )
     tally = RunStats(n_rows=1, n_rows_before=0, n_shards=1)
-    ledger, watch = Ledger(store.objects, "extract", run), PlainProgress(tally, io.StringIO())
+    ledger, watch = FaultBudget(store.objects, "extract", run), PlainProgress(tally, io.StringIO())
     stop: Any = SimpleNamespace(requested=False)
     log = logs.start(store.path, "driver")
     job = Job(store.path, run, (0,), make_fake)

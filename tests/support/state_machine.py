@@ -190,10 +190,10 @@ def hold_lease(path: str, attempt: str) -> None:
 
 def quarantine(path: str, attempt: str) -> None:
     """Put a shard in quarantine."""
-    from actlas.jobs.scheduler.faults import Fault, Ledger
+    from actlas.jobs.scheduler.faults import Fault, FaultBudget
 
     run = RunOptions.model_validate({"max_task_faults": 1})
-    ledger = Ledger(open_store(path).objects, "extract", run)
+    ledger = FaultBudget(open_store(path).objects, "extract", run)
     assert ledger.charge(Fault(0, "task", "poison", "traceback", "worker"))
 
 

@@ -60,7 +60,7 @@ About 62 % of the tokens seen are the English text (1.66 million tokens, {epochs
 
 ## Recipe
 
-`python -m actlas_6m.train --data DATA --out DIR`, then `finish_model`.
+`PYTHONPATH=tools python -m actlas_6m.train --data DATA --out DIR`, then `actlas_6m.finish`.
 Muon (Jordan et al., 2024) on the blocks' matrices at {muon_lr}, AdamW on embeddings and norms at
 {adam_lr}; {batch:,} tokens a step in sequences of 256, of 512 in the decay; passages of 8 to 500
 tokens cut at sentences, each after a BOS, packed without padding (attention runs across their
@@ -168,7 +168,7 @@ def copy_weights(run: Path, out: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Copy, draw, measure, write the card."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="the --out of train_model")
+    parser.add_argument("--run", type=Path, required=True, help="the --out of actlas_6m.train")
     parser.add_argument("--data", type=Path, required=True, help="holds wikitext2 and blimp")
     parser.add_argument("--out", type=Path, required=True, help="folder to ship")
     parser.add_argument("--max-pairs", type=int, help="BLiMP pairs per phenomenon")

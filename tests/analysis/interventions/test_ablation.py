@@ -25,7 +25,7 @@ from actlas.analysis.interventions.conditions import condition_of
 from actlas.analysis.interventions.loss import Losses, Window, losses
 from actlas.analysis.localizer.masks import Mask
 from actlas.pipeline.forward.generate import generate
-from actlas.store.errors import MaskError, ModelError
+from actlas.store.errors import ConfigError, MaskError, ModelError
 from actlas.store.format.schema import HookpointSpec
 
 UNITS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -138,8 +138,8 @@ def test_a_mask_that_does_not_fit_names_where(tmp_path: Path) -> None:
     with pytest.raises(MaskError, match=r"model\.layers\.1.*no such module"), ablated(other, mask):
         pass
     wide = build("llama", hidden_size=64, head_dim=8)
-    with pytest.raises(MaskError, match="64 units wide, expected 32"), ablated(wide, mask):
-        wide(ids())
+    with ablated(wide, mask), pytest.raises(MaskError, match="64 units wide, expected 32"):
+        wide(ids())  # from the pass itself, so that code inside the block can handle it
     with torch.no_grad():
         wide(ids())  # hooks are off: no error
 
@@ -158,6 +158,11 @@ def test_greedy_generation_is_a_loop_without_a_cache(tmp_path: Path, name: str) 
         assert found == expected[7:]
     stopped = generate(model, prompt, 12, stop_ids=[found[3]])
     assert stopped == found[: found.index(found[3])]
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(ConfigError, match="empty prompt, expected at least one token"):
+        generate(build("gpt2"), [], 3)
 
 
 def test_drawn_generation_is_seeded_and_leaves_the_global_generator_alone() -> None:

@@ -29,7 +29,7 @@ from actlas.jobs.logs import LOGGER
 from actlas.jobs.ray import cluster as ray_cluster
 from actlas.jobs.run.repair import repair_at
 from actlas.jobs.run.run import run_extraction
-from actlas.jobs.scheduler.faults import Fault, Ledger
+from actlas.jobs.scheduler.faults import Fault, FaultBudget
 from actlas.jobs.scheduler.protocols import Done
 from actlas.jobs.scheduler.worker_loop import WorkerLoop
 from actlas.store.errors import (
@@ -46,7 +46,7 @@ from actlas.store.store import Store
 
 
 def quarantined(store: Store) -> dict[int, str]:
-    records = Ledger(store.objects, "extract", options()).quarantined()
+    records = FaultBudget(store.objects, "extract", options()).quarantined()
     return {shard: record.traceback for shard, record in records.items()}
 
 

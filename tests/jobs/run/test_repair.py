@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from support import state_machine as machine
+from support.workers import fake_store
 
+import actlas
 from actlas.jobs.cli.app import cli
 from actlas.jobs.cli.repair import read_findings
 from actlas.jobs.run.repair import Repaired, repair_at
@@ -154,6 +156,19 @@ def test_damage_of_every_kind_at_once(store: Path, original: Path) -> None:
     assert looked.exit_code == EXIT_DONE, looked.output
     was, now = json.loads(first.output), json.loads(looked.output)
     assert now.keys() == was.keys() and now["contexts"]
+
+
+def test_orphans_by_their_former_name(tmp_path: Path) -> None:
+    store = fake_store(tmp_path)
+    orphan = Path(store.path, "a-stray")
+    orphan.write_text("not ours")
+    [damage] = verify(store).damages
+    assert damage.stray and damage.orphan
+    assert actlas.repair(store.path).removed == () and orphan.exists()
+    assert actlas.repair(store.path, remove_strays=True).removed == ("a-stray",)
+    assert not orphan.exists()
+    with pytest.raises(ConfigError, match=r"unknown option.*'worker'.*Did you mean workers"):
+        actlas.repair(store.path, worker=2)
 
 
 @pytest.mark.parametrize("folder", ["features", "features.copies"])

@@ -586,10 +586,10 @@ def test_one_driver_at_a_time_and_a_dead_one_is_followed_at_once(
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    began = time.monotonic()
-    with lease.hold(objects):
+    waits: list[str] = []
+    with lease.hold(objects, log=waits.append):
         assert lease.highest(objects) == 4
-    assert time.monotonic() - began < 30, "the lease of the dead was waited for"
+    assert not waits, "the heartbeat of the dead was waited for"
 
 
 @pytest.mark.parametrize("kind", ["503", "stall", "drip"])

@@ -313,6 +313,9 @@ def test_rows_without_a_receipt_are_refused_by_name(make: Make) -> None:
         store.activations["mlp.1"][500:520]
     with pytest.raises(NotExtractedError):
         store.rows.token_id[600]
+    store.require(np.array([0, 1]))
+    with pytest.raises(NotExtractedError, match=r"rows \[512, 768\)"):
+        store.require(np.array([0, 2]))
 
 
 def test_statistics_equal_numpys(make: Make) -> None:
