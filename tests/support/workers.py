@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.jobs.run.worker import ShardWorker, open_worker
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ModelError, RunFaultError
 from actlas.store.format import layout
@@ -75,6 +76,17 @@ class FakeWorker:
 
 class FakeMender(FakeWorker):
     write = staticmethod(repair_shard)
+
+
+def open_together(store: str, run: RunOptions) -> ShardWorker:
+    """A worker that is ready only when every worker of the run has opened its own log."""
+    worker = open_worker(store, run)
+    limit = time.monotonic() + 120
+    while len(list(Path(store, "ledger/logs").glob("*-worker.jsonl"))) != run.workers:
+        if time.monotonic() > limit:
+            raise ModelError(f"not all of {run.workers} workers have started")
+        time.sleep(0.02)
+    return worker
 
 
 def rounded(rows: NDArray[Any], attempt: str) -> NDArray[Any]:

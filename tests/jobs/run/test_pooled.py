@@ -129,8 +129,7 @@ def test_ray_gives_what_inline_gives(ray_started: None, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     inline, ray = planned(tmp_path / "a", dense=True), planned(tmp_path / "b", dense=True)
     assert run_extraction(inline, options(threads=1)).exit_code == 0
-    # One worker of each kind of rows: two and more are tried with rows of tokens.
-    assert run_extraction(ray, options("ray", workers=1, tokens_per_batch=64)).exit_code == 0
+    assert run_extraction(ray, options("ray", workers=2, tokens_per_batch=64)).exit_code == 0
     check(inline)
     check(ray)
     assert verify(ray, full=True).ok and ray.receipt(0, POOLED).run["executor"] == "ray"
