@@ -14,15 +14,14 @@ from actlas.jobs.config import resolve
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import counted
 from actlas.jobs.run.outcome import Outcome
+from actlas.jobs.run.repair_derived import outcome_or_error
 from actlas.jobs.run.run import on_stderr, run_work
 from actlas.jobs.run.work import DerivedUnits, Work
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import (
     EXIT_DONE,
     EXIT_RESUME,
-    ActlasError,
     ConfigError,
-    InterruptedRunError,
 )
 from actlas.store.ledger import lease
 from actlas.store.ledger.job_kinds import ENCODE
@@ -208,14 +207,9 @@ def redo(
         A signal stopped the run.
     """
     log(f"encoding the missing shards of {name}")
-    try:
-        outcome, _ = encode(store, name, None, None, run)
-    except InterruptedRunError:
-        raise
-    except ActlasError as error:
+    outcome = outcome_or_error(lambda: encode(store, name, None, None, run)[0])
+    if isinstance(outcome, str):
         again = shell("sae", "encode", store.path, "--sae", "DIR", "--name", name)
-        return f"{error} If the autoencoder is in another folder DIR: {again}"
-    if outcome.stopped:
-        raise InterruptedRunError(outcome.line)
+        return f"{outcome} If the autoencoder is in another folder DIR: {again}"
     waits = outcome.exit_code == EXIT_RESUME and not {*dropped} - {ENCODE.name}
     return None if outcome.exit_code == EXIT_DONE or waits else outcome.line

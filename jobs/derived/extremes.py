@@ -93,7 +93,7 @@ def gather(store: Store, hookpoint: str, run: RunOptions) -> Outcome:
         least_deadline_s=n_bytes / SLOW_BYTES_PER_S,
         damage_stops=True,
     )
-    run = run.model_copy(update={"device": "cpu", "workers": 1})
+    run = run.model_copy(update={"device": "cpu", "gpus_per_worker": None, "workers": 1})
     return run_work(store, work, run, functools.partial(open_gatherer, hookpoint=hookpoint))
 
 

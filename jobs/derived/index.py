@@ -14,10 +14,11 @@ from actlas.jobs.config import resolve
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import counted
 from actlas.jobs.run.outcome import Outcome
+from actlas.jobs.run.repair_derived import outcome_or_error
 from actlas.jobs.run.run import on_stderr, run_work
 from actlas.jobs.run.work import DerivedUnits, Work
 from actlas.pipeline.options import RunOptions
-from actlas.store.errors import EXIT_DONE, ActlasError, InterruptedRunError
+from actlas.store.errors import EXIT_DONE
 from actlas.store.ledger import lease
 from actlas.store.ledger.job_kinds import INDEX
 from actlas.store.store import Store, open_store
@@ -88,7 +89,9 @@ def index(store: Store, name: str, run: RunOptions) -> tuple[Outcome, dict[str, 
 
     features = store.features(name)
     memory_bytes = run.max_memory_bytes or MEMORY_BYTES
-    run = run.model_copy(update={"device": "cpu", "max_memory_bytes": memory_bytes})
+    run = run.model_copy(
+        update={"device": "cpu", "gpus_per_worker": None, "max_memory_bytes": memory_bytes}
+    )
     n_workers = run.n_workers if run.executor == "ray" else 1
     began = time.perf_counter()
     with lease.hold(store.objects, log=on_stderr, reentrant=True):
@@ -187,7 +190,8 @@ def redo(
     dropped : collection of str
         The kinds of this set's jobs of which a repair dropped units.
     run : RunOptions
-        Executor, workers.
+        Executor, workers. The memory budget of the repair is not that of the index, which has its
+        default.
     log : callable
         Called with a line for each step.
 
@@ -202,12 +206,8 @@ def redo(
         A signal stopped the run.
     """
     log(f"indexing {name}")
-    try:
-        outcome, _ = index(store, name, run)
-    except InterruptedRunError:
-        raise
-    except ActlasError as error:
-        return str(error)
-    if outcome.stopped:
-        raise InterruptedRunError(outcome.line)
+    run = run.model_copy(update={"max_memory_bytes": None})
+    outcome = outcome_or_error(lambda: index(store, name, run)[0])
+    if isinstance(outcome, str):
+        return outcome
     return None if outcome.exit_code == EXIT_DONE else outcome.line

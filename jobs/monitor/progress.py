@@ -68,7 +68,8 @@ class PlainProgress:
     def fault(self, fault: Fault, quarantined: bool) -> None:
         """Record a failed attempt and print it in one line; the log has the traceback."""
         self.stats.on_fault(fault, quarantined)
-        what = "a worker could not start" if fault.shard is None else f"shard {fault.shard} failed"
+        unit = self.stats.unit
+        what = "a worker could not start" if fault.shard is None else f"{unit} {fault.shard} failed"
         then = "now in quarantine" if quarantined else "trying again"
         first = fault.error.splitlines()[0] if fault.error else fault.kind
         LOGGER.warning("fault", extra={**fault._asdict(), "quarantined": quarantined})

@@ -68,7 +68,9 @@ class RunStats:
     n_rows_before: int
     n_shards: int
     rows: str = "rows"
-    """Unit of the rows for the user: rows, or documents."""
+    """Unit of the rows for the user: rows, documents, features, or units."""
+    unit: str = "shard"
+    """Noun for a unit of work: shard, block, or table."""
     clock: Callable[[], float] = time.monotonic
     started: float = 0.0
     n_rows_done: int = 0

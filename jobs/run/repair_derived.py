@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from actlas.jobs.formatting import ranges
 from actlas.jobs.scheduler.faults import FaultBudget
-from actlas.store.errors import CorruptDataError, FormatError
+from actlas.store.errors import ActlasError, CorruptDataError, FormatError, InterruptedRunError
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
 from actlas.store.ledger.derived import group_of
 from actlas.store.ledger.feature_sets import NAME, names, spec_key
@@ -22,6 +22,7 @@ from actlas.store.verify.derived import derived_checks, plain_groups
 from actlas.store.write.derived import remove
 
 if TYPE_CHECKING:
+    from actlas.jobs.run.outcome import Outcome
     from actlas.pipeline.options import RunOptions
     from actlas.store.ledger.job_kind import JobKind
     from actlas.store.store import Store
@@ -106,6 +107,30 @@ def redo_derived(store: Store, run: RunOptions, log: Log) -> tuple[list[str], li
     if jobs and not failed:
         store.objects.delete(TO_REDO)
     return jobs, list(failed.values())
+
+
+def outcome_or_error(do: Callable[[], Outcome]) -> Outcome | str:
+    """Run a job for a repair, and return its outcome, or the message of its error.
+
+    Parameters
+    ----------
+    do : callable
+        Runs the job.
+
+    Raises
+    ------
+    InterruptedRunError
+        A signal stopped the job.
+    """
+    try:
+        outcome = do()
+    except InterruptedRunError:
+        raise
+    except ActlasError as error:
+        return str(error)
+    if outcome.stopped:
+        raise InterruptedRunError(outcome.line)
+    return outcome
 
 
 def _release(store: Store, run: RunOptions, log: Log) -> None:

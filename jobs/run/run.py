@@ -138,7 +138,9 @@ def _drive(
     observer = display(stats)
     options = {"options": run.model_dump(), "n_shards": len(shards), "job": work.job}
     logs.LOGGER.info("run", extra=options)
-    stop = Stop(observer.stopping, held.lost)
+    # A single long pass over a store keeps nothing until its end: there is nothing to drain.
+    at_once = run.executor == "inline" and work.job not in store.jobs and len(shards) == 1
+    stop = Stop(observer.stopping, held.lost, unit=work.unit, at_once=at_once)
     with held.reporting(lambda: {"job": work.job, **stats.snapshot()}):
         if shards:
             _introduce(work, run, observer, len(shards))
@@ -164,6 +166,7 @@ def _stats(work: Work, missing: list[int]) -> RunStats:
         n_rows_before=total - n_rows(missing),
         n_shards=len(missing),
         rows=work.rows,
+        unit=work.unit,
     )
 
 

@@ -62,7 +62,7 @@ class Work:
     after : str
         The command to run next.
     rows : str
-        The noun for what units cover: ``rows``, ``documents``, ``features``.
+        The noun for what units cover: ``rows``, ``documents``, ``features``, ``units``.
     unit : str
         The noun for a unit of work: ``shard``, ``block``, ``table``.
     least_deadline_s : float

@@ -33,10 +33,22 @@ class Stop:
         Receives one line for the user.
     lost : Event, optional
         Set when the run has lost its lease, which drains the run as well.
+    unit : str
+        Noun for a unit of work, for the message.
+    at_once : bool
+        Whether the first signal stops the run at once, as the second one does.
     """
 
-    def __init__(self, log: Callable[[str], None], lost: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        log: Callable[[str], None],
+        lost: threading.Event | None = None,
+        *,
+        unit: str = "shard",
+        at_once: bool = False,
+    ) -> None:
         self.signalled = False
+        self._unit, self._at_once = unit, at_once
         self._lost = lost
         self._log = log
         self._before: dict[int, Any] = {}
@@ -68,9 +80,12 @@ class Stop:
                 threading.Thread(target=_end_process, daemon=True).start()
             raise KeyboardInterrupt
         self.signalled = True
+        if self._at_once:
+            raise KeyboardInterrupt
+        units = f"{self._unit}s"
         text = (
-            f"{signal.Signals(number).name}: finishing the shards in flight, then stopping. A "
-            "second signal (Ctrl-C) stops at once; finished shards are kept either way."
+            f"{signal.Signals(number).name}: finishing the {units} in flight, then stopping. A "
+            f"second signal (Ctrl-C) stops at once; finished {units} are kept either way."
         )
         # The main thread may hold the stream or the lock that logging needs.
         threading.Thread(target=self._log, args=(text,), daemon=True).start()

@@ -106,7 +106,8 @@ def same_inputs(store: PlannedStore, receipt: Receipt, inputs: Mapping[str, str]
         key = receipt_key(receipt.job, receipt.shard)
         raise ConflictError(
             f"{store.path}/{key}: this data was made from another {differ[0][0]} than the present "
-            f"one. `actlas repair {store.path}` makes stale data again; `actlas verify` lists it.",
+            f"one. `actlas repair {store.path}` removes stale data, and makes features and their "
+            "index again; `actlas verify` lists it.",
             path=key,
         )
     return receipt

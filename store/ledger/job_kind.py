@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from actlas.store.ledger.receipts import PlannedStore, Receipts
 
@@ -56,8 +56,8 @@ class JobKind:
         ``{unit:08d}`` if a job may have several units.
     n_units : callable of (store, subject)
         Returns the limit n of unit numbers, which are in [0, n).
-    covers : str
-        The noun for what the range [start, stop) of a receipt counts, such as ``tokens``.
+    covers : {"tokens", "shards", "features", "units"}
+        The noun for what the range [start, stop) of a receipt counts.
     plain_groups : tuple of str
         The folders of the plain groups above the units' groups; they are created first.
     table : str or None
@@ -82,7 +82,7 @@ class JobKind:
     inputs: tuple[str, ...]
     folder: str
     n_units: Callable[[PlannedStore, str], int]
-    covers: str
+    covers: Literal["tokens", "shards", "features", "units"]
     plain_groups: tuple[str, ...] = ()
     table: str | None = None
     sparse: bool = False

@@ -17,7 +17,7 @@ is one file in the room ``actlas.jobs.derived`` that registers its kind::
             inputs=("extract",),
             folder="shuffled/{subject}/{unit:08d}",
             n_units=lambda store, subject: store.plan.n_shards,
-            covers="rows",
+            covers="tokens",
             plain_groups=("shuffled", "shuffled/{subject}"),
             redo=f"{__name__}:redo",
         )

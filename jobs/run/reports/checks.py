@@ -30,7 +30,7 @@ class DamageEntry(Part):
     shard: int | None = None
     """Index of that shard."""
     stray: bool = False
-    """Whether the object is an orphan: no file of this store has its name."""
+    """Whether the object is an orphan: its name belongs to no part of this store."""
 
     @classmethod
     def of_damage(cls, damage: Damage) -> Self:

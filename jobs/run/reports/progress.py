@@ -101,7 +101,7 @@ class RunProgress(Part):
     job: Text
     """Name of the job."""
     of: Text
-    """Unit of the rows: ``rows`` or ``documents``."""
+    """Unit of the rows: ``rows``, ``documents``, ``features`` or ``units``."""
     stopping: bool
     """Whether the driver finishes the shards in flight and begins no others."""
     written_unix_s: float

@@ -30,9 +30,11 @@ from actlas.store.errors import (
     EXIT_DAMAGE,
     EXIT_DONE,
     EXIT_QUARANTINE,
+    EXIT_RESUME,
     InterruptedRunError,
     QuarantineError,
 )
+from actlas.store.format.schema import Receipt
 from actlas.store.ledger import job_kinds
 from actlas.store.ledger.derived import group_of
 from actlas.store.ledger.job_kind import JobKind
@@ -268,6 +270,24 @@ def test_a_stopped_index_goes_on(
     check_index(actlas.open(store.path), whole)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_single_pass_at_once(
+    number: signal.Signals, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Signalled:
+        def extract(self, shard: int, *, attempt: str) -> Receipt:
+            signal.raise_signal(number)
+            raise AssertionError("the pass goes on after the signal")
+
+    asked = ("contexts", store.path, "--hookpoint", HOOKPOINT, "--unit", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(actlas.jobs.derived.extremes, "open_gatherer", lambda *_, **__: Signalled())
+        result = call(*asked)
+    assert result.exit_code == EXIT_RESUME and "stopped" in result.stderr
+    assert not list(Path(store.path).glob("ledger/quarantine/*/*"))
+    assert call(*asked).exit_code == EXIT_DONE
+
+
 @both
 def test_a_kind_that_one_file_defines(executor: str, tmp_path: Path) -> None:
     """Through the executors, verify, status and repair, which no one told of it."""
@@ -344,7 +364,7 @@ def test_a_kind_is_found_in_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "shuffle_of_test.py").write_text(
         "from actlas.store.ledger.job_kinds import JobKind, register\n"
         "KIND = register(JobKind('shuffle_of_test', 'shard', ('extract',), "
-        "'shuffled/{subject}/{unit:08d}', lambda s, _: 7, 'rows'))\n"
+        "'shuffled/{subject}/{unit:08d}', lambda s, _: 7, 'tokens'))\n"
     )
     paths = [*actlas.jobs.derived.__path__, str(tmp_path)]
     monkeypatch.setattr(actlas.jobs.derived, "__path__", paths)
@@ -363,7 +383,7 @@ def test_what_is_no_kind_is_refused() -> None:
             "inputs": ("extract",),
             "folder": "madeup/{subject}",
             "n_units": lambda _store, _subject: 1,
-            "covers": "rows",
+            "covers": "tokens",
         }
         return JobKind(**(fields | changes))
 
