@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actlas.pipeline.forward.memory import SHARDS_IN_MEMORY, shard_bytes
+from actlas.pipeline.forward.cost.memory import SHARDS_IN_MEMORY, shard_bytes
 from actlas.pipeline.plan.estimate import PUTS_PER_S, duration
 from actlas.pipeline.plan.store_size import StoreSize, store_size
 from actlas.store.display.text import n_bytes

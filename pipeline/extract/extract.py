@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from actlas.pipeline.extract.inputs import batch_inputs, shard_batches
 from actlas.pipeline.extract.loss import NextTokenLoss, next_tokens
 from actlas.pipeline.forward.batching import Batch, Inputs, padding_share
+from actlas.pipeline.forward.cost.memory import check_memory, project
+from actlas.pipeline.forward.cost.speed import Rate, bare_forward_rate
 from actlas.pipeline.forward.invariants import check_causal
 from actlas.pipeline.forward.load import load_model, require_code_consent
-from actlas.pipeline.forward.memory import check_memory, project
 from actlas.pipeline.forward.prefill import Prefill
 from actlas.pipeline.forward.run import Clock, Consume, run_batches
-from actlas.pipeline.forward.speed import Rate, bare_forward_rate
 from actlas.pipeline.forward.strategy import decide_strategy
 from actlas.pipeline.forward.transfer import transfer_for
 from actlas.pipeline.model.config import check_windows, quiet
@@ -303,14 +303,14 @@ class Extractor:
         )
 
     def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.0) -> Rate:
-        """Measure the forward pass alone; see :mod:`actlas.pipeline.forward.speed`.
+        """Measure the forward pass alone; see :mod:`actlas.pipeline.forward.cost.speed`.
 
         Parameters
         ----------
         shard : int
             The shard whose batches are run.
         max_seconds : float
-            See :func:`actlas.pipeline.forward.speed.bare_forward_rate`.
+            See :func:`actlas.pipeline.forward.cost.speed.bare_forward_rate`.
         """
         batches = [batch for batch in self.batches(shard) if batch.chunk is None]
         if not batches:

@@ -8,8 +8,8 @@ from itertools import groupby
 
 import numpy as np
 
-from actlas.pipeline.forward.memory import SHARDS_IN_MEMORY, Projection, project
-from actlas.pipeline.forward.speed import Speed, forward_speed
+from actlas.pipeline.forward.cost.memory import SHARDS_IN_MEMORY, Projection, project
+from actlas.pipeline.forward.cost.speed import Speed, forward_speed
 from actlas.pipeline.hookpoints.names import collapse
 from actlas.pipeline.model.describe import load_config
 from actlas.pipeline.options import RunOptions

@@ -21,7 +21,7 @@ from support.vision import SIDE, image_folder, picture, save_vision, states_of
 from actlas.pipeline.corpus import image_files as images
 from actlas.pipeline.corpus import tokenization
 from actlas.pipeline.extract.extract import Extractor
-from actlas.pipeline.forward import speed
+from actlas.pipeline.forward.cost import speed
 from actlas.pipeline.model.vision import load_processor
 from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.pipeline.plan.dry_run import estimate

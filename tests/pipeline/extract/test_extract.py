@@ -27,10 +27,10 @@ from support.stores import Columns
 
 from actlas.pipeline.extract import extract as extract_module
 from actlas.pipeline.extract.extract import Extractor
-from actlas.pipeline.forward import memory
-from actlas.pipeline.forward import speed as rate_module
+from actlas.pipeline.forward.cost import memory
+from actlas.pipeline.forward.cost import speed as rate_module
+from actlas.pipeline.forward.cost.memory import Projection, batch_bytes, check_memory, shard_bytes
 from actlas.pipeline.forward.load import load_model
-from actlas.pipeline.forward.memory import Projection, batch_bytes, check_memory, shard_bytes
 from actlas.pipeline.model import host
 from actlas.pipeline.model.describe import load_tokenizer
 from actlas.pipeline.model.device import resolve_device, to_numpy

@@ -13,7 +13,7 @@ from support.models import build, documents, expected, plan_store, save
 
 from actlas.pipeline.extract.extract_pooled import PooledExtractor
 from actlas.pipeline.extract.pooling import Pooler
-from actlas.pipeline.forward.memory import shard_bytes
+from actlas.pipeline.forward.cost.memory import shard_bytes
 from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.pipeline.plan.settings import resolve_settings
 from actlas.store.errors import ConfigError

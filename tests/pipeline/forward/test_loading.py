@@ -12,8 +12,8 @@ from support.models import VOCABULARY, build, documents, expected, plan_store, s
 
 from actlas.pipeline.extract.extract import Extractor
 from actlas.pipeline.forward.capture import Capture
+from actlas.pipeline.forward.cost.memory import project
 from actlas.pipeline.forward.load import load_model
-from actlas.pipeline.forward.memory import project
 from actlas.pipeline.hookpoints.reached import unreached
 from actlas.pipeline.model.config import build_skeleton
 from actlas.pipeline.model.describe import describe_model, load_config

@@ -20,7 +20,7 @@ from tests.support.stores import fill, plan_for, words_columns
 
 import actlas
 from actlas.jobs.run.run import run_extraction
-from actlas.pipeline.forward import speed
+from actlas.pipeline.forward.cost import speed
 from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.pipeline.plan import borders
 from actlas.pipeline.plan.borders import LOOK_AHEAD, NEAR, fit_borders

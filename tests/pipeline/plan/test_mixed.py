@@ -16,7 +16,7 @@ from support.vision import SIDE, image_folder, picture, save_llava
 
 from actlas.pipeline.extract.extract import Extractor
 from actlas.pipeline.extract.inputs import shard_batches
-from actlas.pipeline.forward import speed
+from actlas.pipeline.forward.cost import speed
 from actlas.pipeline.forward.invariants import check_causal
 from actlas.pipeline.forward.load import load_model
 from actlas.pipeline.model.config import quiet

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actlas.pipeline.forward import speed
+from actlas.pipeline.forward.cost import speed
 from actlas.pipeline.model.describe import load_tokenizer
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.plan.dry_run import estimate
