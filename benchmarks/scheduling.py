@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from actlas.jobs.ray.cluster import connected
-from actlas.jobs.scheduler.faults import Fault, Ledger
+from actlas.jobs.scheduler.faults import Fault, FaultBudget
 from actlas.jobs.scheduler.protocols import Done, Job
 from actlas.pipeline.options import RunOptions
 from actlas.store.format.schema import Receipt
@@ -120,7 +120,7 @@ def _seconds(n_units: int, workers: int, rounds: int) -> dict[str, tuple[float, 
     def driver() -> None:
         with tempfile.TemporaryDirectory() as folder:
             job = Job(folder, run, tuple(range(n_units)), make_instant)
-            ledger = Ledger(LocalObjects(str(Path(folder))), "extract", run)
+            ledger = FaultBudget(LocalObjects(str(Path(folder))), "extract", run)
             watch = Counting()
             watches.append(watch)
             stop: Any = simulated.Stopless()

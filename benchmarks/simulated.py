@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from actlas.jobs.scheduler.driver import Driver
-from actlas.jobs.scheduler.faults import Fault, FaultKind, Ledger
+from actlas.jobs.scheduler.faults import Fault, FaultBudget, FaultKind
 from actlas.jobs.scheduler.protocols import Answer, Done, Event, Job, Lost, Placed, Ready
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ModelError
@@ -418,7 +418,7 @@ def play(scene: Scene, world: World | None = None) -> World:
         {"executor": "ray", "workers": scene.workers, "deadline_floor_s": 900, **scene.run}
     )
     shelf: Objects = Shelf()  # type: ignore[assignment]
-    ledger = Ledger(shelf, "extract", run)
+    ledger = FaultBudget(shelf, "extract", run)
     job = Job("state", run, tuple(range(scene.n_shards)), _nobody, scene.follows)
     driver = Driver(job, ledger, _Onlooker(world), Stopless(), world, world.clock)  # type: ignore[arg-type]
     driver.run()
