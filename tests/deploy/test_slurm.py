@@ -36,7 +36,7 @@ if [ "$1 $2" = "show hostnames" ]; then echo "$3" | tr , '\\n'; fi
 """
 ACTLAS = """#!/bin/sh
 if [ "$1" = extract ]; then shift; exec {python} -m support.drive "$@"; fi
-exec {python} -m actlas.jobs.cli.app "$@"
+exec {python} -m actlas.jobs.cli "$@"
 """
 
 Launch = Callable[..., "subprocess.Popen[str]"]

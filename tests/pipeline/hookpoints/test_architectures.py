@@ -143,7 +143,7 @@ def test_what_is_added_adds_up_where_blocks_are_parallel(name: str) -> None:
     for layer in LAYERS:
         total = at[f"resid_pre.{layer}"] + at[f"attn_out.{layer}"] + at[f"mlp_out.{layer}"]
         assert_close(total, at[f"resid_post.{layer}"])
-    with pytest.raises(HookpointError, match=r"is parallel: .* there are attn_out and mlp_out"):
+    with pytest.raises(HookpointError, match=r"is parallel: .* it has attn_out and mlp_out"):
         resolve(skeleton(name), ["resid_mid.1"])
 
 
@@ -296,7 +296,7 @@ def test_a_stream_of_another_shape_is_not_named() -> None:
         laurel_rank=4,
     )
     assert available(model) == ("embed",)
-    with pytest.raises(HookpointError, match=r"it takes \(4, 2, \d+, 32\)"):
+    with pytest.raises(HookpointError, match=r"its input is \(4, 2, \d+, 32\)"):
         resolve(model, ["resid_post.1"])
 
 
