@@ -23,6 +23,7 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in listed.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_every_module_and_the_embedded_model(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", minversion="77", reason="setuptools 77 builds the wheel")
     source = tmp_path / "source"

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from support.fresh_imports import WANTS_TORCH
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("store", "pipeline", "analysis", "jobs")
 

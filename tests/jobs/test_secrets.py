@@ -161,6 +161,7 @@ def test_the_control_the_search_finds_them(tmp_path: Path) -> None:
     assert len(held_by(tmp_path)) == len(SECRETS)
 
 
+@pytest.mark.slow
 def test_a_whole_run_writes_none_of_its_environment(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("One sentence about nothing much, and then another one.")

@@ -107,6 +107,7 @@ def test_batches_are_the_stored_rows_bit_for_bit(
         assert torch.equal(stored.activations.float(), got[0].activations)
 
 
+@pytest.mark.slow
 @given(
     chunk=st.sampled_from([8, 16, 32, 64]),
     batch=st.integers(1, 90),
@@ -358,6 +359,7 @@ for i, batch in enumerate(stream):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_resumed_exactly(store: Store, tmp_path: Path) -> None:
     saved = tmp_path / "state.json"
     command = [sys.executable, "-c", KILLED, store.path, str(saved)]
@@ -374,6 +376,7 @@ def test_a_killed_process_is_resumed_exactly(store: Store, tmp_path: Path) -> No
     assert same(list(again), whole[41:])
 
 
+@pytest.mark.slow
 def test_memory_is_two_pools_and_does_not_grow(store: Store) -> None:
     stream = batches(store, HOOKPOINT, **OPTIONS, epochs=8)
     row_bytes = store.activations[HOOKPOINT].spec.row_bytes
@@ -532,6 +535,7 @@ def test_batches_mix_documents_nearly_as_independent_rows_do(tmp_path: Path) -> 
     assert 0.85 < inflation < 1.3, inflation
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_left_open_ends_quietly_with_its_process(store: Store) -> None:
     code = (
         "import sys, actlas\n"

@@ -128,6 +128,7 @@ def test_groups_open_with_anndata_and_scipy(made: Any) -> None:
     assert names == [f"{feature:08d}" for feature in first]
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 999),
@@ -351,6 +352,7 @@ def test_codes_that_are_not_finite_are_refused(tmp_path: Path, bits: int) -> Non
         Encoder(store, features, sae).extract(0, attempt="test")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_features", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
 def test_as_many_features_as_sixteen_bits_hold_and_one_more(
     tmp_path: Path, n_features: int, dtype: str

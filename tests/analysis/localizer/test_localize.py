@@ -127,6 +127,7 @@ def worst(t: NDArray[Any], expected: NDArray[Any]) -> float:
     return float((np.abs(t - expected) / np.maximum(np.abs(expected), 1)).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True], ids=["absolute", "signed"])
 @pytest.mark.parametrize("pool", ["last", "mean"])
 def test_as_scipy_on_what_transformers_gives(real: Real, pool: Any, signed: bool) -> None:
@@ -150,6 +151,7 @@ def test_as_scipy_on_what_transformers_gives(real: Real, pool: Any, signed: bool
     assert sorted(best) == np.flatnonzero(found.selected).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True], ids=["absolute", "signed"])
 @pytest.mark.parametrize("pool", ["last", "mean"])
 def test_in_batches_it_is_within_float32_of_the_model(real: Real, pool: Any, signed: bool) -> None:

@@ -56,6 +56,7 @@ def check(store: Store, by_t: dict[str, Any], pool: Any, signed: bool, **more: A
             np.testing.assert_allclose(ours.t, t, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(

@@ -24,6 +24,8 @@ from actlas.analysis.sae.model import SparseAutoencoder
 from actlas.analysis.sae.saelens_format import load_sae, save_sae
 from actlas.store.errors import MaskError, SaeError
 
+pytestmark = pytest.mark.slow
+
 LONG = os.environ.get("ACTLAS_CHAOS") == "long"
 EXAMPLES = 4000 if LONG else 200
 KINDS = ["relu", "topk", "jumprelu", "gated"]

@@ -16,6 +16,8 @@ from actlas.analysis.sae.saelens_format import load_sae
 from actlas.analysis.sae.train.api import train_sae
 from actlas.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 HOOK = "resid_post.0"
 SMALL: dict[str, Any] = {"width": 48, "k": 4, "batch_size": 128, "steps": 40, "lr": 3e-3}
 

@@ -30,6 +30,8 @@ from actlas.store.errors import (
 )
 from actlas.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 HOOK = "resid_post.0"
 SMALL: dict[str, Any] = {"d_sae": 48, "k": 4, "batch_size": 128, "steps": 40, "lr": 3e-3}
 

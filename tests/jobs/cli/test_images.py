@@ -19,6 +19,8 @@ from actlas.jobs.cli.app import cli
 from actlas.pipeline.model.vision import load_processor
 from actlas.store.store import Store, open_store
 
+pytestmark = pytest.mark.slow
+
 
 def call(*arguments: str | Path) -> Result:
     done = CliRunner().invoke(cli, [str(argument) for argument in arguments])

@@ -32,6 +32,8 @@ from actlas.store.errors import (
 from actlas.store.store import Store
 from actlas.store.verify.verify import verify
 
+pytestmark = pytest.mark.slow
+
 HOOKPOINT = "resid_post.0"
 N_FEATURES = 50
 

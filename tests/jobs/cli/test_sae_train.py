@@ -22,6 +22,8 @@ from actlas.jobs.cli.app import cli
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME, EXIT_USAGE
 from actlas.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 HOOK = "resid_post.0"
 SMALL = ("--width", 48, "--k", 4, "--batch-size", 64, "--threads", 1)
 

@@ -78,6 +78,7 @@ def test_examples() -> None:
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 
 
+@pytest.mark.slow
 @given(text, text, st.lists(text.filter(lambda t: t == t.strip() and "," not in t), min_size=1))
 def test_what_is_given_arrives(model: str, field: str, hookpoints: list[str]) -> None:
     """Through a shell's words and YAML, whatever characters there are."""

@@ -152,6 +152,7 @@ def test_a_wrong_token_is_told_at_once_and_alone(
     assert asked == ["head:6379", "there:6379", "there:6379"]
 
 
+@pytest.mark.ray
 def test_nobody_joins_a_ray_of_our_own_without_its_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,8 @@ from actlas.store.verify.verify import verify
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+pytestmark = pytest.mark.slow
+
 CONTEXT = 512
 ODD_TEXTS = [
     "",

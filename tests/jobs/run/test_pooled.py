@@ -27,6 +27,8 @@ from actlas.store.ledger.receipts import POOLED
 from actlas.store.store import Store
 from actlas.store.verify.verify import verify
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = [0, 1, 5, 200, 17, 33, 16, 15, 64, 2, 90, 31] * 3
 NAMES = ["resid_post.0", "resid_post.2"]
 

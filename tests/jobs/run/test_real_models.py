@@ -23,6 +23,8 @@ from actlas.store.errors import EXIT_DONE, ActlasError, ConfigError, ModelError,
 from actlas.store.store import Store
 from actlas.store.verify.verify import verify
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = [0, 1, 5, 200, 17, 33, 16, 15, 64, 2, 90, 31] * 3
 HOOKPOINTS = ["resid_post.0", "resid_post.2"]
 

@@ -26,6 +26,8 @@ from actlas.store.store import Store, open_store
 
 pytest.importorskip("obstore")
 
+pytestmark = pytest.mark.slow
+
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])

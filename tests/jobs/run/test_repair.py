@@ -36,6 +36,8 @@ from actlas.store.store import open_store
 from actlas.store.verify.damage import Damage
 from actlas.store.verify.verify import verify
 
+pytestmark = pytest.mark.slow
+
 MODEL = "builtin:actlas-6m"
 
 

@@ -70,6 +70,7 @@ def budget_is_used_up(fates: list[str], run: RunOptions) -> bool:
     return n_task >= run.max_task_faults or fates.count("die") >= run.max_process_deaths
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 @given(scenes())
 def test_nothing_is_lost_or_doubled(imagined: Any) -> None:

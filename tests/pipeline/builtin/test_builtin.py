@@ -20,6 +20,8 @@ from actlas.pipeline.builtin.docstrings import docstrings, module_files
 from actlas.pipeline.builtin.nonwords import LetterModel, nonword_strings, read_lines
 from actlas.pipeline.builtin.splitmix import SplitMix64
 
+pytestmark = pytest.mark.slow
+
 MODEL = builtin_model_path("actlas-6m")
 
 

@@ -30,6 +30,8 @@ from actlas.store.errors import ConfigError, CorpusError, HookpointError, ModelE
 from actlas.store.format import layout
 from actlas.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 GRID = SIDE // 8
 N_PATCHES = GRID * GRID
 N_SPECIAL = {"vit": (1, 0), "deit": (2, 0), "yolos": (1, 5), "dinov2_registers": (5, 0)}

@@ -40,6 +40,8 @@ from actlas.store.errors import ConfigError, MemoryBudgetError, ModelError, NonF
 from actlas.store.format import layout
 from actlas.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 # One token, none, longer than a window, just a window, and across shard borders (64 rows).
 LENGTHS = [1, 0, 5, 40, 15, 16, 3, 0, 64, 33, 7, 1, 100, 2, 2, 13, 0]
 TOLERANCE = 1e-4  # of the layer's largest magnitude, in float32: the contract's

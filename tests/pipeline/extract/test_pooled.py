@@ -22,6 +22,8 @@ from actlas.store.format.schema import HookpointSpec
 from actlas.store.ledger.receipts import POOLED
 from actlas.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 # None, one token, longer than a window and than a shard, none at the end of a shard and of all.
 LENGTHS = [0, 1, 5, 40, 15, 16, 3, 0, 0, 64, 33, 7, 1, 200, 2, 2, 13, 0]
 POOLS = ("last", "mean", "sum")

@@ -29,6 +29,8 @@ from actlas.store.errors import HookpointError
 from actlas.store.format.layout import Sequence
 from actlas.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 TOKENS = np.random.default_rng(0).integers(3, 97, 200).astype(np.int32)
 CAUSAL = sorted(set(CONFIGS) - {"bert", "roberta", "modernbert"})
 

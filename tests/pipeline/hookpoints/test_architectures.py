@@ -40,6 +40,8 @@ from actlas.store.errors import HookpointError
 from actlas.store.format import layout
 from actlas.store.format.schema import HookpointSpec
 
+pytestmark = pytest.mark.slow
+
 LAYERS = range(N_LAYERS)
 SEQUENTIAL = [name for name, animal in ZOO.items() if animal.form == "sequential"]
 PARALLEL = [name for name, animal in ZOO.items() if animal.form == "parallel"]

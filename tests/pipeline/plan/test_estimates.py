@@ -31,6 +31,8 @@ from actlas.pipeline.plan.store_size import sample_rates, store_size
 from actlas.store.format.sealing import seal
 from actlas.store.objects.local import LocalObjects
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 
 

@@ -25,6 +25,8 @@ from actlas.pipeline.plan.make import make_plan
 from actlas.store.errors import ConfigError, CorpusError, ModelError
 from actlas.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 N_PATCHES = (SIDE // 8) ** 2
 NAMES = ("resid_post.0", "resid_post.1")
 

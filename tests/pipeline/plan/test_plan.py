@@ -214,6 +214,7 @@ def test_real_stimuli(tmp_path: Path, stories: str, shared: Path, tokenizer: Any
     assert document.token_id.tolist() == tokens_of(tokenizer, document.text)[:11]
 
 
+@pytest.mark.slow
 def test_real_pile_in_long_windows(
     tmp_path: Path, stories: str, shared: Path, tokenizer: Any
 ) -> None:
@@ -323,6 +324,7 @@ def test_a_dry_run_of_a_small_corpus_is_exact(tmp_path: Path, stories: str) -> N
     assert guess.stored.raw_bytes_of("rows") and guess.stored.raw_bytes_of("documents")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "gz"])
 def test_a_dry_run_projects_from_a_sample(tmp_path: Path, stories: str, kind: str) -> None:
     import gzip
@@ -384,6 +386,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, stories: str) -> None:
     import subprocess
 

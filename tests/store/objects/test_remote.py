@@ -45,6 +45,8 @@ from actlas.store.verify.verify import verify
 
 pytest.importorskip("obstore")
 
+pytestmark = pytest.mark.slow
+
 READ_FAULTS = ("500", "503", "reset", "stall", "truncate", "short")
 
 

@@ -43,6 +43,8 @@ from actlas.store.shards.chunks import crc32c
 from actlas.store.shards.lazy_array import LARGE_BYTES, LazyArray
 from actlas.store.shards.writer import ShardWriter
 
+pytestmark = pytest.mark.slow
+
 LONG = os.environ.get("ACTLAS_CHAOS") == "long"
 EXAMPLES = 800 if LONG else 40
 SEED = int(os.environ.get("ACTLAS_CHAOS_SEED", "0"))

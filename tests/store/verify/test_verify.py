@@ -95,6 +95,7 @@ def test_what_has_a_receipt_by_now_is_not_removed(make: Make) -> None:
     assert remove_orphan(store, f"{rows[:-1]}stray") and not path.with_name("stray").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["none", "fast"])
 def test_a_flipped_bit_in_any_file_is_found(make: Make, compression: str) -> None:
     store = make(compression=compression, n_documents=30)
