@@ -105,7 +105,8 @@ def _seconds(n_units: int, workers: int, rounds: int) -> dict[str, tuple[float, 
     run = RunOptions(executor="ray", workers=workers)
     actor_class: Any = ray.remote(RayWorker)
     actors = [actor_class.options(num_cpus=0).remote() for _ in range(workers)]
-    ray.get([a.prepare.remote(make_instant, "", run, "bare", 0) for a in actors])
+    job = Job("", run, (0,), make_instant)
+    ray.get([a.prepare.remote(job, run, "bare") for a in actors])
     turns = [itertools.count() for _ in actors]
     spent: dict[str, list[float]] = {"bare calls": [], "the driver": []}
     watches: list[Counting] = []
