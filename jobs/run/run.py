@@ -149,6 +149,8 @@ def _drive(
                 job = Job(store.path, run, shards, make_worker, follows, work.damage_stops)
                 select.named(run.executor)(job, budget, observer, stop)
         held.require()
+        if n_removed := work.units.sweep():
+            logs.LOGGER.info("swept", extra={"n_groups": n_removed})
         stages = None if work.repairs else stage_line(stats)
         if stages is not None:
             observer.log(stages)

@@ -10,6 +10,7 @@ import numpy as np
 
 from actlas.jobs.formatting import command, counted
 from actlas.store.ledger.receipts import EXTRACT, POOLED
+from actlas.store.write import derived
 
 if TYPE_CHECKING:
     from actlas.store.ledger.job_kind import JobKind
@@ -41,6 +42,9 @@ class Units(Protocol):
 
     def follows(self, units: Sequence[int]) -> Follows:
         """Return those of some units that are best done by the worker of the unit before."""
+
+    def sweep(self) -> int:
+        """Remove what killed attempts at done units left, and return how many groups that were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,10 @@ class StoreShards:
         """Return the shards whose first tokens continue a sequence of the shard before."""
         return follows(self.store, units) if self.job == EXTRACT else ()
 
+    def sweep(self) -> int:
+        """Return 0: attempts at one shard write the same names, so they leave nothing."""
+        return 0
+
 
 class DerivedUnits:
     """The units of a derived job.
@@ -181,6 +189,10 @@ class DerivedUnits:
     def follows(self, units: Sequence[int]) -> Follows:
         """Return the units that are best done by the worker of another, mapped to that."""
         return self._follows
+
+    def sweep(self) -> int:
+        """Remove the groups that lost to another attempt's; see :func:`derived.sweep`."""
+        return derived.sweep(self.store, self.kind, self.subject)
 
 
 def extraction(store: StoreReader) -> Work:

@@ -302,6 +302,9 @@ def test_a_kind_that_one_file_defines(executor: str, tmp_path: Path) -> None:
     told = call("status", store.path).stdout
     assert f"norms.resid_post.0: {n - 1} of {n} shards, in quarantine: 1 -> actlas norms" in told
     assert verify(store, full=True).ok
+    killed = Path(store.path) / "norms" / HOOKPOINT / f"{n - 1:08d}-0123456789ab/norm/c/0"
+    killed.parent.mkdir(parents=True)
+    killed.write_bytes(b"of an attempt whose worker was killed beside a failing shard")
     again = run.model_copy(update={"retry_quarantined": True})
     outcome = write_norms(store, HOOKPOINT, again)
     assert outcome.line == f"{outcome.state}: {outcome.made} -> next: look at them"
