@@ -83,7 +83,7 @@ def _driver_lines(status: StatusReport, snapshot: Snapshot) -> Iterable[str]:
         last = _last_heard(status)
         yield labelled("driver", f"{driver}: perhaps dead: {last}; a new run takes over after 60 s")
         return
-    stopping = ", stopping: it finishes the shards in flight" if snapshot.stopping else ""
+    stopping = ", stopping: it finishes the work in flight" if snapshot.stopping else ""
     heard = "" if lease_holder.is_local(holder) else f"; {_last_heard(status)}"
     yield labelled("driver", f"{driver} holds the lease{stopping}{heard}")
     if snapshot.n_rows:

@@ -103,7 +103,7 @@ class RunProgress(Part):
     of: Text
     """Unit of the rows: ``rows``, ``documents``, ``features`` or ``units``."""
     stopping: bool
-    """Whether the driver finishes the shards in flight and begins no others."""
+    """Whether the driver finishes the units of work in flight and begins no others."""
     written_unix_s: float
     """Time of the heartbeat in Unix seconds, by the driver's clock."""
     seconds: float
