@@ -6,25 +6,23 @@ code, and :meth:`JobServer.follow` returns it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import re
 import signal
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from actlas.jobs.ray import address as ray_token
+from actlas.jobs.ray.follow import first_line, follow
 from actlas.store.errors import (
     EXIT_DONE,
     EXIT_ERROR,
     EXIT_RESUME,
     ActlasError,
     ConfigError,
-    InterruptedRunError,
 )
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -33,12 +31,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 CONNECT_S = 10.0
 """Seconds that a server may take to answer the first request."""
 
-LOST_AFTER_S = 60.0
-"""Seconds without an answer after which a job is no longer followed; the job may go on."""
-
 _ADDRESS = re.compile(r"https?://[^/\s@?#]+/?")
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 _TOLD_TO_STOP = frozenset({signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP})
 
@@ -81,8 +74,8 @@ class JobServer:
             raise _refused(self.address, str(error)) from error
         except (OSError, RuntimeError, ValueError, RayError) as error:
             raise ConfigError(
-                f"{self.address}: the server is not a Ray job server ({_first(error)}). Give the "
-                "address of the head's dashboard, http://HEAD:8265.",
+                f"{self.address}: the server is not a Ray job server ({first_line(error)}). Give "
+                "the address of the head's dashboard, http://HEAD:8265.",
                 address=self.address,
             ) from error
 
@@ -112,7 +105,9 @@ class JobServer:
                 metadata=dict(metadata),
             )
         except (OSError, RuntimeError) as error:
-            raise ActlasError(f"{self.address}: the job was refused: {_first(error)}") from error
+            raise ActlasError(
+                f"{self.address}: the job was refused: {first_line(error)}"
+            ) from error
         return job
 
     def follow(self, job: str, write: Callable[[str], None]) -> int:
@@ -133,37 +128,17 @@ class JobServer:
         Raises
         ------
         InterruptedRunError
-            The server has not answered for a minute. The job may go on.
+            The server has not answered for two minutes. The job may go on.
+        ConfigError
+            The server refuses the token by now. The job may go on.
         """
-        import aiohttp
-        from ray.exceptions import RayError
+        from ray.exceptions import AuthenticationError
 
-        n_shown, answered = 0, time.monotonic()
-        while True:
-            try:
-                n_shown = asyncio.run(self._tail(job, n_shown, write))
-                info = self._client.get_job_info(job)
-            except (OSError, RuntimeError, RayError, aiohttp.ClientError) as error:
-                if time.monotonic() - answered > LOST_AFTER_S:
-                    raise InterruptedRunError(
-                        f"{self.address} has not answered for {LOST_AFTER_S:.0f} s "
-                        f"({_first(error)}): the job is no longer followed and may go on."
-                    ) from error
-            else:
-                answered = time.monotonic()
-                if info.status.is_terminal():
-                    return exit_code_of(info, write)
-            time.sleep(1)
-
-    async def _tail(self, job: str, n_shown: int, write: Callable[[str], None]) -> int:
-        """Write the log after the first ``n_shown`` characters; return its length."""
-        n_read = 0
-        async for text in self._client.tail_job_logs(job):
-            n_read += len(text)
-            if n_read > n_shown:
-                write(_CONTROL.sub(_escaped, text[n_shown - n_read :]))
-                n_shown = n_read
-        return n_shown
+        try:
+            info = follow(self._client, job, write, self.address)
+        except AuthenticationError as error:
+            raise _refused(self.address, str(error)) from error
+        return exit_code_of(info, write)
 
 
 def exit_code_of(info: Any, write: Callable[[str], None]) -> int:
@@ -183,7 +158,7 @@ def exit_code_of(info: Any, write: Callable[[str], None]) -> int:
     if code is None and status == "SUCCEEDED":
         return EXIT_DONE
     if code is None:
-        write(f"the job failed: {_first(info.message or 'Ray gives no reason')}\n")
+        write(f"the job failed: {first_line(info.message or 'Ray gives no reason')}\n")
         lost = str(getattr(info.error_type, "value", info.error_type)) in _INFRASTRUCTURE
         return EXIT_RESUME if lost else EXIT_ERROR
     if code == 127:
@@ -244,12 +219,3 @@ def _refused(address: str, text: str) -> ConfigError:
     return ray_token.refused(
         address, "none was sent" if missing else "the one that was sent is wrong"
     )
-
-
-def _first(error: object) -> str:
-    lines = str(error).strip().splitlines()
-    return _CONTROL.sub(_escaped, lines[0])[:300] if lines else type(error).__name__
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode()
