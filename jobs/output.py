@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from actlas.store.errors import ConfigError, StoreExistsError, run_fault
+from actlas.store.errors import ConfigError, StoreExistsError
+from actlas.store.objects import leftovers
+from actlas.store.objects.faults import writing
 
 
 @contextmanager
@@ -29,7 +29,8 @@ def output_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
     StoreExistsError
         The folder is not empty; it is left as it is.
     RunFaultError
-        The disk is full or fails. The temporary folder is removed.
+        The disk is full or fails; a ``PlaceError`` where the folder cannot be there at all. The
+        temporary folder is removed.
 
     Examples
     --------
@@ -42,19 +43,14 @@ def output_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
     """
     final = Path(path).expanduser().absolute()
     check_free(final, overwrite=overwrite)
-    staged = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
+    staged = leftovers.beside(final)
+    with writing(final):
         try:
             staged.mkdir(parents=True)
             yield staged
             _put(staged, final, overwrite=overwrite)
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
-    except OSError as error:
-        fault = run_fault(error, str(final))
-        if fault is None:
-            raise
-        raise fault from error
+            leftovers.remove(staged)
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
@@ -70,26 +66,17 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
     Raises
     ------
     RunFaultError
-        The disk is full or fails.
+        The disk is full or fails; a ``PlaceError`` where the file cannot be there at all.
     ConfigError
         The folder does not exist, or the path is a folder.
     """
     final = Path(path).expanduser().absolute()
     refuse_url(final)
-    if final.is_dir() or not final.parent.is_dir():
-        raise ConfigError(f"{final}: expected the name of a file in an existing folder.")
-    staged = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        try:
+    with writing(final):
+        if final.is_dir() or not final.parent.is_dir():
+            raise ConfigError(f"{final}: expected the name of a file in an existing folder.")
+        with leftovers.staged_file(final) as staged:
             staged.write_text(text, encoding="utf-8")
-            staged.replace(final)
-        finally:
-            staged.unlink(missing_ok=True)
-    except OSError as error:
-        fault = run_fault(error, str(final))
-        if fault is None:
-            raise
-        raise fault from error
 
 
 def refuse_url(path: Path) -> None:
@@ -105,7 +92,8 @@ def refuse_url(path: Path) -> None:
 def check_free(path: Path, *, overwrite: bool = False) -> None:
     """Raise ``StoreExistsError`` if a path holds something that may not be replaced.
 
-    It is also called before long work, so that the user learns of it first.
+    It is also called before long work, so that the user learns of it first. What killed runs left
+    beside the path is swept; a folder that was being replaced when its run was killed comes back.
 
     Parameters
     ----------
@@ -115,6 +103,21 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
         Whether its contents may be replaced.
     """
     refuse_url(path)
+    with writing(path):
+        _sweep(path)
+        _require_free(path, overwrite=overwrite)
+
+
+def _sweep(path: Path) -> None:
+    leftovers.sweep(path)
+    for old in leftovers.leftovers(path, leftovers.OLD):
+        if path.exists() or path.is_symlink():
+            leftovers.remove(old)
+        else:  # killed between the two renames of _put
+            old.rename(path)
+
+
+def _require_free(path: Path, *, overwrite: bool) -> None:
     if path.is_dir() and not path.is_symlink():
         if overwrite and not (path / "zarr.json").exists():
             return
@@ -134,7 +137,7 @@ def _put(staged: Path, final: Path, *, overwrite: bool) -> None:
     if not final.exists():
         staged.rename(final)
         return
-    old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+    old = leftovers.beside(final, leftovers.OLD)
     final.rename(old)
     staged.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    leftovers.remove(old)

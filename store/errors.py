@@ -174,10 +174,20 @@ class LeaseHeldError(ActlasError, RuntimeError):
 
 
 class RunFaultError(ActlasError, OSError):
-    """The environment failed (disk full, read-only, I/O error); no shard is at fault."""
+    """The environment failed (disk full, I/O error, no answer); no shard is at fault."""
 
     kind = "run_fault"
     exit_code = EXIT_RESUME
+
+
+class PlaceError(RunFaultError):
+    """A place cannot hold what is to be written: no permission, read-only, no hard links.
+
+    The same command fails again until the place or the command is changed.
+    """
+
+    kind = "place"
+    exit_code = EXIT_USAGE
 
 
 class InterruptedRunError(ActlasError, RuntimeError):
@@ -194,49 +204,24 @@ class QuarantineError(ActlasError, RuntimeError):
     exit_code = EXIT_QUARANTINE
 
 
-def of_one_object(error: RunFaultError) -> bool:
-    """Return whether a run fault may concern one object only, while others can be read."""
-    return error.details.get("errno") in (errno.EIO, errno.EACCES, errno.EPERM)
+class SignalledExit(SystemExit):
+    """SIGTERM stopped a run in a Python process, which ends with code 75 unless this is caught.
 
-
-_RUN_FAULT_ERRNOS = frozenset(
-    {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EIO,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ESTALE,
-    }
-)
-
-
-def run_fault(error: OSError, path: str) -> RunFaultError | None:
-    """Return the ``RunFaultError`` for an ``OSError``, or None if the environment is not at fault.
+    It is no ``Exception``, so that ``except Exception`` does not keep a process alive that was told
+    to end. After SIGINT it is ``KeyboardInterrupt`` that is raised.
 
     Parameters
     ----------
-    error : OSError
-        The error of the operating system.
-    path : str
-        The file or folder that was being written or read.
+    message : str
+        How far the run came, and what to do next.
     """
-    if isinstance(error, ActlasError) or error.errno not in _RUN_FAULT_ERRNOS:
-        return None
-    hint = {
-        errno.ENOSPC: "free some space",
-        errno.EDQUOT: "free some space or raise the quota",
-        errno.EROFS: "mount it writable",
-        errno.EACCES: "give this user the right to write there",
-        errno.EPERM: "give this user the right to write there",
-        errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    }.get(error.errno or 0, "look at the disk")
-    return RunFaultError(
-        f"{path}: {error.strerror or error} (errno {error.errno}). Nothing already written is "
-        f"harmed: {hint}, then run the same command again.",
-        path=path,
-        errno=error.errno,
-    )
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = EXIT_RESUME
+
+
+def of_one_object(error: RunFaultError) -> bool:
+    """Return whether a run fault may concern one object only, while others can be read."""
+    return error.details.get("errno") in (errno.EIO, errno.EACCES, errno.EPERM)

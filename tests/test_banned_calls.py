@@ -24,6 +24,8 @@ CALLS = frozenset(
         *("os.spawnv", "os.spawnl", "subprocess.getoutput", "subprocess.getstatusoutput"),
         *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.Loader"),
         *("yaml.FullLoader", "yaml.UnsafeLoader", "pd.read_pickle", "pandas.read_pickle"),
+        *("tempfile.mkdtemp", "tempfile.mkstemp", "tempfile.TemporaryDirectory"),  # leftovers.py
+        *("tempfile.NamedTemporaryFile", "tempfile.TemporaryFile"),
         *("tempfile.mktemp", "jinja2.Template", "jinja2.Environment", "torch.hub.load"),
         *("shutil.unpack_archive", "runpy.run_path", "runpy.run_module", "logging.config.listen"),
     ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import stat
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -27,6 +26,8 @@ from actlas.store.display.text import printable
 from actlas.store.errors import CorruptDataError, FormatError, MaskError
 from actlas.store.format.schema import ModelSpec
 from actlas.store.format.sealing import FORMAT_VERSION, seal, summarize, unseal
+from actlas.store.objects.faults import writing
+from actlas.store.objects.leftovers import staged_file
 
 FILE_NAME = "mask.json"
 
@@ -197,15 +198,16 @@ class Mask:
         ----------
         path : path
             The file to write.
+
+        Raises
+        ------
+        RunFaultError
+            The disk is full or fails; a ``PlaceError`` where the file cannot be there at all.
         """
         final = Path(path)
         record = _MaskFile(key=self.key, seed=self.seed, units=dict(self.units))
-        staged = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.part")
-        try:
+        with writing(final), staged_file(final) as staged:
             staged.write_bytes(seal(record))
-            staged.replace(final)
-        finally:
-            staged.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mask:

@@ -14,8 +14,10 @@ import torch
 
 from actlas.analysis.sae.model import Architecture, SparseAutoencoder, shapes
 from actlas.analysis.sae.saelens_config import CONFIG_FILE, config_of, parse
-from actlas.store.errors import SaeError, run_fault
+from actlas.analysis.sae.tensor_file import save_tensors
+from actlas.store.errors import SaeError
 from actlas.store.format.sealing import too_deep
+from actlas.store.objects.faults import writing
 from actlas.store.version import VERSION
 
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -76,26 +78,19 @@ def save_sae(
     Raises
     ------
     RunFaultError
-        The disk is full or fails.
+        The disk is full or fails; a ``PlaceError`` where the folder cannot be there at all.
     """
-    from safetensors.torch import save_file
-
     to = Path(folder)
     config = config_of(sae)
     own = {"actlas_version": VERSION, "hookpoint": sae.hookpoint, "model_id": sae.model_id}
     tensors = {name: p.detach().float().cpu().contiguous() for name, p in sae.named_parameters()}
-    try:
+    data = (json.dumps(config, indent=1) + "\n").encode()
+    with writing(to):
         to.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, to / WEIGHTS_FILE)
-        data = (json.dumps(config, indent=1) + "\n").encode()
+        save_tensors(tensors, to / WEIGHTS_FILE)
         (to / CONFIG_FILE).write_bytes(data)
         (to / WEIGHTS_FILE).chmod((to / CONFIG_FILE).stat().st_mode)  # safetensors: owner only
         (to / OWN_FILE).write_text(json.dumps({**own, **metadata}, indent=1) + "\n")
-    except OSError as error:
-        fault = run_fault(error, str(to))
-        if fault is None:
-            raise
-        raise fault from error
     sae.sha256 = _sha256(data, to / WEIGHTS_FILE)
 
 

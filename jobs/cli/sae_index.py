@@ -65,7 +65,7 @@ def command(
     outcome, size = index(opened, name, run)
     if size is None:
         if as_json:
-            outcome.require_done()
+            outcome.raise_error()
         click.echo(outcome.line)
         return outcome.exit_code
     made = SaeIndexReport(**size)

@@ -10,8 +10,8 @@ from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, counted, duration, n_bytes, printable, ranges
 from actlas.jobs.monitor.heartbeat import Snapshot
 from actlas.jobs.run.reports.progress import DerivedProgress, JobProgress, StatusReport
-from actlas.store.ledger import lease_holder
 from actlas.store.ledger.job_kinds import kind_of
+from actlas.store.objects import processes
 
 N_SURE = 32
 """Smallest number of receipts for a rate that is not marked as approximate."""
@@ -84,7 +84,8 @@ def _driver_lines(status: StatusReport, snapshot: Snapshot) -> Iterable[str]:
         yield labelled("driver", f"{driver}: perhaps dead: {last}; a new run takes over after 60 s")
         return
     stopping = ", stopping: it finishes the work in flight" if snapshot.stopping else ""
-    heard = "" if lease_holder.is_local(holder) else f"; {_last_heard(status)}"
+    known = processes.state_of(holder) == "running"
+    heard = "" if known else f"; {_last_heard(status)}"
     yield labelled("driver", f"{driver} holds the lease{stopping}{heard}")
     if snapshot.n_rows:
         yield from run_lines(snapshot)

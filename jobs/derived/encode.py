@@ -6,6 +6,7 @@ import functools
 import os
 import socket
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,9 @@ def encode_sae(
     QuarantineError
         Shards are left in quarantine.
     InterruptedRunError
-        The run was stopped, or the store is not extracted whole.
+        The store is not extracted whole.
+    KeyboardInterrupt, SignalledExit
+        SIGINT or SIGTERM stopped the run; the same call resumes it.
     """
     opened = store if isinstance(store, Store) else open_store(store)
     asked = resolve({"plan": {}, "run": run}).run
@@ -122,7 +125,8 @@ def encode(
     if left:
         are = f"{counted(left, 'shard')} {'is' if left == 1 else 'are'}"
         then = f"{shell('extract', store.path)}, then the same command again"
-        waits = Outcome(EXIT_RESUME, "incomplete", outcome.made, f"{are} not extracted", then)
+        waiting = f"{are} not extracted"
+        waits = replace(outcome, exit_code=EXIT_RESUME, state="incomplete", left=waiting, next=then)
         return waits, features.name
     with lease.hold(store.objects, log=on_stderr):
         finish(store, features, socket.gethostname())

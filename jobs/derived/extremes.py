@@ -44,8 +44,8 @@ def units_of(store: Store, hookpoint: str, run: RunOptions | None = None) -> Uni
         Not every shard is extracted.
     QuarantineError
         The pass failed as often as a unit of work may fail.
-    InterruptedRunError
-        The run was stopped.
+    KeyboardInterrupt, SignalledExit
+        SIGINT or SIGTERM stopped the run; the same call resumes it.
     """
     try:
         return store.units(hookpoint)

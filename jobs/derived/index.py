@@ -51,8 +51,8 @@ def index_sae(store: Store | str | os.PathLike[str], name: str, **run: Any) -> F
         The store has no such set, or not every token is encoded.
     QuarantineError
         Blocks are left in quarantine.
-    InterruptedRunError
-        The run was stopped.
+    KeyboardInterrupt, SignalledExit
+        SIGINT or SIGTERM stopped the run; the same call resumes it.
     """
     opened = store if isinstance(store, Store) else open_store(store)
     outcome, _ = index(opened, name, resolve({"plan": {}, "run": run}).run)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from actlas.jobs.formatting import counted, n_bytes
 from actlas.store.errors import ActlasError, StoreNotFoundError
 from actlas.store.ledger import lease
 from actlas.store.objects.base import is_url, open_objects
+from actlas.store.objects.leftovers import temporary_folder
 from actlas.store.objects.local import LocalObjects
 from actlas.store.store import open_store
 
@@ -78,11 +78,11 @@ def _disk(where: Path) -> Iterator[Check]:
     if counts.f_files and counts.f_favail < 100_000:
         yield warning("inodes", f"{counts.f_favail:,} left", "free some: each shard is a few files")
     try:
-        with tempfile.TemporaryDirectory(prefix=".actlas-doctor-", dir=folder) as scratch:
-            yield from _links(Path(scratch))
-            yield _speed(Path(scratch), usage.free)
-            yield _syncs(Path(scratch))
-            yield file_clock(Path(scratch))
+        with temporary_folder("doctor", folder) as scratch:
+            yield from _links(scratch)
+            yield _speed(scratch, usage.free)
+            yield _syncs(scratch)
+            yield file_clock(scratch)
     except OSError as error:
         yield problem(
             "disk", f"{folder}: {error.strerror or error}", "give a folder that can be written"

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from actlas.jobs.formatting import printable
-from actlas.store.ledger import lease, lease_holder
+from actlas.store.ledger import lease
+from actlas.store.objects import processes
 from actlas.store.objects.base import Objects
 
 N_CHARACTERS = 200
@@ -157,8 +158,8 @@ def observe_holder(objects: Objects, before: HolderState | None = None) -> Holde
         The state as it was last observed.
     """
     now = _once(objects)
-    if now.holder is None or lease_holder.is_local(now.holder):
-        return now  # the lease itself checks holders on this machine
+    if now.holder is None or processes.state_of(now.holder) == "running":
+        return now  # known without its heartbeat
     if before is not None and before.holder == now.holder:
         if now.n_beats != before.n_beats:
             return now._replace(alive=True, heard=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +79,7 @@ def connected(run: RunOptions) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with _environment(_for_own_ray() if address is None else {}):
+    with _environment(_for_own_ray() if address is None else {}), _own_signal_handler():
         try:
             if address is None:
                 _start(ray, run)
@@ -86,6 +88,17 @@ def connected(run: RunOptions) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _own_signal_handler() -> Iterator[None]:
+    """Put back this process's handler of SIGTERM, which ``ray.init`` replaces for good."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _prepare_environment(own: bool) -> None:

@@ -47,8 +47,8 @@ def extract(
     ------
     QuarantineError
         Shards are left in quarantine.
-    InterruptedRunError
-        The run was stopped.
+    KeyboardInterrupt, SignalledExit
+        SIGINT or SIGTERM stopped the run; the same call resumes it. Neither is an ``Exception``.
 
     Examples
     --------

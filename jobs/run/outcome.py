@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from actlas.jobs.scheduler.stop import interruption
 from actlas.store.errors import EXIT_DONE, InterruptedRunError, QuarantineError
 
 
@@ -29,8 +30,8 @@ class Outcome:
         The units in quarantine.
     fault : str
         The first line of the error of the unit that was put in quarantine last; empty if none was.
-    stopped : bool
-        Whether a signal stopped the run, even if nothing of this job is left: no other job begins.
+    signal : int or None
+        The signal that stopped the run, even if nothing of this job is left: no other job begins.
     jobs : tuple of Outcome
         The outcomes of several jobs, in the order in which they ran, of which this is the worst.
     """
@@ -42,8 +43,13 @@ class Outcome:
     next: str = ""
     quarantined: tuple[int, ...] = ()
     fault: str = ""
-    stopped: bool = False
+    signal: int | None = None
     jobs: tuple[Outcome, ...] = ()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal stopped the run."""
+        return self.signal is not None
 
     @property
     def summary(self) -> str:
@@ -64,7 +70,23 @@ class Outcome:
         return f"{self.summary} -> next: {self.next}" if self.next else self.summary
 
     def require_done(self) -> None:
-        """Raise if the job is not done, for callers from Python.
+        """Raise if the job is not done, or if a signal told this process to end, for Python.
+
+        Raises
+        ------
+        KeyboardInterrupt, SignalledExit
+            SIGINT or SIGTERM came; see :func:`actlas.jobs.scheduler.stop.interruption`.
+        QuarantineError
+            Units are left in quarantine.
+        InterruptedRunError
+            The job waits for another.
+        """
+        if self.signal is not None:
+            raise interruption(self.signal, self.line)
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise the error of a job that is not done, also where a signal stopped it.
 
         Raises
         ------
@@ -102,5 +124,6 @@ def joined(outcomes: Sequence[Outcome]) -> Outcome:
         worst.next,
         quarantined=tuple(unit for outcome in outcomes for unit in outcome.quarantined),
         fault=next((outcome.fault for outcome in reversed(outcomes) if outcome.fault), ""),
+        signal=next((outcome.signal for outcome in outcomes if outcome.stopped), None),
         jobs=tuple(outcomes),
     )

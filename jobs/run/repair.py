@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actlas.jobs.config import resolve
@@ -15,8 +13,9 @@ from actlas.jobs.formatting import count, counted
 from actlas.jobs.logs import NowAndThen
 from actlas.jobs.run.repair_derived import drop_derived, redo_derived
 from actlas.jobs.run.run import run_work
-from actlas.jobs.run.work import StoreShards, Work, extraction, pooling
+from actlas.jobs.run.work import DamagedShards, Work, extraction, pooling
 from actlas.jobs.run.worker import open_repairer
+from actlas.jobs.scheduler.stop import interruption
 from actlas.store.errors import (
     EXIT_DAMAGE,
     EXIT_DONE,
@@ -29,6 +28,7 @@ from actlas.store.ledger import lease
 from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.objects.base import open_objects
+from actlas.store.objects.leftovers import temporary_folder
 from actlas.store.store import Store, open_store
 from actlas.store.verify.damage import Damage
 from actlas.store.verify.orphans import remove_orphan
@@ -68,6 +68,8 @@ class Repaired:
         The damage that is left.
     removed : tuple of str
         The keys of the files that were removed.
+    signal : int or None
+        The signal that stopped the repair.
     """
 
     exit_code: int
@@ -76,47 +78,7 @@ class Repaired:
     derived: tuple[str, ...] = ()
     left: tuple[Damage, ...] = ()
     removed: tuple[str, ...] = ()
-
-
-class DamagedShards(StoreShards):
-    """The damaged shards of a job, as units of work: one is done once it reads without damage.
-
-    Parameters
-    ----------
-    store : Store
-        The store.
-    job : str
-        ``extract`` or ``pooled``.
-    damages : sequence of Damage
-        The damages of shards of this job.
-
-    Attributes
-    ----------
-    repaired : set of int
-        The shards that were read again and found undamaged.
-    """
-
-    def __init__(self, store: Store, job: str, damages: Sequence[Damage]) -> None:
-        super().__init__(store, job)
-        self._damages = [damage for damage in damages if damage.shard is not None]
-        self.repaired: set[int] = set()
-
-    def ready(self) -> list[int]:
-        """Return the damaged shards."""
-        return sorted({d.shard for d in self._damages if d.shard is not None})
-
-    def missing(self) -> list[int]:
-        """Return the shards that are not known to be repaired."""
-        return sorted({*self.ready()} - self.repaired)
-
-    def left(self) -> list[int]:
-        """Return the shards that are still damaged, by reading them."""
-        self.store.forget(self.job)
-        doubtful = [d for d in self._damages if d.shard not in self.repaired]
-        found = verify(self.store, full=True, only=doubtful).damages if doubtful else ()
-        damaged = {d.shard for d in found if d.shard is not None and d.job == self.job}
-        self.repaired.update({*self.ready()} - damaged)
-        return sorted(damaged)
+    signal: int | None = None
 
 
 def repair(
@@ -146,15 +108,20 @@ def repair(
     ------
     ActlasError
         See :func:`repair_at`.
+    KeyboardInterrupt, SignalledExit
+        SIGINT or SIGTERM stopped the repair; the same call continues it.
     """
     asked = resolve({"plan": {}, "run": run}).run
-    return repair_at(
+    repaired = repair_at(
         os.fspath(path),
         asked,
         findings=findings,
         full=full,
         remove_orphans=remove_orphans or remove_strays,
     )
+    if repaired.signal is not None:
+        raise interruption(repaired.signal, "the repair was stopped; the same call continues it")
+    return repaired
 
 
 def repair_at(
@@ -238,6 +205,7 @@ class _Repair:
         self._restored = restored
         self._shards: dict[str, tuple[int, ...]] = {}
         self._removed: list[str] = []
+        self._signal: int | None = None
 
     def repair(
         self, damages: list[Damage], workers: Mapping[str, MakeWorker], remove_orphans: bool
@@ -258,7 +226,8 @@ class _Repair:
         try:
             run = self._run.model_copy(update={"retry_quarantined": True})
             derived, failed = redo_derived(store, run, self._log)
-        except InterruptedRunError:
+        except InterruptedRunError as stopped:
+            self._signal = stopped.details.get("signal")
             return self._result(EXIT_RESUME, left=doubtful)
         still = verify(store, full=True, only=doubtful).damages if doubtful else ()
         left = (*still, *failed)
@@ -268,7 +237,15 @@ class _Repair:
         self, exit_code: int, derived: Sequence[str] = (), left: Sequence[Damage] = ()
     ) -> Repaired:
         restored, removed = tuple(self._restored), tuple(self._removed)
-        return Repaired(exit_code, restored, self._shards, tuple(derived), tuple(left), removed)
+        return Repaired(
+            exit_code,
+            restored,
+            self._shards,
+            tuple(derived),
+            tuple(left),
+            removed,
+            signal=self._signal,
+        )
 
     def _restore_planned(self, damages: Sequence[Damage]) -> None:
         """Restore metadata and documents: from the plan, then from the corpus."""
@@ -312,6 +289,7 @@ class _Repair:
         )
         if repaired := tuple(shard for shard in wanted if shard in damaged.repaired):
             self._shards[work.job] = repaired
+        self._signal = outcome.signal
         return outcome.stopped or outcome.exit_code == EXIT_RESUME
 
 
@@ -341,10 +319,10 @@ def _restore_from_corpus(store: Store, keys: Sequence[str], log: Log) -> list[st
         return []
     damaged = counted(len(keys), "damaged object")
     log(f"{damaged} of documents: planning again from the corpus")
-    with tempfile.TemporaryDirectory(prefix="actlas-repair-") as folder:
+    with temporary_folder("repair") as folder:
         try:
             options = PlanOptions.model_validate(store.plan.request)
-            again = make_plan(Path(folder) / "again.zarr", options)
+            again = make_plan(folder / "again.zarr", options)
         except (ActlasError, ValueError) as error:
             log(f"planning again failed: {error}")
             return []

@@ -129,7 +129,7 @@ def outcome_or_error(do: Callable[[], Outcome]) -> Outcome | str:
     except ActlasError as error:
         return str(error)
     if outcome.stopped:
-        raise InterruptedRunError(outcome.line)
+        raise InterruptedRunError(outcome.line, signal=outcome.signal)
     return outcome
 
 

@@ -66,7 +66,8 @@ def run_extraction(
         if outcomes and outcomes[-1].stopped and work.units.missing():
             state = f"stopped before {work.doing}"
             again = "run the same command again"
-            outcomes.append(Outcome(EXIT_RESUME, state, next=again, stopped=True))
+            signal = outcomes[-1].signal
+            outcomes.append(Outcome(EXIT_RESUME, state, next=again, signal=signal))
             break
         outcomes.append(run_work(store, work, run, make))
         if outcomes[-1].exit_code == EXIT_RESUME:
@@ -141,7 +142,8 @@ def _drive(
     # A single long pass over a store keeps nothing until its end: there is nothing to drain.
     at_once = run.executor == "inline" and work.job not in store.jobs and len(shards) == 1
     stop = Stop(observer.stopping, held.lost, unit=work.unit, at_once=at_once)
-    with held.reporting(lambda: {"job": work.job, **stats.snapshot()}):
+    state = lambda: {"job": work.job, **stats.snapshot()}  # noqa: E731
+    with stop.ending_the_process(), held.reporting(state):
         if shards:
             _introduce(work, run, observer, len(shards))
             with observer.shown():
@@ -155,7 +157,7 @@ def _drive(
         if stages is not None:
             observer.log(stages)
         outcome = _outcome(store, work, budget, stats, stopped=stop.signalled)
-    return replace(outcome, stopped=stop.signalled)
+    return replace(outcome, signal=stop.signal)
 
 
 def _stats(work: Work, missing: list[int]) -> RunStats:

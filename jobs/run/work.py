@@ -10,6 +10,8 @@ import numpy as np
 
 from actlas.jobs.formatting import command, counted
 from actlas.store.ledger.receipts import EXTRACT, POOLED
+from actlas.store.verify.damage import Damage
+from actlas.store.verify.verify import verify
 from actlas.store.write import derived
 
 if TYPE_CHECKING:
@@ -135,6 +137,47 @@ class StoreShards:
     def sweep(self) -> int:
         """Return 0: attempts at one shard write the same names, so they leave nothing."""
         return 0
+
+
+class DamagedShards(StoreShards):
+    """The damaged shards of a job, as units of work: one is done once it reads without damage.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    job : str
+        ``extract`` or ``pooled``.
+    damages : sequence of Damage
+        The damages of shards of this job.
+
+    Attributes
+    ----------
+    repaired : set of int
+        The shards that were read again and found undamaged.
+    """
+
+    def __init__(self, store: StoreReader, job: str, damages: Sequence[Damage]) -> None:
+        super().__init__(store, job)
+        self._damages = [damage for damage in damages if damage.shard is not None]
+        self.repaired: set[int] = set()
+
+    def ready(self) -> list[int]:
+        """Return the damaged shards."""
+        return sorted({d.shard for d in self._damages if d.shard is not None})
+
+    def missing(self) -> list[int]:
+        """Return the shards that are not known to be repaired."""
+        return sorted({*self.ready()} - self.repaired)
+
+    def left(self) -> list[int]:
+        """Return the shards that are still damaged, by reading them."""
+        self.store.forget(self.job)
+        doubtful = [d for d in self._damages if d.shard not in self.repaired]
+        found = verify(self.store, full=True, only=doubtful).damages if doubtful else ()
+        damaged = {d.shard for d in found if d.shard is not None and d.job == self.job}
+        self.repaired.update({*self.ready()} - damaged)
+        return sorted(damaged)
 
 
 class DerivedUnits:

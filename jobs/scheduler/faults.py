@@ -27,9 +27,9 @@ from actlas.store.errors import (
     PlanMismatchError,
     RunFaultError,
     StoreNotFoundError,
-    run_fault,
 )
 from actlas.store.objects.base import Objects
+from actlas.store.objects.faults import run_fault
 
 FaultKind = Literal["task", "process", "node"]
 
@@ -122,7 +122,7 @@ def fault_of(
     stops: ActlasError | None = None
     if isinstance(error, _STOPS_THE_RUN) or (damage_stops and isinstance(error, CorruptDataError)):
         stops = error
-    elif isinstance(error, OSError) and not isinstance(error, ActlasError):
+    elif isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
         stops = run_fault(error, str(error.filename or where))
     elif shard is None and isinstance(error, ActlasError):
         stops = error

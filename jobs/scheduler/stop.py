@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from actlas.store.errors import EXIT_RESUME
+from actlas.store.errors import EXIT_RESUME, SignalledExit
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -25,7 +27,8 @@ class Stop:
 
     Enter it after ``ray.init``, whose own handler aborts the driver on SIGTERM. The first signal
     sets ``requested``: no further shard is begun, and the shards in flight may finish. The second
-    signal raises ``KeyboardInterrupt``.
+    signal raises: see :func:`interruption`. At the end the handlers of before are put back. In
+    threads other than the main one nothing is handled, since Python delivers no signals there.
 
     Parameters
     ----------
@@ -47,11 +50,26 @@ class Stop:
         unit: str = "shard",
         at_once: bool = False,
     ) -> None:
-        self.signalled = False
+        self.signal: int | None = None
         self._unit, self._at_once = unit, at_once
         self._lost = lost
         self._log = log
         self._before: dict[int, Any] = {}
+
+    @property
+    def signalled(self) -> bool:
+        """Whether a signal came."""
+        return self.signal is not None
+
+    @contextmanager
+    def ending_the_process(self) -> Iterator[None]:
+        """Let an error that is raised after a signal end a Python process that was told to end."""
+        try:
+            yield
+        except Exception as error:
+            if self.signal is None or _owns_process:
+                raise
+            raise interruption(self.signal, str(error)) from error
 
     @property
     def requested(self) -> bool:
@@ -78,10 +96,10 @@ class Stop:
         if self.signalled:
             if _owns_process:
                 threading.Thread(target=_end_process, daemon=True).start()
-            raise KeyboardInterrupt
-        self.signalled = True
+            raise interruption(number, "stopped at once")
+        self.signal = number
         if self._at_once:
-            raise KeyboardInterrupt
+            raise interruption(number, "stopped at once")
         units = f"{self._unit}s"
         text = (
             f"{signal.Signals(number).name}: finishing the {units} in flight, then stopping. A "
@@ -89,6 +107,26 @@ class Stop:
         )
         # The main thread may hold the stream or the lock that logging needs.
         threading.Thread(target=self._log, args=(text,), daemon=True).start()
+
+
+def interruption(number: int, line: str) -> BaseException:
+    """Return what a signal raises: ``KeyboardInterrupt`` after SIGINT, else ``SignalledExit``.
+
+    Neither is an ``Exception``: a program that goes on after errors does not go on after these.
+
+    Parameters
+    ----------
+    number : int
+        The signal.
+    line : str
+        How far the run came. A process that ends by ``SignalledExit`` prints nothing by itself:
+        the line is printed here.
+    """
+    if number == signal.SIGINT or _owns_process:
+        return KeyboardInterrupt(line)
+    name = signal.Signals(number).name
+    print(f"{name}: {line}", file=sys.stderr, flush=True)  # noqa: T201 - the process ends
+    return SignalledExit(line)
 
 
 def terminate_as_interrupt() -> None:

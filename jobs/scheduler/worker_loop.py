@@ -19,8 +19,9 @@ from actlas.jobs.logs import LOGGER
 from actlas.jobs.scheduler.faults import Fault, fault_of
 from actlas.jobs.scheduler.protocols import Done, MeasuredWorker, StagedWorker, Worker
 from actlas.pipeline.options import RunOptions
-from actlas.store.errors import RunFaultError
+from actlas.store.errors import PlaceError
 from actlas.store.format.schema import Receipt
+from actlas.store.objects.faults import writing
 
 
 class WorkerLoop:
@@ -204,8 +205,8 @@ def write_slots(run: RunOptions) -> WriteSlots | None:
 
     Raises
     ------
-    RunFaultError
-        The folder of the lock files belongs to another user.
+    PlaceError
+        The folder of the lock files belongs to another user, or cannot be made.
     """
     if run.writers_per_machine is None:
         return None
@@ -214,10 +215,11 @@ def write_slots(run: RunOptions) -> WriteSlots | None:
 
 def _own_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"actlas-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
+    with writing(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise RunFaultError(
+        raise PlaceError(
             f"{folder}: expected a folder of this user, for the locks of --writers-per-machine. "
             "Remove it, or set TMPDIR to a folder of yours on this machine."
         )

@@ -12,8 +12,9 @@ from actlas.pipeline.corpus.image_files import SUFFIXES, is_image, read_image
 from actlas.pipeline.corpus.readers import Unreadable, files_below
 from actlas.pipeline.corpus.records import PATIENCE_RECORDS, ReadCounts, Record
 from actlas.pipeline.options import PlanOptions
-from actlas.store.errors import ConfigError, CorpusError, run_fault
+from actlas.store.errors import ConfigError, CorpusError
 from actlas.store.format import layout
+from actlas.store.objects.faults import run_fault
 
 
 def open_images(options: PlanOptions) -> Corpus:

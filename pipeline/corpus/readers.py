@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
-from actlas.store.errors import ActlasError, CorpusError, run_fault
+from actlas.store.errors import ActlasError, CorpusError
+from actlas.store.objects.faults import run_fault
 
 BLOCK_BYTES = 1 << 18
 

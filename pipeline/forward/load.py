@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from actlas.pipeline.model.untrained import fresh_model, state_sha256
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ConfigError, ModelError
 from actlas.store.format.schema import HookpointSpec, ModelSpec
+from actlas.store.objects.leftovers import new_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -232,7 +232,7 @@ def _spread(skeleton: nn.Module, run: RunOptions, dtype: Any) -> dict[str, Any]:
 def _offload_folder(run: RunOptions | None) -> Path:
     """Return the folder for weights that fit no device and differ from their files."""
     if run is None or run.offload_folder is None:
-        return Path(tempfile.mkdtemp(prefix="actlas-offload-"))
+        return new_folder("offload")
     folder = Path(run.offload_folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from actlas.pipeline.model.config import LOADING_ERRORS, loading_error, quiet
 from actlas.store.errors import ModelError
 from actlas.store.format.schema import ProcessorSpec
+from actlas.store.objects.leftovers import temporary_folder
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -86,9 +86,9 @@ def build_processor(spec: ProcessorSpec) -> Any:
 
 @lru_cache(maxsize=4)
 def _built(config: str) -> Any:
-    with tempfile.TemporaryDirectory(prefix="actlas-processor-") as folder:
-        (Path(folder) / _PROCESSOR_FILE).write_text(config)
-        return load_processor(Path(folder))
+    with temporary_folder("processor") as folder:
+        (folder / _PROCESSOR_FILE).write_text(config)
+        return load_processor(folder)
 
 
 def pixels(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from actlas.pipeline.plan.settings import assemble, resolve_settings
 from actlas.pipeline.plan.spool import open_spool
 from actlas.pipeline.plan.store_size import sample_rates
 from actlas.store.format import layout
+from actlas.store.objects.leftovers import temporary_folder
 
 SAMPLE_CHARS = 2 << 20
 """Characters of text that a sample has at least, where the corpus is larger."""
@@ -48,7 +48,7 @@ def estimate(options: PlanOptions, device: str | None = "auto") -> Estimate:
         options=options.model_copy(update={"max_tokens": None}),
     )
     with (
-        tempfile.TemporaryDirectory(prefix="actlas-dry-run-") as folder,
+        temporary_folder("dry-run") as folder,
         open_spool(f"{folder}/store") as spool,
     ):
         draft = collect_documents(of_head, spool)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.errors import run_fault
-from actlas.store.write.staging import staging_of, workplace
+from actlas.store.errors import ActlasError, RunFaultError
+from actlas.store.objects import faults, leftovers
+from actlas.store.objects.base import is_url
+from actlas.store.write.staging import workplace
 
 if TYPE_CHECKING:
     from jaxtyping import Int64, Shaped
@@ -151,19 +152,32 @@ def open_spool(store_path: str | os.PathLike[str]) -> Iterator[Spool]:
     Raises
     ------
     RunFaultError
-        The disk is full or fails while the spool is in use.
+        The disk is full or fails while the spool is in use; a ``PlaceError`` where it cannot be
+        made.
     """
-    spool = Spool(staging_of(workplace(store_path)))
+    place = workplace(store_path)
+    named = place.parent if is_url(store_path) else place
+    spool = Spool(leftovers.beside(place, leftovers.PLANNING))
     try:
-        spool.folder.mkdir(parents=True)
+        with faults.writing(named):
+            spool.folder.mkdir(parents=True)
         try:
             yield spool
         finally:
             spool.close()
     except OSError as error:
-        fault = run_fault(error, str(error.filename or store_path))
-        if fault is None:
+        if (fault := _fault(error, spool.folder, named)) is None:
             raise
         raise fault from error
     finally:
-        shutil.rmtree(spool.folder, ignore_errors=True)
+        leftovers.remove(spool.folder)
+
+
+def _fault(error: OSError, folder: Path, named: Path) -> RunFaultError | None:
+    """Return the error to raise for one of the spool's files, or of a file that is read."""
+    if isinstance(error, ActlasError):
+        return None
+    file = error.filename
+    if isinstance(file, str | os.PathLike) and not Path(file).is_relative_to(folder):
+        return faults.run_fault(error, file)
+    return faults.run_fault(error, named) if file is None else faults.write_fault(error, named)

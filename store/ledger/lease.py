@@ -2,9 +2,9 @@
 
 Leases are numbered, and each lease file is created once: ``ledger/lease/00000003.json``. The lease
 of the highest number is valid until ``…3.released`` exists or its holder is found dead: at once if
-the holder was a process of this boot of this host and is gone; otherwise if its counter
-(``…3.beat``) has not changed for 60 s by the newcomer's own clock. A lease only keeps two drivers
-from working on one store; the rows are safe without it, because shards are created once.
+the holder was a process of this PID namespace, boot and host and has provably ended; otherwise if
+its counter (``…3.beat``) has not changed for 60 s by the newcomer's own clock. A lease only keeps
+two drivers from working on one store; the rows are safe without it: shards are created once.
 
 A heartbeat also reports the state of the run, to be read from other machines::
 
@@ -24,13 +24,13 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from actlas.store.errors import CorruptDataError, LeaseHeldError
-from actlas.store.ledger import lease_holder
+from actlas.store.objects import processes
 from actlas.store.objects.base import Objects
 
 FOLDER = "ledger/lease"
 
 TIMEOUT_S = 60.0
-"""Seconds without a heartbeat after which the holder on another machine counts as dead."""
+"""Seconds without a heartbeat after which a holder that cannot be looked up counts as dead."""
 
 HEARTBEAT_S = 5.0
 """Seconds between two heartbeats."""
@@ -221,7 +221,7 @@ def holder(objects: Objects) -> dict[str, Any] | None:
     if number == 0 or objects.size(_key(number, "released")) is not None:
         return None
     found = _read(objects, number)
-    return None if _dead_here(objects, number, found) else found
+    return None if _state(objects, number, found) == "ended" else found
 
 
 def last_heartbeat(objects: Objects) -> Heartbeat | None:
@@ -252,11 +252,16 @@ def _acquire(
     number = highest(objects)
     if number and objects.size(_key(number, "released")) is None:
         other = _read(objects, number)
-        if not _dead_here(objects, number, other):
-            if lease_holder.is_local(other):
-                raise _held(objects, other)
+        state = _state(objects, number, other)
+        if state == "running":
+            raise _held(objects, other)
+        if state == "unknown":
             _wait_for_timeout(objects, number, other, log, timeout_s)
-    ours = {**lease_holder.this_process(), "nonce": uuid.uuid4().hex}
+    ours = {
+        **processes.this_process(),
+        "since_unix_s": time.time(),
+        "nonce": uuid.uuid4().hex,
+    }
     if not objects.create(_key(number + 1, "json"), [json.dumps(ours).encode()]):
         raise _held(objects, _read(objects, number + 1))
     return Lease(objects, number + 1, heartbeat_s, run_state)
@@ -269,14 +274,14 @@ def _wait_for_timeout(
     log: Callable[[str], None],
     timeout_s: float,
 ) -> None:
-    """Wait until the heartbeat of another machine's holder has not changed for ``timeout_s``.
+    """Wait until the heartbeat of a holder that cannot be looked up has not changed for a while.
 
     Raises
     ------
     LeaseHeldError
         The heartbeat changed: the holder is alive.
     """
-    who = lease_holder.description(other)
+    who = processes.description(other)
     log(f"{who} holds this store; waiting {timeout_s:.0f} s to see whether it is alive")
     first = _counter(objects, number)
     deadline = time.monotonic() + timeout_s
@@ -296,7 +301,7 @@ def _counter(objects: Objects, number: int) -> bytes:
 
 
 def _held(objects: Objects, other: dict[str, Any]) -> LeaseHeldError:
-    who = lease_holder.description(other)
+    who = processes.description(other)
     return LeaseHeldError(
         f"{objects.url}: {who} is working on this store, and one driver at a time may. Wait for "
         f"it, or stop it; `actlas status {objects.url}` shows its progress.",
@@ -319,10 +324,8 @@ def _read(objects: Objects, number: int) -> dict[str, Any]:
     return found
 
 
-def _dead_here(objects: Objects, number: int, found: dict[str, Any]) -> bool:
-    """Return whether the holder was a process of this host that has ended or given up the lease."""
-    if not lease_holder.is_local(found):
-        return False
-    if not lease_holder.is_running(found):
-        return True
-    return found["pid"] == os.getpid() and (objects.url, number) not in _HELD_HERE
+def _state(objects: Objects, number: int, found: dict[str, Any]) -> processes.State:
+    """Return the state of a lease's holder; "ended" also if this process gave up the lease."""
+    state = processes.state_of(found)
+    given_up = found.get("pid") == os.getpid() and (objects.url, number) not in _HELD_HERE
+    return "ended" if state == "running" and given_up else state

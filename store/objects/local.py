@@ -11,11 +11,15 @@ from pathlib import Path
 
 from typing_extensions import Buffer
 
-from actlas.store.errors import FormatError, RunFaultError, run_fault
+from actlas.store.errors import FormatError, PlaceError
+from actlas.store.objects.faults import reading, writing
 from actlas.store.objects.local_paths import MAX_RECORD_BYTES, LocalPaths
 
 STAGING = "ledger/staging"
 """The folder in which a file is written before it gets its final name."""
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
+"""What ``link`` says on file systems without hard links."""
 
 
 class LocalObjects:
@@ -25,10 +29,16 @@ class LocalObjects:
     ----------
     root : path
         The store's folder. It need not exist until something is written.
+    named : path, optional
+        The folder that errors of the operating system name in its place: that of the user, where
+        ``root`` is a temporary one.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, root: str | os.PathLike[str], *, named: str | os.PathLike[str] | None = None
+    ) -> None:
         self.root = Path(root).absolute()
+        self._named = self.root if named is None else Path(named)
         self._paths = LocalPaths(self.root)
 
     @property
@@ -54,12 +64,12 @@ class LocalObjects:
         final = self.path(key)
         staging = self.path(STAGING)
         staged = staging / f"{uuid.uuid4().hex}.part"
-        with _faults(final):
+        with writing(self._named / key):
             self._make_folder(staging)
             self._make_folder(final.parent)
             try:
                 _write_durably(staged, parts)
-                created = _link(staged, final)
+                created = _link(staged, final, self._named / key)
             finally:
                 staged.unlink(missing_ok=True)
             sync_folder(final.parent)
@@ -70,7 +80,7 @@ class LocalObjects:
         final = self.path(key)
         staging = self.path(STAGING)
         temporary = staging / f"{uuid.uuid4().hex}.part"
-        with _faults(final):
+        with writing(self._named / key):
             self._make_folder(staging)
             self._make_folder(final.parent)
             try:
@@ -84,12 +94,12 @@ class LocalObjects:
         """Unlink the file. A folder of that name is not removed."""
         self._paths.folder(self.path(key).parent)
         nothing = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
-        with _faults(self.path(key)), nothing:
+        with writing(self._named / key), nothing:
             self.path(key).unlink()
 
     def read(self, key: str, offset: int = 0, n_bytes: int | None = None) -> bytes:
         """Read with ``pread``; fewer bytes come back only at the end of the file."""
-        with _faults(self.path(key)):
+        with reading(self._named / key):
             fd = self._paths.open(self.path(key))
             try:
                 wanted = os.fstat(fd).st_size - offset if n_bytes is None else n_bytes
@@ -111,16 +121,20 @@ class LocalObjects:
 
     def size(self, key: str) -> int | None:
         """Return the file's size in bytes, or None if it does not exist."""
-        return self._paths.size(self.path(key))
+        with reading(self._named / key):
+            return self._paths.size(self.path(key))
 
     def names(self, folder: str) -> Iterator[str]:
         """Yield the names in a folder."""
         try:
-            with os.scandir(self._paths.folder(self.path(folder))) as entries:
-                for entry in entries:
-                    yield entry.name
+            with (
+                reading(self._named / folder),
+                os.scandir(self._paths.folder(self.path(folder))) as entries,
+            ):
+                names = [entry.name for entry in entries]
         except (FileNotFoundError, NotADirectoryError):
             return
+        yield from names
 
     def walk(self) -> Iterator[str]:
         """Yield every key below the root. A symbolic link to a folder is yielded like a file."""
@@ -153,18 +167,6 @@ class LocalObjects:
         sync_folder(folder.parent)
 
 
-@contextlib.contextmanager
-def _faults(path: Path) -> Iterator[None]:
-    """Turn errors of the environment (disk full, read-only) into ``RunFaultError``."""
-    try:
-        yield
-    except OSError as error:
-        fault = run_fault(error, str(path))
-        if fault is None:
-            raise
-        raise fault from error
-
-
 def _write_durably(path: Path, parts: Iterable[Buffer]) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
@@ -177,10 +179,11 @@ def _write_durably(path: Path, parts: Iterable[Buffer]) -> None:
         os.close(fd)
 
 
-def _link(staged: Path, final: Path) -> bool:
+def _link(staged: Path, final: Path, named: Path) -> bool:
     """Link a staged file to its final name; return False if the name exists.
 
-    If ``link`` fails but the file has two links, the call succeeded and only its answer was lost.
+    Errors name ``named``. If ``link`` fails but the file has two links, the call succeeded and only
+    its answer was lost.
     """
     try:
         os.link(staged, final)
@@ -189,13 +192,14 @@ def _link(staged: Path, final: Path) -> bool:
     except OSError as error:
         if staged.stat().st_nlink == 2:
             return True
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+        if error.errno not in _NO_LINKS:
             raise
-        raise RunFaultError(
-            f"{final}: this file system has no hard links ({error.strerror}); without them two "
+        raise PlaceError(
+            f"{named}: this file system has no hard links ({error.strerror}); without them two "
             "writers could overwrite each other. Put the store on a file system that has them "
             "(ext4, xfs, NFS, Lustre).",
-            path=str(final),
+            path=str(named),
+            errno=error.errno,
         ) from error
     return True
 

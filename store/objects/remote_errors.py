@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from actlas.store.errors import RunFaultError
+from actlas.store.errors import PlaceError, RunFaultError
 
 Kind = Literal["missing", "exists", "range", "transient", "permanent"]
 
@@ -48,12 +48,17 @@ class RequestFailure(NamedTuple):
         Whether a ``permanent`` failure concerns every object: the credentials, the bucket or the
         endpoint are wrong. A 403 alone does not mean that, since a bucket's rules may be about
         single keys.
+    again : bool
+        Whether a ``permanent`` failure ends a run with exit code 75: the credential expired or is
+        not known, and the same command goes on with another. A missing right, bucket or variable
+        is a fault of the place: exit code 2.
     """
 
     kind: Kind
     message: str
     hint: str = "wait until the store answers again"
     everywhere: bool = False
+    again: bool = False
 
 
 def classify(error: Exception) -> RequestFailure:
@@ -78,7 +83,8 @@ def classify(error: Exception) -> RequestFailure:
     nobody = number == 401 or name == "UnauthenticatedError" or said in _CREDENTIAL_CODES
     if nobody or number == 403 or name == "PermissionDeniedError" or said == "AccessDenied":
         hint = "renew the credentials, or give them the right to read, write, list and delete there"
-        return RequestFailure("permanent", f"refused: {message}", hint, everywhere=nobody)
+        refused = f"refused: {message}"
+        return RequestFailure("permanent", refused, hint, everywhere=nobody, again=nobody)
     if number == 416:
         return RequestFailure("range", message)
     if number >= 500 or number in (408, 409, 429) or said == "RequestTimeout":
@@ -110,7 +116,7 @@ def _first(error: Exception) -> str:
 
 
 def outage(url: str, found: RequestFailure, seconds: float = 0.0) -> RunFaultError:
-    """Return the ``RunFaultError`` for a request that is not retried again.
+    """Return the error for a request that is not retried again: a ``PlaceError`` if none helps.
 
     Parameters
     ----------
@@ -122,7 +128,8 @@ def outage(url: str, found: RequestFailure, seconds: float = 0.0) -> RunFaultErr
         The time for which the request was retried.
     """
     tried = f", tried for {seconds:.0f} s" if seconds >= 1 else ""
-    return RunFaultError(
+    error = PlaceError if found.kind == "permanent" and not found.again else RunFaultError
+    return error(
         f"{url}: {found.message}{tried}. Nothing already written is harmed: {found.hint}, then run "
         "the same command again.",
         path=url,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from typing_extensions import Buffer
 
-from actlas.store.errors import FormatError, RunFaultError
+from actlas.store.errors import FormatError, PlaceError
 from actlas.store.objects.local_paths import KEY_CHARACTERS
 from actlas.store.objects.remote_client import Settings, client
 from actlas.store.objects.remote_errors import RequestFailure, classify, outage
@@ -227,7 +227,7 @@ def _body(where: str, parts: Iterable[Buffer]) -> tuple[list[memoryview], int]:
         view = memoryview(part).cast("B")
         n_bytes += view.nbytes
         if n_bytes > MAX_PUT_BYTES:
-            raise RunFaultError(
+            raise PlaceError(
                 f"{where}: this object is larger than {MAX_PUT_BYTES >> 30} GiB, the limit of one "
                 "conditional PUT. Plan with fewer rows per shard (--shard-rows).",
                 path=where,

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator
 
 from typing_extensions import Buffer
 
-from actlas.store.errors import ConfigError, StoreExistsError, run_fault
+from actlas.store.errors import ActlasError, ConfigError, StoreExistsError
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.schema import Plan, PlanFile
 from actlas.store.format.sealing import seal, unseal
@@ -29,6 +28,7 @@ from actlas.store.format.zarr_json import (
     root_metadata,
 )
 from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
+from actlas.store.objects import faults, leftovers
 from actlas.store.objects.base import Objects, is_url, open_objects
 from actlas.store.objects.digests import object_sha256
 from actlas.store.objects.local import STAGING, LocalObjects, sync_folder
@@ -39,7 +39,7 @@ from actlas.store.write.document_columns import (
     check_counts,
     document_rows,
 )
-from actlas.store.write.staging import refuse_existing, staging_of, sweep, workplace
+from actlas.store.write.staging import refuse_existing, workplace
 
 
 def create(
@@ -73,30 +73,30 @@ def create(
     check_counts(plan, columns, images)
     refuse_existing(path)
     final = workplace(path)
-    sweep(final)
+    leftovers.sweep(final, leftovers.PLANNING)
     if is_url(path):
         write(open_objects(path), plan, columns, images)
         return
-    staging = staging_of(final)
+    staging = leftovers.beside(final, leftovers.PLANNING)
     planned = False
     try:
         try:
-            write(LocalObjects(staging), plan, columns, images)
+            write(LocalObjects(staging, named=final), plan, columns, images)
             staging.rename(final)
             planned = True
             sync_folder(final.parent)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            leftovers.remove(staging)
     except OSError as error:
-        fault = run_fault(error, str(final))
-        if fault is None:
-            refuse_existing(final)  # another planner was faster
+        if isinstance(error, ActlasError):
             raise
+        fault = faults.write_fault(error, final)
         if planned:
             raise type(fault)(
                 f"{fault} The plan is complete by now: `actlas extract {final}` continues with it.",
                 **fault.details,
             ) from error
+        refuse_existing(final)  # another planner was faster
         raise fault from error
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 import os
-import shutil
-import socket
 import tempfile
-import uuid
 from pathlib import Path
 
 from actlas.store.errors import FormatError, StoreExistsError
 from actlas.store.ledger.plan_file import PLAN_KEY, read_json
 from actlas.store.objects.base import Objects, is_url, open_objects
+from actlas.store.objects.faults import writing
 
 
 def refuse_existing(path: str | os.PathLike[str]) -> None:
@@ -20,7 +17,8 @@ def refuse_existing(path: str | os.PathLike[str]) -> None:
     if is_url(path):
         _refuse_objects(open_objects(path))
     else:
-        _refuse_files(Path(path).absolute())
+        with writing(path):
+            _refuse_files(Path(path).absolute())
 
 
 def workplace(path: str | os.PathLike[str]) -> Path:
@@ -32,21 +30,6 @@ def workplace(path: str | os.PathLike[str]) -> Path:
     if not is_url(path):
         return Path(path).absolute()
     return Path(tempfile.gettempdir()) / os.fspath(path).rstrip("/").rpartition("/")[2]
-
-
-def staging_of(final: Path) -> Path:
-    """Return a new path beside a store's, whose name holds this host and process."""
-    here = f"{socket.gethostname()}-{os.getpid()}"
-    return final.with_name(f".{final.name}.{here}.{uuid.uuid4().hex[:8]}.planning")
-
-
-def sweep(final: Path) -> None:
-    """Remove the working files that a planner killed on this host left beside the store."""
-    host = socket.gethostname()
-    for left in final.parent.glob(f".{glob.escape(final.name)}.{host}-*.planning"):
-        pid = left.name.split(f"{host}-", 1)[1].split(".", 1)[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _refuse_objects(objects: Objects) -> None:

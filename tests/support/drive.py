@@ -20,7 +20,8 @@ from typing import Any
 import actlas.jobs.run.run
 import actlas.store.objects.base
 from actlas.jobs.cli import app as cli
-from actlas.store.ledger import lease, lease_holder
+from actlas.store.ledger import lease
+from actlas.store.objects import processes
 from support.workers import make_fake
 
 
@@ -36,7 +37,7 @@ def main() -> None:
         code, call, nth = fail.split(":")
         fail_from(getattr(errno, code), call, int(nth))
     if host := os.environ.get("ACTLAS_TEST_HOST"):
-        lease_holder.socket = SimpleNamespace(gethostname=lambda: host)  # type: ignore[assignment]
+        processes.socket = SimpleNamespace(gethostname=lambda: host)  # type: ignore[assignment]
     if standstill := os.environ.get("ACTLAS_TEST_STANDSTILL"):
         seconds = float(standstill)
         lease.hold = functools.partial(lease.hold, timeout_s=seconds, heartbeat_s=seconds / 5)

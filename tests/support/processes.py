@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -38,12 +38,19 @@ class Driver:
     fresh : bool
         Started as a user starts it, ``python -m support.drive``, in a second or more. Otherwise
         forked from a process that has loaded everything and runs no thread.
+    before : sequence of str
+        The command that starts it in other surroundings, fresh.
     **environment : str
         Beside what it inherits.
     """
 
     def __init__(
-        self, folder: Path, *arguments: str, fresh: bool = False, **environment: str
+        self,
+        folder: Path,
+        *arguments: str,
+        fresh: bool = False,
+        before: Sequence[str] = (),
+        **environment: str,
     ) -> None:
         self.mark = uuid.uuid4().hex
         self.started = time.time()
@@ -54,10 +61,10 @@ class Driver:
             MARK: self.mark,
         }
         self._process: subprocess.Popen[bytes] | BaseProcess
-        if fresh:
+        if fresh or before:
             with self._out.open("wb") as out, self._err.open("wb") as err:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "support.drive", *arguments],
+                    [*before, sys.executable, "-m", "support.drive", *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,

@@ -22,6 +22,7 @@ from actlas.analysis.sae.train.run import DENSITY_FILE, METRICS_FILE, Tell, Trai
 from actlas.analysis.sae.train.trainer import Recipe, Trainer, initialize
 from actlas.pipeline.model.device import torch_threads
 from actlas.store.errors import ConfigError, CorruptDataError, StoreExistsError
+from actlas.store.objects.faults import writing
 from actlas.store.read.reader import StoreReader
 
 
@@ -208,11 +209,11 @@ def _train(
 
 
 def _require_free(folder: Path) -> None:
-    # A run that is killed while it saves its first checkpoint leaves this.
-    left = f".{checkpoint.STATE_FILE}.part"
-    if folder.exists() and (
-        not folder.is_dir() or any(path.name != left for path in folder.iterdir())
-    ):
+    with writing(folder):
+        free = not folder.exists() or (
+            folder.is_dir() and all(map(checkpoint.is_leftover, folder.iterdir()))
+        )
+    if not free:
         raise StoreExistsError(
             f"{folder}: expected a new or empty folder, or one with a training; this one has other "
             "files, which are left as they are. Give another --out.",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from actlas.analysis.sae.tensor_file import save_tensors
 from actlas.analysis.sae.train.options import name_of
-from actlas.store.errors import ConfigError, CorruptDataError, run_fault
+from actlas.store.errors import ConfigError, CorruptDataError
+from actlas.store.objects import leftovers
+from actlas.store.objects.faults import writing
 
 STATE_FILE = "checkpoint.safetensors"
 
@@ -51,25 +54,20 @@ def save_state(folder: Path, tensors: dict[str, torch.Tensor], state: dict[str, 
     Raises
     ------
     RunFaultError
-        The disk is full or fails.
+        The disk is full or fails; a ``PlaceError`` where the folder cannot be there at all.
     """
-    from safetensors.torch import save_file
-
-    final, part = folder / STATE_FILE, folder / f".{STATE_FILE}.part"
-    try:
+    with writing(folder / STATE_FILE):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(tensors, part, metadata={"format": FORMAT, "state": json.dumps(state)})
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
-            part.replace(final)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        fault = run_fault(error, str(final))
-        if fault is None:
-            raise
-        raise fault from error
+        metadata = {"format": FORMAT, "state": json.dumps(state)}
+        save_tensors(tensors, folder / STATE_FILE, metadata)
+
+
+def is_leftover(path: Path) -> bool:
+    """Return whether a path is what a run leaves that is killed while it saves a checkpoint."""
+    if leftovers.is_temporary(path.name, path.with_name(STATE_FILE)):
+        return True
+    # Of earlier versions, and of safetensors for them.
+    return path.name == f".{STATE_FILE}.part" or re.fullmatch(r"\.tmp\w{6}", path.name) is not None
 
 
 def read_state(folder: Path) -> Saved | None:

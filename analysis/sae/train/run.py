@@ -22,6 +22,7 @@ from actlas.analysis.sae.train.data import EvaluationRows, TrainingRows
 from actlas.analysis.sae.train.options import TrainOptions
 from actlas.analysis.sae.train.trainer import Trainer, fold
 from actlas.store.errors import InterruptedRunError, NonFiniteError
+from actlas.store.objects.faults import writing
 from actlas.store.read.reader import StoreReader
 
 N_POINTS = 200
@@ -162,14 +163,15 @@ class TrainingRun:
         title = (
             f"{sae.architecture} {sae.d_in} → {sae.d_sae}, {sae.hookpoint} of {store.plan.model.id}"
         )
-        curves.write_csv(self.folder / "curve.csv", self.points)
         final = metrics.explained_variance, "held-out" if on.held_out else "training"
-        curves.draw(self.folder / "curves.png", self.points, title, final)
-        np.save(self.folder / DENSITY_FILE, metrics.density, allow_pickle=False)
-        _write_json(self.folder / METRICS_FILE, {**metrics.as_dict(), **self._about(on)})
-        save_sae(sae, self.folder, self._metadata(store))
-        _add_weights_hash(self.folder)
-        (self.folder / checkpoint.STATE_FILE).unlink()
+        with writing(self.folder):
+            curves.write_csv(self.folder / "curve.csv", self.points)
+            curves.draw(self.folder / "curves.png", self.points, title, final)
+            np.save(self.folder / DENSITY_FILE, metrics.density, allow_pickle=False)
+            _write_json(self.folder / METRICS_FILE, {**metrics.as_dict(), **self._about(on)})
+            save_sae(sae, self.folder, self._metadata(store))
+            _add_weights_hash(self.folder)
+            (self.folder / checkpoint.STATE_FILE).unlink()
         return metrics
 
     def _about(self, on: EvaluationRows) -> dict[str, Any]:

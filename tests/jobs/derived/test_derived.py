@@ -263,7 +263,7 @@ def test_a_stopped_index_goes_on(
     wait_until(lambda: len(attempted(tmp_path)) >= 2)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
-    assert "InterruptedRunError: stopped: " in told and "blocks left" in told, told
+    assert "KeyboardInterrupt: stopped: " in told and "blocks left" in told, told
     assert 1 <= len(INDEX.receipts(store, "made").done()) < len(blocks(whole))
     plant(tmp_path)
     actlas.index_sae(store, "made", max_memory_bytes=MEMORY_BYTES)

@@ -17,7 +17,8 @@ from actlas.jobs.run import status
 from actlas.jobs.scheduler.protocols import Done
 from actlas.store.errors import FormatError
 from actlas.store.format.schema import Receipt
-from actlas.store.ledger import lease, lease_holder
+from actlas.store.ledger import lease
+from actlas.store.objects import processes
 from actlas.store.store import Store
 
 STRANGE: list[bytes] = [
@@ -97,7 +98,7 @@ def test_when_a_driver_elsewhere_was_heard(store: Store, monkeypatch: pytest.Mon
     now[0] += holding.STILL_S
     still = holding.observe_holder(store.objects, later)
     assert "perhaps dead: last heard 23 s ago; a new run" in line(still)
-    monkeypatch.setattr(lease_holder, "is_local", lambda _: True)
+    monkeypatch.setattr(processes, "state_of", lambda _: "running")
     assert line(later).endswith("holds the lease"), "on this machine it is known to live"
 
 

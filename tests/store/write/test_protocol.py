@@ -30,8 +30,8 @@ from actlas.store.errors import (
     StoreExistsError,
 )
 from actlas.store.format import layout
-from actlas.store.ledger import lease, lease_holder
-from actlas.store.objects import local
+from actlas.store.ledger import lease
+from actlas.store.objects import local, processes
 from actlas.store.objects.local import LocalObjects
 from actlas.store.shards.writer import ShardWriter
 from actlas.store.store import Store, open_store
@@ -343,14 +343,14 @@ def test_a_holder_elsewhere_is_waited_for_until_it_stands_still(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     here = LocalObjects(tmp_path)
-    monkeypatch.setattr(lease_holder.socket, "gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(processes.socket, "gethostname", lambda: "elsewhere")
     said: list[str] = []
     with lease.hold(here, heartbeat_s=0.05):
         monkeypatch.undo()
         with pytest.raises(LeaseHeldError), lease.hold(here, log=said.append, timeout_s=60):
             pass
     assert "elsewhere" in said[0]
-    monkeypatch.setattr(lease_holder.socket, "gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(processes.socket, "gethostname", lambda: "elsewhere")
     stuck = lease._acquire(here, said.append, 1, heartbeat_s=1000)
     monkeypatch.undo()
     with lease.hold(here, timeout_s=0.5) as taken:
