@@ -14,13 +14,14 @@ export TOKENIZERS_PARALLELISM := true
 # Waiting threads give way instead of spinning: on a shared machine they would eat the others' time.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: schemas demo test test-fast check lint types contracts pytest test-newest chaos bench clean help
+.PHONY: schemas survey demo test test-fast check lint types contracts pytest test-newest chaos bench clean help
 
 help:
 	@echo "make demo      all of it on the embedded model: extract, verify, localize, ablate, train, look"
 	@echo "make test      lint, types, import contracts, all tests"
 	@echo "make test-fast the tests that take no Ray, kill no process and are quick: for the inner loop"
 	@echo "make chaos     the long form of the tests that kill, freeze, fill and flip; a table of it all"
+	@echo "make survey    try every architecture of transformers and write docs/architectures.md"
 	@echo "make schemas   write docs/json, the JSON schemas of the command line's output"
 	@echo "make bench     every benchmark, each a table"
 	@echo "make clean     remove the environments and what the demo made"
@@ -53,6 +54,10 @@ lint: $(VENV)/.installed
 # docs/json: the JSON schema of every --json output, from the models in jobs/run/reports.
 schemas: $(VENV)/.installed
 	$(BIN)/python -m actlas.jobs.run.reports.schemas docs/json
+
+# docs/architectures.md: the survey itself is a test, of which `make test` runs a sample.
+survey: $(VENV)/.installed
+	ACTLAS_SURVEY=write $(BIN)/python -m pytest tests/pipeline/forward/test_architecture_survey.py --timeout=3600
 
 types: $(VENV)/.installed
 	$(BIN)/mypy

@@ -21,6 +21,7 @@ from actlas.analysis.interventions.conditions import (
     title,
 )
 from actlas.analysis.interventions.loss import Losses, Window, losses
+from actlas.pipeline.forward.batching import Batching
 from actlas.pipeline.forward.edits import Zero
 from actlas.pipeline.forward.generate import generate
 from actlas.pipeline.forward.intervene import Intervention, intervene
@@ -149,6 +150,7 @@ def compare(
     *,
     decode: Callable[[list[int]], str],
     progress: Callable[[str], None] = lambda _text: None,
+    batching: Batching = "padded",
 ) -> tuple[tuple[Condition, ...], tuple[Sample, ...]]:
     """Measure a model's loss and samples under each condition.
 
@@ -169,6 +171,8 @@ def compare(
         Returns the text of tokens.
     progress : callable
         Called with a line of text before each condition.
+    batching : {"padded", "equal", "single"}
+        Which windows may share a forward pass.
 
     Returns
     -------
@@ -188,7 +192,7 @@ def compare(
     for number, (name, mask) in enumerate(masks):
         progress(f"condition {number + 1} of {len(masks)}: {title(name, mask.seed)}")
         with ablated(model, mask):
-            found = losses(model, windows)
+            found = losses(model, windows, batching=batching)
             intact = intact or found
             conditions.append(condition_of(name, mask.seed, mask.n_units, found, intact))
             if number < N_SAMPLED:

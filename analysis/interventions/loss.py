@@ -9,7 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actlas.pipeline.forward.generate import compute_logits
+from actlas.pipeline.forward.batching import Batching
+from actlas.pipeline.forward.checks.batch_invariance import decide_batching
+from actlas.pipeline.forward.checks.samples import text_samples, trial_lengths
+from actlas.pipeline.forward.generate import compute_logits, head_input
+from actlas.pipeline.model.device import input_device
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -96,11 +100,13 @@ def losses(
     *,
     pad_id: int = 0,
     tokens_per_batch: int = TOKENS_PER_BATCH,
+    batching: Batching = "padded",
 ) -> Losses:
     """Return the next-token cross-entropy of windows, summed by document.
 
-    Windows are padded on the right and padding is masked: a window's loss does not depend on the
-    other windows of its batch. The log-softmax is computed in float32, sums in float64.
+    Windows are padded on the right, where no token of a causal model sees it: a window's loss does
+    not depend on the other windows of its batch (see :func:`loss_batching`). The log-softmax is
+    computed in float32, sums in float64.
 
     Parameters
     ----------
@@ -113,6 +119,8 @@ def losses(
     tokens_per_batch : int
         Windows of a batch times the longest, padding included; a batch has at least one window.
         Models with a large vocabulary get smaller batches, so that logits fit in memory.
+    batching : {"padded", "equal", "single"}
+        Which windows may share a pass, as :func:`loss_batching` returns it.
 
     Returns
     -------
@@ -129,15 +137,13 @@ def losses(
     n_tokens = np.zeros(n_documents, np.int64)
     device = next(model.parameters()).device
     budget = min(tokens_per_batch, LOGITS_PER_BATCH // _vocabulary_size(model))
-    for batch in _batches(windows, budget):
+    for batch in _batches(windows, budget, batching):
         ids = np.full((len(batch), max(len(window.ids) for window in batch)), pad_id, np.int64)
-        is_token = np.zeros_like(ids)
         for row, window in enumerate(batch):
             ids[row, : len(window.ids)] = window.ids
-            is_token[row, : len(window.ids)] = 1
-        tokens, mask = torch.from_numpy(ids).to(device), torch.from_numpy(is_token).to(device)
+        tokens = torch.from_numpy(ids).to(device)
         with torch.inference_mode():
-            logits = compute_logits(model, tokens, mask)
+            logits = compute_logits(model, tokens)
             for row, window in enumerate(batch):
                 targets = tokens[row, window.start : window.stop]
                 scores = logits[row, window.start - 1 : window.stop - 1].float()
@@ -147,17 +153,44 @@ def losses(
     return Losses(total, n_tokens)
 
 
+def loss_batching(model: nn.Module, windows: Sequence[Window]) -> tuple[Batching, str]:
+    """Decide on a loaded model which windows may share a forward pass, and return the reason.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A causal model with a head onto the vocabulary.
+    windows : sequence of Window
+        The windows whose losses are wanted.
+
+    Raises
+    ------
+    ModelError
+        The model gives other logits for the same window when it runs again.
+    """
+    hookpoint = head_input(model)
+    if hookpoint is None:
+        return "single", "the model has no head"  # as its first window will say
+    longest = max((len(window.ids) for window in windows), default=1)
+    lengths = trial_lengths(model.config, longest, TOKENS_PER_BATCH, causal=True)
+    samples = text_samples(model, lengths, causal=True)
+    return decide_batching(model, [hookpoint], samples, str(input_device(model)))
+
+
 def _vocabulary_size(model: nn.Module) -> int:
     config: Any = model.config
     return int(getattr(config.get_text_config(), "vocab_size", 1))
 
 
-def _batches(windows: Sequence[Window], tokens_per_batch: int) -> Iterator[list[Window]]:
+def _batches(
+    windows: Sequence[Window], tokens_per_batch: int, batching: Batching
+) -> Iterator[list[Window]]:
     """Yield windows of similar length together, the longest first."""
     batch: list[Window] = []
     for window in sorted(windows, key=lambda each: -len(each.ids)):
         longest = len(batch[0].ids) if batch else len(window.ids)
-        if batch and longest * (len(batch) + 1) > tokens_per_batch:
+        apart = batching == "single" or (batching == "equal" and len(window.ids) < longest)
+        if batch and (apart or longest * (len(batch) + 1) > tokens_per_batch):
             yield batch
             batch = []
         batch.append(window)

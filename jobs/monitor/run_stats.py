@@ -86,6 +86,8 @@ class RunStats:
     quarantined: list[int] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
     """First line of the error of each quarantined shard."""
+    notes: set[str] = field(default_factory=set)
+    """What the user should know about how shards were computed."""
     workers: dict[str, WorkerState] = field(default_factory=dict)
     n_gone: int = 0
     stopping: bool = False
@@ -129,6 +131,8 @@ class RunStats:
         for stage in (*STAGES, "write_s"):
             self.stages[stage] += done.run.get(stage, 0.0)
         self.makers.add(done.worker)
+        if done.note:
+            self.notes.add(done.note)
         if done.bare_tokens_per_s is not None:
             self.bare_tokens_per_s[done.worker] = done.bare_tokens_per_s
         now = self.last_done = self.clock()

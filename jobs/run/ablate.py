@@ -110,9 +110,12 @@ def ablate(
     """
     from actlas.analysis.interventions.ablation import Sampling, compare, masks_to_compare
     from actlas.analysis.interventions.ablation_result import Ablation
+    from actlas.analysis.interventions.loss import loss_batching
     from actlas.analysis.localizer.masks import Mask
     from actlas.jobs.logs import NowAndThen
+    from actlas.jobs.run.run import on_stderr
     from actlas.pipeline.forward.load import load_model
+    from actlas.pipeline.forward.strategy import BATCHING
     from actlas.pipeline.model.config import quiet
     from actlas.pipeline.model.device import resolve_device, torch_threads
 
@@ -131,6 +134,9 @@ def ablate(
     loaded = load_model(settings.model.spec, str(settings.model.folder), device)
     sampling = Sampling(new_tokens, temperature, seed, _stop_ids(settings, loaded))
     with quiet(), torch_threads(threads):
+        batching, why = loss_batching(loaded, windows)
+        if batching != "padded":
+            on_stderr(f"batches: {BATCHING[batching]}, because {why}")
         conditions, samples = compare(
             loaded,
             masks,
@@ -139,6 +145,7 @@ def ablate(
             sampling,
             decode=settings.model.tokenizer.decode,
             progress=NowAndThen(),
+            batching=batching,
         )
     asked = {
         "max_tokens": max_tokens,
@@ -146,6 +153,7 @@ def ablate(
         "new_tokens": new_tokens,
         "temperature": temperature,
         "seed": seed,
+        "batching": f"{BATCHING[batching]}: {why}",
     }
     found = Ablation(conditions, samples, _about(settings, chosen, asked, len(texts)))
     if out is not None:
@@ -321,6 +329,7 @@ def _about(
         "new_tokens": asked["new_tokens"],
         "temperature": asked["temperature"],
         "seed": asked["seed"],
+        "batching": asked["batching"],
         "mask": mask.key.model_dump(mode="json"),
         "units": {name: list(units) for name, units in mask.units.items()},
     }

@@ -154,8 +154,8 @@ def _drive(
         if n_removed := work.units.sweep():
             logs.LOGGER.info("swept", extra={"n_groups": n_removed})
         stages = None if work.repairs else stage_line(stats)
-        if stages is not None:
-            observer.log(stages)
+        for line in (*sorted(stats.notes), *([] if stages is None else [stages])):
+            observer.log(line)
         outcome = _outcome(store, work, budget, stats, stopped=stop.signalled)
     return replace(outcome, signal=stop.signal)
 

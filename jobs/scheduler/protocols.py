@@ -101,6 +101,8 @@ class Done(NamedTuple):
     """Numbers of the receipt's ``run`` field, such as seconds by stage."""
     bare_tokens_per_s: float | None = None
     """Speed of the bare forward pass, which each worker measures once before its first shard."""
+    note: str = ""
+    """What the user should know about how the shard was computed; empty for nothing."""
 
 
 class Observer(Protocol):

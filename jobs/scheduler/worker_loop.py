@@ -137,6 +137,7 @@ class WorkerLoop:
                 "turn_wait_s": turn_wait_s,
             },
             bare_tokens_per_s=bare,
+            note=str(receipt.run.get("note", "")),
         )
 
     def _fault(self, error: Exception, shard: int) -> Fault:

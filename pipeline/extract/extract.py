@@ -25,7 +25,7 @@ from actlas.pipeline.forward.invariants import check_causal
 from actlas.pipeline.forward.load import load_model, require_code_consent
 from actlas.pipeline.forward.prefill import Prefill
 from actlas.pipeline.forward.run import Clock, Consume, run_batches
-from actlas.pipeline.forward.strategy import decide_strategy
+from actlas.pipeline.forward.strategy import PassStrategy, decide_strategy
 from actlas.pipeline.forward.transfer import transfer_for
 from actlas.pipeline.model.config import check_windows, quiet
 from actlas.pipeline.model.describe import find_model, load_config
@@ -114,18 +114,35 @@ class Extractor:
         reached = () if self.plan.with_loss else self.plan.hookpoints
         self.model = load_model(spec, str(folder), self.device, hookpoints=reached, run=run)
         self._loss = NextTokenLoss(self.model) if self.plan.with_loss else None
+        pad = getattr(config.get_text_config(), "pad_token_id", None)
+        self.pad_id = pad if isinstance(pad, int) and pad >= 0 else 0
+        self.strategy = self._decide()
         if spec.causal:
             with quiet():
                 check_causal(self.model, self._read_at, self.plan.processor)
-        pad = getattr(config.get_text_config(), "pad_token_id", None)
-        self.pad_id = pad if isinstance(pad, int) and pad >= 0 else 0
-        with quiet():
-            self.strategy = decide_strategy(self.model, self.plan, run, self.device, self._read_at)
         if chunked and not self.strategy.chunked_prefill:  # the weights are in memory already
             whole = project(self.plan, config, folder, run)._replace(weights=0)
             check_memory(whole, run, self.device)
         self._prefill = Prefill(self.model)
         self._transfer = transfer_for(self.device)
+
+    def _decide(self) -> PassStrategy:
+        """Test the model; where the device runs out of memory, with half of the token budget."""
+        while True:
+            run = self.run.model_copy(update={"tokens_per_batch": self.tokens_per_batch})
+            about = self.model, self.plan, run, self.device, self._read_at, self.pad_id
+            try:
+                with quiet():
+                    return decide_strategy(*about)
+            except torch.OutOfMemoryError as error:
+                reason = _first_line(error)
+            if self.tokens_per_batch <= MIN_CHUNK_TOKENS:
+                raise MemoryBudgetError(
+                    f"{self.device} lacks memory for the sequences that the model is tested with "
+                    f"({reason}). Compute in a smaller --model-dtype, or give --device-map auto.",
+                    tokens_per_batch=self.tokens_per_batch,
+                )
+            self.tokens_per_batch //= 2
 
     def compute(self, shard: int) -> ComputedShard:
         """Run the model over a shard and return its activations, in storage order.

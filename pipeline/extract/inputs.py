@@ -69,7 +69,7 @@ def shard_batches(
     tokens_per_batch : int
         The token budget; see :func:`actlas.pipeline.forward.batching.pack`.
     strategy : PassStrategy
-        The strategy for forward passes. Default: one that works with every model.
+        The strategy for forward passes. Default: padded batches.
     resume : CachedPrefix, optional
         The prefix that the cache holds from the shard before
         (:attr:`actlas.pipeline.forward.prefill.Prefill.cached`).
@@ -123,7 +123,9 @@ def range_batches(
         return chunked + pack_rows(
             framed, tokens_per_batch, row_tokens=row_tokens, pass_tokens=pass_tokens
         )
-    return chunked + pack(framed, tokens_per_batch, pass_tokens=strategy.pass_tokens)
+    return chunked + pack(
+        framed, tokens_per_batch, pass_tokens=strategy.pass_tokens, batching=strategy.batching
+    )
 
 
 def batch_inputs(

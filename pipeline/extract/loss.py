@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional
 
 from actlas.pipeline.extract.inputs import window_tokens
+from actlas.pipeline.forward.generate import head_input
 from actlas.pipeline.model.config import quiet
 from actlas.pipeline.model.device import input_device
 from actlas.store.errors import ModelError
-from actlas.store.format.catalog import LOSS
-from actlas.store.format.schema import HookpointSpec, Plan
+from actlas.store.format.schema import Plan
 from actlas.store.read.reader import StoreReader
 
 if TYPE_CHECKING:
@@ -54,17 +54,15 @@ class NextTokenLoss:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        if head is None:
+        hookpoint = head_input(model)
+        if hookpoint is None:
             raise ModelError(
                 f"{type(model).__name__} has no projection onto a vocabulary: no next-token loss. "
                 "Plan without --with-loss.",
                 field="with_loss",
             )
-        self._head: nn.Module = head
-        path = next(path for path, module in model.named_modules() if module is head)
-        width = int(head.weight.shape[1])
-        self.hookpoint = HookpointSpec(name=LOSS, module=path, side="input", width=width)
+        self.hookpoint = hookpoint
+        self._head = model.get_submodule(hookpoint.module)
         self._finish = self._find_finish(model)
 
     def __call__(

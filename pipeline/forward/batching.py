@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from actlas.store.format.layout import Sequence
 
 if TYPE_CHECKING:
     from jaxtyping import Int32
+
+Batching = Literal["padded", "equal", "single"]
+"""Which sequences share a forward pass: any, padded to the longest; those of equal length; none."""
 
 PASS_SHARE = 16
 """Default cost of a forward pass beside its tokens, in tokens: the token budget over this."""
@@ -119,7 +122,11 @@ def input_sequences(
 
 
 def pack(
-    sequences: Iterable[InputSequence], tokens_per_batch: int, *, pass_tokens: int | None = None
+    sequences: Iterable[InputSequence],
+    tokens_per_batch: int,
+    *,
+    pass_tokens: int | None = None,
+    batching: Batching = "padded",
 ) -> list[Batch]:
     """Batch sequences of similar length, within a budget of tokens.
 
@@ -132,6 +139,8 @@ def pack(
         included. A longer sequence has a batch of its own.
     pass_tokens : int, optional
         The cost of a pass beside its tokens, in tokens. Default: a sixteenth of the budget.
+    batching : {"padded", "equal", "single"}
+        Which sequences may share a pass.
 
     Returns
     -------
@@ -153,9 +162,17 @@ def pack(
     [[10], [5, 4, 3]]
     """
     ordered = sorted(sequences, key=lambda f: (-f.length, f.content.start))
-    edges = cut_batches([f.length for f in ordered], tokens_per_batch, pass_tokens)
+    if batching == "single":
+        return [Batch((each,), each.length) for each in ordered]
+    groups = [ordered]
+    if batching == "equal":
+        groups = [list(group) for _, group in groupby(ordered, key=lambda f: f.length)]
     return [
-        Batch(tuple(ordered[first:stop]), ordered[first].length) for first, stop in pairwise(edges)
+        Batch(tuple(group[first:stop]), group[first].length)
+        for group in groups
+        for first, stop in pairwise(
+            cut_batches([f.length for f in group], tokens_per_batch, pass_tokens)
+        )
     ]
 
 

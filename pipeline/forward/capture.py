@@ -12,7 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from actlas.pipeline.forward.hooks import accepted_inputs, attach
+from actlas.pipeline.forward.hooks import accepted_inputs, attach, masked
 from actlas.pipeline.hookpoints.tensors import first_tensor
 from actlas.store.errors import HookpointError
 from actlas.store.format.schema import HookpointSpec
@@ -125,6 +125,8 @@ class Capture:
         HookpointError
             A hookpoint's tensor has another shape than the hookpoint was resolved with, or the pass
             did not reach it.
+        ModelError
+            A mask is given to a model that takes none.
         """
         if not self._handles:
             raise RuntimeError("Capture is a context manager: call it inside its with statement.")
@@ -134,8 +136,8 @@ class Capture:
                 raise ValueError("expected input_ids or a shape, got neither")
             shape = input_ids.shape[0], input_ids.shape[1]
         self._shape, self.output = shape, None
-        optional = {"attention_mask": attention_mask, "use_cache": False}
-        given = accepted_inputs(self.model, optional)
+        given = accepted_inputs(self.model, {"use_cache": False})
+        given |= masked(self.model, attention_mask)
         if input_ids is not None:
             given["input_ids"] = input_ids
         try:
@@ -162,7 +164,7 @@ class Capture:
         tensor = first_tensor(value)
         if tensor is not None and hookpoint.layout == "feature_map" and tensor.ndim == 4:
             tensor = tensor.flatten(2).transpose(1, 2)
-        if tensor is not None and tuple(tensor.shape) == (math.prod(self._shape), hookpoint.width):
+        if tensor is not None and self._is_flat(tensor, hookpoint):
             tensor = tensor.reshape(*self._shape, hookpoint.width)
         expected = (*self._shape, hookpoint.width)
         if tensor is None or tuple(tensor.shape) != expected:
@@ -175,6 +177,15 @@ class Capture:
         self._found[hookpoint.name] = self._read(hookpoint.name, tensor)
         if self.stop_early and len(self._found) == len(self.hookpoints):
             raise _EndOfPassError
+
+    def _is_flat(self, tensor: torch.Tensor, hookpoint: HookpointSpec) -> bool:
+        """Return whether a tensor is [batch * position, unit] or [batch, row, column, unit]."""
+        n_batch, n_positions = self._shape
+        whole = tensor.shape[-1:] == (hookpoint.width,)
+        if tensor.ndim == 2:
+            return whole and len(tensor) == n_batch * n_positions
+        by_row = tensor.ndim == 4 and len(tensor) == n_batch
+        return whole and by_row and math.prod(tensor.shape[1:3]) == n_positions
 
     def _remove(self) -> None:
         while self._handles:

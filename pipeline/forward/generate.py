@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from actlas.pipeline.forward.hooks import accepted_inputs
+from actlas.pipeline.forward.hooks import accepted_inputs, masked
 from actlas.pipeline.model.device import input_device
 from actlas.store.errors import ConfigError, ModelError
+from actlas.store.format.catalog import LOSS
+from actlas.store.format.schema import HookpointSpec
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -40,10 +42,26 @@ def compute_logits(
     Raises
     ------
     ModelError
-        The model has no head onto a vocabulary.
+        The model has no head onto a vocabulary, or takes no mask and is given one.
     """
-    output = model(input_ids, **accepted_inputs(model, {"attention_mask": attention_mask}))
+    output = model(input_ids, **masked(model, attention_mask))
     return _logits(model, output, input_ids)
+
+
+def head_input(model: nn.Module) -> HookpointSpec | None:
+    """Return the input of a model's projection onto its vocabulary; None where it has none.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A transformers model.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        return None
+    path = next(path for path, module in model.named_modules() if module is head)
+    width = int(head.weight.shape[1])
+    return HookpointSpec(name=LOSS, module=path, side="input", width=width)
 
 
 def generate(

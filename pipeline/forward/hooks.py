@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from actlas.pipeline.hookpoints.tensors import first_input
+from actlas.store.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +86,33 @@ def with_first(value: Any, tensor: torch.Tensor) -> Any:
         parts = (tensor, *value[1:])
         return type(value)(*parts) if hasattr(value, "_fields") else parts
     return tensor
+
+
+def masked(model: nn.Module, attention_mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Return the argument that masks padding; none where there is none to mask.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+    attention_mask : Tensor of int64, shape [batch, position], or None
+        1 for tokens, 0 for padding.
+
+    Raises
+    ------
+    ModelError
+        The model's ``forward`` takes no mask: its rows would depend on padding.
+    """
+    if attention_mask is None:
+        return {}
+    given = accepted_inputs(model, {"attention_mask": attention_mask})
+    if not given:
+        raise ModelError(
+            f"{type(model).__name__} takes no attention_mask, and the batch has padding. Run "
+            "sequences of equal length together, or each alone.",
+            field="architecture",
+        )
+    return given
 
 
 def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:

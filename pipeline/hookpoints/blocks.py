@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from actlas.pipeline.hookpoints.graph import Call, Side, Trace
+from actlas.pipeline.hookpoints.graph import Call, Side, Trace, trace
 from actlas.pipeline.hookpoints.residual import ModuleTensor, Residual
 from actlas.pipeline.hookpoints.shapes import measure
 from actlas.store.errors import HookpointError
@@ -42,17 +43,20 @@ class Block:
     absent: dict[str, str] = field(default_factory=dict)
 
 
-def find_blocks(model: nn.Module) -> str:
+def find_blocks(model: nn.Module, traced: Trace | None = None) -> str:
     """Return the path of the stack of blocks.
 
-    The stack is a ``ModuleList`` with as many modules as the configuration has layers. Of several,
-    those in the part of the model that this configuration belongs to are preferred, then those
+    The stack is a ``ModuleList`` with as many modules as the configuration has layers, in which
+    each module's output is the next one's input. Of several, those that a forward pass reaches are
+    preferred, then those in the part of the model that this configuration belongs to, then those
     whose modules are of one class, then the list with the most parameters.
 
     Parameters
     ----------
     model : torch.nn.Module
         A transformers model.
+    traced : Trace, optional
+        A forward pass of it. Default: one is run.
 
     Raises
     ------
@@ -61,6 +65,7 @@ def find_blocks(model: nn.Module) -> str:
     """
     from torch import nn
 
+    traced = trace(model) if traced is None else traced
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
     n_layers = getattr(config, "num_hidden_layers", None)
     lists = {
@@ -69,21 +74,46 @@ def find_blocks(model: nn.Module) -> str:
         if isinstance(module, nn.ModuleList) and len(module) > 0
     }
     fitting = {path: module for path, module in lists.items() if len(module) == n_layers}
-    if not fitting:
+    gaps = {path: _gap(traced, path, len(module)) for path, module in fitting.items()}
+    chained = {path: module for path, module in fitting.items() if gaps[path] is None}
+    if not chained:
         listed = ", ".join(f"{path} ({len(module)})" for path, module in lists.items()) or "none"
         wanted = f"stack of {n_layers} blocks" if n_layers else "single stack of blocks"
+        why = f"its lists of modules are {listed}"
+        if gaps:
+            why += ", and " + "; ".join(dict.fromkeys(filter(None, gaps.values())))
         raise HookpointError(
-            f"No {wanted} in {type(model).__name__}: its lists of modules are {listed}. Use module "
-            "paths instead of names such as resid_pre and resid_post."
+            f"No {wanted} in {type(model).__name__}: {why}. Use module paths instead of names such "
+            "as resid_pre and resid_post."
         )
 
-    def fitness(path: str) -> tuple[bool, bool, int]:
-        one_class = len({type(module) for module in fitting[path]}) == 1
+    def fitness(path: str) -> tuple[bool, bool, bool, int]:
+        one_class = len({type(module) for module in chained[path]}) == 1
         own = _config_above(model, path) is config
-        return own, one_class, sum(p.numel() for p in fitting[path].parameters())
+        reached = all(traced.of(f"{path}.{i}") for i in range(len(chained[path])))
+        return reached, own, one_class, sum(p.numel() for p in chained[path].parameters())
 
-    best: str = max(fitting, key=fitness)
+    best: str = max(chained, key=fitness)
     return best
+
+
+def _gap(traced: Trace, path: str, n: int) -> str | None:
+    """Return where the members of a list do not chain; None where they do, as far as they run."""
+    runs = [traced.of(f"{path}.{i}") for i in range(n)]
+    for i, (calls, following) in enumerate(pairwise(runs)):
+        if len(calls) != 1 or len(following) != 1:
+            continue  # not reached, or run several times: such a block has no names
+        [call], [after] = calls, following
+        if call.gave is None or after.entered < 0 or call.left < 0:
+            continue
+        entries = after.entries if after.given is None else (after.given,)
+        if traced.same(call.gave) not in map(traced.same, entries):
+            return f"the output of {path}.{i} is not the input of {path}.{i + 1}"
+    if n == 1 and len(runs[0]) == 1:
+        [call] = runs[0]
+        if None not in (call.given, call.gave) and Residual(traced, call).steps is None:
+            return f"the output of {path}.0 is not its input plus something added"
+    return None
 
 
 def _config_above(model: nn.Module, path: str) -> Any:

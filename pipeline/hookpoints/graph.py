@@ -46,6 +46,8 @@ class Call:
     """Number of the first node made inside it."""
     given: int | None = None
     gave: int | None = None
+    entries: tuple[int, ...] = ()
+    """Node numbers of all tensors among its inputs."""
     given_shape: tuple[int, ...] | str = ""
     gave_shape: tuple[int, ...] | str = ""
     index: int = -1
@@ -180,6 +182,8 @@ def _watch(path: str, module: nn.Module, traced: Trace, mode: Recorder) -> list[
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = Call(path, began=len(traced.nodes), entered=mode.tick())
         call.given, call.given_shape = mode.see(first_input(args, kwargs))
+        tensors = (v for v in tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor))
+        call.entries = tuple(mode.number(tensor) for tensor in tensors)
         open_calls.append(call)
         traced.enter(call)
 

@@ -250,7 +250,7 @@ def survey(model: nn.Module) -> Survey:
     except HookpointError as error:
         absent[EMBED] = error.message
     try:
-        blocks = find_blocks(model)
+        blocks = find_blocks(model, traced)
     except HookpointError as error:
         absent |= dict.fromkeys(KINDS, error.message)
         return Survey(tuple(named), absent, 0, "", traced)

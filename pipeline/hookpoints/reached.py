@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from actlas.pipeline.hookpoints.blocks import find_blocks
-from actlas.pipeline.hookpoints.graph import trace
+from actlas.pipeline.hookpoints.graph import Trace, trace
+from actlas.store.errors import HookpointError
 from actlas.store.format.schema import HookpointSpec
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def unreached(
     """
     from torch import nn
 
-    ran = _ran(skeleton, hookpoints)
+    traced = trace(skeleton)
+    ran = _ran(traced, hookpoints)
     if ran is None:
         return ()
     elements = [
@@ -49,7 +51,11 @@ def unreached(
         for name, _ in module.named_children()
     ]
     if mixed:
-        elements = [path for path in elements if _inside(path, find_blocks(skeleton))]
+        try:
+            blocks = find_blocks(skeleton, traced)
+        except HookpointError:
+            return ()  # without a stack of blocks, text and images cannot be told apart
+        elements = [path for path in elements if _inside(path, blocks)]
     head = skeleton.get_output_embeddings()  # type: ignore[operator]
     if head is not None:
         elements += [path for path, module in skeleton.named_modules() if module is head]
@@ -58,9 +64,9 @@ def unreached(
     return tuple(path for path in whole if not _shares(skeleton, path, whole))
 
 
-def _ran(skeleton: nn.Module, hookpoints: Sequence[HookpointSpec]) -> set[str] | None:
+def _ran(traced: Trace, hookpoints: Sequence[HookpointSpec]) -> set[str] | None:
     """Return the modules that run up to the last hookpoint; None where one is not reached."""
-    calls = trace(skeleton).calls
+    calls = traced.calls
     met: list[int] = []
     for hookpoint in hookpoints:
         times = [call.time(hookpoint.side) for call in calls if call.path == hookpoint.module]

@@ -97,7 +97,8 @@ def _seen(traced: Trace, name: str, path: str, side: Side) -> HookpointShape:
 def measure(traced: Trace, shape: tuple[int, ...] | str) -> HookpointShape | None:
     """Return the hookpoint shape of a tensor's shape; None if not one vector per position.
 
-    Some modules have ``[batch * position, unit]`` as their input.
+    Some modules have ``[batch * position, unit]`` as their input. The units of an image's map come
+    first (``[batch, unit, height, width]``, as in convolutions) or last.
 
     Parameters
     ----------
@@ -116,5 +117,24 @@ def measure(traced: Trace, shape: tuple[int, ...] | str) -> HookpointShape | Non
     if len(shape) == 3 and n_positions in (None, shape[1]):
         return HookpointShape(shape[2], shape[1], "positions")
     if len(shape) == 4 and n_positions is None:
-        return HookpointShape(shape[1], shape[2] * shape[3], "feature_map")
+        return _map_shape(traced, shape)
     return None
+
+
+def _map_shape(traced: Trace, shape: tuple[int, ...]) -> HookpointShape | None:
+    """Return the hookpoint shape of a map, whose units are its first axis or its last.
+
+    The other two axes have the proportions of the image. None is returned where both fit, or none.
+    """
+    height, width = traced.probe.arrays["pixel_values"].shape[-2:]
+
+    def is_place(rows: int, columns: int) -> bool:
+        return abs(rows * width - columns * height) < max(height, width)
+
+    _, first, middle, last = shape
+    units_first, units_last = is_place(middle, last), is_place(first, middle)
+    if units_first == units_last:
+        return None
+    if units_first:
+        return HookpointShape(first, middle * last, "feature_map")
+    return HookpointShape(last, first * middle, "positions")

@@ -236,6 +236,9 @@ def build_skeleton(config: Any, architecture: str, *, trust_remote_code: bool = 
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
     config._experts_implementation = "batched_mm"
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "use_cache"):  # an empty cache may refuse what the pass asks of it
+            part.use_cache = False
     try:
         with quiet(), torch.device("meta"):
             model: nn.Module = auto_class(architecture).from_config(

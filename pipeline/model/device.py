@@ -80,9 +80,21 @@ def device_name(device: str) -> str:
     return f"{device} ({platform.processor() or platform.machine()})"
 
 
+def input_embedding(model: nn.Module) -> nn.Module | None:
+    """Return a model's embedding of its input; None where transformers knows of none."""
+    try:
+        embedding: nn.Module | None = model.get_input_embeddings()  # type: ignore[operator]
+    except NotImplementedError:
+        return None
+    return embedding
+
+
 def input_device(model: nn.Module) -> torch.device:
     """Return the device of a model's token embedding; the CPU where that is offloaded to disk."""
-    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    weight = getattr(input_embedding(model), "weight", None)
+    if not isinstance(weight, torch.Tensor):  # such as several embeddings that are added up
+        weight = next(model.parameters())
+    device: torch.device = weight.device
     return torch.device("cpu") if device.type == "meta" else device
 
 

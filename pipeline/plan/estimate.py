@@ -187,6 +187,12 @@ class Estimate:
         rate, stored, memory = self.speed.tokens_per_s, self.stored, self.memory
         compute = self.settings.model.compute_dtype
         yield "compute", f"{compute.name}: {compute.reason}"
+        if not self.plan.model.causal and self.plan.model.modality == "text":
+            yield (
+                "batches",
+                "the model is not causal: each worker tests on the loaded weights whether padding "
+                "or other sequences change a row; if so, of equal lengths or one at a time",
+            )
         if not rate or self.hours is None:
             yield "time", f"unknown: {self.speed.how}"
         else:

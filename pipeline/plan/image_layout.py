@@ -14,7 +14,7 @@ from actlas.pipeline.hookpoints.tensors import first_tensor
 from actlas.pipeline.model.config import LOADING_ERRORS, auto_class, quiet
 from actlas.pipeline.model.vision import blank_pixels
 from actlas.store.errors import HookpointError, ModelError
-from actlas.store.format.schema import HookpointSpec
+from actlas.store.format.schema import HookpointSpec, Layout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,7 +46,7 @@ def image_layout(
     """
     blank = blank_pixels(processor)
     shapes = _shapes(skeleton, hookpoints, blank)
-    places = {name: _places(shape) for name, shape in shapes.items()}
+    places = {h.name: _places(shapes[h.name], h.layout) for h in hookpoints}
     counts = {name: int(np.prod(place)) for name, place in places.items()}
     check_positions(counts)
     maps = {place for place in places.values() if len(place) == 2}
@@ -66,8 +66,10 @@ def image_layout(
     return {"grid": grid, "n_prefix": n_prefix, "n_suffix": n_special - n_prefix}
 
 
-def _places(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[2:] if len(shape) == 4 else shape[1:2]
+def _places(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    if layout == "feature_map":
+        return shape[2:]
+    return shape[1:-1]
 
 
 def _shapes(

@@ -139,6 +139,8 @@ class AblateReport(Report):
     """Sampling temperature; 0 takes the most likely token."""
     seed: int
     """Seed of the random units and of sampling."""
+    batching: str
+    """Windows that shared a forward pass, and why."""
     mask: MaskKey
     """Key of the mask."""
     units: dict[str, list[int]]

@@ -19,6 +19,7 @@ from actlas.pipeline.extract.inputs import shard_batches
 from actlas.pipeline.forward.cost import speed
 from actlas.pipeline.forward.invariants import check_causal
 from actlas.pipeline.forward.load import load_model
+from actlas.pipeline.forward.strategy import decide_strategy
 from actlas.pipeline.model.config import quiet
 from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.pipeline.plan.make import make_plan
@@ -275,6 +276,34 @@ def test_a_model_whose_text_sees_later_tokens_once_there_is_an_image_is_refused(
     with pytest.raises(ModelError, match="is causal, but at resid_post"):
         check_causal(model, hookpoints, processor)
     handle.remove()
+
+
+def test_images_that_change_each_other_are_computed_one_at_a_time(
+    tmp_path: Path, llava: Llava
+) -> None:
+    rows = write(tmp_path / "in", 12)
+    store = plan(tmp_path / "s.zarr", llava, tmp_path / "in", image_field="image")
+    extractor = Extractor(store, RunOptions(device="cpu", tokens_per_batch=300))
+    assert extractor.strategy.batching == "padded"
+    model = extractor.model
+
+    def mix(_module: Any, _args: Any, kwargs: Any) -> Any:
+        pixels = kwargs.get("pixel_values")
+        if pixels is not None:
+            kwargs["pixel_values"] = pixels + 0.2 * (pixels.mean(dim=0, keepdim=True) - pixels)
+        return _args, kwargs
+
+    model.register_forward_pre_hook(mix, with_kwargs=True)
+    run = RunOptions(device="cpu", tokens_per_batch=300)
+    with quiet():
+        extractor.strategy = decide_strategy(model, store.plan, run, "cpu")
+    assert extractor.strategy.batching == "single"
+    for shard in range(store.plan.n_shards):
+        extractor.extract(shard, attempt="test")
+    for doc_idx in range(len(store.documents)):
+        document = store.document(doc_idx)
+        _, states = alone(llava, rows[document.source.record], tmp_path / "in")
+        assert worst(document.activations["resid_post.1"], states[2][1:]) < 1e-5
 
 
 def test_special_tokens_get_rows_where_asked_for(tmp_path: Path, llava: Llava) -> None:
