@@ -90,9 +90,13 @@ test-newest: $(VENV)-newest/.installed
 	$(VENV)-newest/bin/python -m pytest tests/store tests/analysis/batches/test_sampler.py tests/analysis/test_dask_array.py
 endif
 
-# The short form is part of `make test`. ACTLAS_CHAOS_SEED=n gives another course of events.
+# The short form is part of `make test`. ACTLAS_CHAOS_SEED=n gives another course of events; property
+# tests draw other examples each time.
+LONG_FORM := tests/chaos tests/jobs/scheduler/test_driver.py tests/store/verify/test_hostile_stores.py \
+  tests/analysis/sae/test_hostile_saes.py
 chaos: $(VENV)/.installed
-	ACTLAS_CHAOS=long ACTLAS_CHAOS_OUT=$(CHAOS_OUT) $(BIN)/python -m pytest tests/chaos --timeout=3600
+	ACTLAS_CHAOS=long ACTLAS_CHAOS_OUT=$(CHAOS_OUT) $(BIN)/python -m pytest $(LONG_FORM) \
+	  --hypothesis-profile=default --timeout=3600
 
 bench: $(VENV)/.installed
 	PYTHONSAFEPATH= $(BIN)/python -m benchmarks

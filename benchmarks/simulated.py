@@ -27,7 +27,10 @@ from actlas.store.objects.base import Objects
 _KIND: Mapping[str, FaultKind] = {"raise": "task", "hang": "task", "die": "process"}
 
 EMPTY_WAITS = 20_000
-"""Consecutive waits without an event, after which the driver is considered stuck."""
+"""Consecutive waits without an event or a request, after which the driver is considered stuck.
+
+They are 10,000 s; the longest limit of a shard is eight times the floor, 7,200 s.
+"""
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,7 @@ class World:
         """Queue a worker for a place."""
         with self._inside():
             assert worker not in self._workers
+            self._n_empty = 0
             self._workers[worker] = _SimulatedWorker()
             self._waiting[worker] = None
             self.n_started += 1
@@ -198,6 +202,7 @@ class World:
     def send(self, worker: int, shard: int) -> None:
         """Check the request, and start the shard."""
         with self._inside():
+            self._n_empty = 0
             state = self._workers[worker]
             assert state.ready, "a shard for a worker that has not loaded"
             assert len(state.held) < 2, "a third shard"
@@ -230,6 +235,7 @@ class World:
     def kill(self, worker: int) -> None:
         """End a worker."""
         with self._inside():
+            self._n_empty = 0
             self._gone(worker)
 
     def log(self, text: str) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import importlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 from multiprocessing.util import Finalize
@@ -24,6 +26,9 @@ from support import shapes
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Hundreds of processes import the package, and each would compile it anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 MEMORY = Path("/dev/shm")
 ROOM_BYTES = 4 << 30
@@ -83,10 +88,23 @@ LONG = (
 _PASSED = pytest.StashKey[bool]()
 _BEGUN = _begin_folder()
 shapes.install()
+gc.disable()  # nearly all that is imported stays
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # it would begin the files of the fewest tests last
+    if config.getoption("--hypothesis-profile") == "ci":
+        _draw_the_same_examples_everywhere()
+
+
+def _draw_the_same_examples_everywhere() -> None:
+    """Have property tests use no constants from whichever of our modules happen to be loaded.
+
+    Hypothesis draws such constants even where it is not to be random. Which examples a test gets
+    would depend on the tests that its process ran before, hence on how fast the other ones are.
+    """
+    providers = importlib.import_module("hypothesis.internal.conjecture.providers")
+    providers._get_local_constants = providers.Constants
 
 
 def _mark_ray(item: pytest.Item) -> None:
@@ -119,6 +137,11 @@ def _turn(item: pytest.Item) -> int:
         return -1 if scope == "Ray" else -2
     name = scope.removeprefix("tests/").removesuffix(".py")
     return LONG.index(name) if name in LONG else len(LONG)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # later collections need not look at what the imports have made
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -168,9 +168,11 @@ class SystemCalls:
 
 @contextmanager
 def ram_folder() -> Iterator[Path]:
-    """Yield a folder in memory where there is one: syncing costs nothing there."""
-    shm = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(dir=shm if os.access(shm, os.W_OK) else None, prefix="actlas-"))
+    """Yield a folder where the session's files lie, in memory where there is room for them.
+
+    Syncing costs nothing there, and what a killed session leaves, the next one removes.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="actlas-"))
     try:
         yield folder.resolve()
     finally:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
 import pytest
 import scipy.sparse
@@ -110,6 +109,8 @@ def test_every_feature_against_brute_force(made: Any) -> None:
 
 
 def test_groups_open_with_anndata_and_scipy(made: Any) -> None:
+    import anndata
+
     store, _, truth = made
     root = zarr.open_group(store.path, mode="r")
     groups = root["features/made"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import tempfile
@@ -43,12 +44,10 @@ def _module(hookpoint: str, name: str) -> str:
 BLOCKS = {"llama": "model.layers", "gpt2": "transformer.h"}
 
 
-def _model_and_mask(name: str) -> tuple[Any, Mask]:
+@functools.cache
+def model_and_mask(name: str) -> tuple[Any, Mask]:
     with tempfile.TemporaryDirectory() as folder:
         return build(name), mask_for(save(name, Path(folder)), {})
-
-
-MODELS = {name: _model_and_mask(name) for name in BLOCKS}
 
 
 def ids(n: int = 12, rows: int = 3, seed: int = 0) -> torch.Tensor:
@@ -298,7 +297,7 @@ def test_any_units_equal_a_product_with_zeros(data: st.DataObject) -> None:
     chosen = data.draw(
         st.dictionaries(st.integers(0, 2), st.sets(st.integers(0, 31), min_size=1), max_size=3)
     )
-    model, mask = MODELS[name]
+    model, mask = model_and_mask(name)
     units = {f"resid_post.{layer}": tuple(sorted(each)) for layer, each in chosen.items()}
     places = {f"{BLOCKS[name]}.{layer}": sorted(each) for layer, each in chosen.items()}
     expected = by_hand(model, places, ids())
@@ -307,7 +306,7 @@ def test_any_units_equal_a_product_with_zeros(data: st.DataObject) -> None:
 
 
 def test_nan_and_infinity_become_zero_and_nothing_else_is_touched() -> None:
-    model, mask = MODELS["llama"]
+    model, mask = model_and_mask("llama")
     block = model.model.layers[1]
     seen: list[torch.Tensor] = []
 
@@ -354,7 +353,7 @@ def test_the_first_of_a_tuple_and_nothing_else(kind: Any) -> None:
         def forward(self, x: torch.Tensor) -> Any:
             return self.inner(x)
 
-    key = MODELS["llama"][1].key
+    key = model_and_mask("llama")[1].key
     spec = HookpointSpec(name="inner", module="inner", side="output", width=4)
     mask = Mask(key.model_copy(update={"hookpoints": (spec,)}), {"inner": (1, 3)})
     given_x = torch.ones(2, 3, 4)
@@ -370,7 +369,7 @@ def test_the_first_of_a_tuple_and_nothing_else(kind: Any) -> None:
 
 
 def test_hooks_come_off_when_one_cannot_be_installed() -> None:
-    model, mask = MODELS["llama"]
+    model, mask = model_and_mask("llama")
     good, bad = mask.key.hookpoints[0], mask.key.hookpoints[1]
     bad = bad.model_copy(update={"module": "model.nowhere"})
     key = mask.key.model_copy(update={"hookpoints": (good, bad)})
@@ -382,7 +381,7 @@ def test_hooks_come_off_when_one_cannot_be_installed() -> None:
 
 @given(st.integers(0, 2**32), st.sets(st.integers(0, 95), min_size=1, max_size=48))
 def test_random_controls_are_disjoint_seeded_and_as_many(seed: int, flat: set[int]) -> None:
-    mask = Mask.from_flat(MODELS["llama"][1].key, np.array(sorted(flat)))
+    mask = Mask.from_flat(model_and_mask("llama")[1].key, np.array(sorted(flat)))
     drawn = mask.random(seed)
     assert drawn.n_units == len(flat) and drawn.units == mask.random(seed).units
     for name, units in drawn.units.items():

@@ -71,7 +71,7 @@ def budget_is_used_up(fates: list[str], run: RunOptions) -> bool:
 
 
 @pytest.mark.slow
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(scenes())
 def test_nothing_is_lost_or_doubled(imagined: Any) -> None:
     world = play(imagined)
@@ -88,6 +88,14 @@ def test_nothing_is_lost_or_doubled(imagined: Any) -> None:
         neighbours = sum(fates.count("die") for fates in imagined.suffering.values())
         n_faults = sum(sum(faults.values()) for faults in world.faults.values())
         assert n_faults <= n_own + neighbours
+
+
+def test_two_limits_in_a_row_pass_without_an_event() -> None:
+    """Shard 1 hangs for 7,200 s, and again: the driver is not stuck."""
+    losses = {"losses_per_s": 0.002, "until_s": 4000.0, "joins_after_s": 10.0}
+    calm = {"late_machines": (100.0,), "load_s": 20.0, "write_s": 0.0}
+    world = play(scene(2, 0, 2, suffering={0: ["hang"], 1: ["hang"] * 3}, **losses, **calm))
+    assert world.quarantined == {1} and world.done == {0: 1}
 
 
 def test_an_innocent_neighbour_pays_once() -> None:
@@ -395,7 +403,7 @@ def test_who_follows_whom(tmp_path: Path, max_length: int, causal: bool) -> None
     assert follows(store, []) == frozenset()
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_pending_gives_each_shard_once(data: st.DataObject) -> None:
     n = data.draw(st.integers(0, 40))
