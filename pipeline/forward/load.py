@@ -6,7 +6,7 @@ import logging
 import shutil
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,10 +115,11 @@ def load_model(
     elif left_out and skeleton is not None:
         where = _device_map(skeleton, {"": device}, left_out)
     more: dict[str, Any] = {}
-    offload = None
+    temporary: Path | None = None
     if where is not None:
-        offload = _offload_folder(run if spread else None)
-        more = {"device_map": where, "offload_folder": str(offload)}
+        users = run.offload_folder if spread and run is not None else None
+        temporary = new_folder("offload") if users is None else None
+        more = {"device_map": where, "offload_folder": str(temporary or _made(users))}
     try:
         with quiet(), _without_offload_warnings():
             model, report = auto_class(spec.architecture).from_pretrained(
@@ -132,9 +133,13 @@ def load_model(
             )
     except LOADING_ERRORS as error:
         raise loading_error("weights", str(folder), error) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):  # not empty: accelerate reads weights from it
+                temporary.rmdir()
     _check_complete(report, folder)
-    if offload is not None and (run is None or run.offload_folder is None):
-        weakref.finalize(model, shutil.rmtree, offload, ignore_errors=True)
+    if temporary is not None:
+        weakref.finalize(model, shutil.rmtree, temporary, ignore_errors=True)
     if left_out and not spread:
         from accelerate.hooks import remove_hook_from_module
 
@@ -229,13 +234,12 @@ def _spread(skeleton: nn.Module, run: RunOptions, dtype: Any) -> dict[str, Any]:
     return dict(found)
 
 
-def _offload_folder(run: RunOptions | None) -> Path:
-    """Return the folder for weights that fit no device and differ from their files."""
-    if run is None or run.offload_folder is None:
-        return new_folder("offload")
-    folder = Path(run.offload_folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _made(folder: str | None) -> Path:
+    """Return the user's folder for weights that fit no device; it is created if it is absent."""
+    assert folder is not None
+    made = Path(folder)
+    made.mkdir(parents=True, exist_ok=True)
+    return made
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,20 @@ def test_weights_on_disk_give_the_same_rows(
     assert {n: worst(stored(store, n), truth[n]) < 1e-4 for n in names} == dict.fromkeys(
         names, True
     )
+
+
+def test_loading_a_part_leaves_no_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even while the model is in use: a killed worker would leave it."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    folder = save("llama", tmp_path / "llama")
+    store = plan_store(tmp_path / "run.zarr", folder, documents(LENGTHS), ["resid_post.0"])
+    for run in (None, run_options(device_map="sequential", max_device_bytes=40_000)):
+        model = load_model(store.plan.model, hookpoints=store.plan.hookpoints, run=run)
+        assert any(parameter.is_meta for parameter in model.parameters())
+        assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_device_map_leaves_out_what_is_not_reached(tmp_path: Path) -> None:
