@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from jaxtyping import TypeCheckError
+from beartype.roar import BeartypeCallHintParamViolation, BeartypeCallHintReturnViolation
 from support import shapes
 
 MADE_UP = """
 from __future__ import annotations
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,18 @@ def scaled(
     other: Missing = None,
 ) -> Float[NDArray[Any], "rows units"]:
     return (rows * by) if other is None else rows[0]
+
+def several(n: int, rows: Float[NDArray[Any], "{n} units"]) -> Float[NDArray[Any], "{n-1} units"]:
+    return rows[:2]
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    rows: Float[NDArray[Any], "rows units"]
+    by: Float[NDArray[Any], " rows"]
+
+    @property
+    def scaled(self) -> Float[NDArray[Any], " units"]:
+        return self.rows[0]
 """
 
 
@@ -87,7 +100,13 @@ def test_a_wrong_shape_or_dtype_is_an_error(
     rows, by = np.ones((3, 2), np.float32), np.ones(2)
     assert made_up.scaled(rows, by).shape == (3, 2)
     for bad_rows, bad_by in ((rows.astype(np.float64), by), (rows[0], by), (rows, np.ones(3))):
-        with pytest.raises(TypeCheckError, match="checking the parameters of"):
+        with pytest.raises(BeartypeCallHintParamViolation, match="scaled"):
             made_up.scaled(bad_rows, bad_by)
-    with pytest.raises(TypeCheckError, match="checking the return value of"):
+    with pytest.raises(BeartypeCallHintReturnViolation, match="scaled"):
         made_up.scaled(rows, by, 1)
+    assert made_up.several(3, rows).shape == (2, 2)
+    with pytest.raises(BeartypeCallHintParamViolation, match="several"):
+        made_up.several(2, rows)
+    assert made_up.Pair(rows, np.ones(3)).scaled.shape == (2,)
+    with pytest.raises(BeartypeCallHintParamViolation, match="by"):
+        made_up.Pair(rows, by)
