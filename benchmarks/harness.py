@@ -155,14 +155,20 @@ def machine() -> str:
         model = named[0].partition(":")[2].strip() if named else model
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
-    found = [f"{name} {installed.get(name, 'absent')}" for name in LIBRARIES]
+    found = [f"{name} {_version(name)}" for name in LIBRARIES]
     now = datetime.datetime.now(datetime.UTC)
     load = os.getloadavg()[0]
     return (
         f"{now:%Y-%m-%d %H:%M} UTC; {cores} cores of {model}, {ram:.0f} GiB RAM, load {load:.1f} "
         f"when this was printed; Python {platform.python_version()}, {', '.join(found)}."
     )
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def sync(paths: Iterable[Path]) -> None:

@@ -20,7 +20,7 @@ Sizes = list[tuple[int, int]]
 tokens in more documents, and then more of both."""
 
 FULL: Sizes = [(100_000, 60), (100_000, 600), (1_000_000, 60), (10_000_000, 60)]
-QUICK: Sizes = [(100, 600), (1_000, 60), (2_000, 60)]
+QUICK: Sizes = [(20, 600), (200, 60), (400, 60)]
 MANY = 100_000
 """Receipts that are written; larger numbers are extrapolated."""
 MANY_MORE = 1_250_000

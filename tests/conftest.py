@@ -76,13 +76,18 @@ RAY = frozenset(
         *("monitor/test_prometheus", "scheduler/test_worker_loop"),
     )
 )
-"""These share one local Ray. Other files that use Ray are long, and have one of their own."""
+"""These share one local Ray, as do :data:`MODELS_ON_RAY`. Other files have one of their own."""
+MODELS_ON_RAY = frozenset(
+    f"tests/jobs/run/test_{name}.py" for name in ("main_job", "pooled", "real_models")
+)
+"""Real models, with and without Ray."""
+GROUPS = {"the cluster": CLUSTER, "Ray": RAY, "models on Ray": MODELS_ON_RAY}
 LONG = (
-    *("jobs/run/test_real_models", "benchmarks/test_benchmarks_run"),
+    "benchmarks/test_benchmarks_run",
     *("store/verify/test_hostile_stores", "deploy/test_slurm", "chaos/test_s3"),
-    *("jobs/run/test_pooled", "compatibility/test_both_ways", "compatibility/test_fixture"),
+    *("compatibility/test_both_ways", "compatibility/test_fixture"),
     *("chaos/test_system_calls", "analysis/localizer/test_localize", "chaos/test_state_machine"),
-    *("jobs/cli/test_submit", "jobs/cli/test_sae_train", "jobs/run/test_main_job"),
+    *("jobs/cli/test_submit", "jobs/cli/test_sae_train"),
 )
 """Begun after the groups, in this order, so that at the end no process is left alone with one."""
 _PASSED = pytest.StashKey[bool]()
@@ -126,15 +131,15 @@ def _file(nodeid: str) -> str:
 def _scope(nodeid: str) -> str:
     """Return the name of the group of tests that one process runs: a file's, or several files'."""
     file = _file(nodeid)
-    return "the cluster" if file in CLUSTER else "Ray" if file in RAY else file
+    return next((name for name, files in GROUPS.items() if file in files), file)
 
 
 def _turn(item: pytest.Item) -> int:
     """Return when a test is begun: the smaller the sooner."""
     _mark_ray(item)
     scope = _scope(item.nodeid)
-    if scope in ("the cluster", "Ray"):
-        return -1 if scope == "Ray" else -2
+    if scope in GROUPS:
+        return list(GROUPS).index(scope) - len(GROUPS)
     name = scope.removeprefix("tests/").removesuffix(".py")
     return LONG.index(name) if name in LONG else len(LONG)
 

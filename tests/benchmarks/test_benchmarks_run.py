@@ -44,45 +44,60 @@ SERVE = """
 import contextlib, importlib, io, json, multiprocessing, os, sys, traceback
 from benchmarks import harness
 
-def child(pipe, function, arguments):
+PRELOADED = [
+    *("torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
+    *("transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama"),
+    *("transformers.models.gpt2.modeling_gpt2", "actlas.pipeline.extract.extract"),
+    *("actlas.pipeline.plan.make", "benchmarks.extraction"),
+]
+
+def called(pipe, work, *arguments):
     try:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            harness._child(function, arguments)
-        pipe.send((True, printed.getvalue()))
+        pipe.send((True, work(*arguments)))
     except BaseException:
         pipe.send((False, traceback.format_exc()))
 
-def in_warm_process(function, **arguments):
-    ours, theirs = multiprocessing.Pipe()
-    process = context.Process(target=child, args=(theirs, function, json.dumps(arguments)))
+def in_process(work, *arguments):
+    ours, theirs = context.Pipe()
+    process = context.Process(target=called, args=(theirs, work, *arguments))
     process.start()
     theirs.close()
-    good, text = ours.recv()
+    answer = ours.recv()
     process.join()
-    if not good:
-        raise RuntimeError(text)
-    return json.loads(text.splitlines()[-1])
+    return answer
 
-if __name__ == "__main__":
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "actlas.pipeline.extract.extract"])
+def as_json(function, arguments):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        harness._child(function, arguments)
+    return json.loads(printed.getvalue().splitlines()[-1])
+
+def in_warm_process(function, **arguments):
+    good, found = in_process(as_json, function, json.dumps(arguments))
+    if not good:
+        raise RuntimeError(found)
+    return found
+
+def benchmark(name, arguments):
     harness.in_fresh_process = in_warm_process
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        module = importlib.import_module(f"benchmarks.{name}")
+        module.in_fresh_process = in_warm_process
+        code = harness.main(f"benchmarks.{name}", module.run, arguments)
+    return code, printed.getvalue()
+
+context = multiprocessing.get_context("forkserver")
+if __name__ == "__main__":
+    context.set_forkserver_preload(PRELOADED)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
         name, *arguments = json.loads(line)
-        printed = io.StringIO()
-        try:
-            with contextlib.redirect_stdout(printed):
-                run = importlib.import_module(f"benchmarks.{name}").run
-                code = harness.main(f"benchmarks.{name}", run, arguments)
-        except BaseException:
-            code = traceback.format_exc()
-        answers.write(json.dumps([code, printed.getvalue()]) + "\\n")
+        good, found = in_process(benchmark, name, arguments)
+        answers.write(json.dumps(found if good else [found, ""]) + "\\n")
         answers.flush()
 """
-"""Runs one benchmark after the other as its command does, with torch imported once: also in what
-runs in a process of its own, which here is forked from one that has loaded everything."""
+"""Runs one benchmark after the other as its command does, each in a process that is forked from
+one that has loaded everything; and so is what runs in a process of its own."""
 
 
 @pytest.fixture(scope="module")

@@ -177,8 +177,9 @@ def test_frozen_on_a_cluster(chaos: Chaos, start_on: Start, oracles: Oracles, gr
     shards = chaos.rng.sample(range(store.plan.n_shards), wanted)
     faults = {shard: [f"freeze {chaos.rng.randint(1, 6)}"] for shard in shards}
     plant(ground / "run", faults, noise=True, slow_s=0.02)
-    # The budget is not what is tried here: on a busy machine others may miss the deadline too.
-    budget = ["--deadline-floor-s=1", "--max-task-faults=100"]
+    # The budget is not what is tried here: on a busy machine others may miss the deadline too. It
+    # leaves time to come to the file before which an attempt stands still.
+    budget = ["--deadline-floor-s=3", "--max-task-faults=100"]
     driver = start_on(store.path, "--workers=3", *budget)
     asleep, woken = set(shards), 0
     while asleep and driver.code() is None:

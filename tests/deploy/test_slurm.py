@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from support.jobs import ROOT, attempted, plant, wait_until
-from support.workers import check_whole, fake_store
+from support.workers import check_whole, fake_store, open_gate
 
 from actlas.store.errors import EXIT_DONE, EXIT_ERROR, EXIT_RESUME
 from actlas.store.store import open_store
@@ -85,6 +85,17 @@ def slurm(tmp_path: Path) -> Iterator[Launch]:
     subprocess.run(["rm", "-rf", temporary], check=True)
 
 
+def said_until(process: subprocess.Popen[str], words: str) -> str:
+    """Return what a process has said, up to the line with some words."""
+    assert process.stdout is not None
+    said = ""
+    while words not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    return said
+
+
 def script(path: Path, text: str) -> None:
     path.write_text(text)
     path.chmod(0o755)
@@ -105,7 +116,9 @@ def those_with(words: str) -> list[int]:
 
 def test_drain_requeue_and_resume_with_a_node_lost(slurm: Launch, tmp_path: Path) -> None:
     store = fake_store(tmp_path, n_documents=80)
-    plant(tmp_path, slow_s=0.6)
+    # However long a node takes to start, the run is not over before it is told to stop.
+    held = range(store.plan.n_shards - 8, store.plan.n_shards)
+    plant(tmp_path, {shard: ["gate"] * 9 for shard in held}, slow_s=0.6)
     arguments = (store.path, "--workers", "2", "--max-node-losses", "1000")
     launcher = slurm(*arguments)
     wait_until(lambda: len(store.done()) >= 2)
@@ -117,7 +130,9 @@ def test_drain_requeue_and_resume_with_a_node_lost(slurm: Launch, tmp_path: Path
     n_done = len(store.done())
     wait_until(lambda: len(store.done()) >= n_done + 2 and bool(those_with("-1.1/")))
     launcher.send_signal(signal.SIGTERM)
-    out, _ = launcher.communicate(timeout=120)
+    out = said_until(launcher, "finishing the shards in flight")
+    open_gate(tmp_path)
+    out += launcher.communicate(timeout=120)[0]
     assert launcher.returncode == EXIT_RESUME, out
     assert "n2: its Ray worker ended (-9): starting another" in out
     assert "requeueing job 4242" in out

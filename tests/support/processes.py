@@ -158,6 +158,13 @@ def stat_of(pid: int) -> str:
         return "X"
 
 
+def pending(pid: int, number: int) -> bool:
+    """Whether a signal that was sent to a process has not reached it yet."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [mask] = [line.split()[1] for line in status if line.startswith("ShdPnd:")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def alive(pid: int) -> bool:
     """Whether a process lives and may do something."""
     return stat_of(pid) not in "ZX"

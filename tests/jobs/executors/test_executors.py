@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from support.jobs import attempted, both, options, plant, wait_until
@@ -31,6 +32,7 @@ from actlas.jobs.run.repair import repair_at
 from actlas.jobs.run.run import run_extraction
 from actlas.jobs.scheduler.faults import Fault, FaultBudget
 from actlas.jobs.scheduler.protocols import Done
+from actlas.jobs.scheduler.stop import Stop
 from actlas.jobs.scheduler.worker_loop import WorkerLoop
 from actlas.store.errors import (
     EXIT_DONE,
@@ -257,12 +259,24 @@ def test_a_worker_that_cannot_start_ends_the_run_with_its_own_error(
 
 
 @both
-def test_a_signal_drains(executor: str, store: Store, tmp_path: Path) -> None:
-    plant(tmp_path, slow_s=0.6)
+def test_a_signal_drains(
+    executor: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All shards but two wait until the signal has arrived: some are in flight, most are not."""
+    plant(tmp_path, {shard: ["gate"] for shard in range(2, store.plan.n_shards)})
+    arrived, handle = threading.Event(), Stop._handle
+
+    def handled(self: Stop, number: int, frame: FrameType | None) -> None:
+        handle(self, number, frame)
+        arrived.set()
+
+    monkeypatch.setattr(Stop, "_handle", handled)
 
     def interrupt() -> None:
         wait_until(lambda: len(attempts(tmp_path)) >= 3)
         os.kill(os.getpid(), signal.SIGTERM)
+        assert arrived.wait(60)
+        open_gate(tmp_path)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -288,11 +302,14 @@ def test_a_live_driver_refuses_another(executor: str, store: Store, tmp_path: Pa
 
 @pytest.mark.chaos
 def test_dead_processes(ray_started: None, store: Store, tmp_path: Path) -> None:
+    """A shard is charged for its own deaths, and once where it was with one that died."""
     plant(tmp_path, {1: ["die"], 4: ["die"] * 2, 8: ["die"] * 9})
-    outcome = run_extraction(store, options("ray", max_process_deaths=3), make_fake)
+    outcome = run_extraction(store, options("ray", max_process_deaths=4), make_fake)
     assert outcome.exit_code == EXIT_QUARANTINE
     assert outcome.quarantined == (8,)
-    assert attempted(tmp_path).count(8) == 3
+    records = FaultBudget(store.objects, "extract", options()).quarantined()
+    assert records[8].faults == {"process": 4}
+    assert attempted(tmp_path).count(8) in (3, 4)
     assert sorted(set(range(12)) - store.done()) == [8]
 
 
@@ -359,7 +376,8 @@ def test_calls_that_change_places_are_put_in_order() -> None:
 
 def test_a_deadline(ray_started: None, store: Store, tmp_path: Path) -> None:
     plant(tmp_path, {5: ["hang"]})
-    outcome = run_extraction(store, options("ray", deadline_floor_s=4.0), make_fake)
+    # The others take milliseconds; on a busy machine they must not take this long.
+    outcome = run_extraction(store, options("ray", deadline_floor_s=8.0), make_fake)
     assert outcome.exit_code == EXIT_DONE
     assert attempted(tmp_path).count(5) == 2
     check_whole(store)
