@@ -22,6 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Several processes at work keep the cores busy; before numpy is loaded, which reads it then.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from support import shapes
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
