@@ -12,6 +12,7 @@ from benchmarks import (
     lookup,
     moments,
     peers,
+    records,
     scheduling,
     storage,
     welch,
@@ -22,7 +23,10 @@ from benchmarks.harness import Report
 def run(quick: bool) -> Report:
     """Run every benchmark."""
     whole = Report("Benchmarks")
-    modules = (storage, compression, extraction, peers, moments, batches, welch, lookup, scheduling)
+    modules = (
+        *(storage, records, compression, extraction, peers),
+        *(moments, batches, welch, lookup, scheduling),
+    )
     for module in modules:
         name, part = module.__name__.rpartition(".")[2], module.run(quick)
         whole.notes += part.notes

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import actlas  # noqa: F401 - makes bfloat16 known to zarr
 from actlas.store.format.array_spec import ArraySpec
+from actlas.store.format.recorded import Recorded
 from actlas.store.format.zarr_json import metadata_bytes
 from actlas.store.objects.digests import object_digest
 from actlas.store.objects.local import LocalObjects
@@ -61,17 +62,17 @@ def written(root: Path, spec: ArraySpec) -> list[Path]:
 
 @dataclass(frozen=True)
 class KeptChecksums:
-    """A guard that allows every shard, with checksums from files beside the array."""
+    """A guard that allows every shard, with records of the objects from files beside the array."""
 
     root: Path
 
     def require(self, shards: NDArray[np.int64]) -> None:
         """Allow all shards."""
 
-    def checksums(self, shard: int, key: str) -> tuple[int, ...]:
-        """Return the crc32c of each chunk of an object."""
+    def record(self, shard: int, key: str) -> Recorded:
+        """Return the size of an object, and the crc32c of each of its chunks."""
         crcs = np.load(self.root / "crc32c" / f"{key.replace('/', '.')}.npy")
-        return tuple(crcs.tolist())
+        return Recorded((self.root / key).stat().st_size, "", tuple(crcs.tolist()))
 
     def repaired_since(self, shard: int) -> Callable[[], bool]:
         """Report no repair."""

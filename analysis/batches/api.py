@@ -57,7 +57,8 @@ def batches(
     Parameters
     ----------
     store : StoreReader
-        The store to read. Shards that are not extracted yet are left out.
+        The store to read. Shards that are not extracted yet are left out; if the extraction was
+        finished, none is.
     hookpoint : str
         The name of a hookpoint, such as ``resid_post.3``.
     batch_size : int
@@ -105,8 +106,9 @@ def batches(
     ConfigError
         An option is out of range, or the selection has fewer rows than a batch.
     CorruptDataError
-        During iteration: stored bytes differ from the bytes that were written; the message names
-        the rows.
+        The extraction was finished, and receipts are lost since. During iteration: stored bytes
+        differ from the bytes that were written, or lie in another's place; the message names the
+        rows.
 
     Examples
     --------
@@ -119,7 +121,7 @@ def batches(
     rank, world_size = _whole("rank", rank), _whole("world_size", world_size)
     buffer_rows = _alias(buffer_rows, pool_rows)
     _check(batch_size, fraction, skip, epochs, rank, world_size, buffer_rows, threads)
-    done = sorted(store.done())
+    done = store.whole()
     if not done:
         raise NotExtractedError(f"{store.path}: no shard is extracted yet: run `actlas extract`.")
     left_out = None

@@ -17,9 +17,9 @@ from actlas.store.features.codes import Codes, index_dtype, round_values
 from actlas.store.features.features import Features, open_features
 from actlas.store.format import layout
 from actlas.store.format.schema import FeaturesSpec, Receipt
-from actlas.store.format.sealing import FORMAT_VERSION, seal, unseal
+from actlas.store.format.sealing import FORMAT_VERSION, seal
 from actlas.store.ledger.derived import extract_inputs, group_of, input_seal
-from actlas.store.ledger.feature_sets import NAME, copy_key, spec_key
+from actlas.store.ledger.feature_sets import NAME, copy_key, read_description, spec_key
 from actlas.store.ledger.job_kinds import ENCODE, ENCODED
 from actlas.store.ledger.receipts import receipt_key
 from actlas.store.write.derived import commit, ensure_groups, sweep
@@ -99,7 +99,7 @@ def _begun(store: StoreReader, name: str, sealed: bytes) -> bytes:
     """Return the description that an earlier call wrote if it is undamaged, else this one."""
     try:
         data = store.objects.read(copy_key(name))
-        unseal(data, FeaturesSpec, f"{store.path}/{copy_key(name)}")
+        read_description(data, name, f"{store.path}/{copy_key(name)}")
     except (CorruptDataError, FormatError):
         return sealed
     return data

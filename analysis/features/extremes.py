@@ -159,7 +159,7 @@ class ExtremesGatherer:
         self._array, self._progress = store.activations[hookpoint], progress
         if not 1 <= k <= KEEP_MAX:
             raise ConfigError(f"got k = {k} tokens of each end, expected 1 to {KEEP_MAX}.", k=k)
-        missing = store.missing()
+        missing = sorted({*range(store.plan.n_shards)} - {*store.whole()})
         if missing:
             raise NotExtractedError(
                 f"{store.path}: {len(missing)} of {store.plan.n_shards} shards are not extracted "

@@ -88,6 +88,8 @@ def localize(
         No hookpoint matches.
     NotExtractedError
         Shards are missing.
+    CorruptDataError
+        The extraction was finished, and receipts are lost since; or stored bytes are damaged.
     NonFiniteError
         Samples hold NaN or infinity.
 
@@ -179,11 +181,11 @@ def _source(store: Store, group: NDArray[np.int8] | TokenSides, pool: Pool) -> s
         job = EXTRACT
     else:
         job = source_of(store, pool)
-    if missing := store.missing(job):
+    if n_missing := store.n_shards(job) - len(store.whole(job)):
         raise NotExtractedError(
-            f"{store.path}: {len(missing)} of {store.n_shards(job)} shards are missing, and a test "
+            f"{store.path}: {n_missing} of {store.n_shards(job)} shards are missing, and a test "
             "needs all of them: run `actlas extract` first.",
-            missing=len(missing),
+            missing=n_missing,
         )
     return job
 

@@ -32,9 +32,13 @@ def source_of(store: StoreReader, pool: Pool) -> str:
     ------
     NotExtractedError
         The store has only pooled rows, and they are pooled in another way.
+    CorruptDataError
+        All documents were pooled, and receipts are lost since.
     """
-    if pool in store.plan.pools and not (store.plan.dense and store.missing(POOLED)):
-        return POOLED
+    if pool in store.plan.pools:
+        pooled = len(store.whole(POOLED)) == store.n_shards(POOLED)
+        if pooled or not store.plan.dense:
+            return POOLED
     if not store.plan.dense:
         next(iter(store.pooled.values()))[pool]  # raises an error that names the available kinds
     return EXTRACT

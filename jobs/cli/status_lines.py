@@ -52,6 +52,8 @@ def _derived_words(path: str, job: DerivedProgress) -> str:
     n_all = job.done if job.all is None else job.all
     of = f"{job.done:,} of " if job.all is not None else ""
     words = f"{printable(job.job)}: {of}{counted(n_all, unit)}"
+    if job.lost:
+        words += f", the receipt of {unit} {ranges(list(job.lost))} is lost"
     if job.quarantined:
         words += f", in quarantine: {ranges(job.quarantined)}"
     resume = _resume(path, job)
@@ -61,6 +63,8 @@ def _derived_words(path: str, job: DerivedProgress) -> str:
 def _resume(path: str, job: DerivedProgress) -> str | None:
     """Return the command that continues a derived job; None if it is complete."""
     kind, subject = kind_of(job.job)
+    if job.lost:
+        return shell("repair", path)
     if job.complete or kind is None or not kind.command:
         return None
     tried = job.done + len(job.quarantined)
@@ -150,8 +154,13 @@ def _job_lines(job: JobProgress) -> Iterable[str]:
     noun = " documents" if of == "documents" else ""
     done = f"{count(rows.done)} of {count(rows.all)}{noun} ({share:.1%})"
     yield labelled("rows" if of == "rows" else "pooled", done)
-    waiting = f", {shards.missing:,} to do" if shards.missing else ""
+    to_do = shards.missing - len(shards.lost)
+    waiting = f", {to_do:,} to do" if to_do > 0 else ""
     yield labelled("shards", f"{shards.done:,} of {shards.all:,} done{waiting}")
+    if shards.lost:
+        yield labelled(
+            "lost", f"the receipts of {ranges(list(shards.lost))}: all shards were done once"
+        )
     yield labelled("stored", f"{about}{n_bytes(job.n_bytes)}")
     if job.rows_per_s:
         rough = "about " if shards.done < N_SURE else about
@@ -169,6 +178,8 @@ def _next(status: StatusReport) -> str:
     path = status.store
     if status.running:
         return "next: wait for the driver; run `actlas status` again at any time"
+    if any(job.shards.lost for job in _jobs(status)):
+        return f"next: {shell('repair', path)}"
     if status.complete:
         commands = (_resume(path, job) for job in status.derived)
         return f"next: {next(filter(None, commands), shell('verify', path))}"

@@ -97,6 +97,8 @@ def encode(
         The sparse autoencoder cannot be loaded, or does not fit this store.
     ConfigError
         ``sae`` is the name of a set that was begun, and ``name`` is another.
+    CorruptDataError
+        The extraction was finished, and receipts are lost since.
 
     Returns
     -------
@@ -111,7 +113,7 @@ def encode(
     features = create_features(store, loaded, name or folder.name, str(folder), hookpoint)
     work = Work(
         job=ENCODE.job(features.name),
-        units=DerivedUnits(store, ENCODE, features.name, store.shard_range, store.done),
+        units=DerivedUnits(store, ENCODE, features.name, store.shard_range, store.whole),
         doing="encoding",
         what=f"{features.name}, {features.n_features:,} features of {features.hookpoint}",
         per_row=f"{features.n_features:,} features",

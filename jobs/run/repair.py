@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from actlas.jobs.config import resolve
 from actlas.jobs.formatting import count, counted
 from actlas.jobs.logs import NowAndThen
-from actlas.jobs.run.repair_derived import drop_derived, redo_derived
+from actlas.jobs.run.repair_derived import drop_derived, note_again, redo_derived
 from actlas.jobs.run.run import run_work
 from actlas.jobs.run.work import DamagedShards, Work, extraction, pooling
 from actlas.jobs.run.worker import open_repairer
@@ -229,6 +229,7 @@ class _Repair:
         except InterruptedRunError as stopped:
             self._signal = stopped.details.get("signal")
             return self._result(EXIT_RESUME, left=doubtful)
+        note_again(store, damages)
         still = verify(store, full=True, only=doubtful).damages if doubtful else ()
         left = (*still, *failed)
         return self._result(EXIT_DAMAGE if left else EXIT_DONE, derived, left)

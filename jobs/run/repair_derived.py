@@ -15,6 +15,7 @@ from actlas.store.errors import ActlasError, CorruptDataError, FormatError, Inte
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
 from actlas.store.ledger.derived import group_of
 from actlas.store.ledger.feature_sets import NAME, names, spec_key
+from actlas.store.ledger.finished import PREFIX, forget_finished, note_finished
 from actlas.store.ledger.job_kinds import by_inputs, depth, job_receipts, kind_of, kinds, made_from
 from actlas.store.ledger.receipts import receipt_key
 from actlas.store.verify.damage import Damage
@@ -56,7 +57,7 @@ def drop_derived(store: Store, damages: Iterable[Damage], log: Log) -> None:
     for damage in damages:
         if damage.job not in (None, *store.jobs) and damage.shard is not None:
             units.setdefault((damage.job or "", damage.shard), damage)
-    _remember(store, {job for job, _ in units})
+    _remember(store, {job for job, _ in units if _is_known(job)})
     for (job, unit), damage in sorted(units.items(), key=lambda item: item[0]):
         _drop(store, job, unit)
         log(f"dropped: unit {unit} of {job}: {damage}")
@@ -107,6 +108,30 @@ def redo_derived(store: Store, run: RunOptions, log: Log) -> tuple[list[str], li
     if jobs and not failed:
         store.objects.delete(TO_REDO)
     return jobs, list(failed.values())
+
+
+def note_again(store: Store, damages: Iterable[Damage]) -> None:
+    """Write damaged records of finished jobs again, which were dropped, if the jobs are complete.
+
+    Parameters
+    ----------
+    store : Store
+        The store, opened after the repair.
+    damages : iterable of Damage
+        All damages that were found.
+    """
+    names = (damage.job or "" for damage in damages)
+    for job in sorted({name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)}):
+        kind, subject = kind_of(job)
+        if job in store.jobs:
+            n_units, n_done = store.n_shards(job), len(store.done(job))
+        elif kind is not None and not kind.sparse:
+            n_units = kind.n_units(store, subject)
+            n_done = len(kind.receipts(store, subject).done())
+        else:
+            continue
+        if n_done >= n_units:
+            note_finished(store.objects, store.plan_sha256, job, n_units)
 
 
 def outcome_or_error(do: Callable[[], Outcome]) -> Outcome | str:
@@ -246,8 +271,9 @@ def _drop_stale(store: Store, log: Log) -> None:
 
 
 def _drop(store: Store, job: str, unit: int) -> None:
-    """Remove a unit's receipt, and then the group that it names."""
+    """Remove a unit's receipt, and then the group that it names; its job is not finished then."""
     receipts = job_receipts(store, job)
+    forget_finished(store.objects, job)
     group = None
     # The group of an unreadable receipt is a leftover, which the next run sweeps.
     with suppress(FormatError, CorruptDataError, FileNotFoundError):

@@ -19,8 +19,16 @@ from actlas.jobs.scheduler.faults import FaultBudget, Quarantined
 from actlas.jobs.scheduler.protocols import Job, MakeWorker
 from actlas.jobs.scheduler.stop import Stop
 from actlas.pipeline.options import RunOptions
-from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE, EXIT_QUARANTINE, EXIT_RESUME
+from actlas.store.errors import (
+    EXIT_DAMAGE,
+    EXIT_DONE,
+    EXIT_QUARANTINE,
+    EXIT_RESUME,
+    RunFaultError,
+)
 from actlas.store.ledger import lease
+from actlas.store.ledger.finished import note_finished
+from actlas.store.ledger.job_kinds import kind_of
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 
 if TYPE_CHECKING:
@@ -37,7 +45,7 @@ def run_extraction(
     make_worker: MakeWorker = open_worker,
     make_pooler: MakeWorker = open_pooler,
 ) -> Outcome:
-    """Extract the missing shards of a store. If none is missing, nothing is written.
+    """Extract the missing shards of a store. If none is missing, only that is recorded, once.
 
     If a store has rows for tokens and pooled rows, the pooled rows are extracted second, by a
     forward pass of their own.
@@ -76,7 +84,7 @@ def run_extraction(
 
 
 def run_work(store: StoreReader, work: Work, run: RunOptions, make_worker: MakeWorker) -> Outcome:
-    """Do the missing units of a job. If none is missing, nothing is written.
+    """Do the missing units of a job. If none is missing, only that is recorded, once.
 
     Parameters
     ----------
@@ -102,6 +110,7 @@ def run_work(store: StoreReader, work: Work, run: RunOptions, make_worker: MakeW
     missing = work.units.missing()
     kept_out = set() if run.retry_quarantined else set(budget.quarantined())
     if not set(missing) - kept_out:
+        _note_finished(store, work)
         return _outcome(store, work, budget, _stats(work, missing), stopped=False)
     state = {"job": work.job}
     with lease.hold(store.objects, log=on_stderr, run_state=lambda: state) as held:
@@ -113,10 +122,31 @@ def run_work(store: StoreReader, work: Work, run: RunOptions, make_worker: MakeW
             if run.retry_quarantined:
                 budget.release(set(budget.quarantined()) & set(work.units.ready()))
             outcome = _drive(store, work, run, make_worker, budget, held)
+            _note_finished(store, work)
             logs.LOGGER.info("end", extra={"exit_code": outcome.exit_code, "line": outcome.line})
             return outcome
         finally:
             logs.end(log)
+
+
+def _note_finished(store: StoreReader, work: Work) -> None:
+    """Record that a job is finished, if every unit has a receipt; see ``ledger.finished``.
+
+    The table over the units of a job of several, where it has one, names all of their receipts.
+    """
+    kind, subject = kind_of(work.job)
+    if work.job in store.jobs:
+        receipts, n_units = store.receipts(work.job), store.n_shards(work.job)
+    elif kind is not None and kind.table is None and not kind.sparse:
+        receipts, n_units = kind.receipts(store, subject), kind.n_units(store, subject)
+    else:
+        return
+    if work.repairs or len(receipts.done()) < n_units:
+        return
+    try:
+        note_finished(store.objects, store.plan_sha256, work.job, n_units)
+    except RunFaultError as error:
+        on_stderr(f"{work.job} is finished, which could not be recorded: {error}")
 
 
 def on_stderr(text: str) -> None:

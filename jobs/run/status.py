@@ -19,6 +19,7 @@ from actlas.jobs.run.reports.progress import (
 from actlas.jobs.scheduler.faults import FaultBudget
 from actlas.pipeline.options import RunOptions
 from actlas.store.format.schema import Receipt
+from actlas.store.ledger.finished import PREFIX, lost_units
 from actlas.store.ledger.job_kinds import kind_of
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.read.reader import StoreReader
@@ -91,6 +92,7 @@ def _job_status(store: StoreReader, job: str, full: bool) -> JobProgress:
             all=n_shards,
             done=len(done),
             missing=n_shards - len(done) - len(kept_out),
+            lost=tuple(lost_units(store.objects, job, n_shards, done)),
             quarantined=kept_out,
         ),
         rows=RowCounts(all=n_all, done=n_rows),
@@ -120,6 +122,7 @@ def spread(shards: list[int], n: int) -> list[int]:
 def derived_jobs(store: StoreReader) -> list[str]:
     """Return the names of derived jobs with receipts or a quarantine, such as ``encode.sae``."""
     found = {*store.objects.names("ledger/receipts"), *store.objects.names("ledger/quarantine")}
+    found = {job.removeprefix(PREFIX) for job in found}  # a lost folder of receipts shows too
     return sorted(found - {EXTRACT, POOLED})
 
 
@@ -141,11 +144,13 @@ def _derived(store: StoreReader, job: str) -> DerivedProgress:
             n_all = kind.n_units(store, subject)
         elif finished:
             n_all = len(done)
+    lost = [] if n_all is None else lost_units(store.objects, job, n_all, done)
     return DerivedProgress(
         job=job,
         all=n_all,
         done=len(done),
         complete=finished and n_all is not None and len(done) >= n_all,
+        lost=tuple(lost),
         quarantined=sorted(quarantined - done),
     )
 

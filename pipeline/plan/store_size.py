@@ -163,6 +163,7 @@ def store_size(plan: Plan, rates: Rates, *, labelled: bool) -> StoreSize:
     jobs = {job: specs for job, specs in jobs.items() if specs}
     n_shards = {job: specs[0].n_shards for job, specs in jobs.items()}
     receipts = sum(n_shards[job] * _receipt_bytes(plan, specs) for job, specs in jobs.items())
+    receipts += len(jobs) * RECEIPT_BYTES  # a record that the job was finished
     entries = {f"ledger/receipts/{job}": n for job, n in n_shards.items()}
     entries |= {f"{spec.path}/c": spec.n_shards for spec in arrays.all().values()}
     first = next(iter(jobs.values()))
@@ -170,7 +171,7 @@ def store_size(plan: Plan, rates: Rates, *, labelled: bool) -> StoreSize:
     return StoreSize(
         parts=(
             *(_part(name, specs, rates) for name, specs in groups.items() if specs),
-            Part("receipts", sum(n_shards.values()), receipts),
+            Part("receipts", sum(n_shards.values()) + len(jobs), receipts),
             _metadata(plan, arrays),
         ),
         ratio=ratio,
@@ -201,7 +202,7 @@ def _stored_bytes(spec: ArraySpec, rates: Rates, n_rows: int) -> int:
 
 def _receipt_bytes(plan: Plan, specs: Sequence[ArraySpec]) -> int:
     """Return the bytes of the receipt of a shard in the middle, which writes these arrays."""
-    checksums = sum(spec.chunks_per_shard for spec in specs if not spec.checksummed_chunks)
+    checksums = sum(spec.chunks_per_shard for spec in specs)
     keys = sum(len(spec.key(spec.n_shards // 2)) for spec in specs)
     names = sum(len(f'"{hookpoint.name}":0,') for hookpoint in plan.hookpoints)
     return RECEIPT_BYTES + names + keys + RECORD_BYTES * len(specs) + CHECKSUM_BYTES * checksums

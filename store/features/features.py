@@ -21,9 +21,9 @@ from actlas.store.features.contexts import Contexts, Peak, contexts_of, one_per_
 from actlas.store.features.tables import FeatureTables
 from actlas.store.format import layout
 from actlas.store.format.schema import FeaturesSpec
-from actlas.store.format.sealing import seal_of, unseal
+from actlas.store.format.sealing import seal_of
 from actlas.store.format.validation import check_rising, check_span
-from actlas.store.ledger.feature_sets import NAME, names, spec_key
+from actlas.store.ledger.feature_sets import NAME, names, read_description, spec_key
 from actlas.store.ledger.job_kinds import ENCODED, INDEXED
 
 if TYPE_CHECKING:
@@ -325,6 +325,8 @@ def open_features(store: StoreReader, name: str) -> Features:
     ------
     FeatureError
         The store has no such set. The message lists those that it has.
+    CorruptDataError, FormatError
+        Its description is not the one that was written, or that of another set.
     """
     try:
         if not re.fullmatch(NAME, name):
@@ -338,7 +340,7 @@ def open_features(store: StoreReader, name: str) -> Features:
             f"{store.path} --sae DIR` encodes some.",
             name=name,
         ) from error
-    spec = unseal(data, FeaturesSpec, f"{store.objects.url}/{spec_key(name)}")
+    spec = read_description(data, name, f"{store.objects.url}/{spec_key(name)}")
     if spec.plan_sha256 != store.plan_sha256:
         raise FeatureError(
             f"{store.path}: features {name!r} belong to another plan (got "

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.errors import FeatureError, FormatError
+from actlas.store.errors import CorruptDataError, FeatureError, FormatError
 from actlas.store.features.codes import index_dtype, token_dtype
 from actlas.store.features.contexts import Peak
 from actlas.store.format.array_spec import ArraySpec
+from actlas.store.format.recorded import SWAPPED
 from actlas.store.format.validation import CHANGED, check_edges, check_span
 from actlas.store.ledger.derived import flat, group_named, group_of
+from actlas.store.ledger.finished import is_finished, lost_error
+from actlas.store.ledger.guards import UnitGuard
 from actlas.store.ledger.job_kind import JobKind
-from actlas.store.ledger.job_kinds import ENCODED, INDEXED
+from actlas.store.ledger.job_kinds import ENCODE, ENCODED, INDEX, INDEXED
+from actlas.store.ledger.receipts import receipt_key
 from actlas.store.shards.lazy_array import LazyArray
 
 if TYPE_CHECKING:
@@ -156,7 +160,8 @@ class FeatureTables:
         table = self.tokens
         start, stop = self.store.shard_range(shard)
         nnz = int(table.nnz_start[shard + 1] - table.nnz_start[shard])
-        return self._group(table.groups[shard], stop - start + 1, nnz, index_dtype(self.n_features))
+        dtype = index_dtype(self.n_features)
+        return self._group(ENCODE, shard, table.groups[shard], stop - start + 1, nnz, dtype)
 
     def block(self, block: int) -> Group:
         """Return the group of a block of features."""
@@ -164,7 +169,7 @@ class FeatureTables:
         first, last = int(table.block_start[block]), int(table.block_start[block + 1])
         nnz = int(table.n_active[first:last].sum())
         dtype = token_dtype(self.store.plan.n_tokens)
-        return self._group(table.groups[block], last - first + 1, nnz, dtype)
+        return self._group(INDEX, first, table.groups[block], last - first + 1, nnz, dtype)
 
     def ranked(self, feature: int, start: int, stop: int) -> Peak:
         """Return the tokens of ranks [start, stop) of a feature, by descending activation.
@@ -217,6 +222,10 @@ class FeatureTables:
         try:
             return table.receipts(self.store, self.name).read(0)
         except FileNotFoundError as error:
+            job = table.job(self.name)
+            if is_finished(self.store.objects, job):
+                what = f"the table over all {verb}ed features of {self.name!r}"
+                raise lost_error(self.store.path, job, [0], what) from error
             raise FeatureError(
                 f"{self.store.path}: features {self.name!r} are not {table.name} yet: "
                 f"`actlas sae {verb} {self.store.path} --sae {self.name}`.",
@@ -224,18 +233,39 @@ class FeatureTables:
             ) from error
 
     def _read(self, receipt: Receipt, spec: ArraySpec) -> NDArray[Any]:
-        array = self._lazy(group_of(receipt), spec.path, spec.n_rows, spec.dtype)
+        guard = UnitGuard(f"{receipt.job} of {self.store.path}", receipt.objects)
+        array = self._lazy(guard, group_of(receipt), spec.path, spec.n_rows, spec.dtype)
         return array.read(0, spec.n_rows)
 
-    def _open_group(self, folder: str, n_pointers: int, nnz: int, dtype: str) -> Group:
+    def _open_group(
+        self, kind: JobKind, unit: int, folder: str, n_pointers: int, nnz: int, dtype: str
+    ) -> Group:
+        guard = self._guard(kind, unit, folder)
         return Group(
-            self._lazy(folder, "indptr", n_pointers, "int64"),
-            self._lazy(folder, "indices", nnz, dtype),
-            self._lazy(folder, "data", nnz, "float32"),
+            self._lazy(guard, folder, "indptr", n_pointers, "int64"),
+            self._lazy(guard, folder, "indices", nnz, dtype),
+            self._lazy(guard, folder, "data", nnz, "float32"),
         )
 
-    def _lazy(self, folder: str, name: str, n: int, dtype: str) -> LazyArray:
-        return LazyArray(self.store.objects, flat(f"{folder}/{name}", n, dtype, name))
+    def _guard(self, kind: JobKind, unit: int, folder: str) -> UnitGuard:
+        """Return the guard of a unit's group, after checking that its receipt names that group."""
+        job = kind.job(self.name)
+        try:
+            receipt = kind.receipts(self.store, self.name).read(unit)
+        except FileNotFoundError as error:
+            what = f"{kind.unit} {unit} of features {self.name!r}"
+            raise lost_error(self.store.path, job, [unit], what) from error
+        if group_of(receipt) != folder:
+            raise CorruptDataError(
+                f"{self.store.path}/{receipt_key(job, unit)}: got the group {group_of(receipt)}, "
+                f"expected {folder}, which the table over all {kind.unit}s names. {SWAPPED}",
+                path=receipt_key(job, unit),
+            )
+        return UnitGuard(f"{job} of {self.store.path}, {kind.unit} {unit}", receipt.objects)
+
+    def _lazy(self, guard: UnitGuard, folder: str, name: str, n: int, dtype: str) -> LazyArray:
+        spec = flat(f"{folder}/{name}", n, dtype, name)
+        return LazyArray(self.store.objects, spec, guard)
 
 
 def _groups(receipt: Receipt) -> list[str]:

@@ -18,6 +18,8 @@ from actlas.store.features.contexts import Contexts, Peak, contexts_of, one_per_
 from actlas.store.format.array_spec import COLUMN_COMPRESSION, ArraySpec
 from actlas.store.format.validation import CHANGED, check_span
 from actlas.store.ledger.derived import group_of
+from actlas.store.ledger.finished import is_finished, lost_error
+from actlas.store.ledger.guards import UnitGuard
 from actlas.store.ledger.job_kinds import EXTREMES
 from actlas.store.shards.lazy_array import LazyArray
 
@@ -71,6 +73,7 @@ class Units:
         self.n_units = store.activations[hookpoint].shape[1]
         self.k = _kept(receipt)
         self._folder = group_of(receipt)
+        self._guard = UnitGuard(f"{receipt.job} of {store.path}", receipt.objects)
 
     def __len__(self) -> int:
         return self.n_units
@@ -179,8 +182,9 @@ class Units:
     @cached_property
     def _arrays(self) -> dict[str, LazyArray]:
         specs = extreme_specs(self.n_units, self.k)
+        objects, guard, folder = self.store.objects, self._guard, self._folder
         return {
-            name: LazyArray(self.store.objects, replace(spec, path=f"{self._folder}/{name}"))
+            name: LazyArray(objects, replace(spec, path=f"{folder}/{name}"), guard)
             for name, spec in specs.items()
         }
 
@@ -213,11 +217,17 @@ def open_units(store: StoreReader, hookpoint: str) -> Units:
         The store has no such hookpoint.
     FeatureError
         The extremes are not computed yet.
+    CorruptDataError
+        They were computed, and their receipt is lost.
     """
     store.activations[hookpoint]  # raises, and lists the hookpoints
     try:
         receipt = EXTREMES.receipts(store, hookpoint).read(0)
     except FileNotFoundError as error:
+        job = EXTREMES.job(hookpoint)
+        if is_finished(store.objects, job):
+            what = f"the top and bottom tokens of {hookpoint}"
+            raise lost_error(store.path, job, [0], what) from error
         raise FeatureError(
             f"{store.path}: the top and bottom tokens of {hookpoint} are not computed yet: "
             f"`actlas contexts {store.path} --hookpoint {hookpoint} --unit 0` computes them in one "

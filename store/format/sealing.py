@@ -16,6 +16,8 @@ FORMAT_VERSION = 1
 MAX_DEPTH = 64
 """The maximum nesting of JSON values in a record."""
 
+_CONTAINERS = (dict, list)
+
 SpecT = TypeVar("SpecT", bound=BaseModel)
 
 _HEAD = b'{"record":'
@@ -93,8 +95,8 @@ def too_deep(value: Any, depth: int = MAX_DEPTH) -> bool:
         below: list[Any] = []
         for item in level:
             inner = item.values() if isinstance(item, dict) else item
-            if isinstance(item, dict | list):
-                below += (part for part in inner if isinstance(part, dict | list))
+            if isinstance(item, _CONTAINERS):
+                below += [part for part in inner if isinstance(part, _CONTAINERS)]
         if not below:
             return False
         level = below

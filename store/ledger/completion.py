@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.errors import NotExtractedError
+from actlas.store.errors import ActlasError, CorruptDataError, NotExtractedError
 from actlas.store.format import layout
 from actlas.store.format.catalog import StoreArrays
+from actlas.store.format.recorded import Recorded
 from actlas.store.format.schema import Receipt
+from actlas.store.format.validation import CHANGED
+from actlas.store.ledger.finished import is_finished, lost_error, lost_units
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts
 from actlas.store.objects.base import Objects
+
+KEPT = 512
+"""Receipts that are kept in memory; one has up to 50 kB on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,8 @@ class Completion:
         self._objects, self._plan_sha256, self._job_shards = objects, plan_sha256, job_shards
         self._seen: dict[str, frozenset[int]] = {}
         self._receipts: dict[str, Receipts] = {}
-        self._receipt = lru_cache(maxsize=4096)(self._read_receipt)
+        self._receipt = lru_cache(maxsize=KEPT)(self._read_receipt)
+        self._record = lru_cache(maxsize=KEPT)(self._read_records)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Completion, (self._objects, self._plan_sha256, self._job_shards)
@@ -101,6 +108,8 @@ class Completion:
         ------
         NotExtractedError
             The shard is not done.
+        CorruptDataError
+            The job was finished, and the shard's receipt is lost.
         """
         return self._receipt(shard, job, self.receipts(job).generation(shard))
 
@@ -122,6 +131,7 @@ class Completion:
         self._receipts.pop(job, None)
         self._seen.pop(job, None)
         self._receipt.cache_clear()
+        self._record.cache_clear()
 
     def done(self, job: str) -> frozenset[int]:
         """Return the shards of a job that are done, by a fresh listing."""
@@ -129,7 +139,10 @@ class Completion:
         return self._seen[job]
 
     def require(self, shards: NDArray[np.int64], job: str) -> None:
-        """Raise ``NotExtractedError`` if one of these shards is not done."""
+        """Raise ``NotExtractedError`` if one of these shards is not done.
+
+        If the job was finished, and a receipt is lost since, raise ``CorruptDataError``.
+        """
         seen = self._seen.get(job)
         if seen is not None and seen.issuperset(shards.tolist()):
             return
@@ -137,10 +150,41 @@ class Completion:
         if absent:
             raise self._not_done(absent, job)
 
-    def checksums(self, shard: int, key: str, job: str) -> tuple[int, ...] | None:
-        """Return the crc32c of each chunk of an object, or None if the receipt records none."""
-        records = self.receipt(shard, job).objects
-        return next((r.chunk_crc32c for r in records if r.key == key), None)
+    def whole(self, job: str) -> list[int]:
+        """Return the shards of a job that are done, ascending, by a fresh listing.
+
+        Raises
+        ------
+        CorruptDataError
+            The job was finished, and receipts are lost since: their rows would be left out.
+        """
+        done = self.done(job)
+        if lost := lost_units(self._objects, job, self._job_shards.n_shards(job), done):
+            raise self._lost(lost, job)
+        return sorted(done)
+
+    def record(self, shard: int, key: str, job: str) -> Recorded:
+        """Return what a shard's receipt records of one of its objects.
+
+        Raises
+        ------
+        NotExtractedError
+            The shard is not done.
+        CorruptDataError
+            The receipt names no such object.
+        """
+        records = self._record(shard, job, self.receipts(job).generation(shard))
+        if key not in records:
+            raise CorruptDataError(
+                f"{self._objects.url}/{self.receipts(job).key(shard)}: this receipt names no "
+                f"{key}. {CHANGED}",
+                path=key,
+            )
+        return records[key]
+
+    def _read_records(self, shard: int, job: str, generation: int) -> dict[str, Recorded]:
+        records = self._receipt(shard, job, generation).objects
+        return {record.key: Recorded.of(record) for record in records}
 
     def _read_receipt(self, shard: int, job: str, generation: int) -> Receipt:
         try:
@@ -153,7 +197,14 @@ class Completion:
             self.require(np.array([shard], dtype=np.int64), POOLED if job == POOLED else EXTRACT)
             raise
 
-    def _not_done(self, absent: list[int], job: str) -> NotExtractedError:
+    def _lost(self, lost: list[int], job: str) -> ActlasError:
+        start, stop = self._job_shards.covered(lost[0], job)
+        of = "documents" if job == POOLED else "rows"
+        return lost_error(self._objects.url, job, lost, f"{of} [{start}, {stop})")
+
+    def _not_done(self, absent: list[int], job: str) -> ActlasError:
+        if is_finished(self._objects, job):
+            return self._lost(absent, job)
         path, first = self._objects.url, absent[0]
         start, stop = self._job_shards.covered(first, job)
         if job == POOLED:
@@ -168,34 +219,3 @@ class Completion:
                 f"`actlas extract {path}` continues, `actlas status {path}` shows the progress."
             )
         return NotExtractedError(what, path=path, shards=absent)
-
-
-@dataclass(frozen=True, slots=True)
-class JobGuard:
-    """A ``ShardGuard`` for lazy arrays: the shards of one job may be read once they are done.
-
-    Attributes
-    ----------
-    completion : Completion
-        Which shards are done.
-    job : str
-        The job whose shards the array holds.
-    check : bool
-        Whether :meth:`checksums` returns what the receipts record, or None.
-    """
-
-    completion: Completion
-    job: str
-    check: bool = True
-
-    def require(self, shards: NDArray[np.int64]) -> None:
-        """Raise ``NotExtractedError`` if one of these shards is not done."""
-        self.completion.require(shards, self.job)
-
-    def checksums(self, shard: int, key: str) -> tuple[int, ...] | None:
-        """Return the crc32c of each chunk of an object, or None."""
-        return self.completion.checksums(shard, key, self.job) if self.check else None
-
-    def repaired_since(self, shard: int) -> Callable[[], bool]:
-        """Return a function that tells whether a shard was repaired after this call."""
-        return self.completion.repaired_since(shard, self.job)

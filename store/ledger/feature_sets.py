@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+from actlas.store.errors import FormatError
+from actlas.store.format.schema import FeaturesSpec
+from actlas.store.format.sealing import unseal
 from actlas.store.ledger.receipts import PlannedStore
 
 FOLDER = "ledger/features"
@@ -36,6 +39,36 @@ def names(store: PlannedStore) -> list[str]:
 def copies(store: PlannedStore) -> list[str]:
     """Return the names of the sets whose description has a copy."""
     return _described(store, COPIES)
+
+
+def read_description(data: bytes, name: str, where: str) -> FeaturesSpec:
+    """Return the description of a set from its sealed bytes.
+
+    Parameters
+    ----------
+    data : bytes
+        The sealed record.
+    name : str
+        The name of the set.
+    where : str
+        The record's location, for messages.
+
+    Raises
+    ------
+    CorruptDataError
+        The bytes are not the ones that were sealed.
+    FormatError
+        The record is malformed, or describes another set: the file of one lies in another's place.
+    """
+    spec = unseal(data, FeaturesSpec, where)
+    if spec.name != name:
+        raise FormatError(
+            f"{where}: got the description of features {spec.name!r}, expected that of {name!r}: "
+            "the file was moved. `actlas repair` restores it from its copy.",
+            path=where,
+            name=name,
+        )
+    return spec
 
 
 def _described(store: PlannedStore, folder: str) -> list[str]:

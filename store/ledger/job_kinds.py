@@ -36,9 +36,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from actlas.store.errors import CorruptDataError, FormatError
-from actlas.store.format.schema import FeaturesSpec
-from actlas.store.format.sealing import unseal
-from actlas.store.ledger.feature_sets import spec_key
+from actlas.store.ledger.feature_sets import read_description, spec_key
 from actlas.store.ledger.job_kind import MARK_DIGITS, JobKind, receipts_of
 from actlas.store.ledger.receipts import EXTRACT, PlannedStore, Receipts
 
@@ -199,7 +197,7 @@ def n_features(store: PlannedStore, name: str) -> int:
         The description is not the one that was written.
     """
     key = spec_key(name)
-    return unseal(store.objects.read(key), FeaturesSpec, f"{store.path}/{key}").n_features
+    return read_description(store.objects.read(key), name, f"{store.path}/{key}").n_features
 
 
 def _one(_store: PlannedStore, _subject: str) -> int:

@@ -15,10 +15,12 @@ from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.schema import Plan, PlanFile, Receipt
 from actlas.store.format.zarr_json import metadata_bytes
-from actlas.store.ledger.completion import Completion, JobGuard, JobShards
+from actlas.store.ledger.completion import Completion, JobShards
+from actlas.store.ledger.guards import JobGuard, PlannedGuard
 from actlas.store.ledger.plan_file import names_in, read_plan, require_plan
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts
 from actlas.store.objects.base import Objects, open_objects
+from actlas.store.objects.threads import map_in_order
 from actlas.store.read.document import Document
 from actlas.store.read.documents import Documents
 from actlas.store.read.row_index import RowIndex
@@ -47,7 +49,7 @@ class StoreReader:
     plan_sha256 : str
         The seal of the plan.
     check : bool
-        Whether raw chunks are checked against the receipts' checksums.
+        Whether uncompressed chunks are checked against the receipts' checksums.
 
     Attributes
     ----------
@@ -91,7 +93,7 @@ class StoreReader:
         path : path or URL
             The store's folder, or its place in a bucket.
         check : bool
-            Whether raw chunks are checked against the receipts' checksums.
+            Whether uncompressed chunks are checked against the receipts' checksums.
         """
         objects = open_objects(path)
         plan_file, plan_sha256 = read_plan(objects, path)
@@ -153,7 +155,8 @@ class StoreReader:
                 names[name] = names_in(self.objects, self.plan_file, key, distinct=distinct)
         if "label" in names:
             specs = StoreArrays(self.plan, tuple(names["label"])).documents
-        columns = {name: LazyArray(self.objects, spec) for name, spec in specs.items()}
+        guard = partial(PlannedGuard.of, self.objects, self.plan_file)
+        columns = {n: LazyArray(self.objects, spec, guard(spec)) for n, spec in specs.items()}
         token_columns = {name: tuple(names[name]) for name in self.plan.token_columns}
         return Documents(columns, names.get("label", []), names.get("source", []), token_columns)
 
@@ -188,6 +191,16 @@ class StoreReader:
     def done(self, job: str = EXTRACT) -> frozenset[int]:
         """Return the shards of a job that have a receipt, by a fresh listing."""
         return self.completion.done(job)
+
+    def whole(self, job: str = EXTRACT) -> list[int]:
+        """Return the shards of a job that have a receipt, ascending, for readers of only these.
+
+        Raises
+        ------
+        CorruptDataError
+            The job was finished, and receipts are lost since: their rows would be left out.
+        """
+        return self.completion.whole(job)
 
     def missing(self, job: str = EXTRACT) -> list[int]:
         """Return the shards of a job that have no receipt, ascending, by a fresh listing."""
@@ -241,22 +254,31 @@ class StoreReader:
             The store has no such hookpoint.
         NotExtractedError
             No shard is extracted yet.
+        CorruptDataError
+            The store was extracted whole, and receipts are lost since; or stored statistics are
+            not those that a receipt records.
         """
         if hookpoint not in self.arrays.statistics:
             self.activations[hookpoint]  # raises, and lists the hookpoints
-        done = sorted(self.done())
+        done = self.whole()
         if not done:
             raise NotExtractedError(
                 f"{self.path}: no shard is extracted yet: run `actlas extract {self.path}`."
             )
-        stored = LazyArray(self.objects, self.arrays.statistics[hookpoint])
+        stored = self._lazy(self.arrays.statistics[hookpoint])
         names = self.arrays.statistics_names
-        return combine(  # one shard at a time is in memory
+
+        def read(shard: int) -> NDArray[Any]:
+            table: NDArray[Any] = stored.read(shard, shard + 1)[0]
+            return table
+
+        tables = map_in_order(read, done, self.objects.n_readers)
+        return combine(  # a few shards at a time are in memory
             (
                 self.row_index.borders(shard, self.documents),
-                ShardStatistics.from_table(names, stored.read(shard, shard + 1)[0]),
+                ShardStatistics.from_table(names, table),
             )
-            for shard in done
+            for shard, table in zip(done, tables, strict=True)
         )
 
     def shard_documents(self, shard: int) -> ShardDocuments:
@@ -291,6 +313,8 @@ class StoreReader:
         ------
         NotExtractedError
             A shard has no receipt.
+        CorruptDataError
+            A shard's receipt is lost: the extraction was finished.
         """
         self.completion.require(shards, EXTRACT)
 
@@ -305,7 +329,8 @@ class StoreReader:
             )
 
     def _lazy(self, spec: ArraySpec) -> LazyArray:
-        return LazyArray(self.objects, spec, JobGuard(self.completion, EXTRACT, self.check))
+        guard = JobGuard(self.completion, EXTRACT)
+        return LazyArray(self.objects, spec, guard, check=self.check)
 
     def __repr__(self) -> str:
         plan = self.plan

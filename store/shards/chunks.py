@@ -16,6 +16,7 @@ from typing_extensions import Buffer
 
 from actlas.store.errors import CorruptDataError
 from actlas.store.format.array_spec import ArraySpec
+from actlas.store.format.recorded import SWAPPED
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -109,8 +110,12 @@ def decode_chunk(
     data: bytes,
     where: str,
     out: Shaped[NDArray[Any], "chunk_rows ..."] | None = None,
+    recorded: int | None = None,
 ) -> Shaped[NDArray[Any], "chunk_rows ..."]:
     """Decode one inner chunk and return all its rows; shape [chunk_rows, ...].
+
+    A chunk's crc32c is computed once, and compared with the one that a compressed chunk ends with
+    and with the recorded one.
 
     Parameters
     ----------
@@ -122,6 +127,8 @@ def decode_chunk(
         The chunk's object and rows, for messages.
     out : ndarray, shape [chunk_rows, ...], contiguous, optional
         Receives the rows.
+    recorded : int, optional
+        The chunk's crc32c in the record of its object.
 
     Raises
     ------
@@ -135,18 +142,21 @@ def decode_chunk(
             raise CorruptDataError(
                 f"{where}: got {len(data)} bytes, expected {n_bytes}", path=where
             )
+        if recorded is not None:
+            _check_recorded(crc32c(data), recorded, where)
         rows = np.frombuffer(data, dtype=spec.numpy_dtype).reshape(shape)
         if out is None:
             return rows
         out[...] = rows
         return out
     body = memoryview(data)[:-CRC_BYTES]
-    recorded = int.from_bytes(data[-CRC_BYTES:], "little")
-    computed = crc32c(body)
-    if computed != recorded:
+    own, computed = stored_crc32c(data), crc32c(body)
+    if computed != own:
         raise CorruptDataError(
-            f"{where}: its crc32c is {computed:08x}, recorded is {recorded:08x}", path=where
+            f"{where}: its crc32c is {computed:08x}, recorded is {own:08x}", path=where
         )
+    if recorded is not None:
+        _check_recorded(computed, recorded, where)
     # Blosc's header gives the sizes before and after compression. They must agree with the
     # array's shape and with the bytes read.
     sizes = int.from_bytes(body[4:8], "little"), int.from_bytes(body[12:16], "little")
@@ -161,3 +171,17 @@ def decode_chunk(
     except (RuntimeError, ValueError) as error:
         raise CorruptDataError(f"{where}: cannot be decompressed ({error})", path=where) from error
     return out
+
+
+def stored_crc32c(chunk: Buffer) -> int:
+    """Return the crc32c that an encoded, compressed chunk ends with."""
+    return int.from_bytes(memoryview(chunk)[-CRC_BYTES:], "little")
+
+
+def _check_recorded(computed: int, recorded: int, where: str) -> None:
+    if computed != recorded:
+        raise CorruptDataError(
+            f"{where}: its crc32c is {computed:08x}, its receipt (of documents: the plan) records "
+            f"{recorded:08x}. {SWAPPED}",
+            path=where,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.layout import ceil_div
+from actlas.store.format.recorded import Recorded
 from actlas.store.objects.base import Objects
 from actlas.store.shards.reader import ShardReader
 
@@ -25,16 +26,25 @@ LARGE_BYTES = 64 << 20
 
 
 class ShardGuard(Protocol):
-    """Decides which shards of an array may be read, and knows the checksums of their chunks.
+    """Decides which shards of an array may be read, and knows the records of their objects.
 
     A guard must survive pickling, since an array is sent to the processes that read it.
     """
 
     def require(self, shards: NDArray[np.int64]) -> None:
-        """Raise ``NotExtractedError`` if one of these shards is not complete."""
+        """Raise ``NotExtractedError`` if one of these shards is not complete.
 
-    def checksums(self, shard: int, key: str) -> tuple[int, ...] | None:
-        """Return the crc32c of each chunk of the object ``key``, or None if none are recorded."""
+        If the job was finished, and the shard's receipt is lost since, raise ``CorruptDataError``.
+        """
+
+    def record(self, shard: int, key: str) -> Recorded | None:
+        """Return the record of the object ``key``, which holds a shard of the array, if any.
+
+        Raises
+        ------
+        CorruptDataError
+            The receipt of the shard, or the plan, names no such object.
+        """
 
     def repaired_since(self, shard: int) -> Callable[[], bool]:
         """Return a function that tells whether the shard was repaired after this call.
@@ -57,15 +67,17 @@ class LazyArray:
     spec : ArraySpec
         The array's shape, shards, chunks and codecs.
     guard : ShardGuard, optional
-        Decides which shards may be read. Without it every shard may be, and chunks that carry no
-        checksum of their own are not checked.
+        Decides which shards may be read, and has the records that their bytes are held against.
+        Without it every shard may be read, and only checksums inside the objects are checked.
+    check : bool
+        Whether uncompressed chunks are checked; see :func:`actlas.store.store.open_store`.
 
     Raises
     ------
     NotExtractedError
         When indexed: a row lies in a shard that has no receipt.
     CorruptDataError
-        When indexed: the stored bytes are not the ones that were written.
+        When indexed: the stored bytes are not the ones that were written, or not in their place.
     IndexError
         When indexed: rows or units are out of range.
     """
@@ -75,14 +87,17 @@ class LazyArray:
         objects: Objects,
         spec: ArraySpec,
         guard: ShardGuard | None = None,
+        *,
+        check: bool = True,
     ) -> None:
         self.objects = objects
         self.spec = spec
         self.guard = guard
+        self.check = check
         self._reader = lru_cache(maxsize=64)(self._open_reader)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LazyArray, (self.objects, self.spec, self.guard)
+        return partial(LazyArray, check=self.check), (self.objects, self.spec, self.guard)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -216,7 +231,8 @@ class LazyArray:
     def _open_reader(self, shard: int) -> ShardReader:
         if self.guard is None:
             return ShardReader(self.objects, self.spec, shard)
-        repaired, checksums = self.guard.repaired_since(shard), None
-        if not self.spec.checksummed_chunks:
-            checksums = self.guard.checksums(shard, self.spec.key(shard))
-        return ShardReader(self.objects, self.spec, shard, checksums, repaired)
+        repaired = self.guard.repaired_since(shard)
+        recorded = self.guard.record(shard, self.spec.key(shard))
+        if recorded is not None and not (self.check or self.spec.checksummed_chunks):
+            recorded = recorded.unchecked()
+        return ShardReader(self.objects, self.spec, shard, recorded, repaired)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from actlas.store.errors import ActlasError, CorruptDataError
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.layout import ceil_div
+from actlas.store.format.recorded import Recorded
 from actlas.store.objects.base import Objects
 from actlas.store.shards.chunks import (
     CRC_BYTES,
@@ -21,6 +22,7 @@ from actlas.store.shards.chunks import (
     decode_chunk,
     index_bytes,
     reading_threads,
+    stored_crc32c,
 )
 
 if TYPE_CHECKING:
@@ -41,9 +43,10 @@ class ShardReader:
         The array.
     shard : int
         The shard's number.
-    chunk_crc32c : sequence of int, optional
-        The crc32c of each chunk from the shard's receipt, for uncompressed arrays. Without it,
-        uncompressed chunks are not checked.
+    recorded : Recorded, optional
+        The record of the shard's object: its size, and the crc32c of each chunk or the digest of
+        the whole. Without it only the checksums inside the object are checked; uncompressed chunks
+        have none.
     repaired : callable, optional
         Returns whether the shard was repaired with other bytes since it was opened. It is called
         when reading fails, to explain the failure.
@@ -51,7 +54,8 @@ class ShardReader:
     Raises
     ------
     CorruptDataError
-        The shard is missing or truncated, or its index is not the one that was written.
+        The shard is missing or truncated, its index is not the one that was written, or the object
+        is not the recorded one.
     """
 
     def __init__(
@@ -59,14 +63,15 @@ class ShardReader:
         objects: Objects,
         spec: ArraySpec,
         shard: int,
-        chunk_crc32c: Sequence[int] | None = None,
+        recorded: Recorded | None = None,
         repaired: Callable[[], bool] | None = None,
     ) -> None:
         self.objects = objects
         self.spec = spec
         self.shard = shard
         self.key = spec.key(shard)
-        self.chunk_crc32c = chunk_crc32c
+        self.recorded = recorded
+        self.chunk_crc32c = None if recorded is None else recorded.chunk_crc32c
         self._repaired = repaired
         with self._explained():
             self.index = self._read_index()
@@ -108,7 +113,7 @@ class ShardReader:
                 f"{size or 0} bytes, and its index alone has {n_bytes})",
                 path=self.key,
             )
-        data = self.objects.read(self.key, size - n_bytes, n_bytes)
+        data = self._read_end(size, n_bytes)
         computed, recorded = crc32c(data[:-CRC_BYTES]), int.from_bytes(data[-CRC_BYTES:], "little")
         if computed != recorded:
             raise CorruptDataError(
@@ -127,17 +132,24 @@ class ShardReader:
         if used[:, 1].sum(dtype=np.float64) > size - n_bytes:
             raise CorruptDataError(f"{self._where()}: its chunks overlap", path=self.key)
         checksums = self.chunk_crc32c
-        if (
-            not self.spec.checksummed_chunks
-            and checksums is not None
-            and len(checksums) < len(used)
-        ):
+        if checksums is not None and len(checksums) < len(used):
             raise CorruptDataError(
                 f"{self._where()}: its receipt has {len(checksums)} checksums, expected "
                 f"{len(used)}, one for each chunk",
                 path=self.key,
             )
         return index
+
+    def _read_end(self, size: int, n_bytes: int) -> bytes:
+        """Return the last bytes of an object of this size, after holding it against its record."""
+        if self.recorded is None:
+            return self.objects.read(self.key, size - n_bytes, n_bytes)
+        self.recorded.check_size(size, self._where(), self.key)
+        if not self.recorded.checks_whole(n_bytes):
+            return self.objects.read(self.key, size - n_bytes, n_bytes)
+        data = self.objects.read(self.key)
+        self.recorded.check_whole(data, self._where(), self.key)
+        return data[-n_bytes:]
 
     def read_chunk(
         self, chunk: int, out: Shaped[NDArray[Any], "chunk_rows ..."] | None = None
@@ -162,15 +174,16 @@ class ShardReader:
             raise CorruptDataError(
                 f"{where}: got {len(data)} bytes, expected {n_bytes}", path=self.key
             )
-        if self.spec.blosc is None and self.chunk_crc32c is not None:
-            computed = crc32c(data)
-            if computed != self.chunk_crc32c[chunk]:
-                raise CorruptDataError(
-                    f"{where}: its crc32c is {computed:08x}, its receipt records "
-                    f"{self.chunk_crc32c[chunk]:08x}",
-                    path=self.key,
-                )
-        return decode_chunk(self.spec, data, where, out)
+        recorded = None if self.chunk_crc32c is None else self.chunk_crc32c[chunk]
+        return decode_chunk(self.spec, data, where, out, recorded)
+
+    def checksum(self, chunk: int) -> int:
+        """Return the crc32c of an inner chunk for a record; a compressed chunk carries its own."""
+        offset, n_bytes = (int(v) for v in self.index[chunk])
+        if self.spec.checksummed_chunks:
+            end = self.objects.read(self.key, offset + n_bytes - CRC_BYTES, CRC_BYTES)
+            return stored_crc32c(end)
+        return crc32c(self.objects.read(self.key, offset, n_bytes))
 
     def read_chunks(self, chunks: Sequence[int]) -> Iterator[NDArray[Any]]:
         """Yield the rows of several chunks in the given order, read and decoded in threads."""

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 from actlas.store.format.array_spec import ArraySpec
-from actlas.store.shards.chunks import MISSING, codec_threads, crc32c, encode_chunk
+from actlas.store.shards.chunks import (
+    MISSING,
+    codec_threads,
+    crc32c,
+    encode_chunk,
+    stored_crc32c,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -40,7 +46,7 @@ class ShardWriter:
     n_bytes : int
         Bytes yielded so far; the size of the object once :meth:`parts` is exhausted.
     chunk_crc32c : list of int
-        The crc32c of each chunk written so far, if chunks carry no checksum of their own.
+        The crc32c of each chunk written so far, for the record of the object.
     """
 
     def __init__(self, spec: ArraySpec, rows: Shaped[NDArray[Any], "rows ..."]) -> None:
@@ -67,8 +73,8 @@ class ShardWriter:
         for i, chunk in enumerate(self._encoded()):
             n_bytes = memoryview(chunk).nbytes
             index[i] = self.n_bytes, n_bytes
-            if not spec.checksummed_chunks:
-                self.chunk_crc32c.append(crc32c(chunk))
+            own = stored_crc32c(chunk) if spec.checksummed_chunks else crc32c(chunk)
+            self.chunk_crc32c.append(own)
             yield self._count(chunk)
         data = index.tobytes()
         yield self._count(data + struct.pack("<I", crc32c(data)))

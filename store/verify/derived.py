@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING
 
 from actlas.store.errors import ActlasError
 from actlas.store.features.features import open_features
-from actlas.store.format.schema import FeaturesSpec, Receipt
-from actlas.store.format.sealing import seal_of, unseal
+from actlas.store.format.schema import Receipt
+from actlas.store.format.sealing import seal_of
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
-from actlas.store.ledger.feature_sets import FOLDER, copies, copy_key, names, spec_key
+from actlas.store.ledger.feature_sets import (
+    FOLDER,
+    copies,
+    copy_key,
+    names,
+    read_description,
+    spec_key,
+)
+from actlas.store.ledger.finished import LOST, PREFIX, lost_units
 from actlas.store.ledger.job_kind import MARK_DIGITS
 from actlas.store.ledger.job_kinds import ENCODE, is_root, job_receipts, kind_of, kinds
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts, receipt_key
@@ -65,10 +73,32 @@ def derived_checks(store: StoreReader, full: bool) -> Iterator[Check]:
         yield Check(partial(_check_plain, store, key), partial(Damage, key))
     for job, units in derived_jobs(store).items():
         receipts = job_receipts(store, job)
+        if job.startswith(PREFIX) and units:
+            yield from _lost_checks(store, job.removeprefix(PREFIX))
         for unit in units:
             damage = partial(Damage, job=job, shard=unit)
             check = partial(_check_receipt, store, receipts, unit, full, damage)
             yield Check(check, partial(damage, receipt_key(job, unit)))
+
+
+def _lost_checks(store: StoreReader, job: str) -> Iterator[Check]:
+    """Yield a check of each unit of a derived job that was finished and has lost its receipt."""
+    kind, subject = kind_of(job)
+    if kind is None or kind.sparse:
+        return
+    try:
+        n_units = kind.n_units(store, subject)
+    except (ActlasError, OSError) as error:  # its description is damaged, which is reported
+        raise_if_outside(error)
+        return
+    done = kind.receipts(store, subject).done()
+    for unit in lost_units(store.objects, job, n_units, done):
+        lost = partial(Damage, receipt_key(job, unit), job=job, shard=unit)
+        yield Check(partial(_lost, lost), lost)
+
+
+def _lost(damage_of: Callable[[str], Damage]) -> Checked:
+    return Checked(1, 0, [damage_of(LOST)])
 
 
 def claimed(store: StoreReader) -> frozenset[str]:
@@ -172,7 +202,7 @@ def _stands_for_something(store: StoreReader, name: str) -> bool:
         return True
     key = copy_key(name)
     try:
-        unseal(store.objects.read(key), FeaturesSpec, f"{store.path}/{key}")
+        read_description(store.objects.read(key), name, f"{store.path}/{key}")
     except (ActlasError, OSError) as error:
         raise_if_outside(error)
         return False

@@ -11,11 +11,9 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pydantic import BaseModel
-
 from actlas.store.errors import CorruptDataError, FormatError, RunFaultError, of_one_object
 from actlas.store.format.catalog import StoreArrays
-from actlas.store.format.schema import FeaturesSpec, PlanFile
+from actlas.store.format.schema import PlanFile
 from actlas.store.format.sealing import unseal
 from actlas.store.format.zarr_json import (
     group_metadata,
@@ -23,7 +21,7 @@ from actlas.store.format.zarr_json import (
     metadata_bytes,
     root_metadata,
 )
-from actlas.store.ledger.feature_sets import copies, copy_key, names, spec_key
+from actlas.store.ledger.feature_sets import copies, copy_key, names, read_description, spec_key
 from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.objects.base import Objects
 from actlas.store.read.reader import StoreReader
@@ -90,11 +88,11 @@ def repair_descriptions(store: StoreReader) -> list[str]:
     written = []
     for name in sorted({*names(store), *copies(store)}):
         keys = (spec_key(name), copy_key(name))
-        found = {key: _read_record(store.objects, key, FeaturesSpec) for key in keys}
+        found = {key: _read_description(store.objects, key, name) for key in keys}
         whole = [data for data in found.values() if data is not None]
         if len(whole) == 1:
             lost = keys[0] if found[keys[0]] is None else keys[1]
-            described = unseal(whole[0], FeaturesSpec, name)
+            described = read_description(whole[0], name, name)
             if lost == keys[0] or described.has_copy or store.objects.size(lost) is not None:
                 store.objects.replace(lost, whole[0])
                 written.append(lost)
@@ -114,10 +112,11 @@ def put_back_from(store: StoreReader, other: StoreReader, keys: Iterable[str]) -
     return written
 
 
-def _read_record(objects: Objects, key: str, kind: type[BaseModel]) -> bytes | None:
+def _read_description(objects: Objects, key: str, name: str) -> bytes | None:
+    """Return the sealed description of a set, or None if it cannot be read or is another's."""
     try:
         data = objects.read(key)
-        unseal(data, kind, f"{objects.url}/{key}")
+        read_description(data, name, f"{objects.url}/{key}")
     except (FileNotFoundError, FormatError, CorruptDataError):
         return None
     except RunFaultError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -10,7 +11,9 @@ import numpy as np
 
 from actlas.store.errors import ActlasError, CorruptDataError
 from actlas.store.format.array_spec import ArraySpec
+from actlas.store.format.recorded import Recorded
 from actlas.store.format.schema import ObjectRecord
+from actlas.store.ledger.finished import LOST, lost_units
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.objects.digests import object_digest
 from actlas.store.read.reader import StoreReader
@@ -83,6 +86,29 @@ def shard_checks(store: StoreReader, shard: Shard, full: bool) -> Iterator[Check
         yield Check(run, partial(shard.damage, columns))
 
 
+def lost_shards(store: StoreReader, done: Mapping[str, Collection[int]]) -> list[Shard]:
+    """Return the shards without a receipt of jobs that were finished once.
+
+    Parameters
+    ----------
+    store : StoreReader
+        The store.
+    done : mapping of str to collection of int
+        The shards of each job that have a receipt.
+    """
+    return [
+        shard_of(store, job, number)
+        for job, numbers in done.items()
+        for number in lost_units(store.objects, job, store.n_shards(job), numbers)
+    ]
+
+
+def check_lost(shard: Shard) -> Check:
+    """Return the check of a lost shard, which reports its receipt as damage."""
+    damage = partial(shard.damage, receipt_key(shard.job, shard.number))
+    return Check(lambda: Checked(1, 0, [damage(LOST)]), damage)
+
+
 def _check_superseded(receipts: Receipts, shard: Shard, generation: int) -> Checked:
     """Check a receipt that a repair has superseded. It may have been removed."""
     key = receipt_key(shard.job, shard.number, generation)
@@ -111,18 +137,19 @@ def _locate(store: StoreReader, shard: Shard, record: ObjectRecord, what: str) -
     if spec.path.startswith("statistics/"):
         return whole
     try:
-        reader = ShardReader(store.objects, spec, shard.number, record.chunk_crc32c)
+        recorded = replace(Recorded.of(record), digest="")  # its chunks are to be told apart
+        reader = ShardReader(store.objects, spec, shard.number, recorded)
     except CorruptDataError:
         return whole
-    damages = []
-    for chunk in range(spec.n_chunks(shard.number)):
+    damages, n_chunks = [], spec.n_chunks(shard.number)
+    for chunk in range(n_chunks):
         try:
             reader.read_chunk(chunk)
         except (CorruptDataError, FileNotFoundError) as error:
             first = shard.start + chunk * spec.chunk_rows
             last = min(first + spec.chunk_rows, shard.stop)
             damages.append(shard.damage(record.key, f"{what}; {error}", first, last))
-    return damages or whole
+    return damages if damages and (len(damages) < n_chunks or n_chunks == 1) else whole
 
 
 def _check_columns(store: StoreReader, shard: Shard) -> Checked:

@@ -20,7 +20,7 @@ from actlas.store.read.reader import StoreReader
 from actlas.store.verify.damage import Check, Checked, Damage, raise_if_outside, size_words
 from actlas.store.verify.derived import derived_checks
 from actlas.store.verify.orphans import find_orphans
-from actlas.store.verify.shards import Shard, shard_checks, shard_of
+from actlas.store.verify.shards import Shard, check_lost, lost_shards, shard_checks, shard_of
 
 _NO_UNIT = (None, None)
 
@@ -39,6 +39,8 @@ class Report:
         Shards that are not extracted yet; they are not damage.
     missing_pooled : tuple of int
         Shards of documents that are not pooled yet.
+    n_lost : int
+        The number of shards whose job was finished and whose receipt is gone; they are damage.
     damages : tuple of Damage
         Empty where nothing is damaged.
     unclaimed : tuple of str
@@ -52,6 +54,7 @@ class Report:
     damages: tuple[Damage, ...]
     unclaimed: tuple[str, ...] = field(default=())
     missing_pooled: tuple[int, ...] = field(default=())
+    n_lost: int = 0
 
     @property
     def ok(self) -> bool:
@@ -81,11 +84,13 @@ def verify(
     done = {job: store.done(job) for job in store.jobs}
     shards = [shard_of(store, job, number) for job in done for number in sorted(done[job])]
     if only is not None:
-        return _verify_only(store, shards, full, only)
+        return _verify_only(store, shards, lost_shards(store, done), full, only)
+    lost = lost_shards(store, done)
     n_all = len(store.plan_file.objects) + sum(len(shard.specs) for shard in shards)
-    n_objects, n_bytes, damages = _run(store, _checks(store, shards, full), n_all, progress)
+    n_objects, n_bytes, damages = _run(store, _checks(store, shards, lost, full), n_all, progress)
     orphans, unclaimed = find_orphans(store, full)
-    missing = {j: tuple(sorted(set(range(store.n_shards(j))) - done[j])) for j in done}
+    known = {job: {*done[job], *(s.number for s in lost if s.job == job)} for job in done}
+    missing = {j: tuple(sorted(set(range(store.n_shards(j))) - known[j])) for j in done}
     return Report(
         full=full,
         n_objects=n_objects,
@@ -94,6 +99,7 @@ def verify(
         damages=_once(damages + orphans),
         unclaimed=unclaimed,
         missing_pooled=missing.get(POOLED, ()),
+        n_lost=len(lost),
     )
 
 
@@ -122,16 +128,20 @@ def open_to_verify(path: str | os.PathLike[str]) -> StoreReader:
 
 
 def _verify_only(
-    store: StoreReader, shards: list[Shard], full: bool, only: Collection[Damage]
+    store: StoreReader,
+    shards: list[Shard],
+    lost: list[Shard],
+    full: bool,
+    only: Collection[Damage],
 ) -> Report:
     """Check again the objects that were found damaged before."""
     units, keys = {(d.job, d.shard) for d in only}, {d.key for d in only}
     wanted = [shard for shard in shards if (shard.job, shard.number) in units]
 
     def checks() -> Iterator[Check]:
-        for check in _checks(store, wanted, full):
+        for check in _checks(store, wanted, lost, full):
             damage = check.otherwise("")
-            in_shard = damage.job in store.jobs
+            in_shard = damage.job in store.jobs and (damage.job, damage.shard) in units
             if in_shard or damage.key in keys or (damage.job, damage.shard) in units - {_NO_UNIT}:
                 yield check
 
@@ -165,7 +175,9 @@ def _once(damages: list[Damage]) -> tuple[Damage, ...]:
     return tuple(reversed(unique.values()))
 
 
-def _checks(store: StoreReader, shards: list[Shard], full: bool) -> Iterator[Check]:
+def _checks(
+    store: StoreReader, shards: list[Shard], lost: list[Shard], full: bool
+) -> Iterator[Check]:
     for key in (PLAN_KEY, PLAN_COPY_KEY) if store.plan_file.has_copy else (PLAN_KEY,):
         yield Check(partial(_check_plan, store, key), partial(Damage, key))
     for key, (digest, n_bytes) in store.plan_file.objects.items():
@@ -177,6 +189,7 @@ def _checks(store: StoreReader, shards: list[Shard], full: bool) -> Iterator[Che
 
     for checks in map_in_order(of_shard, shards, store.objects.n_readers):
         yield from checks
+    yield from map(check_lost, lost)
     yield from derived_checks(store, full)
 
 

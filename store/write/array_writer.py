@@ -19,7 +19,6 @@ from actlas.store.format.schema import ObjectRecord
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.objects.digests import object_digest
 from actlas.store.read.reader import StoreReader
-from actlas.store.shards.chunks import crc32c
 from actlas.store.shards.reader import ShardReader
 from actlas.store.shards.writer import ShardWriter
 from actlas.store.write.matching import (
@@ -162,10 +161,7 @@ class ArrayWriter:
                 "--retry-quarantined writes it anew.",
                 path=key,
             ) from error
-        chunks: list[int] = []
-        if not spec.checksummed_chunks:
-            used = range(spec.n_chunks(self.shard))
-            chunks = [crc32c(reader.read_chunk(c).reshape(-1).view(np.uint8).data) for c in used]
+        chunks = [reader.checksum(chunk) for chunk in range(spec.n_chunks(self.shard))]
         digest = object_digest(self.objects, key)
         return Written(rows, self.record(spec, digest, chunks, f"before {self.attempt}"))
 
@@ -185,7 +181,7 @@ class ArrayWriter:
         digest : tuple of int and str
             The object's bytes, and their xxh3.
         chunk_crc32c : sequence of int
-            The checksum of each inner chunk, where the array's own chunks carry none.
+            The checksum of each inner chunk.
         attempt : str, optional
             The attempt that wrote it; by default this one.
         """
@@ -194,7 +190,7 @@ class ArrayWriter:
             n_bytes=digest[0],
             xxh3=digest[1],
             attempt=self.attempt if attempt is None else attempt,
-            chunk_crc32c=None if spec.checksummed_chunks else tuple(chunk_crc32c),
+            chunk_crc32c=tuple(chunk_crc32c),
         )
 
     def _write(self, spec: ArraySpec, rows: NDArray[Any], rule: Rule) -> Written:

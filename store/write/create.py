@@ -15,10 +15,12 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 from typing_extensions import Buffer
 
 from actlas.store.errors import ActlasError, ConfigError, StoreExistsError
 from actlas.store.format.catalog import StoreArrays
+from actlas.store.format.recorded import WHOLE_BYTES
 from actlas.store.format.schema import Plan, PlanFile
 from actlas.store.format.sealing import seal, unseal
 from actlas.store.format.zarr_json import (
@@ -27,11 +29,13 @@ from actlas.store.format.zarr_json import (
     metadata_bytes,
     root_metadata,
 )
+from actlas.store.ledger.guards import checksums_key
 from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.objects import faults, leftovers
 from actlas.store.objects.base import Objects, is_url, open_objects
 from actlas.store.objects.digests import object_sha256
 from actlas.store.objects.local import STAGING, LocalObjects, sync_folder
+from actlas.store.shards.chunks import index_bytes
 from actlas.store.shards.writer import ShardWriter
 from actlas.store.write.document_columns import (
     DocumentColumns,
@@ -149,8 +153,13 @@ def write(
     for name, spec in arrays.documents.items():
         for shard in range(spec.n_shards):
             start, stop = spec.shard_range(shard)
-            rows = document_rows(columns, images, name, spec, start, stop)
-            put(spec.key(shard), ShardWriter(spec, rows).parts())
+            writer = ShardWriter(spec, document_rows(columns, images, name, spec, start, stop))
+            put(spec.key(shard), writer.parts())
+            if (
+                writer.n_bytes - index_bytes(spec) > WHOLE_BYTES
+            ):  # a reader of one chunk must not read all of them
+                checksums = np.array(writer.chunk_crc32c, dtype="<u4").tobytes()
+                put(checksums_key(spec.key(shard)), [checksums])
     plan_file = PlanFile(plan=plan, objects=written, created_unix_s=time.time(), has_copy=True)
     sealed = seal(plan_file)
     if not objects.create(PLAN_COPY_KEY, [sealed]):

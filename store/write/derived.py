@@ -29,6 +29,7 @@ from actlas.store.format.schema import ObjectRecord, Receipt
 from actlas.store.format.sealing import FORMAT_VERSION
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
 from actlas.store.ledger.derived import flat, group_of, same_inputs
+from actlas.store.ledger.finished import note_finished
 from actlas.store.ledger.job_kind import MARK_DIGITS, JobKind, Unit, receipts_of
 from actlas.store.ledger.plan_file import require_plan
 from actlas.store.ledger.receipts import PlannedStore
@@ -79,7 +80,9 @@ def commit(
     """
     receipts = receipts_of(store, unit.job, unit.n)
     if receipts.exists(unit.number):
-        return same_inputs(store, receipts.read(unit.number), inputs)
+        standing = same_inputs(store, receipts.read(unit.number), inputs)
+        _note_if_single(store, unit)
+        return standing
     require_plan(store.objects, store.plan_sha256)
     mark = hashlib.sha256(f"{attempt} {time.time_ns()}".encode()).hexdigest()[:MARK_DIGITS]
     folder = f"{unit.folder}-{mark}"
@@ -111,7 +114,14 @@ def commit(
     )
     if group_of(receipt) != folder:
         remove(store.objects, folder)
+    _note_if_single(store, unit)
     return receipt
+
+
+def _note_if_single(store: PlannedStore, unit: Unit) -> None:
+    """Record that a job of one unit is finished, now that the unit has its receipt."""
+    if unit.n == 1:
+        note_finished(store.objects, store.plan_sha256, unit.job, unit.n)
 
 
 def remove(objects: Objects, folder: str) -> None:
@@ -174,7 +184,8 @@ def _put_array(
     if len(values):
         writer = ShardWriter(spec, np.ascontiguousarray(values))
         objects.create(key := f"{folder}/{spec.key(0)}", writer.parts())
-        records.append(_recorded(objects, key, writer.n_bytes, writer.xxh3))
+        record = _recorded(objects, key, writer.n_bytes, writer.xxh3)
+        records.append(record.model_copy(update={"chunk_crc32c": tuple(writer.chunk_crc32c)}))
     return records
 
 

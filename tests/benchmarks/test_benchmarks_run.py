@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {
     "storage": ["write.fast.actlas.gbps", "read.slices.none.tensorstore.ratio"],
+    "records": ["fast.activations_whole.times", "none.token_id_whole.times"],
     "compression": ["embedded.fast.ratio", "document.none.cold.ms"],
     "extraction": ["embedded_all.ratio", "embedded_all.bytes_per_token"],
     "peers": ["peers.embedded.actlas_fast.tokens_per_s"],
@@ -28,6 +29,7 @@ EXPECTED = {
 }
 LIBRARIES = {
     "storage": ("tensorstore", "zarrs"),
+    "records": (),
     "compression": ("torch", "transformers"),
     "extraction": ("torch", "transformers"),
     "peers": ("torch", "transformers"),

@@ -17,6 +17,7 @@ from actlas.pipeline.options import RunOptions
 from actlas.store.format import layout
 from actlas.store.format.schema import Receipt
 from actlas.store.ledger import lease
+from actlas.store.ledger.finished import note_finished
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.store import Store, open_store
 from actlas.store.verify.repair_shard import repair_pooled, repair_shard
@@ -94,9 +95,11 @@ def commit_one(path: str, attempt: str, shard: int = 0, noise: int = 0) -> None:
 
 
 def commit_all(path: str, attempt: str) -> None:
-    """Commit every shard."""
-    for shard in open_store(path).missing():
+    """Commit every shard, and record that this is finished, as a driver does."""
+    store = open_store(path)
+    for shard in store.missing():
         commit_one(path, attempt, shard)
+    note_finished(store.objects, store.plan_sha256, EXTRACT, store.n_shards())
 
 
 def pooled_rows(store: Store, shard: int, noise: int = 0) -> dict[Any, NDArray[np.float32]]:
@@ -120,9 +123,11 @@ def pool_one(path: str, attempt: str, shard: int = 0) -> None:
 
 
 def pool_all(path: str, attempt: str) -> None:
-    """Commit every shard of pooled rows."""
-    for shard in open_store(path).missing(POOLED):
+    """Commit every shard of pooled rows, and record that this is finished."""
+    store = open_store(path)
+    for shard in store.missing(POOLED):
         pool_one(path, attempt, shard)
+    note_finished(store.objects, store.plan_sha256, POOLED, store.n_shards(POOLED))
 
 
 def save_dictionary(path: Path) -> None:

@@ -137,7 +137,7 @@ def training_rows(store: StoreReader, options: TrainOptions, stream: Batches) ->
     """
     if store.rows.special is None:
         moments: Moments = store.statistics(options.hookpoint)
-        ranges = [store.shard_range(shard) for shard in store.done()]
+        ranges = [store.shard_range(shard) for shard in store.whole()]
         n_rows = sum(stop - start for start, stop in ranges)
     else:
         moments, n_rows = _measured(store, options, stream)

@@ -86,7 +86,7 @@ class VerifyReport(Report):
         return cls(
             store=path,
             ok=found.ok,
-            complete=not found.missing and not found.missing_pooled,
+            complete=not (found.missing or found.missing_pooled or found.n_lost),
             full=found.full,
             n_objects=found.n_objects,
             n_bytes=found.n_bytes,

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from actlas.jobs.run.reports.base import Part, Report, Text
 
 
-class ShardCounts(Part):
+class _MayHaveLost(Part):
+    """An object whose field ``lost`` is left out of the output if it is empty."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return fields if fields["lost"] else {k: v for k, v in fields.items() if k != "lost"}
+
+
+class ShardCounts(_MayHaveLost):
     """Shards of a job."""
 
     all: int
@@ -15,7 +26,9 @@ class ShardCounts(Part):
     done: int
     """Number of shards with a receipt (the record of a finished shard)."""
     missing: int
-    """Number of shards that are neither done nor in quarantine."""
+    """Number of shards that are neither done nor in quarantine, lost ones included."""
+    lost: tuple[int, ...] = ()
+    """Indices of the shards whose receipt is lost: the job was finished once. Absent if none is."""
     quarantined: list[int]
     """Indices of the shards in quarantine (set aside after repeated failures)."""
 
@@ -67,7 +80,7 @@ class JobProgress(Part):
     """Shards in quarantine with their errors."""
 
 
-class DerivedProgress(Part):
+class DerivedProgress(_MayHaveLost):
     """Progress of a job derived from the rows, such as ``encode.NAME`` or ``index.NAME``."""
 
     job: Text
@@ -78,6 +91,8 @@ class DerivedProgress(Part):
     """Number of finished units."""
     complete: bool
     """Whether the job is complete."""
+    lost: tuple[int, ...] = ()
+    """Units whose receipt is lost: the job was finished once. Absent if none is."""
     quarantined: list[int]
     """Indices of the units in quarantine."""
 

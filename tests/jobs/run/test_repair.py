@@ -31,6 +31,7 @@ from actlas.store.errors import (
 from actlas.store.format.schema import Receipt
 from actlas.store.format.sealing import seal
 from actlas.store.format.zarr_json import metadata_bytes, root_metadata
+from actlas.store.ledger.finished import finished_key
 from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.store import open_store
 from actlas.store.verify.damage import Damage
@@ -222,6 +223,7 @@ def test_what_is_damaged_and_has_no_receipt_is_named_and_removed(store: Path) ->
     whole = opened.arrays.activations["resid_post.2"].key(1)
     harmed = opened.arrays.activations["resid_post.1"].key(1)
     (store / "ledger/receipts/extract/00000001.json").unlink()
+    (store / finished_key("extract")).unlink()  # the job was not finished
     flip(store / harmed)
     looked = call("verify", store)
     assert "shards 1" in looked.output and harmed not in looked.output  # its size is right
@@ -341,7 +343,7 @@ def test_a_repair_leaves_other_shards_in_quarantine(store: Path) -> None:
 
 @pytest.mark.parametrize("lost", ["encoded.sae/00000000", "encode.sae/00000001"])
 def test_a_lost_receipt_of_features_is_made_again(store: Path, original: Path, lost: str) -> None:
-    """No damage names it, and nothing was left of it to drop."""
+    """Nothing was left of it to drop."""
     (store / f"ledger/receipts/{lost}.json").unlink()
     made = call("repair", store)
     assert made.exit_code == EXIT_DONE, made.output
