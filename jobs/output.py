@@ -94,6 +94,7 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
 
     It is also called before long work, so that the user learns of it first. What killed runs left
     beside the path is swept; a folder that was being replaced when its run was killed comes back.
+    Whether a folder can be made there is tried.
 
     Parameters
     ----------
@@ -106,6 +107,10 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
     with writing(path):
         _sweep(path)
         _require_free(path, overwrite=overwrite)
+        above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+        tried = leftovers.beside(above / path.name)
+        tried.mkdir()
+        leftovers.remove(tried)
 
 
 def _sweep(path: Path) -> None:
@@ -133,7 +138,7 @@ def _require_free(path: Path, *, overwrite: bool) -> None:
 
 
 def _put(staged: Path, final: Path, *, overwrite: bool) -> None:
-    check_free(final, overwrite=overwrite)
+    _require_free(final, overwrite=overwrite)
     if not final.exists():
         staged.rename(final)
         return

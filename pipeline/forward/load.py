@@ -24,6 +24,7 @@ from actlas.pipeline.model.untrained import fresh_model, state_sha256
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ConfigError, ModelError
 from actlas.store.format.schema import HookpointSpec, ModelSpec
+from actlas.store.objects.faults import writing
 from actlas.store.objects.leftovers import new_folder
 
 if TYPE_CHECKING:
@@ -238,7 +239,8 @@ def _made(folder: str | None) -> Path:
     """Return the user's folder for weights that fit no device; it is created if it is absent."""
     assert folder is not None
     made = Path(folder)
-    made.mkdir(parents=True, exist_ok=True)
+    with writing(made):
+        made.mkdir(parents=True, exist_ok=True)
     return made
 
 

@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from actlas.store.objects import processes
+from actlas.store.objects.faults import writing
 
 NAME_BYTES = 64
 """The largest part of a name that is repeated in a temporary one: a name may have 255 bytes."""
@@ -124,11 +125,17 @@ def new_folder(purpose: str, where: str | os.PathLike[str] | None = None) -> Pat
         A word for its name.
     where : path, optional
         The folder that it is created in. Default: that of temporary files (``TMPDIR``).
+
+    Raises
+    ------
+    RunFaultError
+        It cannot be created; the message names ``where``.
     """
-    base = Path(tempfile.gettempdir() if where is None else where) / f"actlas-{purpose}"
-    sweep(base, _TEMPORARY)
-    folder = beside(base, _TEMPORARY)
-    folder.mkdir(mode=0o700)
+    parent = Path(tempfile.gettempdir() if where is None else where)
+    sweep(parent / f"actlas-{purpose}", _TEMPORARY)
+    folder = beside(parent / f"actlas-{purpose}", _TEMPORARY)
+    with writing(parent):
+        folder.mkdir(mode=0o700)
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,11 +13,15 @@ from pathlib import Path
 from typing_extensions import Buffer
 
 from actlas.store.errors import FormatError, PlaceError
+from actlas.store.objects import processes
 from actlas.store.objects.faults import reading, writing
 from actlas.store.objects.local_paths import MAX_RECORD_BYTES, LocalPaths
 
 STAGING = "ledger/staging"
 """The folder in which a file is written before it gets its final name."""
+
+STALE_S = 3600.0
+"""Seconds after which a staged file of a process that cannot be looked up counts as left."""
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
 """What ``link`` says on file systems without hard links."""
@@ -63,7 +68,7 @@ class LocalObjects:
         """Stage, sync and link the file, then sync its folder; False if the key exists."""
         final = self.path(key)
         staging = self.path(STAGING)
-        staged = staging / f"{uuid.uuid4().hex}.part"
+        staged = staging / _new_name()
         with writing(self._named / key):
             self._make_folder(staging)
             self._make_folder(final.parent)
@@ -79,7 +84,7 @@ class LocalObjects:
         """Stage the file, sync it, rename it over any existing one, and sync the folder."""
         final = self.path(key)
         staging = self.path(STAGING)
-        temporary = staging / f"{uuid.uuid4().hex}.part"
+        temporary = staging / _new_name()
         with writing(self._named / key):
             self._make_folder(staging)
             self._make_folder(final.parent)
@@ -151,11 +156,29 @@ class LocalObjects:
                 Path(where).rmdir()
 
     def sweep(self) -> int:
-        """Empty the staging folder and return the number of files removed."""
+        """Remove staged files that no other living process is writing, and return their number.
+
+        To be called before this process writes. A file whose process cannot be looked up, as on
+        another node, is removed once it was not written to for an hour. If that process lives after
+        all, its write fails and harms nothing.
+        """
         left = [f"{STAGING}/{name}" for name in self.names(STAGING)]
+        left = [key for key in left if self._is_left(key)]
         for key in left:
             self.delete(key)
         return len(left)
+
+    def _is_left(self, key: str) -> bool:
+        name = key.rpartition("/")[2]
+        tag, separator, _ = name.partition(".")
+        if not separator or not processes.is_tag(tag):
+            return True  # of an earlier version, which is called under the lease
+        state = processes.state_of_tag(tag)
+        if state != "unknown":
+            return state == "ended" or tag == processes.tag()
+        with contextlib.suppress(OSError):
+            return time.time() - self.path(key).lstat().st_mtime > STALE_S
+        return False
 
     def _make_folder(self, folder: Path) -> None:
         """Create a folder and its parents, and sync each folder's parent."""
@@ -165,6 +188,10 @@ class LocalObjects:
             self._make_folder(folder.parent)
         folder.mkdir(parents=folder == self.root, exist_ok=True)
         sync_folder(folder.parent)
+
+
+def _new_name() -> str:
+    return f"{processes.tag()}.{uuid.uuid4().hex}.part"
 
 
 def _write_durably(path: Path, parts: Iterable[Buffer]) -> None:

@@ -15,6 +15,7 @@ import stat
 from pathlib import Path
 
 from actlas.store.errors import CorruptDataError, FormatError
+from actlas.store.objects.faults import write_fault
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -89,6 +90,8 @@ class LocalPaths:
             if error.errno in _NOT_PLAIN:
                 raise CorruptDataError(_not_plain(path), path=str(path)) from error
             if error.errno == errno.ENAMETOOLONG:
+                if _is_too_long(self.root):
+                    raise write_fault(error, self.root) from error
                 raise FormatError(
                     f"{str(path)[:200]}…: this name is too long for a file."
                 ) from error
@@ -110,6 +113,14 @@ class LocalPaths:
                 return None
             raise
         return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _is_too_long(path: Path) -> bool:
+    try:
+        path.lstat()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
 
 
 def _leads_out(path: Path, real: str) -> str:

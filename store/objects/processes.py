@@ -9,6 +9,7 @@ answer is "unknown"; a namespace or a boot that cannot be read equals no other.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -95,8 +96,19 @@ def tag() -> str:
 
     Where the boot or the PID namespace is unknown, the tag equals that of no other process.
     """
+    return _tag_of(os.getpid())
+
+
+@functools.lru_cache(maxsize=4)
+def _tag_of(pid: int) -> str:
+    """Return the tag of this process, which a fork changes with its id."""
     ours = this_process()
-    return f"{_place(ours)}-{ours['pid']}-{ours['process_start'] or 0}"
+    return f"{_place(ours)}-{pid}-{ours['process_start'] or 0}"
+
+
+def is_tag(text: str) -> bool:
+    """Return whether a text is a tag, of whichever process."""
+    return _TAG.fullmatch(text) is not None
 
 
 def state_of_tag(text: str) -> State:

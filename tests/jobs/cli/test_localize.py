@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from support.jobs import ROOT
+from support.jobs import PATHS, ROOT
 from support.localizer import labelled, stored
 from support.reports import parsed
 from support.stores import create, fill, plan_for
@@ -188,3 +190,19 @@ def test_progress_in_plain_lines(
     done = call("localize", store.path, "--contrast", "S:N", "--out", tmp_path / "o")
     n = 2 * store.plan.n_shards
     assert done.stderr.splitlines() == [f"pooled {i:,} of {n:,} shards" for i in range(1, n + 1)]
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_left_is_swept_by_the_next(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "lang"
+    asked = ["localize", store.path, "--contrast", "S:N", "--top", "1", "--out", str(out)]
+    command = [sys.executable, "-m", "support.signalled", "SIGKILL", "1", "/mask.json", *asked]
+    killed = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    [left] = tmp_path.iterdir()
+    assert left.name.startswith(".lang.") and (left / "mask.json").exists()
+    assert call(*asked).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["lang"]
+    assert sorted(path.name for path in out.iterdir()) == FILES

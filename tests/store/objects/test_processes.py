@@ -175,3 +175,28 @@ def ended_pid() -> int:
         os._exit(0)
     os.waitpid(child, 0)
     return child
+
+
+def test_staged_files_are_swept_but_for_those_of_the_living(tmp_path: Path) -> None:
+    here, staging = LocalObjects(tmp_path), tmp_path / "ledger/staging"
+    staging.mkdir(parents=True)
+    ours, end = processes.tag(), "0123456789abcdef.part"
+    dead = ours.replace(f"-{os.getpid()}-", f"-{ended_pid()}-")
+    parent = processes._start_and_state(str(os.getppid()))[0]
+    living = f"{ours.split('-')[0]}-{os.getppid()}-{parent}"
+    elsewhere = f"0123456789ab-{os.getpid()}-77"
+    names = {
+        f"{living}.{end}": True,
+        f"{ours}.{end}": False,  # it writes nothing now
+        f"{elsewhere}.{end}": True,
+        f"{dead}.{end}": False,
+        f"{elsewhere}.1{end}": False,
+        end: False,  # of an earlier version
+    }
+    for name in names:
+        (staging / name).write_text("half")
+    os.utime(staging / f"{elsewhere}.1{end}", (1e9, 1e9))
+    assert here.sweep() == 4
+    assert {path.name for path in staging.iterdir()} == {n for n, stays in names.items() if stays}
+    assert here.create("a/b", [b"x"])
+    assert len(list(staging.iterdir())) == 2
