@@ -92,7 +92,6 @@ def follow(client: Any, job: str, write: Callable[[str], None], address: str) ->
     from ray.exceptions import AuthenticationError
 
     log, pause, lost_s = JobLog(write), FIRST_PAUSE_S, math.inf
-    _limit_requests(client)
     while True:
         try:
             asyncio.run(_tail(client, job, log))
@@ -150,7 +149,7 @@ def _read_the_rest(client: Any, job: str, log: JobLog, write: Callable[[str], No
         write(f"the end of the log may be missing: {first_line(error)}\n")
 
 
-def _limit_requests(client: Any) -> None:
+def limit_requests(client: Any) -> None:
     """Give the client's requests a time limit: Ray's own has none, and could wait for ever."""
     ask = getattr(client, "_do_request", None)
     if ask is not None:

@@ -10,13 +10,15 @@ import logging
 import os
 import re
 import signal
+import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from actlas.jobs.ray import address as ray_token
-from actlas.jobs.ray.follow import first_line, follow
+from actlas.jobs.ray.follow import first_line, follow, limit_requests
 from actlas.store.errors import (
     EXIT_DONE,
     EXIT_ERROR,
@@ -30,6 +32,9 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 CONNECT_S = 10.0
 """Seconds that a server may take to answer the first request."""
+
+SUBMIT_PAUSES_S = (1.0, 2.0, 4.0)
+"""Seconds between tries to submit a job whose connection breaks."""
 
 _ADDRESS = re.compile(r"https?://[^/\s@?#]+/?")
 
@@ -78,6 +83,7 @@ class JobServer:
                 "the address of the head's dashboard, http://HEAD:8265.",
                 address=self.address,
             ) from error
+        limit_requests(self._client)
 
     def submit(
         self, entrypoint: str, *, environment: Mapping[str, str], metadata: Mapping[str, str]
@@ -96,19 +102,42 @@ class JobServer:
         Raises
         ------
         ActlasError
-            The server refuses the job.
+            The server refuses the job, or no connection to it lasts long enough.
         """
+        job = f"raysubmit_{uuid.uuid4().hex[:16]}"  # known here, so that no try makes a second job
+        asked = {
+            "entrypoint": entrypoint,
+            "runtime_env": {"env_vars": dict(environment)},
+            "metadata": dict(metadata),
+        }
+        for pause in (*SUBMIT_PAUSES_S, None):
+            try:
+                self._client.submit_job(submission_id=job, **asked)
+                return job
+            except (OSError, RuntimeError) as error:
+                if self._has(job):  # the answer was lost, or is to a second try
+                    return job
+                reason = first_line(error)
+                if not isinstance(error, OSError):
+                    message = f"{self.address}: the job was refused: {reason}"
+                    raise ActlasError(message) from error
+                if pause is None:
+                    raise ActlasError(
+                        f"{self.address}: the connection broke ({reason}). The job may have been "
+                        f"submitted all the same: ray job status --address {self.address} {job}",
+                        job=job,
+                    ) from error
+            time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    def _has(self, job: str) -> bool:
+        from ray.exceptions import RayError
+
         try:
-            job: str = self._client.submit_job(
-                entrypoint=entrypoint,
-                runtime_env={"env_vars": dict(environment)},
-                metadata=dict(metadata),
-            )
-        except (OSError, RuntimeError) as error:
-            raise ActlasError(
-                f"{self.address}: the job was refused: {first_line(error)}"
-            ) from error
-        return job
+            self._client.get_job_info(job)
+        except (OSError, RuntimeError, RayError):
+            return False
+        return True
 
     def follow(self, job: str, write: Callable[[str], None]) -> int:
         """Write a job's log as it grows, and return the exit code of its command.

@@ -18,7 +18,7 @@ import pytest
 
 from actlas.jobs.ray import follow as following
 from actlas.jobs.ray import jobs_api
-from actlas.store.errors import EXIT_QUARANTINE, ConfigError, InterruptedRunError
+from actlas.store.errors import EXIT_QUARANTINE, ActlasError, ConfigError, InterruptedRunError
 
 aiohttp = pytest.importorskip("aiohttp")
 pytest.importorskip("ray.job_submission", reason="ray[default] is not installed")
@@ -53,6 +53,8 @@ class Server:
     def __init__(self) -> None:
         self.now, self.n_known, self.status = 0.0, 0, "RUNNING"
         self.fates: list[Fate] = []
+        self.submissions: list[str] = []
+        self.jobs = [JOB]
         self.n_connections = self.n_infos = 0
         self.answers = 200
         self._ready = threading.Event()
@@ -67,7 +69,8 @@ class Server:
         async def start() -> None:
             app = web.Application()
             app.router.add_get("/api/version", self.version)
-            app.router.add_get(f"/api/jobs/{JOB}", self.info)
+            app.router.add_post("/api/jobs/", self.submit)
+            app.router.add_get("/api/jobs/{job}", self.info)
             app.router.add_get(f"/api/jobs/{JOB}/logs", self.logs)
             app.router.add_get(f"/api/jobs/{JOB}/logs/tail", self.tail)
             self.runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -91,8 +94,22 @@ class Server:
         names = ("version", "ray_version", "ray_commit", "session_name")
         return aiohttp.web.json_response({**dict.fromkeys(names, "2.60.0"), "version": "4"})
 
-    async def info(self, _: Any) -> Any:
+    async def submit(self, request: Any) -> Any:
+        asked = (await request.json())["submission_id"]
+        known = asked in self.jobs
+        fate = self.submissions.pop(0)
+        if fate in ("taken", "lost") and not known:
+            self.jobs.append(asked)
+        if fate != "taken":
+            request.transport.abort()
+        if known:
+            return aiohttp.web.Response(status=500, text=f"{asked} already exists")
+        return aiohttp.web.json_response({"job_id": None, "submission_id": asked})
+
+    async def info(self, request: Any) -> Any:
         self.n_infos += 1
+        if request.match_info["job"] not in self.jobs:
+            return aiohttp.web.Response(status=404, text="does not exist")
         if self.answers != 200:
             return aiohttp.web.Response(status=self.answers, text="Unauthorized")
         code = 3 if self.status == "FAILED" else None
@@ -183,6 +200,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     clock = SimpleNamespace(monotonic=lambda: server.now, sleep=sleep)
     monkeypatch.setattr(following, "time", clock)
+    monkeypatch.setattr(jobs_api, "time", clock)
     yield server
     server.stop()
 
@@ -256,7 +274,6 @@ def test_a_log_whose_end_cannot_be_had(server: Server, monkeypatch: pytest.Monke
     """The head may go as soon as the job has ended: its exit code stands."""
 
     server.fates = [done(len(LOG))]
-    monkeypatch.setattr(following, "_limit_requests", lambda client: None)
     monkeypatch.setattr(
         "ray.job_submission.JobSubmissionClient.get_job_logs",
         lambda *_: (_ for _ in ()).throw(RuntimeError("gone")),
@@ -264,3 +281,34 @@ def test_a_log_whose_end_cannot_be_had(server: Server, monkeypatch: pytest.Monke
     text, code = followed(server)
     assert text == LOG + "the end of the log may be missing: gone\n"
     assert code == EXIT_QUARANTINE
+
+
+@pytest.mark.parametrize(
+    "fates",
+    [["taken"], ["lost"], ["broken", "taken"], ["broken", "lost"], ["broken"] * 3 + ["lost"]],
+)
+def test_a_job_is_submitted_once_through_breaks(server: Server, fates: list[str]) -> None:
+    """Whether the request or its answer is lost: one job, and its id."""
+    server.submissions = list(fates)
+    job = jobs_api.JobServer(server.address).submit("actlas", environment={}, metadata={})
+    assert server.jobs == [JOB, job]
+    assert server.submissions == []
+
+
+def test_a_submission_that_never_arrives(server: Server) -> None:
+    server.submissions = ["broken"] * 9
+    with pytest.raises(ActlasError, match="may have been submitted all the same: ray job status"):
+        jobs_api.JobServer(server.address).submit("actlas", environment={}, metadata={})
+    assert server.jobs == [JOB] and len(server.submissions) == 5
+
+
+def test_a_submission_that_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.submissions, server.jobs = ["taken"], []
+    client = jobs_api.JobServer(server.address)
+    monkeypatch.setattr(client._client, "submit_job", refuses)
+    with pytest.raises(ActlasError, match="the job was refused: no"):
+        client.submit("actlas", environment={}, metadata={})
+
+
+def refuses(**_: Any) -> None:
+    raise RuntimeError("no")
