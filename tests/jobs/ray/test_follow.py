@@ -285,7 +285,7 @@ def test_a_log_whose_end_cannot_be_had(server: Server, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     "fates",
-    [["taken"], ["lost"], ["broken", "taken"], ["broken", "lost"], ["broken"] * 3 + ["lost"]],
+    [["taken"], ["lost"], ["broken", "taken"], ["broken", "lost"], [*["broken"] * 3, "lost"]],
 )
 def test_a_job_is_submitted_once_through_breaks(server: Server, fates: list[str]) -> None:
     """Whether the request or its answer is lost: one job, and its id."""
