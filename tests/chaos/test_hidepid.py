@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.namespaces import in_surroundings, require
+from support.namespaces import in_surroundings, open_to_others, require
 from support.processes import until
 from support.runs import SMALL, planned
 from support.workers import attempts, open_gate
@@ -33,6 +33,7 @@ def test_a_driver_that_another_user_cannot_see(
 ) -> None:
     """While it lives it keeps its lease; once it is killed, the other takes over at once."""
     require(HIDDEN)
+    open_to_others(ground)
     wanted, rows, said, taken_from_the_living = chaos.count(1, 10), NONE, [], 0
     for n in range(wanted):
         folder = ground / str(n)

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,15 @@ SURROUNDINGS = {
     "a time namespace": ["unshare", "--time", "--boottime", "5000", "--fork"],
 }
 """The command that runs another one in each of the surroundings."""
+
+
+def open_to_others(folder: Path) -> None:
+    """Let every user into a folder of this test, through the session's own folders above it."""
+    for above in [folder, *folder.parents]:
+        mode = above.stat().st_mode
+        if mode & 0o001 or above.stat().st_uid != os.getuid():
+            return
+        above.chmod(mode | 0o055)
 
 
 def in_surroundings(name: str, *command: str) -> list[str]:

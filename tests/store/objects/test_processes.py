@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.crash import ram_folder
-from support.namespaces import SURROUNDINGS, in_surroundings, require
+from support.namespaces import SURROUNDINGS, in_surroundings, open_to_others, require
 
 from actlas.store.ledger import lease
 from actlas.store.objects import leftovers, processes
@@ -53,7 +53,7 @@ end is known too, but the names of leftovers hold the namespace.)"""
 def folder() -> Iterator[Path]:
     """A folder that every user can enter."""
     with ram_folder() as ram:
-        ram.chmod(0o755)
+        open_to_others(ram)
         yield ram
 
 

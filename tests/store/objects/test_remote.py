@@ -25,6 +25,8 @@ from support.stores import Columns, create, fill, plan_for, truth, words_columns
 
 import actlas
 from actlas.store.errors import (
+    EXIT_RESUME,
+    EXIT_USAGE,
     ConfigError,
     CorruptDataError,
     LeaseHeldError,
@@ -341,8 +343,11 @@ def test_one_objects_own_fault_takes_no_patience_from_the_others(
 ) -> None:
     monkeypatch.setitem(faulty.ANSWERS, "refuse", (status, code))
     s3.plan = faulty.once("refuse", "GET", "/one")
-    with pytest.raises(RunFaultError, match=code if code != "NoSuchBucket" else "no such bucket"):
+    words = code if code != "NoSuchBucket" else "no such bucket"
+    with pytest.raises(RunFaultError, match=words) as caught:
         objects.read("one")
+    renewable = code in ("ExpiredToken", "InvalidAccessKeyId")
+    assert caught.value.exit_code == (EXIT_RESUME if renewable else EXIT_USAGE)
     s3.plan = faulty.once("503", "HEAD")
     if (status, code) in OWN_FAULTS:
         assert objects.size("other") is None
