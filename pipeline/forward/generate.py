@@ -111,12 +111,13 @@ def generate(
     device = input_device(model)
     generator = torch.Generator().manual_seed(seed)
     cache, found = None, []
+    keeps_cache = bool(accepted_inputs(model, {"past_key_values": True}))
     for _ in range(n_new):
         input_ids = torch.tensor([ids if cache is None else ids[-1:]], device=device)
         options = accepted_inputs(model, {"use_cache": True, "past_key_values": cache})
         with torch.inference_mode():
             output = model(input_ids, **options)
-        cache = getattr(output, "past_key_values", None)
+        cache = getattr(output, "past_key_values", None) if keeps_cache else None
         scores = _logits(model, output, input_ids)[0, -1].float().cpu()
         if temperature > 0:
             probabilities = torch.softmax(scores / temperature, dim=-1)

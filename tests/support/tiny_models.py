@@ -79,6 +79,10 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "lilt": {"hidden_size": 48},
     "xmod": {"default_language": "en_XX"},
     "nemotron": {"num_key_value_heads": 2},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "swin": {"embed_dim": 24, "image_size": 64},
+    "swinv2": {"embed_dim": 24, "image_size": 64},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
 }
 
 
@@ -130,7 +134,8 @@ def _small(kind: Any) -> Any:
             changes[name] = _small(type(part)).to_dict()
     rotary = getattr(default, "rope_parameters", None)
     if _MROPE.search(kind.model_type) and isinstance(rotary, dict):
-        changes["rope_parameters"] = {**rotary, "mrope_section": [2, 1, 1]}
+        whole = rotary.get("partial_rotary_factor", 1) == 1 and "glm4v_moe" not in kind.model_type
+        changes["rope_parameters"] = {**rotary, "mrope_section": [2, 1, 1] if whole else [1, 1, 0]}
     changes |= _fitting_heads(default)
     changes |= _OVERRIDES.get(kind.model_type, {})
     accepted = inspect.signature(kind.__init__).parameters
@@ -193,6 +198,6 @@ def tiny_model(model_type: str) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:  # so that a deep network does not magnify rounding
-                n_in = math.prod(parameter.shape[1:])
+                n_in = max(1, math.prod(parameter.shape[1:]))
                 parameter.mul_(min(1.0, 1 / (0.3 * math.sqrt(n_in))))
     return model

@@ -101,10 +101,10 @@ def examine(model_type: str) -> Row:
             if reads == "image":
                 samples = _images(known.traced, hookpoints)
             else:
-                if causal:
-                    check_causal(model, hookpoints)
                 samples = samples_for(model, spec, longest, BUDGET, pad_id=pad_id(config))
             batching, why = decide_batching(model, hookpoints, samples, "cpu")
+            if causal:
+                check_causal(model, hookpoints)
     except ActlasError as error:
         return Row(model_type, reads, stream, "refused", str(error))
     with quiet():

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from actlas.pipeline.model.config import tower_of
 from support.tiny_models import NotTinyError, time_limit, tiny_config
 from support.tiny_models_survey import Row, WrongError, examine
 
@@ -43,8 +44,8 @@ _REASONS: tuple[tuple[str, str], ...] = (
         r"exactly one|[Ii]nput|bbox|unpack|reads no|runs no sequence|unexpected keyword|not-None",
         "it does not run on token ids or pixels alone",
     ),
-    (r"does not reach", "a pass does not reach its blocks as modules"),
 )
+_TOWER = "Its image tower alone is run, an architecture of its own"
 _NOT_BUILT = "no tiny model of it can be built here"
 
 
@@ -58,8 +59,11 @@ def outcome(model_type: str) -> tuple[str, str]:
     """
     try:
         with time_limit(LIMIT_S):
-            if getattr(tiny_config(model_type), "is_encoder_decoder", False):
+            config = tiny_config(model_type)
+            if getattr(config, "is_encoder_decoder", False):
                 return f"{_BATCHES['refused']}: it is an encoder-decoder", ""
+            if tower_of(config) is not config:
+                return _TOWER, tower_of(config).model_type
             row = examine(model_type)
     except (WrongError, KeyboardInterrupt):
         raise
@@ -78,6 +82,8 @@ def heading(row: Row) -> str:
         stream = "`resid_post.L` is `hidden_states[L + 1]`"
     elif row.stream.startswith("no hidden_states"):
         stream = "`resid_post.L` has no hidden state to be compared with"
+    elif "does not reach" in row.stream:
+        stream = "module paths alone: a pass without weights does not reach its blocks"
     else:
         stream = f"module paths alone: {reason(row.stream)}"
     return f"{_BATCHES[row.batching]}; {stream}"
@@ -85,7 +91,10 @@ def heading(row: Row) -> str:
 
 def reason(text: str) -> str:
     """A reason in a few words, without numbers and names."""
-    return next((words for pattern, words in _REASONS if re.search(pattern, text)), "other")
+    return next(
+        (words for pattern, words in _REASONS if re.search(pattern, text)),
+        "a pass of the model without weights fails",
+    )
 
 
 def render(found: Iterable[tuple[str, str]]) -> str:
@@ -93,7 +102,7 @@ def render(found: Iterable[tuple[str, str]]) -> str:
     groups: dict[str, list[str]] = {}
     for model_type, title in found:
         groups.setdefault(title, []).append(model_type)
-    order = [*_BATCHES.values(), "Not tried"]
+    order = [*_BATCHES.values(), _TOWER, "Not tried"]
 
     def key(title: str) -> tuple[int, int, str]:
         place = next(i for i, start in enumerate(order) if title.startswith(start))
@@ -102,7 +111,10 @@ def render(found: Iterable[tuple[str, str]]) -> str:
     parts = []
     for title in sorted(groups, key=key):
         names = ", ".join(f"`{name}`" for name in sorted(groups[title]))
-        parts.append(f"**{title}** ({len(groups[title])}):\n" + textwrap.fill(names, 110))
+        parts.append(
+            f"**{title}** ({len(groups[title])}):\n"
+            + textwrap.fill(names, 110, break_on_hyphens=False)
+        )
     return "\n\n".join(parts)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter, deque
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,10 @@ def test_the_lines_say_it_all(tmp_path: Path) -> None:
     assert f"a shard in {seconds:,.3g} s" in lines["load"]
     assert f"{6 / seconds:,.3g} objects" in lines["load"]
     assert "of weights" in lines["memory"]
+    spec = found.plan.model.model_copy(update={"causal": False})
+    encoder = replace(found, plan=found.plan.model_copy(update={"model": spec}))
+    [said] = [line for line in encoder.lines() if line.startswith("batches")]
+    assert "tests on the loaded weights whether padding" in said and len(said) < 200
 
 
 def test_opening_costs_the_same_however_many_receipts_there_are(
