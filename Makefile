@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := true
 # Waiting threads give way instead of spinning: on a shared machine they would eat the others' time.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: schemas survey demo test test-fast check lint types contracts pytest test-newest chaos bench clean help
+.PHONY: schemas survey configurations demo test test-fast check lint types contracts pytest test-newest chaos bench clean help
 
 help:
 	@echo "make demo      all of it on the embedded model: extract, verify, localize, ablate, train, look"
@@ -23,6 +23,7 @@ help:
 	@echo "make chaos     the long form of the tests that kill, freeze, fill and flip; a table of it all"
 	@echo "make survey    try every architecture of transformers and write docs/architectures.md"
 	@echo "make schemas   write docs/json, the JSON schemas of the command line's output"
+	@echo "make configurations  write docs/configurations.md, from transformers (minutes)"
 	@echo "make bench     every benchmark, each a table"
 	@echo "make clean     remove the environments and what the demo made"
 
@@ -58,6 +59,11 @@ schemas: $(VENV)/.installed
 # docs/architectures.md: the survey itself is a test, of which `make test` runs a sample.
 survey: $(VENV)/.installed
 	ACTLAS_SURVEY=write $(BIN)/python -m pytest tests/pipeline/forward/test_architecture_survey.py --timeout=3600
+
+# docs/configurations.md: which kinds of models are planned, and why the others are not.
+configurations: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python -W ignore -m support.configurations > docs/configurations.tmp
+	mv docs/configurations.tmp docs/configurations.md
 
 types: $(VENV)/.installed
 	$(BIN)/mypy

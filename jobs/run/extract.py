@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from actlas.jobs.config import SECTIONS, Asked, Section, resolve
 from actlas.jobs.ray.cluster import planning_device
-from actlas.jobs.run.resume import check_same_plan, moved_model
+from actlas.jobs.run.resume import check_model_files, check_same_plan, moved_model
 from actlas.store.errors import (
     ConfigError,
     StoreExistsError,
@@ -75,13 +75,15 @@ def extract_at(path: str, asked: Asked) -> tuple[Store, Outcome]:
     asked : Asked
         The options of the plan and of the run.
     """
-    from actlas.jobs.run.run import run_extraction
+    from actlas.jobs.run.run import on_stderr, run_extraction
 
     store, run = open_or_plan(path, asked), asked.run
     if asked.plan.get("trust_remote_code"):
         run = run.model_copy(update={"allow_remote_code": True})
     if run.model_path is None:
         run = run.model_copy(update={"model_path": moved_model(store.plan, asked)})
+    if any(store.missing(job) for job in store.jobs):
+        check_model_files(store, run, on_stderr)
     return store, run_extraction(store, run)
 
 

@@ -1,4 +1,4 @@
-"""Comparison of a command's options with a store's frozen plan."""
+"""Comparison of a command's options, and of the model's files, with a store's frozen plan."""
 
 from __future__ import annotations
 
@@ -7,10 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from actlas.jobs.config import Asked
-from actlas.pipeline.model.files import CONFIG_FILE, file_sha256, weight_files, weights_sha256
-from actlas.pipeline.options import PlanOptions
+from actlas.pipeline.model.filenames import CONFIG_FILE
+from actlas.pipeline.model.files import (
+    BUILTIN_PREFIX,
+    file_sha256,
+    locate_model,
+    weight_files,
+    weights_sha256,
+)
+from actlas.pipeline.model.pins import (
+    changed_files,
+    differences,
+    folder_files,
+    without_weights,
+)
+from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.store.errors import PlanMismatchError
 from actlas.store.format.schema import Plan
+from actlas.store.ledger.model_files import read_model_files
+from actlas.store.read.reader import StoreReader
 
 _RESOLVED: Mapping[str, Callable[[Plan], Any]] = {
     "model": lambda plan: plan.model.id,
@@ -98,3 +113,54 @@ def moved_model(plan: Plan, asked: Asked) -> str | None:
         and weights_sha256(weight_files(folder)) == plan.model.weights_sha256
     )
     return given if same else None
+
+
+def check_model_files(store: StoreReader, run: RunOptions, say: Callable[[str], None]) -> None:
+    """Compare the small files of the model's folder with the store's record, before a run.
+
+    Each worker compares all files, weights included. Here the folder is looked at before anything
+    is written, where it is on this machine; a tokenizer's own folder too, where it still exists.
+
+    Parameters
+    ----------
+    store : StoreReader
+        A store that was planned earlier.
+    run : RunOptions
+        ``model_path`` and ``allow_remote_code`` are read.
+    say : callable
+        Receives a line where the store was planned without a record of these files.
+
+    Raises
+    ------
+    ModelError
+        A file was changed, removed or added since planning; the message names it.
+    """
+    spec = store.plan.model
+    if spec.trust_remote_code and not run.allow_remote_code:
+        return  # the run is refused; until then a plan does not decide what is read
+    pinned = read_model_files(store.objects, store.plan_file)
+    folder = _local(run.model_path or spec.id)
+    if pinned is None:
+        found = folder and folder_files(folder, spec.id, code=spec.trust_remote_code)
+        names = [name for name in found.read if name != CONFIG_FILE] if found else []
+        if names:
+            say(
+                "this store's plan records the weights and config.json alone (it is of an earlier "
+                f"version): {', '.join(names)} in {folder} cannot be compared with what was planned"
+            )
+        return
+    folders = [(pinned.model, folder)]
+    if pinned.tokenizer is not None:
+        folders.append((pinned.tokenizer, _local(pinned.tokenizer.id)))
+    for kept, at in folders:
+        if at is not None:
+            now = folder_files(at, kept.id, code=spec.trust_remote_code)
+            if changed := differences(without_weights(kept), now):
+                raise changed_files(changed, at)
+
+
+def _local(model: str) -> Path | None:
+    """Return the folder of a model where it is on this machine and no download is needed."""
+    if Path(model).expanduser().is_dir() or model.startswith(BUILTIN_PREFIX):
+        return locate_model(model, None).folder
+    return None

@@ -27,16 +27,18 @@ from actlas.pipeline.forward.prefill import Prefill
 from actlas.pipeline.forward.run import Clock, Consume, run_batches
 from actlas.pipeline.forward.strategy import PassStrategy, decide_strategy
 from actlas.pipeline.forward.transfer import transfer_for
-from actlas.pipeline.model.config import check_windows, quiet
+from actlas.pipeline.model.config import quiet
 from actlas.pipeline.model.describe import find_model, load_config
 from actlas.pipeline.model.device import default_tokens_per_batch, device_name, resolve_device
 from actlas.pipeline.model.host import n_cpus
+from actlas.pipeline.model.windows import check_windows
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import MemoryBudgetError
 from actlas.store.format import layout
 from actlas.store.format.catalog import LOSS
 from actlas.store.format.dtypes import numpy_dtype
 from actlas.store.format.schema import HookpointSpec, Receipt
+from actlas.store.ledger.model_files import read_model_files
 from actlas.store.read.reader import StoreReader
 from actlas.store.verify.repair_shard import repair_shard
 from actlas.store.write.commit import commit_shard
@@ -105,11 +107,12 @@ class Extractor:
         torch.set_num_threads(self.threads)
         spec = self.plan.model
         require_code_consent(spec, run)
-        folder = find_model(spec, model or run.model_path)
+        pinned = read_model_files(store.objects, store.plan_file)
+        folder = find_model(spec, model or run.model_path, pinned.model if pinned else None)
         config = load_config(folder, trust_remote_code=spec.trust_remote_code)
         check_windows(config, spec.context_length, self.plan.windows.max_length)
         chunked = spec.causal and spec.modality == "text"
-        projection = project(self.plan, config, folder, run, chunked_prefill=chunked)
+        projection = project(self.plan, config, run, chunked_prefill=chunked)
         check_memory(projection, run, self.device)
         reached = () if self.plan.with_loss else self.plan.hookpoints
         self.model = load_model(spec, str(folder), self.device, hookpoints=reached, run=run)
@@ -121,7 +124,7 @@ class Extractor:
             with quiet():
                 check_causal(self.model, self._read_at, self.plan.processor)
         if chunked and not self.strategy.chunked_prefill:  # the weights are in memory already
-            whole = project(self.plan, config, folder, run)._replace(weights=0)
+            whole = project(self.plan, config, run)._replace(weights=0)
             check_memory(whole, run, self.device)
         self._prefill = Prefill(self.model)
         self._transfer = transfer_for(self.device)

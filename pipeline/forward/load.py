@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from actlas.pipeline.hookpoints.reached import unreached
 from actlas.pipeline.model.config import (
-    LOADING_ERRORS,
     auto_class,
     build_skeleton,
-    loading_error,
-    quiet,
+    loading,
 )
 from actlas.pipeline.model.describe import find_model, load_config
-from actlas.pipeline.model.files import CONFIG_FILE
+from actlas.pipeline.model.filenames import CONFIG_FILE
 from actlas.pipeline.model.untrained import fresh_model, state_sha256
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import ConfigError, ModelError
@@ -122,7 +120,7 @@ def load_model(
         temporary = new_folder("offload") if users is None else None
         more = {"device_map": where, "offload_folder": str(temporary or _made(users))}
     try:
-        with quiet(), _without_offload_warnings():
+        with loading("weights", str(folder)), _without_offload_warnings():
             model, report = auto_class(spec.architecture).from_pretrained(
                 str(folder),
                 config=config,
@@ -132,8 +130,6 @@ def load_model(
                 output_loading_info=True,
                 **more,
             )
-    except LOADING_ERRORS as error:
-        raise loading_error("weights", str(folder), error) from error
     finally:
         if temporary is not None:
             with suppress(OSError):  # not empty: accelerate reads weights from it

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from actlas.pipeline.forward.batching import Batch, Inputs, InputSequence, PrefillChunk
 from actlas.pipeline.forward.capture import Capture
 from actlas.pipeline.forward.invariants import difference, probe_tokens
+from actlas.pipeline.model.fields import size_field
 from actlas.store.format.dtypes import numpy_dtype
 from actlas.store.format.schema import HookpointSpec
 
@@ -212,7 +213,8 @@ def cache_bytes(config: Any, n_tokens: int, dtype: str) -> int:
     """Return the bytes of the keys and values of a sequence in the cache.
 
     For each token: 2 x layers x key-value heads x head dimension; layers with a sliding window hold
-    at most the tokens of the window. An upper bound for models whose layers share keys and values.
+    at most the tokens of the window. An upper bound for models whose layers share keys and values,
+    0 for those without attention, whose state does not grow with the sequence.
 
     Parameters
     ----------
@@ -232,11 +234,14 @@ def cache_bytes(config: Any, n_tokens: int, dtype: str) -> int:
     14.0
     """
     text = config.get_text_config()
-    heads = int(text.num_attention_heads)
-    n_heads = int(getattr(text, "num_key_value_heads", None) or heads)
-    width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    heads = size_field(text, "num_attention_heads")
+    if heads is None:
+        return 0
+    n_heads = size_field(text, "num_key_value_heads") or heads
+    width = size_field(text, "head_dim") or (size_field(text, "hidden_size") or 0) // heads
     window = sliding_window(config)
-    kinds = getattr(text, "layer_types", None) or [None] * int(text.num_hidden_layers)
+    n_layers = size_field(text, "num_hidden_layers") or 0
+    kinds = getattr(text, "layer_types", None) or [None] * n_layers
     n_cached = 0
     for kind in kinds:
         slides = window is not None and kind in (None, "sliding_attention")
@@ -249,8 +254,8 @@ def sliding_window(config: Any) -> int | None:
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
     slides = kinds is None or "sliding_attention" in kinds
-    window = getattr(text, "sliding_window", None) if slides else None
-    return int(window) if window and getattr(text, "use_sliding_window", True) else None
+    window = size_field(text, "sliding_window") if slides else None
+    return window if getattr(text, "use_sliding_window", True) else None
 
 
 def prefill_obstacle(

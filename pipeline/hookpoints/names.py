@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from actlas.pipeline.hookpoints.blocks import KINDS, examine, find_blocks
 from actlas.pipeline.hookpoints.globs import glob_regex
 from actlas.pipeline.hookpoints.graph import Side, Trace, trace
-from actlas.pipeline.hookpoints.shapes import HookpointShape, check_positions, observe
+from actlas.pipeline.hookpoints.shapes import HookpointShape, check_positions, measure, observe
 from actlas.store.errors import HookpointError
 from actlas.store.format.schema import HookpointSpec
 
@@ -160,14 +160,27 @@ def _match(pattern: str, known: Survey, paths: list[str]) -> list[NamedHookpoint
 
 def _what_exists(known: Survey, paths: list[str]) -> str:
     groups = collapse(place.name for place in known.named)
-    such = f"{known.blocks}.0" if known.n_layers else _first_numbered(paths)
+    such = _such(known, paths)
+    if such is None:
+        n_positions = known.traced.probe.shape[1]
+        of = f" of {n_positions} tokens" if n_positions is not None else ""
+        return f"No module of this model gives one vector for each position of an input{of}."
     more = ", their globs (resid_post.*), .middle and .last" if known.n_layers else ""
     named = f"Hookpoints are {', '.join(groups)}{more}, and any" if groups else "Hookpoints are any"
     return f"{named} module's path, such as {such} (a * stays between two dots)."
 
 
-def _first_numbered(paths: list[str]) -> str:
-    return next((path for path in paths if path.endswith(".0")), paths[-1])
+def _such(known: Survey, paths: list[str]) -> str | None:
+    """Return a module that can be a hookpoint, a block if possible; None where there is none."""
+    blocks = [f"{known.blocks}.0"] if known.n_layers else []
+    numbered = [path for path in paths if path.endswith(".0")]
+    if known.traced.failure is not None:  # the pass may end where a loaded model goes on
+        return next(iter([*blocks, *numbered, *paths[-1:]]), None)
+    for path in [*blocks, *numbered, *paths]:
+        calls = known.traced.of(path)
+        if len(calls) == 1 and measure(known.traced, calls[0].gave_shape) is not None:
+            return path
+    return None
 
 
 def collapse(names: Iterable[str]) -> list[str]:

@@ -112,6 +112,8 @@ def _times(slowdown: float) -> str:
 def stated_dtype(config: Any, files: tuple[Path, ...]) -> str:
     """Return the dtype that the configuration states, else that of most weights in the files.
 
+    Without files, those are the initial weights of an untrained model, which are float32.
+
     Parameters
     ----------
     config : transformers.PreTrainedConfig
@@ -126,6 +128,8 @@ def stated_dtype(config: Any, files: tuple[Path, ...]) -> str:
     """
     stated = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     name = str(stated).removeprefix("torch.") if stated is not None else checkpoint_dtype(files)
+    if stated is None and not files:
+        name = "float32"  # in which initial weights are drawn
     if name not in ACTIVATION_DTYPES:
         raise ModelError(
             f"The checkpoint's dtype is {name}; expected one of {', '.join(ACTIVATION_DTYPES)}. "

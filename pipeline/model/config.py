@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actlas.pipeline.model.files import CONFIG_FILE
-from actlas.store.errors import ModelError
+from actlas.pipeline.model.filenames import CONFIG_FILE
+from actlas.store.errors import ActlasError, ModelError
 from actlas.store.format.schema import Modality
 
 if TYPE_CHECKING:
@@ -52,12 +53,7 @@ def quiet() -> Iterator[None]:
 
 def modality_of(config: Any) -> Modality:
     """Return what a model reads: text, images, or mixed texts with images in them."""
-    from transformers import AutoModel
-
-    mapping = AutoModel._model_mapping
-    found: Any = mapping.get(type(config), None)
-    model_class = found[0] if isinstance(found, tuple) else found
-    reads = getattr(model_class, "input_modalities", "text")
+    reads = getattr(_own_class(config), "input_modalities", "text")
     reads = (reads,) if isinstance(reads, str) else tuple(reads or ())
     if "image" not in reads:
         return "text"
@@ -73,8 +69,8 @@ def tower_of(config: Any) -> Any:
     from transformers.models.auto import modeling_auto as auto
 
     generates = config.model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    towers = hasattr(config, "vision_config") and hasattr(config, "text_config")
-    return config.vision_config if towers and not generates else config
+    vision, text = getattr(config, "vision_config", None), getattr(config, "text_config", None)
+    return vision if vision is not None and text is not None and not generates else config
 
 
 def is_causal(config: Any, architecture: str) -> bool:
@@ -124,16 +120,22 @@ def architecture_of(config: Any) -> str:
     named = getattr(config, "architectures", None)
     if named:
         return str(named[0])
-    from transformers import AutoModel
-
-    mapping = AutoModel._model_mapping
-    if type(config) not in mapping:
+    model_class = _own_class(config)
+    if model_class is None:
         raise ModelError(
             f"{CONFIG_FILE} names no architecture and {type(config).__name__} is not one of "
             "transformers' own. Save the model again with model.save_pretrained(...)."
         )
-    model_class: Any = mapping[type(config)]
-    return str((model_class[0] if isinstance(model_class, tuple) else model_class).__name__)
+    return str(model_class.__name__)
+
+
+def _own_class(config: Any) -> Any:
+    """Return the class without a head that transformers has for a configuration, or None."""
+    from transformers import AutoModel
+
+    with loading("architecture", type(config).__name__):
+        found: Any = AutoModel._model_mapping.get(type(config), None)
+    return found[0] if isinstance(found, tuple) else found
 
 
 def auto_class(architecture: str) -> Any:
@@ -141,8 +143,16 @@ def auto_class(architecture: str) -> Any:
 
     Causal models and models of text with images are loaded with their head, others without one.
     """
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForTextEncoding,
+    )
     from transformers.models.auto import modeling_auto as auto
+
+    if is_encoder_alone(architecture):
+        return AutoModelForTextEncoding
 
     if _is_causal_class(architecture):
         return AutoModelForCausalLM
@@ -150,16 +160,12 @@ def auto_class(architecture: str) -> Any:
     return AutoModelForImageTextToText if architecture in mixed else AutoModel
 
 
-def context_length_of(text: Any, skeleton: nn.Module) -> int | None:
-    """Return the number of positions that a model supports; None where nothing states it."""
-    length = getattr(text, "max_position_embeddings", None)
-    for name, module in skeleton.named_modules():
-        rows = getattr(module, "num_embeddings", None)
-        padding = getattr(module, "padding_idx", None)
-        if name.endswith("position_embeddings") and rows is not None and padding is not None:
-            # RoBERTa numbers positions from padding_idx + 1.
-            length = min(length or rows, rows - padding - 1)
-    return int(length) if length else None
+def is_encoder_alone(architecture: str) -> bool:
+    """Return whether a class is the encoder of an encoder-decoder, such as ``T5EncoderModel``."""
+    from transformers.models.auto import modeling_auto as auto
+
+    encoders = auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.values()
+    return architecture.endswith("EncoderModel") and architecture in encoders
 
 
 def size_of(text: Any, name: str, folder: Path, skeleton: nn.Module | None = None) -> int:
@@ -232,6 +238,7 @@ def build_skeleton(config: Any, architecture: str, *, trust_remote_code: bool = 
         The architecture cannot be built.
     """
     import torch
+    from transformers.models.auto import modeling_auto as auto
 
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
@@ -239,14 +246,56 @@ def build_skeleton(config: Any, architecture: str, *, trust_remote_code: bool = 
     for part in (config, config.get_text_config()):
         if hasattr(part, "use_cache"):  # an empty cache may refuse what the pass asks of it
             part.use_cache = False
-    try:
-        with quiet(), torch.device("meta"):
-            model: nn.Module = auto_class(architecture).from_config(
-                config, trust_remote_code=trust_remote_code
-            )
-    except LOADING_ERRORS as error:
-        raise loading_error("architecture", architecture, error) from error
+    with loading("architecture", architecture), torch.device("meta"):
+        model: nn.Module = auto_class(architecture).from_config(
+            config, trust_remote_code=trust_remote_code
+        )
+    kind = config.get_text_config().model_type
+    two = kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    if two and "decoder_input_ids" in inspect.signature(model.forward).parameters:
+        raise two_sequences(architecture)
     return model.eval()
+
+
+@contextmanager
+def loading(what: str, where: str) -> Iterator[None]:
+    """Turn whatever the libraries raise inside into one error, and keep them from printing.
+
+    Parameters
+    ----------
+    what : str
+        The kind of object that is loaded, such as ``tokenizer``.
+    where : str
+        The folder or name that it comes from.
+
+    Raises
+    ------
+    ModelError
+        It cannot be loaded: see :func:`loading_error`.
+    """
+    try:
+        with quiet():
+            yield
+    except (ActlasError, MemoryError):
+        raise
+    except Exception as error:  # tokenizers raises Exception itself, others classes of their own
+        raise loading_error(what, where, error) from error
+
+
+def two_sequences(where: str) -> ModelError:
+    """Return the error for a model that reads two sequences.
+
+    Parameters
+    ----------
+    where : str
+        The model's folder or class.
+    """
+    return ModelError(
+        f"{where} is an encoder-decoder, which reads two sequences. Expected a decoder or an "
+        "encoder. An encoder alone is one whose config.json names its class, such as "
+        '"architectures": ["T5EncoderModel"].',
+        path=where,
+    )
 
 
 def loading_error(what: str, where: str, error: Exception) -> ModelError:
@@ -272,50 +321,3 @@ def loading_error(what: str, where: str, error: Exception) -> ModelError:
         path=where,
         cause=type(error).__name__,
     )
-
-
-def check_windows(config: Any, context_length: int | None, max_length: int) -> None:
-    """Check that a model supports windows of a length, and encodes positions independent of it.
-
-    Some rotary embeddings (dynamic NTK, LongRoPE) rotate every position by other angles once a
-    sequence exceeds a given length. Activations would then depend on the other sequences of a
-    batch and on the borders of shards.
-
-    Parameters
-    ----------
-    config : transformers.PreTrainedConfig
-        The model's configuration.
-    context_length : int or None
-        Positions that the model supports; None where not known.
-    max_length : int
-        Tokens of a window, special tokens included.
-
-    Raises
-    ------
-    ModelError
-        The windows are too long; the message gives the longest permitted length.
-    """
-    longest = min(filter(None, (context_length, _steady_length(config))), default=None)
-    if longest is not None and max_length > longest:
-        raise ModelError(
-            f"Windows of {max_length} tokens are longer than {longest}, up to which "
-            f"{type(config).__name__} encodes a position the same way whatever follows it. Plan "
-            f"with --max-length {longest} or less.",
-            max_length=max_length,
-            longest=longest,
-        )
-
-
-def _steady_length(config: Any) -> int | None:
-    """Return the length beyond which rotary embeddings change; None where they do not."""
-    text = config.get_text_config()
-    stated = getattr(text, "rope_parameters", None) or {}
-    kinds = [stated, *(value for value in stated.values() if isinstance(value, dict))]
-    lengths = [
-        kind.get("original_max_position_embeddings")
-        or getattr(text, "original_max_position_embeddings", None)
-        or text.max_position_embeddings
-        for kind in kinds
-        if kind.get("rope_type") in ("dynamic", "longrope")
-    ]
-    return min(lengths, default=None)

@@ -9,30 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 from actlas.pipeline.model.compute_dtype import ComputeDtype, choose_compute_dtype
 from actlas.pipeline.model.config import (
-    LOADING_ERRORS,
     architecture_of,
     build_skeleton,
-    check_windows,
-    context_length_of,
     is_causal,
-    loading_error,
+    is_encoder_alone,
+    loading,
     modality_of,
-    quiet,
     size_of,
     tower_of,
+    two_sequences,
 )
-from actlas.pipeline.model.files import (
-    CONFIG_FILE,
-    file_sha256,
-    locate_model,
-    refuse_hub_kernels,
-    weight_files,
-    weights_sha256,
-)
+from actlas.pipeline.model.filenames import CONFIG_FILE
+from actlas.pipeline.model.files import file_sha256, locate_model, weight_files, weights_sha256
+from actlas.pipeline.model.foreign import missing_config, refuse_hub_kernels, refuse_unpinned
+from actlas.pipeline.model.pins import changed_files, differences, folder_files, named
 from actlas.pipeline.model.vision import load_processor
+from actlas.pipeline.model.windows import check_windows, context_length_of
 from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import ModelError
-from actlas.store.format.schema import Modality, ModelSpec
+from actlas.store.format.schema import FolderFiles, Modality, ModelFiles, ModelSpec
+from actlas.store.format.sealing import FORMAT_VERSION
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,6 +55,8 @@ class ModelDescription:
     processor : transformers.ProcessorMixin or transformers.BaseImageProcessor or None
         The image processor; None for a model that reads no images. A model that reads images
         alone has no tokenizer.
+    files : ModelFiles
+        The files that were read of the folder, and of the tokenizer's where that is another.
     """
 
     spec: ModelSpec
@@ -67,6 +65,7 @@ class ModelDescription:
     n_parameters: int
     folder: Path
     compute_dtype: ComputeDtype
+    files: ModelFiles
     processor: Any = None
 
 
@@ -91,12 +90,13 @@ def describe_model(
     Raises
     ------
     ModelError
-        The model or the tokenizer does not exist or cannot be loaded, or the model is an
-        encoder-decoder.
+        The model or the tokenizer does not exist or cannot be loaded, the model is an
+        encoder-decoder, or its folder holds something that would be loaded and is not pinned.
     """
     code = options.trust_remote_code
     identity, folder, revision = locate_model(options.model, options.revision, code=code)
     config = load_config(folder, trust_remote_code=code)
+    refuse_unpinned(folder, config, code=code)
     text = config.get_text_config()
     architecture = architecture_of(config)
     files = weight_files(folder) if options.untrained is None else ()
@@ -122,11 +122,20 @@ def describe_model(
     if options.max_length is not None:
         check_windows(config, spec.context_length, options.max_length)
     tokenizer = processor = None
+    pinned = ModelFiles(
+        format_version=FORMAT_VERSION, model=folder_files(folder, identity, files, code=code)
+    )
     if spec.modality != "image":
         tokenizer = load_tokenizer(options.tokenizer or str(folder), None, code)
+    if options.tokenizer and tokenizer is not None:
+        other = locate_model(options.tokenizer, None, code=code, weights=False)
+        kept = folder_files(other.folder, other.identity, code=code)
+        pinned = pinned.model_copy(update={"tokenizer": kept})
     if spec.modality != "text":
         processor = load_processor(folder, mixed=spec.modality == "mixed", trust_remote_code=code)
-    return ModelDescription(spec, tokenizer, skeleton, n_parameters, folder, compute, processor)
+    return ModelDescription(
+        spec, tokenizer, skeleton, n_parameters, folder, compute, pinned, processor
+    )
 
 
 def _weights_sha256(
@@ -173,24 +182,14 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     if not (folder / CONFIG_FILE).is_file():
-        raise ModelError(
-            f"{folder} has no {CONFIG_FILE}: it is no transformers model. Give the folder that "
-            "model.save_pretrained(...) wrote.",
-            path=str(folder),
-        )
+        raise missing_config(folder)
     if not trust_remote_code:
         refuse_hub_kernels(folder)
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except LOADING_ERRORS as error:
-        raise loading_error("configuration", str(folder), error) from error
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{folder}: {type(config).__name__} is an encoder-decoder, which reads two sequences. "
-            "Expected a decoder or an encoder.",
-            path=str(folder),
-        )
+    with loading("configuration", str(folder)):
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    stated = str((getattr(config, "architectures", None) or [""])[0])
+    if getattr(config, "is_encoder_decoder", False) and not is_encoder_alone(stated):
+        raise two_sequences(f"{folder}: {type(config).__name__}")
     return tower_of(config)
 
 
@@ -215,14 +214,13 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
 
     located = locate_model(name, revision, code=trust_remote_code, weights=False)
     folder = str(located.folder)
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except LOADING_ERRORS as error:
-        raise loading_error("tokenizer", name, error) from error
+    with loading("tokenizer", name):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
-def find_model(spec: ModelSpec, path_or_id: str | None = None) -> Path:
+def find_model(
+    spec: ModelSpec, path_or_id: str | None = None, pinned: FolderFiles | None = None
+) -> Path:
     """Return the folder of a plan's model, after a check of its files against the plan.
 
     Parameters
@@ -231,11 +229,15 @@ def find_model(spec: ModelSpec, path_or_id: str | None = None) -> Path:
         The plan's model.
     path_or_id : str, optional
         Another folder or hub id that holds the same files. Default: the plan's own.
+    pinned : FolderFiles, optional
+        The files of the planned folder. Default: only the configuration and the weights are
+        compared.
 
     Raises
     ------
     ModelError
-        The model does not exist, or ``config_sha256`` or ``weights_sha256`` differ from the plan.
+        The model does not exist; or ``config_sha256`` or ``weights_sha256`` differ from the plan;
+        or a pinned file was changed, removed or added, which the message names.
     """
     own = path_or_id is None or path_or_id == spec.id
     folder = locate_model(
@@ -244,20 +246,27 @@ def find_model(spec: ModelSpec, path_or_id: str | None = None) -> Path:
         code=spec.trust_remote_code,
     ).folder
     if not (folder / CONFIG_FILE).is_file():
-        raise ModelError(f"{folder} has no {CONFIG_FILE}: it is no transformers model.")
+        raise missing_config(folder)
+    files = weight_files(folder) if spec.untrained_seed is None else ()
+    other = []
+    if pinned is not None:
+        now = folder_files(folder, pinned.id, files, code=spec.trust_remote_code)
+        other = differences(pinned, now)
     checks = {"config_sha256": (file_sha256(folder / CONFIG_FILE), spec.config_sha256)}
     if spec.untrained_seed is None:
-        found = weights_sha256(weight_files(folder))
-        checks["weights_sha256"] = found, spec.weights_sha256
+        checks["weights_sha256"] = weights_sha256(files), spec.weights_sha256
     for field, (found, expected) in checks.items():
         if found != expected:
+            which = f" ({named(other)})" if other else ""
             raise ModelError(
                 f"{folder} is not the model that the plan names: its {field} is {found[:16]}…, "
-                f"the plan's is {expected[:16]}…. Put the original files back, or plan another "
-                "store for this model.",
+                f"the plan's is {expected[:16]}…{which}. Put the original files back, or plan "
+                "another store for this model.",
                 field=f"model.{field}",
                 found=found,
                 expected=expected,
                 path=str(folder),
             )
+    if other:
+        raise changed_files(other, folder)
     return folder

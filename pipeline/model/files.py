@@ -16,22 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from actlas.pipeline.model.filenames import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+from actlas.pipeline.model.foreign import missing_weights
 from actlas.store.errors import ModelError
 
-CONFIG_FILE = "config.json"
-
-SINGLE_FILE = "model.safetensors"
-
-INDEX_FILE = "model.safetensors.index.json"
-
 BUILTIN_PREFIX = "builtin:"
-
-_CODE_FIELDS = frozenset(
-    {
-        *("attn_implementation", "attn_implementation_internal"),
-        *("experts_implementation", "experts_implementation_internal"),
-    }
-)
 
 _HASH_BLOCK_BYTES = 8 << 20
 
@@ -182,18 +171,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 def _indexed_files(folder: Path) -> tuple[Path, ...]:
     index = folder / INDEX_FILE
     if not index.is_file():
-        others = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth"})
-        held = (
-            f"only pickled weights ({', '.join(others[:3])}), which can run code when they are "
-            "loaded and are refused. Convert them"
-            if others
-            else "no weights. Save the model"
-        )
-        raise ModelError(
-            f"{folder} holds {held} with model.save_pretrained(...): expected {SINGLE_FILE} or "
-            f"{INDEX_FILE}.",
-            path=str(folder),
-        )
+        raise missing_weights(folder)
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -213,42 +191,6 @@ def _indexed_files(folder: Path) -> tuple[Path, ...]:
             path=str(index),
         )
     return tuple(folder / name for name in names)
-
-
-def refuse_hub_kernels(folder: Path) -> None:
-    """Refuse a configuration that names code on the hub to compute with.
-
-    transformers downloads and runs the package that an attention implementation such as
-    ``owner/kernel`` names.
-
-    Parameters
-    ----------
-    folder : Path
-        The model's folder.
-
-    Raises
-    ------
-    ModelError
-        A field names such code; the message gives the field.
-    """
-    try:
-        values: list[Any] = [json.loads((folder / CONFIG_FILE).read_bytes())]
-    except (ValueError, RecursionError):
-        return  # reported where the configuration is parsed
-    while values:
-        value = values.pop()
-        inner = value.items() if isinstance(value, dict) else ()
-        for name, below in inner:
-            named = below.values() if isinstance(below, dict) else [below]
-            if str(name).strip("_") in _CODE_FIELDS and any("/" in str(n) for n in named):
-                raise ModelError(
-                    f"{folder / CONFIG_FILE}: {name} is {str(below)[:200]!r}, code on the hub that "
-                    "would be downloaded and run. Read it; to allow it, add --trust-remote-code.",
-                    field=str(name),
-                )
-            values.append(below)
-        if isinstance(value, list):
-            values += value
 
 
 def file_sha256(path: Path) -> str:
@@ -326,8 +268,3 @@ def checkpoint_dtype(files: Sequence[Path]) -> str | None:
             n_of[dtype] = n_of.get(dtype, 0) + math.prod(shape)
     widest = max(n_of, key=lambda dtype: n_of[dtype], default="")
     return _SAFETENSORS_DTYPES.get(widest)
-
-
-def n_stored_parameters(files: Sequence[Path]) -> int:
-    """Return the number of parameters in the weight files, from their headers alone."""
-    return sum(math.prod(shape) for file in files for _, shape in tensors(file).values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from actlas.pipeline.model.config import LOADING_ERRORS, auto_class, loading_error, quiet
+from actlas.pipeline.model.config import auto_class, loading
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,14 +34,11 @@ def fresh_model(
     """
     import torch
 
-    try:
-        with quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model: nn.Module = auto_class(architecture).from_config(
-                config, dtype=torch.float32, trust_remote_code=trust_remote_code
-            )
-    except LOADING_ERRORS as error:
-        raise loading_error("architecture", architecture, error) from error
+    with loading("architecture", architecture), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: nn.Module = auto_class(architecture).from_config(
+            config, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
     return model
 
 

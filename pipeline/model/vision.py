@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.pipeline.model.config import LOADING_ERRORS, loading_error, quiet
+from actlas.pipeline.model.config import loading, quiet
 from actlas.store.errors import ModelError
 from actlas.store.format.schema import ProcessorSpec
 from actlas.store.objects.leftovers import temporary_folder
@@ -48,13 +48,10 @@ def load_processor(folder: Path, *, mixed: bool = False, trust_remote_code: bool
     from transformers import AutoImageProcessor, AutoProcessor
 
     loader: Any = AutoProcessor if mixed else AutoImageProcessor
-    try:
-        with quiet():
-            return loader.from_pretrained(
-                str(folder), backend=BACKEND, trust_remote_code=trust_remote_code
-            )
-    except LOADING_ERRORS as error:
-        raise loading_error("image processor", str(folder), error) from error
+    with loading("image processor", str(folder)):
+        return loader.from_pretrained(
+            str(folder), backend=BACKEND, trust_remote_code=trust_remote_code
+        )
 
 
 def describe_processor(processor: Any, identity: str, **layout: Any) -> ProcessorSpec:

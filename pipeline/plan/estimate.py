@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -24,7 +24,7 @@ PUTS_PER_S = 3_500
 """Write requests per second that Amazon's S3 documents for one prefix."""
 
 MAX_NAMES = 20
-"""Labels, or names in a column of tokens, that a line lists."""
+"""Labels, names in a column of tokens, or files, that a line lists."""
 
 Lines = Iterator[tuple[str, str]]
 """Lines to print: the first word, which is the subject, and the text."""
@@ -92,12 +92,29 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """Return the estimate as lines to print, each with a first word for its subject."""
-        parts = (self._documents(), self._rows(), self._store(), self._cost())
+        parts = (
+            self._documents(),
+            self._files(),
+            self._rows(),
+            self._store(),
+            self._cost(),
+        )
         return [f"{subject:<9}{text}" for part in parts for subject, text in part]
 
     def _count(self, n: int) -> str:
         """Return a number of the plan, with the word "about" if it is projected."""
         return f"{n:,}" if self.sampled_documents is None else f"about {n:,}"
+
+    def _files(self) -> Lines:
+        files = self.settings.model.files
+        for folder, of in ((files.model, "the model"), (files.tokenizer, "the tokenizer")):
+            if folder is None:
+                continue
+            names = [*folder.read]
+            yield "pinned", f"{len(names)} files of {of} by their sha256: {_shortened(names)}"
+            if folder.ignored:
+                left = _shortened(folder.ignored)
+                yield "ignored", f"in the folder of {of}, and not read: {left}"
 
     def _documents(self) -> Lines:
         plan, count = self.plan, self._count
@@ -238,9 +255,9 @@ def summarize(
         settings,
         plan,
         columns,
-        stored=store_size(plan, rates, labelled=columns.label is not None),
+        stored=store_size(plan, rates, labelled=columns.label is not None, files=model.files),
         speed=forward_speed(model, settings.max_length),
-        memory=project(plan, config, model.folder, RunOptions(), chunked_prefill=chunked),
+        memory=project(plan, config, RunOptions(), chunked_prefill=chunked),
         crossing_share=crossing_share,
         sampled_documents=sampled_documents,
         scaled=scaled,
@@ -252,6 +269,11 @@ def _counts(names: Mapping[str, int]) -> str:
     shown = sorted(names.items(), key=lambda pair: (-pair[1], pair[0]))
     more = f", and {len(shown) - MAX_NAMES:,} more" if len(shown) > MAX_NAMES else ""
     return ", ".join(f"{name} {n:,}" for name, n in shown[:MAX_NAMES]) + more
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = f", and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def duration(hours: float) -> str:

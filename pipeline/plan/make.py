@@ -89,7 +89,7 @@ def plan_settings(path: str | os.PathLike[str], settings: Settings, log: Log) ->
         )
         for line in found.lines():
             log(line)
-        create(path, plan, columns, images)
+        create(path, plan, columns, images, settings.model.files)
     return open_store(path)
 
 

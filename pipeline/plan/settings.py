@@ -12,8 +12,9 @@ from actlas.pipeline.corpus.patches import PatchTokenizer
 from actlas.pipeline.corpus.spans import span_columns
 from actlas.pipeline.corpus.tokenization import DocumentTokenizer, Windows, make_windows
 from actlas.pipeline.hookpoints.names import resolve
-from actlas.pipeline.model.config import check_windows
 from actlas.pipeline.model.describe import ModelDescription, describe_model
+from actlas.pipeline.model.device import resolve_device
+from actlas.pipeline.model.windows import check_windows
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.plan.draft import Sample
 from actlas.pipeline.plan.image_settings import (
@@ -106,8 +107,10 @@ def resolve_settings(options: PlanOptions, device: str | None = "auto") -> Setti
     Raises
     ------
     ConfigError, CorpusError, ModelError, HookpointError
-        The model, the corpus or a hookpoint does not exist, or options conflict.
+        The model, the corpus, a hookpoint or the device does not exist, or options conflict.
     """
+    if device is not None:
+        resolve_device(device)
     _check_shard_rows(options.shard_rows)
     _check_pools(options)
     model = describe_model(options, lambda: has_images(options), device)

@@ -18,13 +18,15 @@ from actlas.store.format import layout
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.catalog import LOSS, StoreArrays
 from actlas.store.format.dtypes import numpy_dtype
-from actlas.store.format.schema import Plan
+from actlas.store.format.schema import ModelFiles, Plan
+from actlas.store.format.sealing import seal
 from actlas.store.format.zarr_json import (
     group_metadata,
     ledger_metadata,
     metadata_bytes,
     root_metadata,
 )
+from actlas.store.ledger.model_files import MODEL_FILES_COPY_KEY, MODEL_FILES_KEY
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.read.row_index import RowIndex
 from actlas.store.shards.chunks import encode_chunk, index_bytes
@@ -132,7 +134,9 @@ class StoreSize:
         return sum(part.raw_bytes for part in self.parts if part.name.startswith(name))
 
 
-def store_size(plan: Plan, rates: Rates, *, labelled: bool) -> StoreSize:
+def store_size(
+    plan: Plan, rates: Rates, *, labelled: bool, files: ModelFiles | None = None
+) -> StoreSize:
     """Return the size of a plan's store. Pure arithmetic, whatever the number of rows.
 
     Parameters
@@ -144,6 +148,8 @@ def store_size(plan: Plan, rates: Rates, *, labelled: bool) -> StoreSize:
         compressed already, and arrays without a rate count raw.
     labelled : bool
         Whether documents have labels.
+    files : ModelFiles, optional
+        The record of the model's files that is written with the plan.
     """
     arrays = StoreArrays(plan, () if labelled else None)
     activations, pooled = [*arrays.activations.values()], [*arrays.pooled.values()]
@@ -172,7 +178,7 @@ def store_size(plan: Plan, rates: Rates, *, labelled: bool) -> StoreSize:
         parts=(
             *(_part(name, specs, rates) for name, specs in groups.items() if specs),
             Part("receipts", sum(n_shards.values()) + len(jobs), receipts),
-            _metadata(plan, arrays),
+            _metadata(plan, arrays, files),
         ),
         ratio=ratio,
         objects_per_shard=len(first) + 1,
@@ -208,17 +214,23 @@ def _receipt_bytes(plan: Plan, specs: Sequence[ArraySpec]) -> int:
     return RECEIPT_BYTES + names + keys + RECORD_BYTES * len(specs) + CHECKSUM_BYTES * checksums
 
 
-def _metadata(plan: Plan, arrays: StoreArrays) -> Part:
-    """Return every ``zarr.json`` and the two plan files, without names of sources and labels."""
+def _metadata(plan: Plan, arrays: StoreArrays, files: ModelFiles | None) -> Part:
+    """Return every ``zarr.json``, the two plan files and the two records of the model's files.
+
+    The names of sources and labels are left out.
+    """
     specs = arrays.all().values()
     bodies = [root_metadata(plan), ledger_metadata(), *(group_metadata() for _ in arrays.groups)]
     bodies += [spec.metadata() for spec in specs]
     keys = [spec.metadata_key for spec in specs] + [f"{group}/zarr.json" for group in arrays.groups]
     for spec in arrays.documents.values():
         keys += map(spec.key, range(spec.n_shards))
+    records = [seal(files)] * 2 if files is not None else []
+    keys += [MODEL_FILES_KEY, MODEL_FILES_COPY_KEY][: len(records)]
     plan_file = len(plan.model_dump_json()) + sum(len(key) + PLAN_ENTRY_BYTES for key in keys)
     n_bytes = sum(len(metadata_bytes(body)) for body in bodies) + 2 * plan_file
-    return Part("metadata", len(bodies) + 2, n_bytes)
+    n_bytes += sum(map(len, records))
+    return Part("metadata", len(bodies) + 2 + len(records), n_bytes)
 
 
 def sample_rates(

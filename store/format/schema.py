@@ -44,10 +44,14 @@ MAX_FEATURES = 1 << 26
 
 MAX_HOOKPOINTS = 4096
 
+MAX_FILES = 1 << 16
+
 Line = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 """Text that is displayed: without control characters, which could act on a terminal."""
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 _RESERVED = frozenset(
     [
@@ -236,6 +240,33 @@ class Plan(_Spec):
     def shard_range(self, shard: int) -> tuple[int, int]:
         """Return the tokens (and rows) [start, stop) of a shard."""
         return layout.shard_range(shard, self.shard_rows, self.n_tokens)
+
+
+class FolderFiles(BaseModel):
+    """The files of a model's or a tokenizer's folder when the store was planned.
+
+    ``read`` gives the sha256 of every file that loading may read, by its path inside the folder;
+    ``ignored`` lists what was there besides, folders with a slash at the end.
+    """
+
+    model_config = ConfigDict(frozen=True)  # fields that a later version adds are left aside
+
+    id: Line
+    read: dict[Line, Sha256] = Field(max_length=MAX_FILES)
+    ignored: tuple[Line, ...] = Field(default=(), max_length=MAX_FILES)
+
+
+class ModelFiles(BaseModel):
+    """The files that a store's rows and tokens depend on: ``ledger/model_files.json``.
+
+    ``tokenizer`` is the folder of a tokenizer that is not the model's own.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format_version: int
+    model: FolderFiles
+    tokenizer: FolderFiles | None = None
 
 
 class ObjectRecord(_Spec):

@@ -13,7 +13,7 @@ from typing import Any
 
 from actlas.store.errors import CorruptDataError, FormatError, RunFaultError, of_one_object
 from actlas.store.format.catalog import StoreArrays
-from actlas.store.format.schema import PlanFile
+from actlas.store.format.schema import ModelFiles, PlanFile
 from actlas.store.format.sealing import unseal
 from actlas.store.format.zarr_json import (
     group_metadata,
@@ -22,6 +22,7 @@ from actlas.store.format.zarr_json import (
     root_metadata,
 )
 from actlas.store.ledger.feature_sets import copies, copy_key, names, read_description, spec_key
+from actlas.store.ledger.model_files import MODEL_FILES_COPY_KEY, MODEL_FILES_KEY
 from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.objects.base import Objects
 from actlas.store.read.reader import StoreReader
@@ -69,7 +70,8 @@ def repair_metadata(store: StoreReader, keys: Iterable[str]) -> list[str]:
     """Restore metadata that follows from the plan; return the keys that were written.
 
     The names of labels, sources and token columns are only in the metadata of their arrays. Such
-    metadata is restored only where another array has the same names.
+    metadata is restored only where another array has the same names. The record of the model's
+    files is restored from its copy, and the copy from the record.
     """
     wanted = set(keys)
     written = []
@@ -77,6 +79,11 @@ def repair_metadata(store: StoreReader, keys: Iterable[str]) -> list[str]:
         if key in wanted and _put_back(store.objects, store.plan_file, key, data):
             written.append(key)
             wanted.remove(key)
+    pair = (MODEL_FILES_KEY, MODEL_FILES_COPY_KEY)
+    for key, other in (pair, pair[::-1]):
+        whole = _read_model_files(store.objects, other) if key in wanted else None
+        if whole is not None and _put_back(store.objects, store.plan_file, key, whole):
+            written.append(key)
     return written
 
 
@@ -117,6 +124,19 @@ def _read_description(objects: Objects, key: str, name: str) -> bytes | None:
     try:
         data = objects.read(key)
         read_description(data, name, f"{objects.url}/{key}")
+    except (FileNotFoundError, FormatError, CorruptDataError):
+        return None
+    except RunFaultError as error:
+        raise_if_outside(error)
+        return None
+    return data
+
+
+def _read_model_files(objects: Objects, key: str) -> bytes | None:
+    """Return the sealed record of the model's files, or None if it cannot be read."""
+    try:
+        data = objects.read(key)
+        unseal(data, ModelFiles, f"{objects.url}/{key}")
     except (FileNotFoundError, FormatError, CorruptDataError):
         return None
     except RunFaultError as error:

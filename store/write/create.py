@@ -21,7 +21,7 @@ from typing_extensions import Buffer
 from actlas.store.errors import ActlasError, ConfigError, StoreExistsError
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.recorded import WHOLE_BYTES
-from actlas.store.format.schema import Plan, PlanFile
+from actlas.store.format.schema import ModelFiles, Plan, PlanFile
 from actlas.store.format.sealing import seal, unseal
 from actlas.store.format.zarr_json import (
     group_metadata,
@@ -30,6 +30,7 @@ from actlas.store.format.zarr_json import (
     root_metadata,
 )
 from actlas.store.ledger.guards import checksums_key
+from actlas.store.ledger.model_files import MODEL_FILES_COPY_KEY, MODEL_FILES_KEY
 from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.objects import faults, leftovers
 from actlas.store.objects.base import Objects, is_url, open_objects
@@ -51,6 +52,7 @@ def create(
     plan: Plan,
     columns: DocumentColumns,
     images: ImageColumns | None = None,
+    model_files: ModelFiles | None = None,
 ) -> None:
     """Write a new store's metadata, documents and plan.
 
@@ -65,6 +67,8 @@ def create(
         The documents; their counts must match the plan's.
     images : ImageColumns, optional
         The documents' images, where the plan has an image processor.
+    model_files : ModelFiles, optional
+        The files of the model's folder, with which a later run compares those that it finds.
 
     Raises
     ------
@@ -79,13 +83,13 @@ def create(
     final = workplace(path)
     leftovers.sweep(final, leftovers.PLANNING)
     if is_url(path):
-        write(open_objects(path), plan, columns, images)
+        write(open_objects(path), plan, columns, images, model_files)
         return
     staging = leftovers.beside(final, leftovers.PLANNING)
     planned = False
     try:
         try:
-            write(LocalObjects(staging, named=final), plan, columns, images)
+            write(LocalObjects(staging, named=final), plan, columns, images, model_files)
             staging.rename(final)
             planned = True
             sync_folder(final.parent)
@@ -105,7 +109,11 @@ def create(
 
 
 def write(
-    objects: Objects, plan: Plan, columns: DocumentColumns, images: ImageColumns | None = None
+    objects: Objects,
+    plan: Plan,
+    columns: DocumentColumns,
+    images: ImageColumns | None = None,
+    model_files: ModelFiles | None = None,
 ) -> None:
     """Write every object of a new store, the plan last.
 
@@ -146,6 +154,9 @@ def write(
     if is_url(objects.url):
         _require_conditions(objects)
     put("ledger/zarr.json", [metadata_bytes(ledger_metadata())])
+    if model_files is not None:
+        for key in (MODEL_FILES_KEY, MODEL_FILES_COPY_KEY):
+            put(key, [seal(model_files)])
     for group in arrays.groups:
         put(f"{group}/zarr.json", [metadata_bytes(group_metadata())])
     for spec in arrays.all().values():

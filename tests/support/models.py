@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from actlas.pipeline.hookpoints.blocks import find_blocks
 from actlas.pipeline.hookpoints.names import resolve
-from actlas.pipeline.model.config import build_skeleton, context_length_of, is_causal, quiet
+from actlas.pipeline.model.config import build_skeleton, is_causal, quiet
 from actlas.pipeline.model.describe import load_config
 from actlas.pipeline.model.files import file_sha256, weight_files, weights_sha256
+from actlas.pipeline.model.windows import context_length_of
 from actlas.store.store import Store
 from support.stores import Columns, create, plan_for
 

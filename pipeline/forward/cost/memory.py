@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from actlas.pipeline.forward.prefill import MAX_MASK, cache_bytes
 from actlas.pipeline.hookpoints.reached import unreached
 from actlas.pipeline.model.config import build_skeleton
 from actlas.pipeline.model.device import _free_device_bytes
-from actlas.pipeline.model.files import n_stored_parameters, weight_files
+from actlas.pipeline.model.fields import size_field
 from actlas.pipeline.model.host import free_host_bytes, gib, total_host_bytes
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import MemoryBudgetError
@@ -86,31 +85,39 @@ def batch_bytes(
         n_tokens = tokens_per_batch
         mask = MASK_BYTES * min(tokens_per_batch * longest, MAX_MASK)
         cache = cache_bytes(config, longest, plan.model.compute_dtype) + mask
-    d_mlp = int(getattr(text, "intermediate_size", None) or 4 * d_model)
+    d_mlp = size_field(text, "intermediate_size") or 4 * d_model
     eager = getattr(config, "_attn_implementation", "sdpa") == "eager"
-    scores = 2 * longest * int(text.num_attention_heads) if eager else 0
+    n_heads = size_field(text, "num_attention_heads") or 0  # a model without attention has none
+    scores = 2 * longest * n_heads if eager else 0
     widths = [hookpoint.width for hookpoint in plan.hookpoints]
     computed = _BLOCK_TENSORS * d_model + _MLP_TENSORS * d_mlp + scores + max(widths)
     gathered = numpy_dtype(plan.dtype).itemsize * sum(widths)
     return n_tokens * (item * computed + gathered) + cache
 
 
-def _weight_bytes(plan: Plan, config: Any, folder: Path) -> int:
-    """Return the bytes of the weights that a worker loads, without blocks that no pass reaches."""
+def _weight_bytes(plan: Plan, config: Any) -> int:
+    """Return the bytes of the weights that a worker loads, without blocks that no pass reaches.
+
+    They are those of the model that is built, tied ones once; a checkpoint may hold others too,
+    such as a head that is not loaded.
+    """
     spec = plan.model
     skeleton = build_skeleton(config, spec.architecture, trust_remote_code=spec.trust_remote_code)
     if spec.untrained_seed is not None:  # all are initialized, in float32, then rounded
         return 4 * sum(parameter.numel() for parameter in skeleton.parameters())
     mixed = spec.modality == "mixed"
     paths = () if plan.with_loss else unreached(skeleton, plan.hookpoints, mixed=mixed)
-    left_out = [skeleton.get_submodule(path) for path in paths]
-    n_left_out = sum(p.numel() for module in left_out for p in module.parameters())
-    n_loaded = n_stored_parameters(weight_files(folder)) - n_left_out
-    return n_loaded * numpy_dtype(spec.compute_dtype).itemsize
+    left_out = tuple(f"{path}." for path in paths)
+    loaded = {
+        id(parameter): parameter.numel()
+        for name, parameter in skeleton.named_parameters(remove_duplicate=False)
+        if not name.startswith(left_out)
+    }
+    return sum(loaded.values()) * numpy_dtype(spec.compute_dtype).itemsize
 
 
 def project(
-    plan: Plan, config: Any, folder: Path, run: RunOptions, *, chunked_prefill: bool = False
+    plan: Plan, config: Any, run: RunOptions, *, chunked_prefill: bool = False
 ) -> Projection:
     """Project the peak memory of one worker.
 
@@ -120,8 +127,6 @@ def project(
         The plan of the store.
     config : transformers.PreTrainedConfig
         The model's configuration.
-    folder : Path
-        The model's files, of which only the headers are read.
     run : RunOptions
         ``tokens_per_batch`` is read, and ``device_map``, with which the weights count 0:
         accelerate places them where they fit.
@@ -130,7 +135,7 @@ def project(
     """
     budget = run.tokens_per_batch or DEFAULT_TOKENS_PER_BATCH
     return Projection(
-        weights=0 if run.device_map is not None else _weight_bytes(plan, config, folder),
+        weights=0 if run.device_map is not None else _weight_bytes(plan, config),
         shards=SHARDS_IN_MEMORY * shard_bytes(plan),
         batch=batch_bytes(plan, config, budget, chunked_prefill=chunked_prefill),
     )

@@ -88,7 +88,7 @@ def forward_speed(model: ModelDescription, max_length: int) -> Speed:
         return Speed(rate, f"at best: from {model.n_parameters:,} parameters and a matrix product")
     try:
         rate = _tokens_per_s(model, max_length, device, dtype)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # noqa: BLE001 - what a model raises without weights is its own
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         return Speed(None, f"a forward pass with empty weights failed: {reason}")
     return Speed(rate, f"a forward pass with empty weights, timed here on {device}")

@@ -81,7 +81,7 @@ def test_memory_counts_what_is_loaded_alone(tmp_path: Path) -> None:
     weights = {}
     for hookpoint in ("resid_post.0", "resid_post.2", "lm_head"):
         plan = plan_store(tmp_path / hookpoint, folder, documents(LENGTHS), [hookpoint]).plan
-        weights[hookpoint] = project(plan, config, folder, run_options()).weights
+        weights[hookpoint] = project(plan, config, run_options()).weights
     parameters = dict(build("llama").named_parameters())
 
     def n_bytes(*left_out: str) -> int:
@@ -91,7 +91,7 @@ def test_memory_counts_what_is_loaded_alone(tmp_path: Path) -> None:
     assert weights["resid_post.2"] == n_bytes("lm_head")
     assert weights["resid_post.0"] == n_bytes("lm_head", "model.layers.1.", "model.layers.2.")
     plan = plan_store(tmp_path / "offload", folder, documents(LENGTHS), ["lm_head"]).plan
-    assert project(plan, config, folder, run_options(device_map="auto")).weights == 0
+    assert project(plan, config, run_options(device_map="auto")).weights == 0
 
 
 @pytest.mark.parametrize("device_map", ["auto", "sequential"])

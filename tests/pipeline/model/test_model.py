@@ -19,9 +19,10 @@ from actlas.pipeline.forward.invariants import check_causal
 from actlas.pipeline.forward.load import load_model
 from actlas.pipeline.hookpoints.names import resolve
 from actlas.pipeline.model import compute_dtype
-from actlas.pipeline.model.config import check_windows, is_causal
+from actlas.pipeline.model.config import is_causal
 from actlas.pipeline.model.describe import ModelDescription, describe_model, find_model
 from actlas.pipeline.model.files import file_sha256, weight_files, weights_sha256
+from actlas.pipeline.model.windows import check_windows
 from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import ModelError
 

@@ -199,7 +199,7 @@ def test_the_lines_say_it_all(tmp_path: Path) -> None:
     found = estimate(PlanOptions(model="builtin:actlas-6m", **asked))
     lines = {line.split()[0]: line for line in found.lines()}
     assert list(lines) == [
-        *("corpus", "rows", "store", "ratio", "objects", "shards"),
+        *("corpus", "pinned", "ignored", "rows", "store", "ratio", "objects", "shards"),
         *("compute", "time", "load", "memory"),
     ]
     assert all(len(line) < 200 for line in lines.values())
