@@ -237,11 +237,13 @@ MASKS = (
     (rb'"attempt":"(before )?[^"]*"', rb'"attempt":"\1ATTEMPT"'),
     (rb'"([a-z_]+_s)":[-0-9.e]+', rb'"\1":SECONDS'),
     (rb'"chunk_crc32c":(null|\[[0-9,]+\])', rb'"chunk_crc32c":CHECKSUMS'),
+    (rb'"batching":"[^"]*",', b""),
     (rb'"ledger/model_files[a-z.]*":\["[0-9a-f]{64}",[0-9]+\],', b""),
 )
 """What differs in the records of a store when one code writes it twice.
 
-Today's code also records the checksums of compressed chunks, and that a job was finished.
+Today's code also records the checksums of compressed chunks, that a job was finished, how
+sequences were put into batches, and the files of the model's folder.
 """
 
 
