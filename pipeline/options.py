@@ -129,6 +129,11 @@ class PlanOptions(_Options):
         default=False,
         description="Store rows for the tokenizer's special tokens as well.",
     )
+    prepend_bos: bool = Field(
+        default=False,
+        description="Begin every window with the tokenizer's BOS token, as SAELens does, where "
+        "the tokenizer itself adds none (GPT-2, Pythia).",
+    )
     dtype: ActivationDtype = Field(
         default="bfloat16", description="Data type of the stored activations."
     )

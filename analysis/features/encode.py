@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actlas.analysis.features.fit import fitting_hookpoint
 from actlas.store.errors import CorruptDataError, FormatError, NonFiniteError, SaeError
 from actlas.store.features.codes import Codes, index_dtype, round_values
 from actlas.store.features.features import Features, open_features
@@ -36,7 +37,12 @@ DENSE_BYTES = 64 << 20
 
 
 def create_features(
-    store: StoreReader, sae: SparseAutoencoder, name: str, path: str, hookpoint: str | None = None
+    store: StoreReader,
+    sae: SparseAutoencoder,
+    name: str,
+    path: str,
+    hookpoint: str | None = None,
+    accept: Collection[str] = (),
 ) -> Features:
     """Create the description of a set of features, or open the set if it was begun before.
 
@@ -52,6 +58,8 @@ def create_features(
         The folder of the sparse autoencoder.
     hookpoint : str, optional
         The hookpoint to encode; by default the one that the sparse autoencoder was trained on.
+    accept : collection of str
+        With ``hook_name``, the hookpoint may be another than that of the training.
 
     Raises
     ------
@@ -65,7 +73,7 @@ def create_features(
             "underscores. Give one with --name.",
             field="name",
         )
-    hookpoint = _fitting_hookpoint(store, sae, hookpoint)
+    hookpoint = fitting_hookpoint(store, sae, hookpoint, accept)
     spec = FeaturesSpec(
         format_version=FORMAT_VERSION,
         name=name,
@@ -103,59 +111,6 @@ def _begun(store: StoreReader, name: str, sealed: bytes) -> bytes:
     except (CorruptDataError, FormatError):
         return sealed
     return data
-
-
-def _fitting_hookpoint(store: StoreReader, sae: SparseAutoencoder, hookpoint: str | None) -> str:
-    """Return the hookpoint to encode, which must be in the store and have ``d_in`` units."""
-    if hookpoint is None and sae.hookpoint is None:
-        raise SaeError(
-            "this sparse autoencoder does not say which hookpoint it was trained on: give "
-            f"--hookpoint, one of {', '.join(store.activations)}.",
-            field="hookpoint",
-        )
-    if hookpoint and sae.hookpoint and hookpoint not in same_place(sae.hookpoint):
-        raise SaeError(
-            f"this sparse autoencoder was trained on {sae.hookpoint}, got --hookpoint {hookpoint}. "
-            "Leave --hookpoint out, or give another sparse autoencoder.",
-            field="hookpoint",
-        )
-    wanted = [hookpoint] if hookpoint else same_place(sae.hookpoint or "")
-    named = next((name for name in wanted if name in store.activations), None)
-    if named is None:
-        raise SaeError(
-            f"{'got --hookpoint' if hookpoint else 'this sparse autoencoder was trained on'} "
-            f"{wanted[0]}; {store.path} has {', '.join(store.activations)}.",
-            field="hookpoint",
-        )
-    width = store.activations[named].shape[1]
-    if width != sae.d_in:
-        raise SaeError(
-            f"this sparse autoencoder reads rows of {sae.d_in} units; {named} of {store.path} has "
-            f"{width}. It belongs to another model.",
-            field="d_in",
-        )
-    return named
-
-
-def same_place(hookpoint: str) -> list[str]:
-    """Return the names of a hookpoint's tensor: a block's input is the output of the one before.
-
-    Parameters
-    ----------
-    hookpoint : str
-        The name of a hookpoint.
-
-    Examples
-    --------
-    >>> same_place("resid_pre.3"), same_place("resid_post.0"), same_place("resid_pre.0")
-    (['resid_pre.3', 'resid_post.2'], ['resid_post.0', 'resid_pre.1'], ['resid_pre.0'])
-    """
-    side, _, layer = hookpoint.partition(".")
-    if side == "resid_pre" and layer.isdecimal() and int(layer) > 0:
-        return [hookpoint, f"resid_post.{int(layer) - 1}"]
-    if side == "resid_post" and layer.isdecimal():
-        return [hookpoint, f"resid_pre.{int(layer) + 1}"]
-    return [hookpoint]
 
 
 class Encoder:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -60,6 +61,9 @@ class SparseAutoencoder(nn.Module):
         For topk: whether activations are multiplied by the norm of their decoder row.
     hookpoint, model_id : str, optional
         The hookpoint and the model that it was trained on.
+    trained_on : mapping, optional
+        What else is known of the rows that it was trained on, by SAELens's names; see
+        :func:`~actlas.analysis.sae.trained_on.trained_on`.
     kind : str, optional
         Alias of ``architecture``.
 
@@ -102,6 +106,7 @@ class SparseAutoencoder(nn.Module):
         rescale_by_decoder_norm: bool = False,
         hookpoint: str | None = None,
         model_id: str | None = None,
+        trained_on: Mapping[str, Any] | None = None,
         kind: Architecture | None = None,
     ) -> None:
         super().__init__()
@@ -119,6 +124,7 @@ class SparseAutoencoder(nn.Module):
         self.normalize = normalize
         self.rescale_by_decoder_norm = rescale_by_decoder_norm
         self.hookpoint, self.model_id = hookpoint, model_id
+        self.trained_on = dict(trained_on or {})
         self.sha256 = ""
         for name, shape in shapes(architecture, d_in, d_sae).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape)))

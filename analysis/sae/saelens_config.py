@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from actlas.analysis.sae.model import Architecture, Normalization, SparseAutoencoder
+from actlas.analysis.sae.record import CONFIG_FILE
+from actlas.analysis.sae.trained_on import trained_on
 from actlas.store.errors import SaeError
-
-CONFIG_FILE = "cfg.json"
 
 SAELENS_VERSION = "6.0.0"
 """The version of SAELens's format that is written."""
@@ -57,6 +57,7 @@ def config_of(sae: SparseAutoencoder) -> dict[str, Any]:
         "reshape_activations": "none",
         "architecture": _TO_SAELENS[sae.architecture],
         "metadata": {
+            **sae.trained_on,
             "sae_lens_version": SAELENS_VERSION,
             "sae_lens_training_version": None,
             "model_name": sae.model_id,
@@ -110,6 +111,7 @@ class SaeConfig(NamedTuple):
     rescale_by_decoder_norm: bool
     hookpoint: str | None
     model_id: str | None
+    trained_on: dict[str, Any]
 
 
 def parse(config: dict[str, Any], folder: Path) -> SaeConfig:
@@ -129,8 +131,7 @@ def parse(config: dict[str, Any], folder: Path) -> SaeConfig:
     """
     _check_types(config, folder)
     architecture = _architecture(config, folder)
-    metadata = config.get("metadata")
-    known = metadata if isinstance(metadata, dict) else config
+    known = trained_on(config, folder)
     sizes = {name: config.get(name) for name in ("d_in", "d_sae")}
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or not 0 < size < 1 << 31:
@@ -149,8 +150,9 @@ def parse(config: dict[str, Any], folder: Path) -> SaeConfig:
         apply_b_dec_to_input=bool(config.get("apply_b_dec_to_input", True)),
         normalize=_normalization(config, folder),
         rescale_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
-        hookpoint=_hookpoint(known.get("hook_name", known.get("hook_point"))),
+        hookpoint=_hookpoint(known.get("hook_name", known.get("hf_hook_name"))),
         model_id=known.get("model_name"),
+        trained_on=known,
     )
 
 
@@ -165,13 +167,7 @@ def _check_types(config: dict[str, Any], folder: Path) -> None:
         "rescale_acts_by_decoder_norm": (bool,),
         "normalize_activations": (str, bool, type(None)),
         "reshape_activations": (str,),
-        "model_name": (str, type(None)),
     }
-    metadata = config.get("metadata")
-    if isinstance(metadata, dict) and not isinstance(metadata.get("model_name"), str | None):
-        raise SaeError(
-            f"{folder / CONFIG_FILE}: metadata.model_name is not a string.", field="model_name"
-        )
     for name, expected in kinds.items():
         if name in config and not isinstance(config[name], expected):
             words = " or ".join(each.__name__ for each in expected)
@@ -197,6 +193,12 @@ def _architecture(config: dict[str, Any], folder: Path) -> Architecture:
             f"{folder / CONFIG_FILE}: reshape_activations is "
             f"{config['reshape_activations']!r}, expected none or hook_z (rows are flat).",
             field="reshape_activations",
+        )
+    if (config.get("activation_fn_kwargs") or {}).get("signed"):
+        raise SaeError(
+            f"{folder / CONFIG_FILE}: activation_fn_kwargs has signed true: feature activations "
+            "of either sign are not supported.",
+            field="activation_fn_kwargs",
         )
     if config.get("finetuning_scaling_factor"):
         raise SaeError(

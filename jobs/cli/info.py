@@ -49,12 +49,19 @@ def _plan_lines(plan: Plan) -> Iterable[str]:
         yield labelled(
             "windows",
             f"{count(plan.n_windows)} of at most {count(windows.max_length)} tokens; longer "
-            f"documents: {windows.long}",
+            f"documents: {windows.long}{_bos(plan)}",
         )
     if plan.processor is not None:
         yield labelled("images", _images(plan, plan.processor))
     if plan.dense:
         yield labelled("rows", f"{plan.order} order, seed {plan.seed}, dtype {plan.dtype}")
+
+
+def _bos(plan: Plan) -> str:
+    """Return that each window begins with a BOS token, where that was asked for."""
+    if plan.tokenizer is None or not plan.request.get("prepend_bos"):
+        return ""
+    return f"; each begins with BOS, token {plan.tokenizer.prefix_ids[0]} (--prepend-bos)"
 
 
 def _images(plan: Plan, processor: ProcessorSpec) -> str:

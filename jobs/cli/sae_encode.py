@@ -8,6 +8,7 @@ import click
 
 from actlas.jobs.cli.flags import debug_option
 from actlas.jobs.cli.options import asked_for, run_options
+from actlas.jobs.config import split_names
 from actlas.jobs.derived.encode import encode
 from actlas.store.store import open_store
 
@@ -25,13 +26,28 @@ from actlas.store.store import open_store
 @click.option(
     "--hookpoint", help="Hookpoint to encode.  [default: the autoencoder's training hookpoint]"
 )
+@click.option(
+    "--accept",
+    multiple=True,
+    metavar="FIELDS",
+    help="Fields of the autoencoder's cfg.json that may differ from the store, such as model_name: "
+    "it encodes although it was trained on other activations.  [default: none]",
+)
 @run_options("executor", "workers", "address", "device", "threads", "retry_quarantined")
 @debug_option
-def command(store: str, sae: str, name: str | None, hookpoint: str | None, **run: Any) -> int:
+def command(
+    store: str,
+    sae: str,
+    name: str | None,
+    hookpoint: str | None,
+    accept: tuple[str, ...],
+    **run: Any,
+) -> int:
     """Compute and store the feature activations of every token of STORE.
 
     The same command resumes an interrupted run.
     """
-    outcome, _ = encode(open_store(store), sae, name, hookpoint, asked_for(run).run)
+    accepted = [field for text in accept for field in split_names(text)]
+    outcome, _ = encode(open_store(store), sae, name, hookpoint, asked_for(run).run, accepted)
     click.echo(outcome.line)
     return outcome.exit_code

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from actlas.jobs import logs
 from actlas.jobs.config import resolve
 from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import counted
+from actlas.jobs.formatting import counted, printable
 from actlas.jobs.run.outcome import Outcome
 from actlas.jobs.run.repair_derived import outcome_or_error
 from actlas.jobs.run.run import on_stderr, run_work
@@ -39,6 +39,7 @@ def encode_sae(
     *,
     name: str | None = None,
     hookpoint: str | None = None,
+    accept: Collection[str] = (),
     **run: Any,
 ) -> Features:
     """Encode every token of a store, as ``actlas sae encode`` does, and return the features.
@@ -50,6 +51,8 @@ def encode_sae(
     sae : path or str
         The folder of a sparse autoencoder, or the name of a set that was begun.
     name, hookpoint : str, optional
+        See :func:`encode`.
+    accept : collection of str
         See :func:`encode`.
     **run
         Fields of :class:`~actlas.pipeline.options.RunOptions`: ``executor``, ``workers``,
@@ -68,15 +71,23 @@ def encode_sae(
     """
     opened = store if isinstance(store, Store) else open_store(store)
     asked = resolve({"plan": {}, "run": run}).run
-    outcome, made = encode(opened, os.fspath(sae), name, hookpoint, asked)
+    outcome, made = encode(opened, os.fspath(sae), name, hookpoint, asked, accept)
     outcome.require_done()
     return opened.features(made)
 
 
 def encode(
-    store: Store, sae: str, name: str | None, hookpoint: str | None, run: RunOptions
+    store: Store,
+    sae: str,
+    name: str | None,
+    hookpoint: str | None,
+    run: RunOptions,
+    accept: Collection[str] = (),
 ) -> tuple[Outcome, str]:
     """Encode the missing shards of a set of features, then write the table over all of them.
+
+    An autoencoder that was trained on other activations is refused when a set is begun. What else
+    differs, and what was accepted, is printed to standard error.
 
     Parameters
     ----------
@@ -90,13 +101,17 @@ def encode(
         The hookpoint to encode; by default the one that the sparse autoencoder was trained on.
     run : RunOptions
         Executor, workers, device.
+    accept : collection of str
+        Fields of the autoencoder's ``cfg.json`` that may differ from the store, such as
+        ``model_name``.
 
     Raises
     ------
     SaeError
         The sparse autoencoder cannot be loaded, or does not fit this store.
     ConfigError
-        ``sae`` is the name of a set that was begun, and ``name`` is another.
+        ``accept`` has a name that is no such field; or ``sae`` is the name of a set that was begun,
+        and ``name`` is another.
     CorruptDataError
         The extraction was finished, and receipts are lost since.
 
@@ -106,11 +121,23 @@ def encode(
         How the run ended, and the name of the set.
     """
     from actlas.analysis.features.encode import create_features, finish
+    from actlas.analysis.features.fit import check_sae
+    from actlas.analysis.sae.differences import check_accepted
     from actlas.analysis.sae.saelens_format import load_sae
+    from actlas.analysis.sae.trained_on import FIELDS
+    from actlas.store.ledger.feature_sets import names
 
-    folder, name = _folder_of(store, sae, name)
+    check_accepted(accept)
+    folder, begun = _folder_of(store, sae, name)
+    name = begun or folder.name
     loaded = load_sae(folder)
-    features = create_features(store, loaded, name or folder.name, str(folder), hookpoint)
+    if name in names(store):  # what differs was accepted when the set was begun
+        accept = FIELDS
+        hookpoint = hookpoint or store.features(name).hookpoint
+    hookpoint, said = check_sae(store, loaded, hookpoint, accept)
+    for line in said:
+        on_stderr(printable(f"{folder}: {line}"))
+    features = create_features(store, loaded, name, str(folder), hookpoint, accept)
     work = Work(
         job=ENCODE.job(features.name),
         units=DerivedUnits(store, ENCODE, features.name, store.shard_range, store.whole),

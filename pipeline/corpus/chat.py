@@ -17,7 +17,7 @@ import jinja2
 
 from actlas.pipeline.corpus.readers import Unreadable
 from actlas.pipeline.corpus.spans import Span
-from actlas.pipeline.corpus.tokenization import DocumentTokenizer
+from actlas.pipeline.corpus.tokenization import DocumentTokenizer, Tokens, bos_id
 from actlas.store.errors import ModelError
 
 _SPECIAL = Unreadable("a message contains a special token's string")
@@ -28,20 +28,41 @@ _CHANGED = Unreadable("the chat template changes, drops or repeats what a messag
 class ChatTokenizer(DocumentTokenizer):
     """The tokenizer of text formatted by its chat template: it adds no special tokens.
 
+    With ``prepend_bos`` every window begins with one BOS token: a BOS that the template writes at
+    the beginning of a conversation is that token, and has no row of its own.
+
     Parameters
     ----------
-    tokenizer, identity
+    tokenizer, identity, prepend_bos
         See :class:`~actlas.pipeline.corpus.tokenization.DocumentTokenizer`.
     """
 
-    def __init__(self, tokenizer: Any, identity: str) -> None:
-        super().__init__(tokenizer, identity)
+    def __init__(self, tokenizer: Any, identity: str, *, prepend_bos: bool = False) -> None:
+        super().__init__(tokenizer, identity, prepend_bos=prepend_bos)
         self._backend.encode_special_tokens = False
         template = chat_template(tokenizer, identity)
         digest = hashlib.sha256(f"{self.spec.sha256}\n{template}".encode())
+        self._bos = bos_id(tokenizer, identity) if prepend_bos else None
+        if self._bos is not None:
+            digest.update(f"\nBOS {self._bos}".encode())
+        prefix = () if self._bos is None else (self._bos,)
         self.spec = self.spec.model_copy(
-            update={"sha256": digest.hexdigest(), "prefix_ids": (), "suffix_ids": ()}
+            update={"sha256": digest.hexdigest(), "prefix_ids": prefix, "suffix_ids": ()}
         )
+
+    def tokenize(self, texts: Sequence[str]) -> Iterator[Tokens]:
+        """Yield the kept tokens of each text."""
+        for tokens in super().tokenize(texts):
+            begins = len(tokens) > 0 and int(tokens.token_id[0]) == self._bos
+            yield _without_first(tokens) if begins else tokens
+
+
+def _without_first(tokens: Tokens) -> Tokens:
+    """Return tokens without the first one, whose characters become the next one's."""
+    char_start = tokens.char_start[1:].copy()
+    char_start[:1] = 0
+    char_stop = tokens.char_stop if len(char_start) else 0
+    return Tokens(tokens.token_id[1:], char_start, char_stop)
 
 
 def chat_template(tokenizer: Any, identity: str) -> str:

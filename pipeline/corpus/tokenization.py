@@ -65,6 +65,8 @@ class DocumentTokenizer:
         A fast tokenizer: only these give the characters of each token.
     identity : str
         The tokenizer's id in the plan.
+    prepend_bos : bool
+        Whether every window begins with the BOS token, also where the tokenizer adds none.
 
     Attributes
     ----------
@@ -77,11 +79,13 @@ class DocumentTokenizer:
     ------
     ModelError
         The tokenizer is a slow one, or does not add the same tokens around every text.
+    ConfigError
+        With ``prepend_bos``: the tokenizer has no BOS token.
     """
 
     columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
-    def __init__(self, tokenizer: Any, identity: str) -> None:
+    def __init__(self, tokenizer: Any, identity: str, *, prepend_bos: bool = False) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not getattr(tokenizer, "is_fast", False) or backend is None:
             raise ModelError(
@@ -94,10 +98,13 @@ class DocumentTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
-        self.spec = self._describe(tokenizer, identity)
+        bos = bos_id(tokenizer, identity) if prepend_bos else None
+        self.spec = self._describe(tokenizer, identity, bos)
 
-    def _describe(self, tokenizer: Any, identity: str) -> TokenizerSpec:
+    def _describe(self, tokenizer: Any, identity: str, bos: int | None) -> TokenizerSpec:
         prefix, suffix = self._probe(tokenizer, identity)
+        if bos is not None and prefix[:1] != (bos,):
+            prefix = (bos, *prefix)
         special = {str(key): str(value) for key, value in tokenizer.special_tokens_map.items()}
         about = {"special": special, "prefix": prefix, "suffix": suffix}
         digest = hashlib.sha256(self._backend.to_str().encode())
@@ -136,6 +143,34 @@ class DocumentTokenizer:
         for i, text in enumerate(texts):
             encoding, encodings[i] = encodings[i], None
             yield tokens_of(encoding, len(text))
+
+
+def bos_id(tokenizer: Any, identity: str) -> int:
+    """Return a tokenizer's BOS token.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        The tokenizer.
+    identity : str
+        The tokenizer's name, for messages.
+
+    Raises
+    ------
+    ConfigError
+        The tokenizer has none.
+    """
+    token: int | None = tokenizer.bos_token_id
+    if token is None:
+        eos = tokenizer.eos_token
+        instead = f" (TransformerLens takes the EOS token instead: {eos!r})" if eos else ""
+        raise ConfigError(
+            f"--prepend-bos: the tokenizer {identity} has no BOS token. Leave it out; or copy the "
+            f"tokenizer's files, set bos_token in tokenizer_config.json{instead}, and give the "
+            "copy with --tokenizer.",
+            field="prepend_bos",
+        )
+    return token
 
 
 def tokens_of(encoding: Any, n_chars: int) -> Tokens:

@@ -118,10 +118,11 @@ class Estimate:
 
     def _documents(self) -> Lines:
         plan, count = self.plan, self._count
+        bos = ", each with BOS first" if plan.request.get("prepend_bos") else ""
         yield (
             "corpus",
             f"{count(plan.n_tokens)} tokens in {count(plan.n_documents)} documents, "
-            f"{count(plan.n_windows)} windows of at most {plan.windows.max_length:,}; the "
+            f"{count(plan.n_windows)} windows of at most {plan.windows.max_length:,}{bos}; the "
             f"longest document has {np.diff(self.columns.start).max():,}",
         )
         if self.sampled_documents is not None:

@@ -107,7 +107,12 @@ def read_mixed(
         A window has no room for an image, or the processor is of an unknown kind.
     """
     placeholder = find_placeholder(model.processor)
-    tokenizer = MixedTokenizer(model.tokenizer, options.tokenizer or model.spec.id, placeholder)
+    tokenizer = MixedTokenizer(
+        model.tokenizer,
+        options.tokenizer or model.spec.id,
+        placeholder,
+        prepend_bos=options.prepend_bos,
+    )
     long = options.long or ("truncate" if corpus.labelled else "window")
     windows = make_windows(tokenizer.spec, max_length, long, options.keep_special)
     processor = describe_processor(
@@ -122,7 +127,7 @@ def read_mixed(
 
 _APPLIES: Mapping[str, tuple[Modality, ...]] = {
     **dict.fromkeys(("tokenizer", "text_field", "max_length", "long"), ("text", "mixed")),
-    **dict.fromkeys(("lowercase", "with_loss"), ("text", "mixed")),
+    **dict.fromkeys(("lowercase", "with_loss", "prepend_bos"), ("text", "mixed")),
     **dict.fromkeys(("messages_field", "span_fields"), ("text",)),
     "image_field": ("image", "mixed"),
 }

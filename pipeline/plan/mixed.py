@@ -109,7 +109,7 @@ class MixedTokenizer(DocumentTokenizer):
 
     Parameters
     ----------
-    tokenizer, identity
+    tokenizer, identity, prepend_bos
         See :class:`~actlas.pipeline.corpus.tokenization.DocumentTokenizer`.
     placeholder : Placeholder
         The placeholder of an image.
@@ -118,8 +118,15 @@ class MixedTokenizer(DocumentTokenizer):
     spec: TokenizerSpec
     columns = MappingProxyType({"modality": ("text", "image")})
 
-    def __init__(self, tokenizer: Any, identity: str, placeholder: Placeholder) -> None:
-        super().__init__(tokenizer, identity)
+    def __init__(
+        self,
+        tokenizer: Any,
+        identity: str,
+        placeholder: Placeholder,
+        *,
+        prepend_bos: bool = False,
+    ) -> None:
+        super().__init__(tokenizer, identity, prepend_bos=prepend_bos)
         self._placeholder = placeholder
         self._image = patch_tokens(placeholder.grid)
         self._grid_text = "".join(patch_texts(placeholder.grid))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from actlas.pipeline.corpus.chat import Chat, ChatTokenizer
 from actlas.pipeline.corpus.corpus import Corpus, open_corpus
@@ -145,7 +145,8 @@ def _reading(options: PlanOptions, model: ModelDescription) -> Reading:
     if mixed:
         return read_mixed(options, model, hookpoints, corpus, max_length)
     tokenizer_of = ChatTokenizer if options.messages_field else DocumentTokenizer
-    tokenizer = tokenizer_of(model.tokenizer, options.tokenizer or model.spec.id)
+    identity = options.tokenizer or model.spec.id
+    tokenizer = tokenizer_of(model.tokenizer, identity, prepend_bos=options.prepend_bos)
     long = options.long or ("truncate" if corpus.labelled else "window")
     windows = make_windows(tokenizer.spec, max_length, long, options.keep_special)
     return Reading(corpus, hookpoints, tokenizer, windows, max_length)
@@ -267,6 +268,16 @@ def assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: 
         pools=options.pool,
         dense=not options.pooled_only,
         with_loss=options.with_loss,
-        request=options.model_dump(mode="json"),
+        request=_request(options),
         **counts,
     )
+
+
+def _request(options: PlanOptions) -> dict[str, Any]:
+    """Return the options as a plan records them.
+
+    An option that the first version of the format did not have is recorded where it is given alone,
+    so that earlier versions read the plans of stores without it.
+    """
+    given = options.model_dump(mode="json")
+    return {name: value for name, value in given.items() if name != "prepend_bos" or value}

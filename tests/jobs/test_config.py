@@ -236,6 +236,7 @@ TURNED_ON: dict[str, object] = {
     "messages_field": "messages",
     "image_field": "image",
     "keep_special": True,
+    "prepend_bos": True,
     "lowercase": True,
     "trust_remote_code": True,
     "max_tokens": 100,

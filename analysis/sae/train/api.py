@@ -14,12 +14,14 @@ import torch
 
 from actlas.analysis.sae.metrics import Metrics
 from actlas.analysis.sae.model import SparseAutoencoder
+from actlas.analysis.sae.record import OWN_FILE, check_files, read_record
 from actlas.analysis.sae.saelens_format import load_sae
 from actlas.analysis.sae.train import checkpoint
 from actlas.analysis.sae.train import data as train_data
 from actlas.analysis.sae.train.options import TrainOptions
 from actlas.analysis.sae.train.run import DENSITY_FILE, METRICS_FILE, Tell, TrainingRun
 from actlas.analysis.sae.train.trainer import Recipe, Trainer, initialize
+from actlas.analysis.sae.trained_on import of_plan
 from actlas.pipeline.model.device import torch_threads
 from actlas.store.errors import ConfigError, CorruptDataError, StoreExistsError
 from actlas.store.objects.faults import writing
@@ -134,6 +136,8 @@ def train_sae(
     ------
     HookpointError
         The store has no such hookpoint.
+    CorruptDataError, SaeError
+        A file in ``out`` is damaged.
     ConfigError
         An option is out of range, or differs from those of the training in ``out``.
     StoreExistsError
@@ -195,6 +199,7 @@ def _train(
         k=options.k if options.architecture == "topk" else None,
         hookpoint=options.hookpoint,
         model_id=store.plan.model.id,
+        trained_on=of_plan(store.plan),
     )
     initialize(sae, data.mean, options.seed)
     n_rows = n_steps * options.batch_size
@@ -224,6 +229,15 @@ def _require_free(folder: Path) -> None:
 def _finished(folder: Path, key: dict[str, Any]) -> TrainedSae:
     """Return the result of the finished training in a folder, if its options are the same."""
     path = folder / METRICS_FILE
+    record = read_record(folder)
+    if record is None:
+        raise CorruptDataError(
+            f"{folder}: the results of a finished training, without their record {OWN_FILE}. "
+            "Restore the folder from a copy, or give another --out.",
+            path=str(folder / OWN_FILE),
+        )
+    for damage in check_files(folder, record):
+        raise CorruptDataError(damage.message, path=str(damage.details["path"])) from damage
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         options = dict(values["options"])

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: one safetensors file, replaced atomically."""
+"""Checkpoints of a training: one safetensors file with its own checksum, replaced atomically."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import xxhash
 
+from actlas.analysis.sae.record import CHECKPOINT_FILE
 from actlas.analysis.sae.tensor_file import save_tensors
 from actlas.analysis.sae.train.options import name_of
 from actlas.store.errors import ConfigError, CorruptDataError
 from actlas.store.objects import leftovers
 from actlas.store.objects.faults import writing
 
-STATE_FILE = "checkpoint.safetensors"
+STATE_FILE = CHECKPOINT_FILE
 
 FORMAT = "actlas.sae.training.1"
 
@@ -58,7 +60,8 @@ def save_state(folder: Path, tensors: dict[str, torch.Tensor], state: dict[str, 
     """
     with writing(folder / STATE_FILE):
         folder.mkdir(parents=True, exist_ok=True)
-        metadata = {"format": FORMAT, "state": json.dumps(state)}
+        text = json.dumps(state)
+        metadata = {"format": FORMAT, "state": text, "xxh3": content_digest(tensors, text)}
         save_tensors(tensors, folder / STATE_FILE, metadata)
 
 
@@ -68,6 +71,24 @@ def is_leftover(path: Path) -> bool:
         return True
     # Of earlier versions, and of safetensors for them.
     return path.name == f".{STATE_FILE}.part" or re.fullmatch(r"\.tmp\w{6}", path.name) is not None
+
+
+def content_digest(tensors: dict[str, torch.Tensor], state: str) -> str:
+    """Return the XXH3 (128 bits, hexadecimal) of a checkpoint's tensors and state.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        Tensors on the CPU; name, dtype, shape and values of each count.
+    state : str
+        The rest, as JSON.
+    """
+    digest = xxhash.xxh3_128(state.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_state(folder: Path) -> Saved | None:
@@ -94,6 +115,7 @@ def read_state(folder: Path) -> Saved | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.get("format") != FORMAT:
             raise ValueError(f"format {metadata.get('format')!r}, expected {FORMAT!r}")
+        _check_content(tensors, metadata)
         state = json.loads(metadata["state"])
         missing = {"options", "step", "tokens", "batches", "points", "seconds"} - set(state)
         if missing:
@@ -105,6 +127,20 @@ def read_state(folder: Path) -> Saved | None:
             path=str(path),
         ) from error
     return Saved(tensors, state)
+
+
+def _check_content(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Raise ``ValueError`` where a checkpoint is not as it was written.
+
+    Those of earlier versions have no checksum: they are read as before.
+    """
+    if metadata.keys() == {"format", "state"}:
+        return
+    if metadata.keys() != {"format", "state", "xxh3"}:
+        raise ValueError(f"metadata {', '.join(sorted(metadata))}")
+    found = content_digest(tensors, metadata["state"])
+    if found != metadata["xxh3"]:
+        raise ValueError(f"XXH3 {found}, and it says {metadata['xxh3']}")
 
 
 def require_same(

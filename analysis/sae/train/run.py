@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -15,7 +14,8 @@ import numpy as np
 import torch
 
 from actlas.analysis.sae.metrics import Metrics, evaluate
-from actlas.analysis.sae.saelens_format import OWN_FILE, WEIGHTS_FILE, save_sae
+from actlas.analysis.sae.record import sync
+from actlas.analysis.sae.saelens_format import save_sae
 from actlas.analysis.sae.train import checkpoint, curves
 from actlas.analysis.sae.train.curves import Point
 from actlas.analysis.sae.train.data import EvaluationRows, TrainingRows
@@ -28,6 +28,8 @@ from actlas.store.read.reader import StoreReader
 N_POINTS = 200
 
 METRICS_FILE, DENSITY_FILE = "metrics.json", "density.npy"
+
+CURVE_FILE, PICTURE_FILE = "curve.csv", "curves.png"
 
 Tell = Callable[[Point, int, float], None]
 """Called with a point of the learning curves, the steps of the whole run, and rows per second."""
@@ -147,7 +149,8 @@ class TrainingRun:
     def finish(self, store: StoreReader, on: EvaluationRows) -> Metrics:
         """Fold the scale into the weights, evaluate, write all results, remove the checkpoint.
 
-        The checkpoint is removed last: a run that is killed before does all this again.
+        The checkpoint is removed last, when all results are on the disk: a run that is killed
+        before does all this again.
 
         Parameters
         ----------
@@ -165,12 +168,13 @@ class TrainingRun:
         )
         final = metrics.explained_variance, "held-out" if on.held_out else "training"
         with writing(self.folder):
-            curves.write_csv(self.folder / "curve.csv", self.points)
-            curves.draw(self.folder / "curves.png", self.points, title, final)
+            curves.write_csv(self.folder / CURVE_FILE, self.points)
+            curves.draw(self.folder / PICTURE_FILE, self.points, title, final)
             np.save(self.folder / DENSITY_FILE, metrics.density, allow_pickle=False)
             _write_json(self.folder / METRICS_FILE, {**metrics.as_dict(), **self._about(on)})
-            save_sae(sae, self.folder, self._metadata(store))
-            _add_weights_hash(self.folder)
+            results = METRICS_FILE, DENSITY_FILE, CURVE_FILE, PICTURE_FILE
+            save_sae(sae, self.folder, self._metadata(store), results)
+            sync(self.folder)
             (self.folder / checkpoint.STATE_FILE).unlink()
         return metrics
 
@@ -193,13 +197,6 @@ class TrainingRun:
             "options": self.key,
             "torch_version": str(torch.__version__),
         }
-
-
-def _add_weights_hash(folder: Path) -> None:
-    with (folder / WEIGHTS_FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    own = json.loads((folder / OWN_FILE).read_text())
-    _write_json(folder / OWN_FILE, {**own, "sae_weights_sha256": digest})
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -143,6 +143,7 @@ def test_sixteen_bit_weights_are_widened(tmp_path: Path, dtype: torch.dtype) -> 
     path = tmp_path / "saved/sae_weights.safetensors"
     narrow = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
     save_file(narrow, path)
+    (tmp_path / "saved/actlas.json").unlink()
     sae = load_sae(tmp_path / "saved")
     assert sae.W_enc.dtype == torch.float32
     assert torch.equal(sae.W_enc, narrow["W_enc"].float())
@@ -173,6 +174,7 @@ def test_codes_by_hand(kind: Any) -> None:
 
 
 def changed(folder: Path, **changes: Any) -> None:
+    (folder / "actlas.json").unlink()  # as SAELens's folders, which have no checksums
     path = folder / "cfg.json"
     config = json.loads(path.read_text())
     config |= changes
@@ -218,6 +220,7 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
         load_sae(tmp_path / "empty")
     folder = tmp_path / "saved"
     save_sae(SparseAutoencoder(D_IN, D_SAE, kind="relu"), folder, {})
+    (folder / "actlas.json").unlink()  # as SAELens's folders, which have no checksums
     whole = {path: path.read_bytes() for path in folder.iterdir()}
     weights, config = folder / "sae_weights.safetensors", folder / "cfg.json"
     for path, data, message in (
@@ -258,6 +261,7 @@ def test_a_saelens_config_of_before_version_6(tmp_path: Path) -> None:
         "finetuning_scaling_factor": False,
     }
     (tmp_path / "saved/cfg.json").write_text(json.dumps(old))
+    (tmp_path / "saved/actlas.json").unlink()
     loaded = load_sae(tmp_path / "saved")
     assert (loaded.kind, loaded.k, loaded.hookpoint) == ("topk", K, "resid_pre.2")
     assert torch.equal(loaded.encode(rows()), sae.encode(rows()))

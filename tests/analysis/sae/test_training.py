@@ -110,8 +110,13 @@ def test_a_finished_training_is_left_as_it_is(store: Store, tmp_path: Path) -> N
             train_sae(store, HOOK, tmp_path / "a", **{**SMALL, **changes})
         assert caught.value.details["field"] in changes
     assert before == {p.name: p.read_bytes() for p in first.folder.iterdir()}
-    (tmp_path / "a/density.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(CorruptDataError, match=r"density\.npy"):
+    for name in before.keys() - {"actlas.json"}:
+        (tmp_path / "a" / name).write_bytes(before[name][:-1])
+        with pytest.raises(CorruptDataError, match=rf"{name}: damaged"):
+            train_sae(store, HOOK, tmp_path / "a", **SMALL)
+        (tmp_path / "a" / name).write_bytes(before[name])
+    (tmp_path / "a/actlas.json").unlink()
+    with pytest.raises(CorruptDataError, match="without their record"):
         train_sae(store, HOOK, tmp_path / "a", **SMALL)
 
 
@@ -124,10 +129,12 @@ def test_killed_while_it_wrote_its_results(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("actlas.analysis.sae.train.run._add_weights_hash", killed)
+        patch.setattr("actlas.analysis.sae.saelens_format.write_record", killed)
         with pytest.raises(KeyboardInterrupt):
             train_sae(store, HOOK, tmp_path / "cut", **SMALL)
     assert (tmp_path / "cut" / STATE_FILE).exists()
+    with pytest.raises(SaeError, match="a training that is not finished"):
+        load_sae(tmp_path / "cut")
     again = train_sae(store, HOOK, tmp_path / "cut", **SMALL)
     assert again.sae.sha256 == whole.sae.sha256 and not again.was_done
     assert not (tmp_path / "cut" / STATE_FILE).exists()
