@@ -131,13 +131,13 @@ def encode(
     folder, begun = _folder_of(store, sae, name)
     name = begun or folder.name
     loaded = load_sae(folder)
-    if name in names(store):  # what differs was accepted when the set was begun
-        accept = FIELDS
-        hookpoint = hookpoint or store.features(name).hookpoint
+    encoded = store.features(name).hookpoint if name in names(store) else None
+    if encoded is not None and hookpoint in (None, encoded):
+        hookpoint, accept = encoded, FIELDS  # what differs was accepted when the set was begun
     hookpoint, said = check_sae(store, loaded, hookpoint, accept)
+    features = create_features(store, loaded, name, str(folder), hookpoint, accept)
     for line in said:
         on_stderr(printable(f"{folder}: {line}"))
-    features = create_features(store, loaded, name, str(folder), hookpoint, accept)
     work = Work(
         job=ENCODE.job(features.name),
         units=DerivedUnits(store, ENCODE, features.name, store.shard_range, store.whole),
