@@ -63,6 +63,7 @@ def save_state(folder: Path, tensors: dict[str, torch.Tensor], state: dict[str, 
         text = json.dumps(state)
         metadata = {"format": FORMAT, "state": text, "xxh3": content_digest(tensors, text)}
         save_tensors(tensors, folder / STATE_FILE, metadata)
+        (folder / f".{STATE_FILE}.part").unlink(missing_ok=True)  # of a killed earlier version
 
 
 def is_leftover(path: Path) -> bool:
