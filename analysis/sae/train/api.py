@@ -208,6 +208,7 @@ def _train(
     run = TrainingRun(folder, options, key, trainer, data, tell)
     if saved is not None:
         run.resume(saved)
+    checkpoint.try_folder(folder)
     run.train(stop or (lambda: False))
     metrics = run.finish(store, on)
     return TrainedSae(sae, metrics, on.held_out, folder, n_steps, run.tokens, run.seconds)

@@ -66,6 +66,27 @@ def save_state(folder: Path, tensors: dict[str, torch.Tensor], state: dict[str, 
         (folder / f".{STATE_FILE}.part").unlink(missing_ok=True)  # of a killed earlier version
 
 
+def try_folder(folder: Path) -> None:
+    """Create the folder of a training, and try whether files can be written there, before the work.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder of a training.
+
+    Raises
+    ------
+    RunFaultError
+        They cannot be written.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        leftovers.sweep(folder / STATE_FILE)
+        tried = leftovers.beside(folder / STATE_FILE)
+        tried.mkdir()
+        leftovers.remove(tried)
+
+
 def is_leftover(path: Path) -> bool:
     """Return whether a path is what a run leaves that is killed while it saves a checkpoint."""
     if leftovers.is_temporary(path.name, path.with_name(STATE_FILE)):
