@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from actlas.store.format.validation import CHANGED
 from actlas.store.ledger.finished import is_finished, lost_error, lost_units
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts
 from actlas.store.objects.base import Objects
+from actlas.store.objects.threads import OncePerKey
 
 KEPT = 512
 """Receipts that are kept in memory; one has up to 50 kB on disk."""
@@ -85,8 +85,8 @@ class Completion:
         self._objects, self._plan_sha256, self._job_shards = objects, plan_sha256, job_shards
         self._seen: dict[str, frozenset[int]] = {}
         self._receipts: dict[str, Receipts] = {}
-        self._receipt = lru_cache(maxsize=KEPT)(self._read_receipt)
-        self._record = lru_cache(maxsize=KEPT)(self._read_records)
+        self._receipt = OncePerKey(self._read_receipt, maxsize=KEPT)
+        self._record = OncePerKey(self._read_records, maxsize=KEPT)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Completion, (self._objects, self._plan_sha256, self._job_shards)
@@ -111,7 +111,7 @@ class Completion:
         CorruptDataError
             The job was finished, and the shard's receipt is lost.
         """
-        return self._receipt(shard, job, self.receipts(job).generation(shard))
+        return self._receipt((shard, job, self.receipts(job).generation(shard)))
 
     def repaired_since(self, shard: int, job: str) -> Callable[[], bool]:
         """Return a function that tells whether a shard was repaired with other bytes after this.
@@ -130,8 +130,8 @@ class Completion:
         """Drop the cached receipts of a job, after one of them was replaced."""
         self._receipts.pop(job, None)
         self._seen.pop(job, None)
-        self._receipt.cache_clear()
-        self._record.cache_clear()
+        self._receipt.clear()
+        self._record.clear()
 
     def done(self, job: str) -> frozenset[int]:
         """Return the shards of a job that are done, by a fresh listing."""
@@ -173,7 +173,7 @@ class Completion:
         CorruptDataError
             The receipt names no such object.
         """
-        records = self._record(shard, job, self.receipts(job).generation(shard))
+        records = self._record((shard, job, self.receipts(job).generation(shard)))
         if key not in records:
             raise CorruptDataError(
                 f"{self._objects.url}/{self.receipts(job).key(shard)}: this receipt names no "
@@ -182,11 +182,12 @@ class Completion:
             )
         return records[key]
 
-    def _read_records(self, shard: int, job: str, generation: int) -> dict[str, Recorded]:
-        records = self._receipt(shard, job, generation).objects
+    def _read_records(self, which: tuple[int, str, int]) -> dict[str, Recorded]:
+        records = self._receipt(which).objects
         return {record.key: Recorded.of(record) for record in records}
 
-    def _read_receipt(self, shard: int, job: str, generation: int) -> Receipt:
+    def _read_receipt(self, which: tuple[int, str, int]) -> Receipt:
+        shard, job, generation = which
         try:
             return self.receipts(job).read(shard, generation)
         except FileNotFoundError:

@@ -1,11 +1,15 @@
-"""An ordered map over a bounded thread pool, for many small requests."""
+"""An ordered map over a bounded thread pool, for many small requests; a cache for threads."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+import os
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
 
 Item = TypeVar("Item")
 
@@ -40,3 +44,53 @@ def map_in_order(
                 yield running.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+class OncePerKey(Generic[Key, Result]):
+    """A cache of a function's results, which threads that ask at once compute only once.
+
+    ``functools.lru_cache`` lets every thread compute a result that is not there yet: all threads
+    that begin to read a shard would read its receipt. An error is raised in each thread that waits,
+    and is not kept. A forked process begins with an empty cache.
+
+    Parameters
+    ----------
+    make : callable
+        Computes the result of a key. It must not ask for the same key.
+    maxsize : int
+        The number of results to keep; the one that was used longest ago goes first.
+    """
+
+    def __init__(self, make: Callable[[Key], Result], maxsize: int) -> None:
+        self._make, self._maxsize = make, maxsize
+        self.clear()
+
+    def __call__(self, key: Key) -> Result:
+        """Return the result of a key."""
+        if os.getpid() != self._process:
+            self.clear()
+        with self._lock:
+            future = self._kept.get(key)
+            if future is None:
+                mine = self._kept[key] = Future()
+                if len(self._kept) > self._maxsize:
+                    self._kept.popitem(last=False)
+            else:
+                self._kept.move_to_end(key)
+        if future is not None:
+            return future.result()
+        try:
+            result = self._make(key)
+        except BaseException as error:
+            with self._lock:
+                self._kept.pop(key, None)
+            mine.set_exception(error)
+            raise
+        mine.set_result(result)
+        return result
+
+    def clear(self) -> None:
+        """Forget all results."""
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Key, Future[Result]] = OrderedDict()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.layout import ceil_div
 from actlas.store.format.recorded import Recorded
 from actlas.store.objects.base import Objects
+from actlas.store.objects.threads import OncePerKey
 from actlas.store.shards.reader import ShardReader
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class LazyArray:
         self.spec = spec
         self.guard = guard
         self.check = check
-        self._reader = lru_cache(maxsize=64)(self._open_reader)
+        self._reader = OncePerKey(self._open_reader, maxsize=64)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(LazyArray, check=self.check), (self.objects, self.spec, self.guard)

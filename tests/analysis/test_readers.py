@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import state_machine as machine
@@ -19,6 +21,7 @@ from support.readers import READERS
 from actlas.store.errors import CorruptDataError, NotExtractedError
 from actlas.store.format import layout, recorded
 from actlas.store.ledger import guards
+from actlas.store.objects.local import LocalObjects
 from actlas.store.store import open_store
 from actlas.store.write import create
 
@@ -93,6 +96,26 @@ def test_rows_whose_receipt_is_lost_are_never_left_out(ward: Ward, name: str) ->
         finally:
             (ward.path / key).write_bytes(ward.files[key])
         assert key in str(refused.value)
+
+
+def test_receipts_are_read_once_for_each_shard_and_not_at_open(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: Counter[str] = Counter()
+    read = LocalObjects.read
+
+    def counted(objects: LocalObjects, key: str, *part: Any) -> bytes:
+        asked[key] += key.startswith("ledger/receipts/")
+        return read(objects, key, *part)
+
+    monkeypatch.setattr(LocalObjects, "read", counted)
+    store = open_store(ward.path)
+    assert len(store.activations[machine.HOOKPOINT]) and not asked.total()
+    for name in ("batches", "batches", "rows", "activations of documents", "statistics"):
+        READERS[name].read(store)
+    assert {k: n for k, n in asked.items() if n} == {
+        f"ledger/receipts/extract/{shard:08d}.json": 1 for shard in range(store.plan.n_shards)
+    }
 
 
 def test_the_description_of_another_set_of_features_is_refused(ward: Ward, tmp_path: Path) -> None:
