@@ -132,7 +132,7 @@ def test_drain_requeue_and_resume_with_a_node_lost(slurm: Launch, tmp_path: Path
     launcher.send_signal(signal.SIGTERM)
     out = said_until(launcher, "finishing the shards in flight")
     open_gate(tmp_path)
-    out += launcher.communicate(timeout=120)[0]
+    out += launcher.communicate(timeout=250)[0]
     assert launcher.returncode == EXIT_RESUME, out
     assert "n2: its Ray worker ended (-9): starting another" in out
     assert "requeueing job 4242" in out
@@ -146,7 +146,7 @@ def test_drain_requeue_and_resume_with_a_node_lost(slurm: Launch, tmp_path: Path
     n_attempts = len(attempted(tmp_path))
     plant(tmp_path)
     launcher = slurm(*arguments, SLURM_RESTART_COUNT="1", SLURM_JOB_NODELIST="n3")
-    out, _ = launcher.communicate(timeout=120)
+    out, _ = launcher.communicate(timeout=250)
     assert launcher.returncode == EXIT_DONE, out
     assert "whole: sizes, metadata and receipts of" in out
     assert not done_before & set(attempted(tmp_path)[n_attempts:])
@@ -158,7 +158,7 @@ def test_drain_requeue_and_resume_with_a_node_lost(slurm: Launch, tmp_path: Path
 def test_a_head_that_ends_at_once_with_success_is_noticed(slurm: Launch, tmp_path: Path) -> None:
     script(tmp_path / "bin" / "ray", "#!/bin/sh\necho no space for Ray\nexit 0\n")
     launcher = slurm("nowhere.zarr")
-    out, _ = launcher.communicate(timeout=120)
+    out, _ = launcher.communicate(timeout=250)
     assert launcher.returncode == EXIT_ERROR
     assert "the head of Ray does not start" in out
     assert "no space for Ray" in (tmp_path / "actlas-4242-ray" / "head.log").read_text()
@@ -173,7 +173,7 @@ def test_workers_that_never_join_are_noticed(slurm: Launch, tmp_path: Path) -> N
     )
     script(tmp_path / "bin" / "ray", f"#!/bin/sh\n{listen} <<'END'\n{code}END\nesac\n")
     launcher = slurm("nowhere.zarr", ACTLAS_WAIT_S="3")
-    out, _ = launcher.communicate(timeout=120)
+    out, _ = launcher.communicate(timeout=250)
     assert launcher.returncode == EXIT_ERROR
     assert "no worker of Ray has joined in time" in out
 
@@ -211,7 +211,7 @@ def test_time_limits_do_not_use_up_the_requeues_after_faults(slurm: Launch, tmp_
             assert "at work" in launcher.stdout.readline()
             (tmp_path / "wait").unlink()
             launcher.send_signal(signal.SIGTERM)
-        said.append(launcher.communicate(timeout=60)[0])
+        said.append(launcher.communicate(timeout=250)[0])
         assert launcher.returncode == EXIT_RESUME, said
     assert ["requeueing job 4242" in out for out in said] == [True, True, False]
     assert "stopped by a fault, 1 times requeued after one" in said[2]
