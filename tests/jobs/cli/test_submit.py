@@ -390,17 +390,17 @@ def test_jobs_end_as_they_ended(head: Head) -> None:
     arguments = [a.replace("http://127.0.0.1:8265", head.address) for a in arguments]
     auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token)}
     subprocess.run(
-        [sys.executable, *arguments], env=head.environment | auth, check=True, timeout=60
+        [sys.executable, *arguments], env=head.environment | auth, check=True, timeout=240
     )
-    out = jobs["waits"].communicate(timeout=60)[0]
+    out = jobs["waits"].communicate(timeout=240)[0]
     assert jobs["waits"].returncode == EXIT_RESUME
     assert "drained\n" in out  # it took 4 s; Ray's own patience is 3
     assert "the job was stopped; finished shards are kept" in out
-    out = followed.communicate(timeout=60)[0]
+    out = followed.communicate(timeout=240)[0]
     assert followed.returncode == 0, out
     assert 'called with ["extract", "/stores/3"' in out and "Authentication" not in out
 
-    out = refused.communicate(timeout=60)[0]
+    out = refused.communicate(timeout=240)[0]
     assert refused.returncode == EXIT_USAGE
     assert "the cluster requires a token, and the one that was sent is wrong" in out
     assert out.count("\n") == 1

@@ -239,7 +239,7 @@ def test_a_program_that_catches_every_error_ends(path: Path) -> None:
         env=os.environ | {"PYTHONPATH": PATHS},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert (done.returncode, done.stdout) == (75, "tidied up\n"), done.stderr

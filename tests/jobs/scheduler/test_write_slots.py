@@ -42,7 +42,9 @@ def polled(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.mark.parametrize("n_places", [1, 2])
 def test_never_more_than_places(tmp_path: Path, n_places: int) -> None:
+    """The first to have places wait until all places are taken."""
     lock, inside, most, n_turns = threading.Lock(), 0, 0, 0
+    taken = threading.Barrier(n_places)
 
     def write() -> None:
         nonlocal inside, most, n_turns
@@ -51,6 +53,9 @@ def test_never_more_than_places(tmp_path: Path, n_places: int) -> None:
                 with lock:
                     inside += 1
                     most = max(most, inside)
+                    is_first = n_turns == 0
+                if is_first:
+                    taken.wait(50)
                 time.sleep(0.002)
                 with lock:
                     inside -= 1
