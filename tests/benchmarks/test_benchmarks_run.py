@@ -43,7 +43,7 @@ LIBRARIES = {
 
 
 SERVE = """
-import contextlib, importlib, io, json, multiprocessing, os, sys, traceback
+import contextlib, gc, importlib, io, json, multiprocessing, os, sys, traceback
 from benchmarks import harness
 
 PRELOADED = [
@@ -54,6 +54,7 @@ PRELOADED = [
 ]
 
 def called(pipe, work, *arguments):
+    gc.freeze()  # the harness collects often, and all that was loaded stays
     try:
         pipe.send((True, work(*arguments)))
     except BaseException:
