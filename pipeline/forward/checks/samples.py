@@ -28,6 +28,10 @@ LENGTHS = (2, 5, 11, 19)
 CAUSAL_LENGTHS = (3, 8)
 """The same for a causal model, where padding on the right can reach a row only by mistake."""
 
+CROWD = 8
+"""Sequences of the largest batch of short ones: experts of limited capacity drop what they lack
+room for, and the fewer kinds of sequences there are, the more choose one expert."""
+
 MAX_CAUSAL_LENGTH = 256
 """Largest number of tokens of a sequence for a causal model."""
 
@@ -154,7 +158,7 @@ def text_samples(
         _maker(texts, causal=causal, pad_id=pad_id),
         tuple(map(len, texts)),
         tuple(dict.fromkeys(batch for batch in padded if len(set(batch)) > 1)),
-        ((last, n), (0, n + 1)),
+        ((last, n) * (CROWD // 2), (0, n + 1)),
         ((n - 1, n + 2),) if n > n_short else (),
     )
 

@@ -144,8 +144,8 @@ def with_length(out: torch.Tensor) -> torch.Tensor:
 
 
 def crowded(out: torch.Tensor) -> torch.Tensor:
-    """Experts of limited capacity: they drop what comes beyond 12 tokens of the whole batch."""
-    kept = (torch.arange(out.shape[0] * out.shape[1]) < 12).reshape(out.shape[:2])
+    """Experts of limited capacity: they drop what comes beyond 60 tokens of the whole batch."""
+    kept = (torch.arange(out.shape[0] * out.shape[1]) < 60).reshape(out.shape[:2])
     return out * kept[..., None]
 
 
