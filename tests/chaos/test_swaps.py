@@ -138,7 +138,8 @@ def test_a_lost_receipt_is_named_refused_and_written_again(chaos: Any, whole: Wh
         for full in (False, True):
             said = [str(damage) for damage in verify(open_store(whole.path), full).damages]
             assert all(any(key in damage for damage in said) for key in lost), (lost, said)
-        silent = [name for name, reader in READERS.items() if not refuses(whole, name, lost)]
+        asked = [name for name in READERS if name != "gather extremes"]  # it makes them again
+        silent = [name for name in asked if not refuses(whole, name, lost)]
         assert not silent, (lost, silent)
         mended(whole)
     chaos.record("a lost receipt", n, refused=n, repaired=n)
