@@ -218,10 +218,10 @@ def raise_if_foreign(folder: Path) -> None:
         The folder is an unfinished training, another library's, a model, or a folder of several.
     """
     if folder.is_file():
-        where = f"{folder.parent} is {_described(Folder.of(folder.parent))}"
+        what = _described(Folder.of(folder.parent))
+        where = f"; its folder is {what}" if what is not None else ""
         raise _error(
-            folder,
-            f"expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, got a file; {where}",
+            folder, f"expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, got a file{where}"
         )
     if not folder.is_dir():
         return
@@ -275,11 +275,11 @@ def kind_of(folder: Folder) -> Kind | None:
     return next((kind for kind in KINDS if kind.recognizes(folder)), None)
 
 
-def _described(folder: Folder) -> str:
+def _described(folder: Folder) -> str | None:
     if {CONFIG_FILE, WEIGHTS_FILE} <= folder.names:
         return "such a folder"
     kind = kind_of(folder)
-    return f"{kind.what}. {kind.remedy}" if kind is not None else "none"
+    return f"{kind.what}. {kind.remedy}" if kind is not None else None
 
 
 def _below(folder: Path) -> Iterator[str]:
