@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actlas.jobs.redaction import redacted, redacted_values
+from actlas.jobs.terminal import echo
 from actlas.store.objects.base import is_url, open_objects
 from actlas.store.objects.local_paths import LocalPaths
 
@@ -67,7 +68,7 @@ class _File(logging.FileHandler):
 
     def _give_up(self, error: BaseException | None) -> None:
         if not self._ended:
-            sys.stderr.write(f"the log {self.baseFilename} ends here: {redacted(str(error))}\n")
+            echo(f"the log {self.baseFilename} ends here: {redacted(str(error))}", err=True)
         self._ended = True
 
 
@@ -126,9 +127,8 @@ class _Object(logging.Handler):
                 if not self._reported:
                     self._reported = True
                     words = redacted(str(error)).splitlines() or [type(error).__name__]
-                    sys.stderr.write(
-                        f"the log {self._url}/{FOLDER}/{self._name} is delayed: {words[0]}\n"
-                    )
+                    name = f"{self._url}/{FOLDER}/{self._name}"
+                    echo(f"the log {name} is delayed: {words[0]}", err=True)
 
     def _write(self) -> None:
         assert self.lock is not None
@@ -178,7 +178,7 @@ def start(store_path: str, role: str) -> logging.Handler:
             folder.mkdir(parents=True, exist_ok=True)
             handler = _File(folder / f"{name}.jsonl", encoding="utf-8", delay=False)
     except OSError as error:
-        sys.stderr.write(redacted(f"no log in {store_path}/{FOLDER}: {error}\n"))
+        echo(redacted(f"no log in {store_path}/{FOLDER}: {error}"), err=True)
         handler = logging.NullHandler()
     handler.setFormatter(JsonLines())
     LOGGER.addHandler(handler)
@@ -206,4 +206,4 @@ class NowAndThen:
         now = time.monotonic()
         if now - self._said >= self.EVERY_S:
             self._said = now
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - its purpose
+            echo(text, err=True)

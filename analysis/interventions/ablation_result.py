@@ -6,13 +6,13 @@ import csv
 import json
 import math
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actlas.analysis.interventions.conditions import RANDOM, TOP, Condition
+from actlas.store.display.text import html_text, printable_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,9 +147,9 @@ class Ablation:
         """Return every prompt with its continuations, control characters escaped."""
         blocks = []
         for number, sample in enumerate(self.samples, 1):
-            lines = [f"=== prompt {number}: {_shown(sample.prompt)}", ""]
+            lines = [f"=== prompt {number}: {printable_lines(sample.prompt)}", ""]
             for name, text in sample.texts:
-                lines += [f"--- {name}", _shown(text), ""]
+                lines += [f"--- {name}", printable_lines(text), ""]
             blocks.append("\n".join(lines))
         return "\n".join(blocks)
 
@@ -158,19 +158,12 @@ class Ablation:
 
     def _repr_html_(self) -> str:
         html: str = self.table.to_html(index=False)
-        return f"<p>{escape(self.sentence())}</p>{html}"
+        return f"<p>{html_text(self.sentence())}</p>{html}"
 
 
 def _plain(value: Any) -> Any:
     """Return a value for JSON, with None for NaN and infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _shown(text: str) -> str:
-    """Return text with control characters escaped, except newlines and tabs."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 def _short(text: str, limit: int = 60) -> str:

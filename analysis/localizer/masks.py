@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from actlas.analysis.localizer.mask_key import MaskKey as MaskKey
 from actlas.analysis.localizer.mask_key import Pool as Pool
-from actlas.store.display.text import printable
+from actlas.store.display.text import html_text, printable
 from actlas.store.errors import CorruptDataError, FormatError, MaskError
 from actlas.store.format.schema import ModelSpec
 from actlas.store.format.sealing import FORMAT_VERSION, seal, summarize, unseal
@@ -248,7 +247,7 @@ class Mask:
         return f"<{self._words()}>"
 
     def _repr_html_(self) -> str:
-        return f"<div>{escape(self._words())}</div>"
+        return f"<div>{html_text(self._words())}</div>"
 
     def _words(self) -> str:
         key = self.key

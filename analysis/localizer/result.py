@@ -7,7 +7,6 @@ import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from actlas.analysis.localizer.contrast import Condition
 from actlas.analysis.localizer.masks import FILE_NAME, Mask
 from actlas.analysis.statistics.welch import Welch
+from actlas.store.display.text import html_text
 from actlas.store.errors import StoreExistsError
 from actlas.store.statistics.moments import Moments
 
@@ -211,12 +211,12 @@ class Localization:
     def _repr_html_(self) -> str:
         head = "<tr><th>hookpoint</th><th>units</th><th>selected</th><th>q &lt; 0.05</th></tr>"
         rows = "".join(
-            f"<tr><td>{escape(row.hookpoint)}</td>"
+            f"<tr><td>{html_text(row.hookpoint)}</td>"
             + "".join(f"<td style='text-align:right'>{value:,}</td>" for value in row[1:])
             + "</tr>"
             for row in self.counts()
         )
-        return f"<div>{escape(self._words())}<table>{head}{rows}</table></div>"
+        return f"<div>{html_text(self._words())}<table>{head}{rows}</table></div>"
 
 
 def _number(value: float) -> float | str:

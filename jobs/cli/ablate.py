@@ -9,9 +9,10 @@ import click
 from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.cli.options import Count, model_options
 from actlas.jobs.cli.table import cells
-from actlas.jobs.formatting import count, printable
+from actlas.jobs.formatting import count
 from actlas.jobs.run.ablate import ablate
 from actlas.jobs.run.reports.analysis import AblateReport
+from actlas.jobs.terminal import echo
 from actlas.pipeline.options import PlanOptions
 
 if TYPE_CHECKING:
@@ -107,16 +108,16 @@ def command(
     # Options that were not given take the defaults of a plan.
     found = ablate(model, mask, corpus, **{k: v for k, v in options.items() if v is not None})
     if as_json:
-        click.echo(AblateReport(out=options["out"], **found.summary()).to_json())
+        echo(AblateReport(out=options["out"], **found.summary()).to_json())
         return
-    click.echo("\n".join(_lines(found)))
+    echo(*_lines(found))
     if found.samples:
         sample = found.samples[0]
-        click.echo(f"\nafter {printable(sample.prompt)!r}:")
+        echo("", f"after {sample.prompt!r}:")
         for title, text in sample.texts:
-            click.echo(f"  {title:<16} {_short(text)}")
-    click.echo(f"\nwrote {options['out']}: ablation.csv, ablation.png, samples.txt, summary.json")
+            echo(f"  {title:<16} {_short(text)}")
+    echo("", f"wrote {options['out']}: ablation.csv, ablation.png, samples.txt, summary.json")
 
 
 def _short(text: str, limit: int = 100) -> str:
-    return printable(text if len(text) <= limit else text[: limit - 1] + "…")
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -12,8 +12,8 @@ import click
 
 from actlas.jobs.cli.flags import debug_option
 from actlas.jobs.cli.verbs import Verbs
-from actlas.jobs.formatting import printable
 from actlas.jobs.redaction import redacted
+from actlas.jobs.terminal import echo, echo_text, guard
 from actlas.store.errors import EXIT_DONE, EXIT_ERROR, EXIT_RESUME, ActlasError
 
 VERBS: Mapping[str, str] = {
@@ -45,7 +45,7 @@ class Actlas(Verbs):
         try:
             code = super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("stopped; finished work is kept: run the same command again", err=True)
+            echo("stopped; finished work is kept: run the same command again", err=True)
             ctx.exit(EXIT_RESUME)
         except ActlasError as error:
             _print_error(error, ctx.meta)
@@ -70,23 +70,23 @@ def _print_error(
 ) -> None:
     if meta.get("actlas.debug"):
         trace = "".join(traceback.format_exception(cause or error))
-        click.echo(redacted(trace), err=True, nl=False)
-    line = printable(redacted(str(error)))  # it may quote names from an untrusted file
+        echo_text(redacted(trace), err=True)
+    line = redacted(str(error))
     if meta.get("actlas.json"):
         from actlas.jobs.run.reports.base import ErrorDetail, ErrorReport
 
         detail = ErrorDetail(kind=error.kind, message=redacted(error.message))
-        click.echo(ErrorReport(error=detail).to_json())
-        click.echo(f"error ({error.kind}): {line}", err=True)
+        echo(ErrorReport(error=detail).to_json())
+        echo(f"error ({error.kind}): {line}", err=True)
     else:
-        click.echo(f"error: {line}", err=True)
+        echo(f"error: {line}", err=True)
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from actlas import __version__
 
-        click.echo(f"actlas {__version__}")
+        echo(f"actlas {__version__}")
         ctx.exit()
 
 
@@ -113,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     from actlas.jobs.scheduler.stop import terminate_as_interrupt
 
+    guard()
     terminate_as_interrupt()
     try:
         cli.main(args=None if arguments is None else list(arguments), prog_name="actlas")

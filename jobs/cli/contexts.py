@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import click
 from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.cli.options import asked_for, run_options
 from actlas.jobs.derived.extremes import units_of
-from actlas.jobs.formatting import printable
 from actlas.jobs.output import write_whole
 from actlas.jobs.run.reports.analysis import ContextsReport, FeatureContexts
+from actlas.jobs.terminal import Line, Span, echo, is_terminal
 from actlas.pipeline.options import RunOptions
 from actlas.store.display.contexts_html import share_of
 from actlas.store.errors import ConfigError, FeatureError
@@ -23,11 +22,13 @@ from actlas.store.store import Store, open_store
 
 _UP, _DOWN = (255, 150, 40), (90, 160, 255)
 
+_BOLD, _DIM, _BLACK = "1", "2", "38;2;0;0;0"
+
 _PEAK = ("\u27e6", "\u27e7")
 """White square brackets, which mark the token on terminals without colour."""
 
 
-def lines(contexts: Contexts, *, colour: bool) -> Iterator[str]:
+def lines(contexts: Contexts, *, colour: bool) -> Iterator[Line]:
     """Yield the lines of contexts for a terminal.
 
     Parameters
@@ -43,10 +44,10 @@ def lines(contexts: Contexts, *, colour: bool) -> Iterator[str]:
     for entry in contexts:
         where = f"{entry.value:>9.4g}  {entry.doc_idx}:{entry.pos_idx}"
         if entry.label is not None:
-            where += f" {printable(entry.label)}"
+            where += f" {entry.label}"
         yield ""
-        yield click.style(where, dim=True) if colour else where
-        yield "  " + (_shaded(entry, contexts.scale) if colour else _marked(entry))
+        yield [Span(where, _DIM)] if colour else where
+        yield _shaded(entry, contexts.scale) if colour else f"  {_marked(entry)}"
 
 
 def _marked(entry: ActivationContext) -> str:
@@ -56,23 +57,22 @@ def _marked(entry: ActivationContext) -> str:
 
 def _line(text: str) -> str:
     """Return text on one line, with arrows for line breaks."""
-    return printable(text.replace("\n", "\u21b5"))
+    return text.replace("\n", "\u21b5")
 
 
-def _shaded(entry: ActivationContext, scale: float) -> str:
-    pieces = []
+def _shaded(entry: ActivationContext, scale: float) -> list[Span]:
+    pieces = [Span("  ")]
     for i, (token, value) in enumerate(zip(entry.tokens, entry.activations, strict=True)):
         share = share_of(value, scale)
         here = i == entry.peak
         text = _PEAK[0] + _line(token) + _PEAK[1] if here else _line(token)
+        style = [_BOLD] if here else []
         if share >= 0.05:
             deep = _UP if value > 0 else _DOWN
             red, green, blue = (int(255 - share * (255 - c)) for c in deep)
-            text = click.style(text, bg=(red, green, blue), fg=(0, 0, 0), bold=here)
-        elif here:
-            text = click.style(text, bold=True)
-        pieces.append(text)
-    return "".join(pieces)
+            style += [_BLACK, f"48;2;{red};{green};{blue}"]
+        pieces.append(Span(text, ";".join(style)))
+    return pieces
 
 
 def _contexts(store: Store, asked: dict[str, Any], run: RunOptions) -> list[Contexts]:
@@ -148,12 +148,11 @@ def command(store: str, html: str | None, as_json: bool, **options: Any) -> None
     if as_json:
         bodies = [FeatureContexts(**contexts.to_json()) for contexts in found]
         several = options["some"] is not None
-        click.echo(ContextsReport(bodies if several else bodies[0]).to_json())
+        echo(ContextsReport(bodies if several else bodies[0]).to_json())
     elif html is not None:
         write_whole(html, contexts_page(found))
         n, titles = sum(map(len, found)), "; ".join(contexts.title for contexts in found)
-        click.echo(f"done: {n} contexts of {titles} -> {Path(html)}")
+        echo(f"done: {n} contexts of {titles} -> {Path(html)}")
     else:
-        colour = sys.stdout.isatty()
-        blocks = ["\n".join(lines(contexts, colour=colour)) for contexts in found]
-        click.echo("\n\n".join(blocks))
+        for number, contexts in enumerate(found):
+            echo(*([""] if number else []), *lines(contexts, colour=is_terminal()))

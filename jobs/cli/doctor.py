@@ -11,6 +11,7 @@ from actlas.jobs.doctor.check import Check
 from actlas.jobs.doctor.examine import examine
 from actlas.jobs.formatting import counted
 from actlas.jobs.run.reports.checks import DoctorReport
+from actlas.jobs.terminal import echo
 from actlas.store.errors import EXIT_DONE, EXIT_ERROR
 
 MARKS = {"ok": "ok", "warning": "warning", "problem": "PROBLEM"}
@@ -51,5 +52,5 @@ def command(where: str | None, address: str | None, start_ray: bool, as_json: bo
     """
     checks = examine(where, address, start_ray)
     report = DoctorReport.of(checks)
-    click.echo(report.to_json() if as_json else "\n".join(lines(checks)))
+    echo(*([report.to_json()] if as_json else lines(checks)))
     return EXIT_DONE if report.ok else EXIT_ERROR

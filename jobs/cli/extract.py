@@ -9,6 +9,7 @@ import click
 from actlas.jobs.cli.flags import debug_option
 from actlas.jobs.cli.options import asked_for, config_options, section_options
 from actlas.jobs.run.extract import extract_at
+from actlas.jobs.terminal import echo
 
 
 @click.command("extract", short_help="Compute and store the activations.")
@@ -24,5 +25,5 @@ def command(store: str, **values: Any) -> int:
     the plan.
     """
     _, outcome = extract_at(store, asked_for(values))
-    click.echo(outcome.line)
+    echo(*outcome.lines)
     return outcome.exit_code

@@ -10,9 +10,10 @@ import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.cli.options import model_options
-from actlas.jobs.formatting import count, counted, n_bytes, printable
+from actlas.jobs.formatting import count, counted, n_bytes
 from actlas.jobs.run.hookpoints import hookpoints_of
 from actlas.jobs.run.reports.contents import HookpointEntry, HookpointsReport
+from actlas.jobs.terminal import echo
 from actlas.pipeline.options import PlanOptions
 from actlas.store.format.dtypes import ACTIVATION_DTYPES
 
@@ -20,7 +21,7 @@ from actlas.store.format.dtypes import ACTIVATION_DTYPES
 def _lines(listing: HookpointsReport) -> Iterable[str]:
     blocks = f"{listing.n_layers} blocks, {listing.blocks}.L"
     yield (
-        f"{printable(listing.model)} ({listing.architecture}): "
+        f"{listing.model} ({listing.architecture}): "
         f"{blocks if listing.blocks else 'no stack of blocks'}"
     )
     if listing.hookpoints:
@@ -49,7 +50,7 @@ def _table(listing: HookpointsReport) -> Iterable[str]:
         one = f" ({len(group)} x {n_bytes(first.bytes_per_token)})" if len(group) > 1 else ""
         yield f"{_span(group):<44}{count(first.width):>8}{positions}   {size}{one}"
     for match in listing.patterns if len(listing.patterns) > 1 else ():
-        what = f"{printable(match.pattern)}: {counted(len(match.hookpoints), 'hookpoint')}"
+        what = f"{match.pattern}: {counted(len(match.hookpoints), 'hookpoint')}"
         yield f"{what:<55}{n_bytes(match.bytes_per_token)}"
     total = listing.bytes_per_token
     n = len(listing.hookpoints)
@@ -138,4 +139,4 @@ def command(model: str, patterns: tuple[str, ...], as_json: bool, **options: Any
     listing = hookpoints_of(
         model, patterns, **{name: value for name, value in options.items() if value is not None}
     )
-    click.echo(listing.to_json() if as_json else "\n".join(_lines(listing)))
+    echo(*([listing.to_json()] if as_json else _lines(listing)))

@@ -8,9 +8,10 @@ import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.cli.table import cells, labelled
-from actlas.jobs.formatting import count, counted, n_bytes, printable
+from actlas.jobs.formatting import count, counted, n_bytes
 from actlas.jobs.run.describe import info_of
 from actlas.jobs.run.reports.contents import HookpointStatistics, InfoReport
+from actlas.jobs.terminal import echo
 from actlas.store.format.schema import HookpointSpec, Plan, ProcessorSpec
 from actlas.store.store import open_store
 
@@ -23,7 +24,7 @@ def _lines(info: InfoReport) -> Iterable[str]:
     yield from _plan_lines(info.plan)
     for name, values in info.token_columns.items():
         more = f" and {len(values) - MAX_NAMES:,} more" if len(values) > MAX_NAMES else ""
-        known = ", ".join(map(printable, values[:MAX_NAMES])) or "nothing"
+        known = ", ".join(values[:MAX_NAMES]) or "nothing"
         yield labelled("column", f"{name} of tokens: {known}{more}")
     yield from _stored_lines(info)
     yield ""
@@ -34,14 +35,14 @@ def _plan_lines(plan: Plan) -> Iterable[str]:
     model, corpus, windows = plan.model, plan.corpus, plan.windows
     yield labelled(
         "model",
-        f"{printable(model.id)} ({model.architecture}, {model.n_layers} layers, d_model "
+        f"{model.id} ({model.architecture}, {model.n_layers} layers, d_model "
         f"{model.d_model}, computed in {model.compute_dtype})",
     )
     yield labelled(
         "weights", f"sha256 {model.weights_sha256[:16]}…, revision {model.revision or '-'}"
     )
     documents, tokens = counted(plan.n_documents, "document"), counted(plan.n_tokens, "token")
-    yield labelled("corpus", f"{printable(corpus.uri)}: {documents}, {tokens}")
+    yield labelled("corpus", f"{corpus.uri}: {documents}, {tokens}")
     if corpus.n_records_skipped:
         skipped, read = count(corpus.n_records_skipped), count(corpus.n_records_read)
         yield labelled("skipped", f"{skipped} of {read} records")
@@ -136,4 +137,4 @@ def command(store: str, as_json: bool) -> None:
     that lies within documents.
     """
     info = info_of(open_store(store))
-    click.echo(info.to_json() if as_json else "\n".join(_lines(info)))
+    echo(*([info.to_json()] if as_json else _lines(info)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,10 +12,11 @@ import click
 from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.cli.table import cells, labelled
 from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import count, counted, printable
+from actlas.jobs.formatting import count, counted
 from actlas.jobs.logs import NowAndThen
 from actlas.jobs.output import check_free, output_folder
 from actlas.jobs.run.reports.analysis import LocalizeReport
+from actlas.jobs.terminal import console, displayed, echo, is_terminal
 from actlas.store.store import open_store
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ def command(
     with output_folder(out, overwrite=overwrite) as folder:
         found.save(folder)
     if as_json:
-        click.echo(LocalizeReport(out=str(out), **found.summary()).to_json())
+        echo(LocalizeReport(out=str(out), **found.summary()).to_json())
     else:
-        click.echo("\n".join(_lines(found, out)))
+        echo(*_lines(found, out))
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def _progress() -> Iterator[None]:
     n_done, n_all = 0, 0
     tell: Callable[[int, int], None]
     with ExitStack() as stack:
-        tell = stack.enter_context(_bar()) if _on_a_terminal() else _lines_now_and_then()
+        tell = stack.enter_context(_bar()) if is_terminal(err=True) else _lines_now_and_then()
 
         def begin(graph: Any) -> None:
             nonlocal n_all
@@ -135,7 +135,6 @@ def _progress() -> Iterator[None]:
 
 @contextmanager
 def _bar() -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -145,19 +144,15 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
     )
 
     columns = (TextColumn("pooling"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
-    shown = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    shown = Progress(*columns, TimeRemainingColumn(), console=console(err=True), transient=True)
     bar = shown.add_task("pooling", total=None)
-    with shown:
+    with displayed(shown):
         yield lambda n_done, n_all: shown.update(bar, completed=n_done, total=n_all)
 
 
 def _lines_now_and_then() -> Callable[[int, int], None]:
     say = NowAndThen()
     return lambda n_done, n_all: say(f"pooled {n_done:,} of {counted(n_all, 'shard')}")
-
-
-def _on_a_terminal() -> bool:
-    return sys.stderr.isatty()
 
 
 def _lines(found: Localization, out: Path) -> Iterable[str]:
@@ -199,11 +194,11 @@ def _sample_lines(found: Localization) -> Iterable[str]:
     sample = "last kept token" if key.pool == "last" else "mean over the kept tokens"
     column = ""
     if key.column is not None:
-        column, sample = f"{printable(key.column)}=", f"{sample} of that side in each document"
+        column, sample = f"{key.column}=", f"{sample} of that side in each document"
     yield labelled(
         "contrast",
-        f"{column}{printable(positive.label)} ({counted(positive.n_documents, 'document')}) "
-        f"against {printable(negative.label)} ({count(negative.n_documents)})",
+        f"{column}{positive.label} ({counted(positive.n_documents, 'document')}) "
+        f"against {negative.label} ({count(negative.n_documents)})",
     )
     n_empty = positive.n_without_tokens + negative.n_without_tokens
     if n_empty or found.n_ignored:

@@ -13,6 +13,7 @@ from actlas.jobs.formatting import counted
 from actlas.jobs.ray.cluster import planning_device
 from actlas.jobs.run.extract import make
 from actlas.jobs.run.resume import check_same_plan
+from actlas.jobs.terminal import echo
 from actlas.store.errors import StoreNotFoundError
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def command(store: str, dry_run: bool, **values: Any) -> None:
         options = asked.plan_options()
         from actlas.pipeline.plan.dry_run import estimate
 
-        click.echo(str(estimate(options, planning_device(asked.run))))
-        click.echo("dry run: nothing was written -> next: run the command without --dry-run")
+        echo(*estimate(options, planning_device(asked.run)).lines())
+        echo("dry run: nothing was written -> next: run the command without --dry-run")
         return
     from actlas.store.store import open_store
 
@@ -51,7 +52,7 @@ def command(store: str, dry_run: bool, **values: Any) -> None:
         word = "planned already"
     plan = planned.plan
     n_shards = sum(planned.n_shards(job) for job in planned.jobs)
-    click.echo(
+    echo(
         f"{word}: {counted(plan.n_documents, 'document')}, {_rows(planned)} x "
         f"{counted(len(plan.hookpoints), 'hookpoint')} in {counted(n_shards, 'shard')} -> next: "
         f"{shell('extract', store)}"

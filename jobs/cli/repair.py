@@ -15,6 +15,8 @@ from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import counted, ranges
 from actlas.jobs.run.repair import Repaired, repair_at
 from actlas.jobs.run.reports.checks import DamageEntry
+from actlas.jobs.run.run import on_stderr
+from actlas.jobs.terminal import echo
 from actlas.store.errors import (
     EXIT_RESUME,
     ConfigError,
@@ -126,9 +128,9 @@ def command(
         findings=None if findings is None else read_findings(findings),
         full=not fast,
         remove_orphans=remove_orphans or remove_strays,
-        log=lambda text: click.echo(text, err=True),
+        log=on_stderr,
     )
     for damage in made.left:
-        click.echo(f"left: {damage}")
-    click.echo(line_of(store, made))
+        echo(f"left: {damage}")
+    echo(line_of(store, made))
     return made.exit_code

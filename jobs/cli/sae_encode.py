@@ -10,6 +10,7 @@ from actlas.jobs.cli.flags import debug_option
 from actlas.jobs.cli.options import asked_for, run_options
 from actlas.jobs.config import split_names
 from actlas.jobs.derived.encode import encode
+from actlas.jobs.terminal import echo
 from actlas.store.store import open_store
 
 
@@ -49,5 +50,5 @@ def command(
     """
     accepted = [field for text in accept for field in split_names(text)]
     outcome, _ = encode(open_store(store), sae, name, hookpoint, asked_for(run).run, accepted)
-    click.echo(outcome.line)
+    echo(*outcome.lines)
     return outcome.exit_code

@@ -12,6 +12,7 @@ from actlas.jobs.derived.index import index
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, duration, n_bytes
 from actlas.jobs.run.reports.analysis import SaeIndexReport
+from actlas.jobs.terminal import echo
 from actlas.store.errors import ConfigError
 from actlas.store.store import Store, open_store
 
@@ -66,8 +67,8 @@ def command(
     if size is None:
         if as_json:
             outcome.raise_error()
-        click.echo(outcome.line)
+        echo(*outcome.lines)
         return outcome.exit_code
     made = SaeIndexReport(**size)
-    click.echo(made.to_json() if as_json else _line(opened, made))
+    echo(made.to_json() if as_json else _line(opened, made))
     return 0

@@ -18,6 +18,7 @@ from actlas.jobs.logs import NowAndThen
 from actlas.jobs.output import refuse_url
 from actlas.jobs.run.reports.analysis import SaeTrainReport
 from actlas.jobs.scheduler.stop import Stop
+from actlas.jobs.terminal import echo
 from actlas.store.store import open_store
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def command(
     from actlas.analysis.sae.train.api import train_sae
     from actlas.pipeline.model.device import resolve_device
 
-    with Stop(lambda _: click.echo("saving a checkpoint after this step", err=True)) as stop:
+    with Stop(lambda _: echo("saving a checkpoint after this step", err=True)) as stop:
         made = train_sae(
             opened,
             hookpoint,
@@ -80,9 +81,9 @@ def command(
         )
     if as_json:
         metrics = json.loads((made.folder / "metrics.json").read_text())
-        click.echo(SaeTrainReport(out=str(out), **metrics).to_json())
+        echo(SaeTrainReport(out=str(out), **metrics).to_json())
     else:
-        click.echo(_line(made, store, out))
+        echo(_line(made, store, out))
 
 
 class _Progress:

@@ -10,6 +10,7 @@ from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.formatting import count, counted, printable
 from actlas.jobs.run.describe import show_of
 from actlas.jobs.run.reports.contents import ShowReport
+from actlas.jobs.terminal import echo
 from actlas.store.store import open_store
 
 AROUND = 8
@@ -21,9 +22,9 @@ TEXT_CHARACTERS = 1200
 
 def _lines(shown: ShowReport) -> Iterable[str]:
     n_tokens = len(shown.tokens)
-    label = f", label {printable(shown.label)}" if shown.label is not None else ""
+    label = f", label {shown.label}" if shown.label is not None else ""
     yield (
-        f"document {shown.doc_idx}: record {shown.record} of {printable(shown.source)}"
+        f"document {shown.doc_idx}: record {shown.record} of {shown.source}"
         f"{label}, {counted(n_tokens, 'token')}, {counted(len(shown.text), 'character')}"
     )
     yield ""
@@ -34,10 +35,10 @@ def _lines(shown: ShowReport) -> Iterable[str]:
             if len(text) > TEXT_CHARACTERS
             else ""
         )
-        yield printable(text[:TEXT_CHARACTERS]) + more
+        yield text[:TEXT_CHARACTERS] + more
         first, last = 0, min(n_tokens, 4 * AROUND)
     else:
-        before, token, after = (printable(part) for part in shown.context)
+        before, token, after = shown.context
         yield f"… {before}>>{token}<<{after} …"
         first, last = max(0, shown.pos_idx - AROUND), min(n_tokens, shown.pos_idx + AROUND + 1)
     yield ""
@@ -79,7 +80,7 @@ def _table(shown: ShowReport, first: int, last: int) -> Iterable[str]:
 
 
 def _short(text: str) -> str:
-    text = printable(text)
+    text = printable(text)  # as it is printed, since it is padded to a column
     return text if len(text) <= 16 else text[:15] + "…"
 
 
@@ -102,4 +103,4 @@ def _short(text: str) -> str:
 def command(store: str, doc: int, pos: int | None, as_json: bool) -> None:
     """Show a document of STORE: its text, its tokens, and their L2 norms at each hookpoint."""
     shown = show_of(open_store(store), doc, pos)
-    click.echo(shown.to_json() if as_json else "\n".join(_lines(shown)))
+    echo(*([shown.to_json()] if as_json else _lines(shown)))

@@ -10,8 +10,10 @@ import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.cli.status_lines import lines
+from actlas.jobs.formatting import printable
 from actlas.jobs.monitor.heartbeat import HolderState, observe_holder
 from actlas.jobs.run.status import status_of
+from actlas.jobs.terminal import console, displayed, echo
 from actlas.store.store import open_store
 
 WATCH_S = 2.0
@@ -31,32 +33,36 @@ def command(store: str, watch: bool, full: bool, as_json: bool) -> None:
     """
     opened = open_store(store)
 
-    def text_of(holding: HolderState) -> str:
+    def lines_of(holding: HolderState) -> list[str]:
         status = status_of(opened, full=full, holding=holding)
-        return status.to_json() if as_json else "\n".join(lines(status, holding.snapshot))
+        return [status.to_json()] if as_json else list(lines(status, holding.snapshot))
 
     holding = observe_holder(opened.objects)
     if not watch:
-        click.echo(text_of(holding))
+        echo(*lines_of(holding))
         return
     with contextlib.suppress(KeyboardInterrupt), _screen(lines=as_json) as show:
         while True:
-            show(text_of(holding))
+            show(*lines_of(holding))
             time.sleep(WATCH_S)
             holding = observe_holder(opened.objects, holding)
 
 
 @contextlib.contextmanager
-def _screen(*, lines: bool) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows a text in place of the last one, or below it."""
-    from rich.console import Console
-
-    console = Console()
-    if lines or not console.is_terminal or console.is_dumb_terminal:
-        yield click.echo
+def _screen(*, lines: bool) -> Iterator[Callable[..., None]]:
+    """Yield a function that shows lines in place of the last ones, or below them."""
+    screen = console()
+    if lines or not screen.is_terminal or screen.is_dumb_terminal:
+        yield echo
         return
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=console, auto_refresh=False) as live:
-        yield lambda text: live.update(Text(text, overflow="ellipsis", no_wrap=True), refresh=True)
+    live = Live(console=screen, auto_refresh=False)
+
+    def show(*shown: str) -> None:
+        text = "\n".join(map(printable, shown))
+        live.update(Text(text, overflow="ellipsis", no_wrap=True), refresh=True)
+
+    with displayed(live):
+        yield show

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from actlas.jobs.cli.table import labelled
 from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import count, counted, duration, n_bytes, printable, ranges
+from actlas.jobs.formatting import count, counted, duration, n_bytes, ranges
 from actlas.jobs.monitor.heartbeat import Snapshot
 from actlas.jobs.run.reports.progress import DerivedProgress, JobProgress, StatusReport
 from actlas.store.ledger.job_kinds import kind_of
@@ -51,7 +51,7 @@ def _derived_words(path: str, job: DerivedProgress) -> str:
     unit = "unit" if kind is None else kind.unit
     n_all = job.done if job.all is None else job.all
     of = f"{job.done:,} of " if job.all is not None else ""
-    words = f"{printable(job.job)}: {of}{counted(n_all, unit)}"
+    words = f"{job.job}: {of}{counted(n_all, unit)}"
     if job.lost:
         words += f", the receipt of {unit} {ranges(list(job.lost))} is lost"
     if job.quarantined:
@@ -70,7 +70,7 @@ def _resume(path: str, job: DerivedProgress) -> str | None:
     tried = job.done + len(job.quarantined)
     stuck = job.quarantined and job.all is not None and tried >= job.all
     again = ["--retry-quarantined"] if stuck else []
-    words = (word.format(store=path, subject=printable(subject)) for word in kind.command)
+    words = (word.format(store=path, subject=subject) for word in kind.command)
     return shell(*words, *again)
 
 
@@ -82,7 +82,7 @@ def _driver_lines(status: StatusReport, snapshot: Snapshot) -> Iterable[str]:
         ago = f"; last receipt {duration(time.time() - newest)} ago" if newest else ""
         yield labelled("driver", f"none{ago}")
         return
-    driver = printable(f"process {holder.get('pid')} on {holder.get('host')}")
+    driver = f"process {holder.get('pid')} on {holder.get('host')}"
     if status.perhaps_dead:
         last = _last_heard(status)
         yield labelled("driver", f"{driver}: perhaps dead: {last}; a new run takes over after 60 s")
@@ -171,7 +171,7 @@ def _job_lines(job: JobProgress) -> Iterable[str]:
         noun = "shard" if len(shards.quarantined) == 1 else "shards"
         yield labelled("quarantine", f"{noun} {ranges(shards.quarantined)}")
         for record in job.quarantine[:5]:
-            yield labelled("", f"{record.shard}: {printable(record.error)[:200]}")
+            yield labelled("", f"{record.shard}: {record.error[:200]}")
 
 
 def _next(status: StatusReport) -> str:

@@ -22,6 +22,7 @@ from actlas.jobs.config import SECTIONS, Asked, resolve
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import duration
 from actlas.jobs.ray import address as ray_token
+from actlas.jobs.terminal import echo, echo_text
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME, ConfigError, InterruptedRunError
 
 if TYPE_CHECKING:
@@ -131,9 +132,9 @@ def _ray_job(*words: str) -> str:
 
 def _follow(server: JobServer, job: str, command: str) -> int:
     try:
-        return server.follow(job, lambda text: click.echo(text, nl=False))
+        return server.follow(job, echo_text)
     except KeyboardInterrupt:
-        click.echo(f"\nno longer following; the job continues -> next: {command}", err=True)
+        echo("", f"no longer following; the job continues -> next: {command}", err=True)
         return EXIT_RESUME
     except InterruptedRunError as error:
         raise InterruptedRunError(f"{error} -> next: {command}") from error
@@ -184,11 +185,11 @@ def command(
     )
     at = ["--address", server.address, job]
     watch = _ray_job("logs", "--follow", *at)
-    click.echo(
-        f"submitted {job} to {server.address}\n"
-        f"  status  {shell('status', store)}\n"
-        f"  follow  {watch}\n"
+    echo(
+        f"submitted {job} to {server.address}",
+        f"  status  {shell('status', store)}",
+        f"  follow  {watch}",
         f"  stop    {_ray_job('stop', *at)}"
-        f"    (shards in flight get {duration(drain_s)} to finish)"
+        f"    (shards in flight get {duration(drain_s)} to finish)",
     )
     return _follow(server, job, watch) if follow else EXIT_DONE

@@ -13,6 +13,7 @@ from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, counted, duration, n_bytes, ranges
 from actlas.jobs.logs import NowAndThen
 from actlas.jobs.run.reports.checks import VerifyReport
+from actlas.jobs.terminal import echo
 from actlas.store.errors import EXIT_DAMAGE, EXIT_DONE, MaskError
 from actlas.store.verify.damage import Damage
 from actlas.store.verify.verify import Report, open_to_verify
@@ -141,7 +142,7 @@ def command(store: str, full: bool, as_json: bool) -> int:
     )
     seconds = time.perf_counter() - began
     if as_json:
-        click.echo(VerifyReport.of(report, opened.path, seconds).to_json())
+        echo(VerifyReport.of(report, opened.path, seconds).to_json())
     else:
-        click.echo("\n".join(_lines(report, opened.path, seconds)))
+        echo(*_lines(report, opened.path, seconds))
     return EXIT_DONE if report.ok else EXIT_DAMAGE

@@ -13,6 +13,7 @@ from actlas.jobs.monitor.run_stats import RunStats
 from actlas.jobs.monitor.run_summary import head_parts, headline, states_line, worker_lines
 from actlas.jobs.scheduler.faults import Fault
 from actlas.jobs.scheduler.protocols import Done
+from actlas.jobs.terminal import console, displayed, echo
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -46,7 +47,7 @@ class PlainProgress:
 
     def log(self, text: str) -> None:
         """Print a line."""
-        print(text, file=self._out, flush=True)
+        echo(text, out=self._out)
         LOGGER.info(text)
 
     def stopping(self, text: str) -> None:
@@ -82,7 +83,7 @@ class PlainProgress:
             return
         early = now - self.stats.started < FIRST_MINUTE_S
         self._next = now + (FIRST_LINES_S if early else LATER_LINES_S)
-        print(headline(self.stats), file=self._out, flush=True)
+        echo(headline(self.stats), out=self._out)
 
 
 class LiveProgress(PlainProgress):
@@ -100,11 +101,10 @@ class LiveProgress(PlainProgress):
     """
 
     def __init__(self, stats: RunStats, out: TextIO | None = None) -> None:
-        from rich.console import Console
         from rich.live import Live
 
         super().__init__(stats, out)
-        self._console = Console(file=self._out)
+        self._console = console(self._out)
         self._widest: list[int] = []
         self._live = Live(
             self, console=self._console, refresh_per_second=4, transient=True, redirect_stdout=False
@@ -112,7 +112,7 @@ class LiveProgress(PlainProgress):
 
     def shown(self) -> AbstractContextManager[object]:
         """Return the live display."""
-        return self._live
+        return displayed(self._live)
 
     def _bar(self, console: Console, width: int) -> RenderResult:
         """Yield the progress bar; in plain characters without colours."""
@@ -159,7 +159,7 @@ class LiveProgress(PlainProgress):
         yield from self._bar(console, min(BAR_WIDTH, width - 1))
         yield Segment.line()
         for line, style in (*above, *below):
-            yield Text(line, style=style, no_wrap=True, overflow="ellipsis")
+            yield Text(printable(line), style=style, no_wrap=True, overflow="ellipsis")
 
 
 def trouble_lines(stats: RunStats, limit: int = 3) -> list[str]:
@@ -171,7 +171,7 @@ def trouble_lines(stats: RunStats, limit: int = 3) -> list[str]:
     if stats.quarantined:
         lines.append(f"in quarantine: {ranges(sorted(stats.quarantined))}")
         last = stats.quarantined[-limit:]
-        lines.extend(f"  {shard}: {printable(stats.errors.get(shard, ''))}" for shard in last)
+        lines.extend(f"  {shard}: {stats.errors.get(shard, '')}" for shard in last)
     return lines
 
 
@@ -192,10 +192,8 @@ def packed(parts: Sequence[str], width: int) -> list[str]:
 
 def display(stats: RunStats, out: TextIO | None = None) -> PlainProgress:
     """Return the display for a stream: live on a terminal, otherwise plain lines."""
-    from rich.console import Console
-
     stream = sys.stderr if out is None else out
-    console = Console(file=stream)
-    if console.is_terminal and not console.is_dumb_terminal:
+    shown = console(stream)
+    if shown.is_terminal and not shown.is_dumb_terminal:
         return LiveProgress(stats, stream)
     return PlainProgress(stats, stream)

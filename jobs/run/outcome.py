@@ -58,16 +58,21 @@ class Outcome:
         return f"{text}; {self.left}" if self.left else text
 
     @property
-    def line(self) -> str:
+    def lines(self) -> list[str]:
         """The outcome as a command prints it: a line for each job, and what to do next.
 
-        >>> Outcome(0, "done", "9 rows", next="actlas verify run.zarr").line
-        'done: 9 rows -> next: actlas verify run.zarr'
+        >>> Outcome(0, "done", "9 rows", next="actlas verify run.zarr").lines
+        ['done: 9 rows -> next: actlas verify run.zarr']
         """
         if self.jobs:
             worst = worst_of(self.jobs)
-            return "\n".join(job.line if job is worst else job.summary for job in self.jobs)
-        return f"{self.summary} -> next: {self.next}" if self.next else self.summary
+            return [job.line if job is worst else job.summary for job in self.jobs]
+        return [f"{self.summary} -> next: {self.next}" if self.next else self.summary]
+
+    @property
+    def line(self) -> str:
+        """The outcome as one text, its lines joined."""
+        return "\n".join(self.lines)
 
     def require_done(self) -> None:
         """Raise if the job is not done, or if a signal told this process to end, for Python.

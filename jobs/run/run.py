@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from actlas.jobs.run.worker import open_pooler, open_worker
 from actlas.jobs.scheduler.faults import FaultBudget, Quarantined
 from actlas.jobs.scheduler.protocols import Job, MakeWorker
 from actlas.jobs.scheduler.stop import Stop
+from actlas.jobs.terminal import echo
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import (
     EXIT_DAMAGE,
@@ -151,7 +151,7 @@ def _note_finished(store: StoreReader, work: Work) -> None:
 
 def on_stderr(text: str) -> None:
     """Print a line for the user while there is no display."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line's own output
+    echo(text, err=True)
 
 
 def _drive(

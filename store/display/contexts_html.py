@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import NamedTuple
+
+from actlas.store.display.text import html_text
 
 _UP, _DOWN = "230,120,0", "30,110,220"
 """Orange above zero and blue below: colour-blind readers can tell them apart."""
@@ -72,7 +73,7 @@ def shaded_html(text: ShadedText, scale: float) -> str:
             style = f"background:rgba({colour},{0.75 * share:.2f});"
         if i == text.peak:
             style += _PEAK
-        shown = escape(token).replace("\n", "↵\n")
+        shown = html_text(token).replace("\n", "↵\n")
         if style:
             pieces.append(f'<span style="{style}" title="{value:.4g}">{shown}</span>')
         else:
@@ -101,12 +102,12 @@ def contexts_html(
     scale : float
         The absolute activation that is shaded fully.
     """
-    line = " · ".join(f"{escape(name)} {escape(value)}" for name, value in facts.items())
-    head = f"<h3>{escape(title)}</h3><p style='{_SMALL}'>{line}</p>"
+    line = " · ".join(f"{html_text(name)} {html_text(value)}" for name, value in facts.items())
+    head = f"<h3>{html_text(title)}</h3><p style='{_SMALL}'>{line}</p>"
     if not texts:
         return head + "<p>There is no token to show.</p>"
     entries = (
-        f"<div style='margin:0 0 1em'><div style='{_SMALL}'>{escape(text.heading)}</div>"
+        f"<div style='margin:0 0 1em'><div style='{_SMALL}'>{html_text(text.heading)}</div>"
         f"{shaded_html(text, scale)}</div>"
         for text in texts
     )
@@ -123,4 +124,4 @@ def page_html(title: str, bodies: Iterable[str]) -> str:
     bodies : iterable of str
         Pieces of HTML, separated by rules.
     """
-    return _PAGE.format(title=escape(title), body="<hr>".join(bodies))
+    return _PAGE.format(title=html_text(title), body="<hr>".join(bodies))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
+
+from actlas.store.display.text import html_text
 
 MAX_TOKENS = 400
 """A document's HTML shows at most so many of its tokens."""
@@ -17,8 +18,8 @@ _TOKEN = "border-bottom:1px solid #9ab;white-space:pre-wrap"
 def table_html(rows: Iterable[tuple[str, Any]]) -> str:
     """Return a table of two columns, each row a name and its value, escaped."""
     cells = "".join(
-        f"<tr><th style='padding-right:1em'>{escape(str(name))}</th>"
-        f"<td>{escape(str(value))}</td></tr>"
+        f"<tr><th style='padding-right:1em'>{html_text(str(name))}</th>"
+        f"<td>{html_text(str(value))}</td></tr>"
         for name, value in rows
     )
     return f"<table style='{_TABLE}'>{cells}</table>"
@@ -38,12 +39,12 @@ def tokens_html(title: str, tokens: Sequence[str], token_ids: Sequence[int]) -> 
     """
     shown = zip(tokens[:MAX_TOKENS], token_ids, strict=False)
     pieces = "".join(
-        f"<span style='{_TOKEN}' title='pos {pos}, id {token_id}'>{escape(token)}</span>&#8203;"
+        f"<span style='{_TOKEN}' title='pos {pos}, id {token_id}'>{html_text(token)}</span>&#8203;"
         for pos, (token, token_id) in enumerate(shown)
     )
     more = len(tokens) - MAX_TOKENS
     rest = f" <i>… and {more:,} more tokens</i>" if more > 0 else ""
-    return f"<div><b>{escape(title)}</b>, {len(tokens):,} tokens<br>{pieces}{rest}</div>"
+    return f"<div><b>{html_text(title)}</b>, {len(tokens):,} tokens<br>{pieces}{rest}</div>"
 
 
 def marked_html(before: str, token: str, after: str, title: str) -> str:
@@ -57,6 +58,6 @@ def marked_html(before: str, token: str, after: str, title: str) -> str:
         Shown when the pointer rests on the token.
     """
     return (
-        f"<div style='white-space:pre-wrap'>{escape(before)}"
-        f"<mark title='{escape(title)}'>{escape(token)}</mark>{escape(after)}</div>"
+        f"<div style='white-space:pre-wrap'>{html_text(before)}"
+        f"<mark title='{html_text(title)}'>{html_text(token)}</mark>{html_text(after)}</div>"
     )

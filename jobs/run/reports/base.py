@@ -38,7 +38,7 @@ class Report(Part):
 
     def to_json(self) -> str:
         """Return the line that ``--json`` prints."""
-        return json.dumps(self.plain())
+        return json.dumps(self.plain()).replace("\x7f", r"\u007f")  # the rest is escaped as ASCII
 
 
 class ErrorDetail(Part):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,8 +35,7 @@ import actlas
 from actlas.analysis.features.encode import Encoder, create_features, finish
 from actlas.analysis.features.extremes import gather_extremes
 from actlas.analysis.features.index import index_features
-from actlas.jobs.cli import show
-from actlas.jobs.run import describe
+from actlas.jobs.cli.app import cli
 from actlas.store.errors import ActlasError, CorruptDataError, FormatError
 from actlas.store.ledger.derived import FLAT_CHUNK, flat
 from actlas.store.objects.local import LocalObjects
@@ -623,7 +623,7 @@ def test_what_is_shown_steers_no_terminal_and_no_page(made: Made, tmp_path: Path
     opened = actlas.open(store)
     document, features = opened.document(0), opened.features("made")
     texts = [repr(opened), repr(opened.documents), repr(document), repr(features)]
-    texts += show._lines(describe.show_of(opened, 0, None))
+    texts.append(CliRunner().invoke(cli, ["show", store, "--doc", "0"]).output)
     texts.append(repr(features.contexts(3, 2)))
     assert any("\\x1b" in text for text in texts)
     assert not any("\x1b" in text or "\x9b" in text for text in texts)
