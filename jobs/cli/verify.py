@@ -131,7 +131,7 @@ def command(store: str, full: bool, as_json: bool) -> int:
         seconds = time.perf_counter() - began
         made = VerifyReport.of(report, store, seconds).model_copy(update={"complete": finished})
         lines = _file_lines(report, what, finished, seconds)
-        click.echo(made.to_json() if as_json else "\n".join(lines))
+        echo(*([made.to_json()] if as_json else lines))
         return EXIT_DONE if report.ok else EXIT_DAMAGE
     opened = open_to_verify(store)
     progress = NowAndThen()

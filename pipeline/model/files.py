@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from actlas.pipeline.model.filenames import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
 from actlas.pipeline.model.foreign import missing_weights
 from actlas.store.errors import ModelError
+from actlas.store.format.schema import check_line
 
 BUILTIN_PREFIX = "builtin:"
 
@@ -67,7 +68,11 @@ def locate_model(
     ------
     ModelError
         The folder does not exist, or the hub does not provide the model.
+    ConfigError
+        The name has control characters.
     """
+    check_line(model, "the model")
+    check_line(revision or "", "the revision")
     folder = Path(model).expanduser()
     builtin = model.startswith(BUILTIN_PREFIX)
     if (builtin or folder.is_dir()) and revision is not None:
@@ -79,6 +84,7 @@ def locate_model(
     if builtin:
         return Located(model, _builtin_folder(model), None)
     if folder.is_dir():
+        check_line(str(folder.absolute()), "the model")
         return Located(str(folder.absolute()), folder.absolute(), None)
     if _looks_like_path(model):
         what = "is a file, not a folder" if folder.exists() else "does not exist"

@@ -33,6 +33,7 @@ from actlas.store.format.schema import (
     Plan,
     ProcessorSpec,
     WindowSpec,
+    check_line,
 )
 from actlas.store.format.sealing import FORMAT_VERSION
 from actlas.store.version import VERSION
@@ -113,6 +114,7 @@ def resolve_settings(options: PlanOptions, device: str | None = "auto") -> Setti
         resolve_device(device)
     _check_shard_rows(options.shard_rows)
     _check_pools(options)
+    check_line(options.corpus, "the corpus")
     model = describe_model(options, lambda: has_images(options), device)
     _check_loss(options, model)
     reading = _reading(options, model)
