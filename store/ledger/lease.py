@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from actlas.store.errors import CorruptDataError, LeaseHeldError
 from actlas.store.objects import processes
 from actlas.store.objects.base import Objects
+from actlas.store.objects.conditions import require_conditions
 
 FOLDER = "ledger/lease"
 
@@ -186,6 +187,8 @@ def hold(
     ------
     LeaseHeldError
         Another driver is alive, or has taken over the lease that this hold would join.
+    ConfigError
+        The store is in a bucket whose server ignores conditional writes.
     """
     outer = _OUTER.get()
     if outer is not None and outer.pid != os.getpid():
@@ -264,6 +267,9 @@ def _acquire(
     }
     if not objects.create(_key(number + 1, "json"), [json.dumps(ours).encode()]):
         raise _held(objects, _read(objects, number + 1))
+    # The store may have been planned elsewhere and copied: each bucket is asked.
+    again = json.dumps({**ours, "nonce": uuid.uuid4().hex}).encode()
+    require_conditions(objects, _key(number + 1, "json"), again)
     return Lease(objects, number + 1, heartbeat_s, run_state)
 
 

@@ -191,6 +191,9 @@ def _client(url: str, settings: Settings, slow_s: float | None, _environment: in
     bucket, _, prefix = rest.partition("/")
     target = f"{scheme}://{bucket}/{quote(prefix)}"
     more: dict[str, Any] = {"client_options": options, "retry_config": retry}
+    if scheme in ("s3", "s3a"):
+        # Objects are deleted one by one, and not every server knows DeleteObjects.
+        more["disable_bulk_delete"] = True
     try:
         return from_url(target, **more)
     except (BaseError, ValueError) as error:

@@ -12,13 +12,12 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from typing_extensions import Buffer
 
-from actlas.store.errors import ActlasError, ConfigError, StoreExistsError
+from actlas.store.errors import ActlasError, StoreExistsError
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.recorded import WHOLE_BYTES
 from actlas.store.format.schema import ModelFiles, Plan, PlanFile
@@ -34,8 +33,9 @@ from actlas.store.ledger.model_files import MODEL_FILES_COPY_KEY, MODEL_FILES_KE
 from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.objects import faults, leftovers
 from actlas.store.objects.base import Objects, is_url, open_objects
+from actlas.store.objects.conditions import require_conditions
 from actlas.store.objects.digests import object_sha256
-from actlas.store.objects.local import STAGING, LocalObjects, sync_folder
+from actlas.store.objects.local import LocalObjects, sync_folder
 from actlas.store.shards.chunks import index_bytes
 from actlas.store.shards.writer import ShardWriter
 from actlas.store.write.document_columns import (
@@ -128,7 +128,7 @@ def write(
     arrays = StoreArrays(plan, labels, columns.source_names, columns.token_column_names)
     written: dict[str, tuple[str, int]] = {}
 
-    def put(key: str, parts: Iterable[Buffer]) -> None:
+    def put(key: str, parts: Iterable[Buffer]) -> bool:
         digest = hashlib.sha256()
         n_bytes = 0
 
@@ -149,10 +149,11 @@ def write(
                 path=objects.url,
                 begun=True,
             )
+        return created
 
-    put("zarr.json", [metadata_bytes(root_metadata(plan))])
-    if is_url(objects.url):
-        _require_conditions(objects)
+    root = metadata_bytes(root_metadata(plan))
+    if put("zarr.json", [root]):  # an object that is found there shows it as well
+        require_conditions(objects, "zarr.json", root + b"\n")
     put("ledger/zarr.json", [metadata_bytes(ledger_metadata())])
     if model_files is not None:
         for key in (MODEL_FILES_KEY, MODEL_FILES_COPY_KEY):
@@ -178,21 +179,6 @@ def write(
     if not objects.create(PLAN_KEY, [sealed]):
         raise StoreExistsError(
             f"{objects.url}: another planner has finished here.", path=objects.url
-        )
-
-
-def _require_conditions(objects: Objects) -> None:
-    """Raise ``ConfigError`` where an object can be created twice: writes would not be safe."""
-    key = f"{STAGING}/{uuid.uuid4().hex}.probe"
-    objects.create(key, [b"first"])
-    twice = objects.create(key, [b"second"])
-    objects.delete(key)
-    if twice:
-        raise ConfigError(
-            f"{objects.url}: this server ignores `If-None-Match: *` and overwrites an object that "
-            "exists, so two writers could damage each other's data. Use a server that honours it: "
-            "docs/object-stores.md names some.",
-            field="store",
         )
 
 

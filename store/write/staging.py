@@ -10,6 +10,7 @@ from actlas.store.errors import FormatError, StoreExistsError
 from actlas.store.ledger.plan_file import PLAN_KEY, read_json
 from actlas.store.objects.base import Objects, is_url, open_objects
 from actlas.store.objects.faults import writing
+from actlas.store.objects.local import STAGING
 
 
 def refuse_existing(path: str | os.PathLike[str]) -> None:
@@ -39,7 +40,8 @@ def _refuse_objects(objects: Objects) -> None:
             f"extract {objects.url}` continues it; give another path for another plan.",
             path=objects.url,
         )
-    if next(objects.walk(), None) is None:
+    # What a check of the bucket left behind is nobody's data.
+    if all(key.startswith(f"{STAGING}/") for key in objects.walk()):
         return
     try:
         root = read_json(objects, "zarr.json").get("attributes")

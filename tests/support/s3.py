@@ -120,6 +120,7 @@ ANSWERS = {
     "409": (409, "ConditionalRequestConflict"),
     "expired": (400, "ExpiredToken"),
     "denied": (403, "InvalidAccessKeyId"),
+    "unknown": (501, "NotImplemented"),
     "lose-500": (500, "InternalError"),
 }
 

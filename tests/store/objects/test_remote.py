@@ -24,6 +24,8 @@ from support.s3 import BUCKET, KEY, S3, SECRET
 from support.stores import Columns, create, fill, plan_for, truth, words_columns
 
 import actlas
+from actlas.jobs.run.run import run_extraction
+from actlas.pipeline.options import RunOptions
 from actlas.store.errors import (
     EXIT_RESUME,
     EXIT_USAGE,
@@ -514,7 +516,7 @@ def test_planning_that_was_interrupted_goes_on(s3: S3, tmp_path: Path) -> None:
         name, seen = f"broken-{last}.zarr", set[str]()
 
         def stop(request: faulty.Request, last: int = last, seen: set[str] = seen) -> str | None:
-            if request.method == "PUT" and ".probe" not in request.path:
+            if request.method == "PUT":
                 seen.add(request.path)
             return "denied" if len(seen) > last else None
 
@@ -550,7 +552,36 @@ def test_a_server_that_ignores_conditions_is_refused(s3: S3) -> None:
     s3.plan = faulty.always("ignore")
     with pytest.raises(ConfigError, match="If-None-Match"):
         made(s3.url("ignored.zarr"))
-    assert s3.keys("ignored.zarr") == ["zarr.json"]
+    assert s3.keys("ignored.zarr") == []
+    s3.plan = lambda _: None
+    s3.put("ignored.zarr", "ledger/staging/0123.probe", b"left")  # by a check that was killed
+    made(s3.url("ignored.zarr"))
+
+
+def test_a_store_copied_to_a_server_that_ignores_conditions_is_refused(s3: S3) -> None:
+    """It was planned where they are honoured; the copy is asked where its lease is taken."""
+    made(s3.url("planned.zarr"))
+    s3.copy("planned.zarr", "copied.zarr")
+    keys = s3.keys("copied.zarr")
+    bodies = [s3.body("copied.zarr", key) for key in keys]
+    copied = open_store(s3.url("copied.zarr"))
+    s3.plan = faulty.always("ignore")
+    with pytest.raises(ConfigError, match="If-None-Match"):
+        run_extraction(copied, RunOptions(executor="inline"))
+    assert s3.keys("copied.zarr") == keys
+    assert [s3.body("copied.zarr", key) for key in keys] == bodies
+    s3.plan = lambda _: None
+    with lease.hold(copied.objects, reentrant=True), lease.hold(copied.objects) as held:
+        assert held.number == 1
+    assert s3.counts["DELETE"] == 1  # of the lease that was refused
+
+
+def test_a_server_without_bulk_deletion(s3: S3, objects: RemoteObjects) -> None:
+    objects.create("a/b c", [b"1"])
+    s3.plan = lambda request: "unknown" if request.method == "POST" else None
+    objects.delete("a/b c")
+    objects.delete("a/b c")
+    assert not s3.keys(name_of(objects)) and s3.counts["unknown"] == 0
 
 
 def test_two_planners_leave_one_store(s3: S3) -> None:
