@@ -98,7 +98,8 @@ def _seconds(n_units: int, workers: int, rounds: int) -> dict[str, tuple[float, 
     """Return the median seconds of each contender, and its speed relative to the limit."""
     import ray
 
-    from actlas.jobs.executors.ray import RayCluster, RayWorker
+    from actlas.jobs.executors.ray import RayCluster
+    from actlas.jobs.executors.ray_worker import RayWorker
     from actlas.jobs.scheduler.driver import Driver
     from actlas.jobs.scheduler.roster import IN_FLIGHT
 

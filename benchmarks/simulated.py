@@ -71,6 +71,8 @@ class Scene:
     bad_machines: Mapping[int, str] = field(default_factory=dict)
     """Faults of all workers of a machine, by number, after ``bad_load_s``."""
     bad_load_s: float = 30.0
+    blips: Sequence[tuple[float, float]] = ()
+    """Times from and to which every answer on its way to the driver is lost."""
     until_s: float = math.inf
     """Time after which deaths and losses end."""
     seed: int = 0
@@ -91,6 +93,8 @@ class _SimulatedWorker:
     computed: int | None = None
     """The shard that waits until the shard before is written."""
     writing: int | None = None
+    unheard: list[Event] = field(default_factory=list)
+    """Answers that a blip has lost, which a ping brings again."""
 
 
 class Stopless:
@@ -140,6 +144,7 @@ class World:
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._out: list[Event] = []
+        self.n_pings = 0
         self._n_empty = 0
         self._next_machine = itertools.count()
         for _ in range(scene.n_machines):
@@ -232,6 +237,12 @@ class World:
                 self._n_empty = 0
             return out
 
+    def ping(self, worker: int) -> None:
+        """Bring the answers again that were lost, if this one is not lost as well."""
+        with self._inside():
+            self.n_pings += 1
+            self._later(0.1, lambda: self._repeat(worker))
+
     def kill(self, worker: int) -> None:
         """End a worker."""
         with self._inside():
@@ -267,6 +278,22 @@ class World:
     def tick(self) -> None:
         """Draw no progress bar."""
 
+    # Answers
+
+    def _tell(self, event: Event) -> None:
+        """Let an answer arrive, or keep it with its worker during a blip."""
+        if any(start <= self.now < stop for start, stop in self.scene.blips):
+            self._workers[event.worker].unheard.append(event)
+        else:
+            self._out.append(event)
+
+    def _repeat(self, worker: int) -> None:
+        state = self._workers.get(worker)
+        if state is not None and not state.frozen:
+            events, state.unheard = state.unheard, []
+            for event in events:
+                self._tell(event)
+
     # Machines
 
     def _join(self) -> None:
@@ -285,7 +312,7 @@ class World:
             if len(there) == self.scene.places:
                 del self._free[machine]
             self._workers[worker].machine = machine
-            self._out.append(Placed(worker))
+            self._tell(Placed(worker))
             bad = machine in self.scene.bad_machines
             load_s = self.scene.bad_load_s if bad else self.scene.load_s
             self._later(self._long(load_s), lambda w=worker: self._loaded(w))  # type: ignore[misc]
@@ -301,11 +328,11 @@ class World:
         if fate in ("raise", "refuse"):
             stops = ModelError("not the plan's") if fate == "refuse" else None
             fault = Fault(None, "task", "RuntimeError: no model", "", f"worker {worker}", stops)
-            self._out.append(Answer(worker, fault))
+            self._tell(Answer(worker, fault))
         if fate is not None:
             return
         state.ready = True
-        self._out.append(Ready(worker))
+        self._tell(Ready(worker))
 
     def _someone_dies(self) -> None:
         if self._workers:
@@ -383,7 +410,7 @@ class World:
         elif fate == "raise":
             state.held.remove(shard)
             fault = Fault(shard, "task", "RuntimeError: poison", "", f"worker {worker}")
-            self._out.append(Answer(worker, fault))
+            self._tell(Answer(worker, fault))
             self._compute(worker, state)
         else:
             self.worked_s += compute_s
@@ -405,7 +432,7 @@ class World:
         state.writing = None
         state.held.remove(shard)
         seconds = self.scene.takes.get(shard, self.scene.compute_s) + self.scene.write_s
-        self._out.append(Answer(worker, Done(shard, 1, 1, 0, seconds, f"worker {worker}", {})))
+        self._tell(Answer(worker, Done(shard, 1, 1, 0, seconds, f"worker {worker}", {})))
         self._write(worker, state)
 
 

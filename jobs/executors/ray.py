@@ -8,17 +8,17 @@ pools do not fit: Ray Data drops a failing row silently or retries it for ever, 
 
 from __future__ import annotations
 
-import os
+import math
 import queue
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from actlas.jobs.executors.ray_faults import first_line, loss
+from actlas.jobs.executors.ray_worker import LOADED, PLACED, Loaded, RayWorker
 from actlas.jobs.logs import LOGGER
 from actlas.jobs.monitor.prometheus import Metered
 from actlas.jobs.ray.cluster import (
@@ -29,8 +29,9 @@ from actlas.jobs.ray.cluster import (
     room,
     worker_options,
 )
+from actlas.jobs.scheduler.deadlines import PING_S
 from actlas.jobs.scheduler.driver import Driver
-from actlas.jobs.scheduler.faults import Fault, FaultBudget, fault_of
+from actlas.jobs.scheduler.faults import Fault, FaultBudget
 from actlas.jobs.scheduler.protocols import (
     Answer,
     Done,
@@ -42,84 +43,14 @@ from actlas.jobs.scheduler.protocols import (
 )
 from actlas.jobs.scheduler.roster import IN_FLIGHT
 from actlas.jobs.scheduler.stop import Stop
-from actlas.jobs.scheduler.worker_loop import WorkerLoop, write_slots
-from actlas.pipeline.options import RunOptions
 from actlas.store.errors import RunFaultError
+
+MOST_PING_S = 300.0
+"""Longest pause before an actor that answers no pings, such as one without a place, gets another;
+Ray queues the calls of an actor."""
 
 GPU_POLL_S = 2.0
 """Seconds between two searches for GPUs, while the cluster has none."""
-
-
-class Loaded(NamedTuple):
-    """The answer of a worker that has loaded its model.
-
-    Attributes
-    ----------
-    pid : int
-        The worker's process.
-    """
-
-    pid: int
-
-
-class RayWorker:
-    """A worker inside an actor's process. Its constructor does nothing that could fail."""
-
-    def place(self) -> str:
-        """Return the id of the node that this process runs on."""
-        import ray
-
-        node: str = ray.get_runtime_context().get_node_id()
-        return node
-
-    def prepare(self, job: Job, run: RunOptions, name: str) -> Loaded | Fault:
-        """Open the store, load the model, and measure it on the job's first shard.
-
-        Parameters
-        ----------
-        job : Job
-            The job, without its shards but the first.
-        run : RunOptions
-            The worker's options.
-        name : str
-            The worker's name, for messages.
-        """
-        self._turn, self._next = threading.Condition(), 0
-        try:
-            self._loop = WorkerLoop(
-                job.make_worker(job.store, run),
-                name,
-                job.store,
-                write_slots(run),
-                damage_stops=job.damage_stops,
-            )
-        except Exception as error:  # noqa: BLE001 - the driver raises it, without Ray's traces
-            return fault_of(error, None, name, job.store)
-        self._loop.measure(job.shards[0])
-        return Loaded(os.getpid())
-
-    def attempt(self, shard: int, nth: int) -> Done | Fault:
-        """Run one shard: compute it when it is its turn, and wait until it is written.
-
-        Ray keeps no order between the calls of an actor that runs several at once: about 3 of 100
-        pairs of calls arrive in reverse. The driver's clocks assume the order in which it sent the
-        shards, so the calls wait for that order.
-
-        Parameters
-        ----------
-        shard : int
-            The shard.
-        nth : int
-            The position of this call among those sent to this actor, counted from 0.
-        """
-        with self._turn:
-            self._turn.wait_for(lambda: self._next == nth)
-            try:
-                written = self._loop.begin(shard)
-            finally:
-                self._next += 1
-                self._turn.notify_all()
-        return written.result()
 
 
 def run_ray(job: Job, budget: FaultBudget, observer: Observer, stop: Stop) -> None:
@@ -165,15 +96,20 @@ class _Actor:
     node: str | None = None
     """The id of the node that it runs on; None while it waits for a place."""
     n_sent: int = 0
+    due: dict[int, int | None] = field(default_factory=dict)
+    """The calls without an answer so far: their numbers and shards."""
+    pinged: float = -math.inf
+    n_unanswered: int = 0
+    """Pings without an answer since the last one that had one."""
 
 
 class _Reply(NamedTuple):
-    """A reply of an actor: to a shard, or (``shard`` None) to a call at its start."""
+    """A reply of an actor: to a call by its number, or (None) to a ping."""
 
     worker: int
-    shard: int | None
+    number: int | None
     answer: Future[Any]
-    actor: _Actor | None = None
+    actor: _Actor
 
 
 class RayCluster:
@@ -224,12 +160,12 @@ class RayCluster:
 
     def _ask(self, worker: int, name: str) -> None:
         job = self._job
-        handle = self._class.options(**self._options, max_concurrency=IN_FLIGHT).remote()
+        handle = self._class.options(**self._options, max_concurrency=IN_FLIGHT + 1).remote()
         self._actors[worker] = _Actor(handle, name)
-        self._listen(worker, None, handle.place.remote())
+        self._listen(worker, PLACED, None, handle.place.remote())
         first = replace(job, run=self._run, shards=job.shards[:1], follows=frozenset())
         prepared = handle.prepare.remote(first, self._run, name)
-        self._listen(worker, None, prepared)
+        self._listen(worker, LOADED, None, prepared)
 
     def send(self, worker: int, shard: int) -> None:
         """Send a shard to a worker.
@@ -242,8 +178,28 @@ class RayCluster:
             The shard.
         """
         actor = self._actors[worker]
-        self._listen(worker, shard, actor.handle.attempt.remote(shard, actor.n_sent))
+        reference = actor.handle.attempt.remote(shard, actor.n_sent)
+        self._listen(worker, actor.n_sent, shard, reference)
         actor.n_sent += 1
+
+    def ping(self, worker: int) -> None:
+        """Ask an actor for its answers again; one that answers no pings is asked less often.
+
+        If the connection to the actor is broken, this call finds it out, and all calls fail. Ray
+        2.60 does not notice by itself: its server gives a connection up after 20 s without an
+        acknowledgement, and its client, which has nothing to send, is not told.
+
+        Parameters
+        ----------
+        worker : int
+            The worker's number.
+        """
+        actor, now = self._actors[worker], time.monotonic()
+        pause = min(MOST_PING_S, PING_S * 2.0**actor.n_unanswered) if actor.n_unanswered else 0.0
+        if now - actor.pinged < pause:
+            return
+        actor.pinged, actor.n_unanswered = now, actor.n_unanswered + 1
+        self._hear(worker, None, actor.handle.repeat.remote(list(actor.due)))
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """Wait for a reply, and return the events of all replies so far.
@@ -258,23 +214,26 @@ class RayCluster:
             replies.append(self._replies.get(timeout=timeout_s))
             while True:
                 replies.append(self._replies.get_nowait())
-        placed = any(each.shard is None for each in replies)
+        placed = any(each.number == PLACED for each in replies)
         if placed or time.monotonic() - self._looked > GPU_POLL_S:
             self._look_for_gpus()  # a worker that got a place may be beside a GPU
         alive: frozenset[str] | None = None
         events: list[Event] = []
         for each in replies:
-            actor = self._actors.get(each.worker)
-            if actor is None or each.actor not in (None, actor):
+            actor = each.actor
+            if self._actors.get(each.worker) is not actor:
                 continue  # killed in the meantime
             error = each.answer.exception()
             if error is None:
-                events.append(_event(each, actor))
+                events.extend(_events(each))
                 continue
+            if each.number is not None and each.number not in actor.due:
+                continue  # a ping has brought the answer
             if alive is None:  # listed after the errors arrived, so that it is newer than they are
                 alive = frozenset(node["NodeID"] for node in alive_nodes())
             lost_machine = actor.node not in (None, *alive)
-            events.append(loss(each.worker, each.shard, error, lost_machine=lost_machine))
+            shard = None if each.number is None else actor.due[each.number]
+            events.append(loss(each.worker, shard, error, lost_machine=lost_machine))
         return events
 
     def kill(self, worker: int) -> None:
@@ -293,11 +252,18 @@ class RayCluster:
         with suppress(RayError):  # a Ray that failed has no actors left to end
             self._ray.kill(actor.handle, no_restart=True)
 
-    def _listen(self, worker: int, shard: int | None, reference: Any) -> None:
-        """Put an actor's reply into the queue when it arrives, without polling all references."""
+    def _listen(self, worker: int, number: int, shard: int | None, reference: Any) -> None:
+        """Note that the answer to a call is due, and put it into the queue when it arrives."""
+        self._actors[worker].due[number] = shard
+        self._hear(worker, number, reference)
+
+    def _hear(self, worker: int, number: int | None, reference: Any) -> None:
+        """Put a reply into the queue when it arrives, without polling all references."""
         actor = self._actors[worker]
         answer: Future[Any] = reference.future()
-        answer.add_done_callback(lambda done: self._replies.put(_Reply(worker, shard, done, actor)))
+        answer.add_done_callback(
+            lambda done: self._replies.put(_Reply(worker, number, done, actor))
+        )
 
     def _look_for_gpus(self) -> None:
         """Use GPUs once a machine with some has joined: request waiting actors again."""
@@ -318,12 +284,24 @@ class RayCluster:
                 self._ask(worker, actor.name)
 
 
-def _event(reply: _Reply, actor: _Actor) -> Event:
-    """Return the event of a reply that is not an error, and note an actor's node."""
-    answer: str | Loaded | Done | Fault = reply.answer.result()
+def _events(reply: _Reply) -> Iterator[Event]:
+    """Yield the events of a reply that is not an error, except those that were heard before."""
+    actor, answers = reply.actor, reply.answer.result()
+    if reply.number is None:
+        actor.n_unanswered = 0
+    else:
+        answers = {reply.number: answers}
+    for number in sorted(answers):
+        if number in actor.due:
+            del actor.due[number]
+            yield _event(reply.worker, actor, answers[number])
+
+
+def _event(worker: int, actor: _Actor, answer: str | Loaded | Done | Fault) -> Event:
+    """Return the event of an answer, and note an actor's node."""
     if isinstance(answer, str):
         actor.node = answer
-        return Placed(reply.worker)
+        return Placed(worker)
     if isinstance(answer, Loaded):
-        return Ready(reply.worker)
-    return Answer(reply.worker, answer)
+        return Ready(worker)
+    return Answer(worker, answer)

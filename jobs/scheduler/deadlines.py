@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Iterator
 
 MEDIANS = 10
 """A shard may take this many times the median duration."""
+
+PING_S = 10.0
+"""Seconds without an answer that is due, after which a worker is pinged."""
 
 KNOWN = 2
 """Finished shards after which the median is used; one is not enough, as a last shard is short."""
@@ -146,3 +150,27 @@ class Clocks:
     def left(self, limit_s: float, now: float) -> float:
         """Return the seconds until the first clock exceeds the limit."""
         return self.since() + limit_s - now
+
+
+class Silence:
+    """Clocks of the workers from which an answer is due, which run out every ``PING_S``."""
+
+    def __init__(self) -> None:
+        self._clocks = Clocks()
+
+    def listen(self, key: int, due: bool, now: float) -> None:
+        """Restart a worker's clock if an answer is due, and otherwise stop it."""
+        if due:
+            self._clocks.start(key, now)
+        else:
+            self._clocks.stop(key)
+
+    def stop(self, key: int) -> None:
+        """Stop the clock of a worker that is gone."""
+        self._clocks.stop(key)
+
+    def over(self, now: float) -> Iterator[int]:
+        """Yield the workers whose clocks have run out, and restart these clocks."""
+        while late := self._clocks.over(PING_S, now):
+            self._clocks.start(late[0], now)
+            yield late[0]

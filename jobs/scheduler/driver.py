@@ -6,6 +6,10 @@ simulated time. The cost of an event does not depend on the number of workers or
 
 Each worker has two shards in flight: one is computed while the other is written. A worker with a
 fault is dropped, and another is started in its place.
+
+An answer may be lost: a connection that breaks while its peer has nothing to send is not noticed,
+and the answer that was on its way is gone. A worker whose answer is due is therefore pinged, which
+finds the broken connection, or brings the answer again.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from actlas.jobs.formatting import counted, ranges
 from actlas.jobs.redaction import redacted
-from actlas.jobs.scheduler.deadlines import Clocks, Limit
+from actlas.jobs.scheduler.deadlines import Clocks, Limit, Silence
 from actlas.jobs.scheduler.faults import Fault, FaultBudget
 from actlas.jobs.scheduler.protocols import (
     Answer,
@@ -30,7 +34,7 @@ from actlas.jobs.scheduler.protocols import (
 )
 from actlas.jobs.scheduler.queue import ShardQueue
 from actlas.jobs.scheduler.roster import IN_FLIGHT, Member, Roster
-from actlas.jobs.scheduler.start_backoff import StartBackoff
+from actlas.jobs.scheduler.start_backoff import Patience, StartBackoff
 from actlas.jobs.scheduler.stop import Stop
 from actlas.store.errors import ActlasError
 
@@ -39,9 +43,6 @@ SOON_S, WAIT_S = 0.01, 0.5
 
 ROOM_S = 2.0
 """Seconds between two questions to the cluster how many workers it has room for."""
-
-PATIENCE_S = 30.0
-"""Seconds without room for any worker before the user is told."""
 
 
 class Driver:
@@ -80,10 +81,10 @@ class Driver:
         """Shards that failed before; each runs alone, so that no other shard pays for its fault."""
         self._workers = Roster()
         self._n_in_flight = 0
-        self._loading, self._working = Clocks(), Clocks()
+        self._loading, self._working, self._silence = Clocks(), Clocks(), Silence()
         self._limit = Limit(job.run.deadline_floor_s)
-        self._room, self._room_asked, self._last_placed = 1, float("-inf"), clock()
-        self._logged_waiting = False
+        self._room, self._room_asked = 1, float("-inf")
+        self._patience = Patience(observer.log, clock())
         self._backoff = StartBackoff(observer.log)
         self._error: ActlasError | None = None
 
@@ -100,10 +101,13 @@ class Driver:
                 if self._may_begin():
                     self._start_workers()
                     self._send_shards()
-                self._log_that_all_wait()
+                self._patience.look(len(self._workers), len(self._workers.waiting), self._clock())
                 for event in self._cluster.wait(self._timeout()):
                     if event.worker in self._workers:  # not stopped meanwhile
                         self._handle(event)
+                        self._listen(event.worker)
+                for number in self._silence.over(self._clock()):
+                    self._cluster.ping(number)
                 self._enforce_deadlines()
                 self._observer.tick()
         finally:
@@ -134,6 +138,7 @@ class Driver:
             name = self._workers[number].name
             self._observer.state(name, "waiting")
             self._cluster.start(number, name)
+            self._listen(number)
         while len(self._workers) > min(room, useful) and self._workers.waiting:
             self._stop_worker(next(reversed(self._workers.waiting)))
 
@@ -155,28 +160,22 @@ class Driver:
         some_placed = len(self._workers) > len(self._workers.waiting)
         return self._backoff.n_held_back(self._clock()) if some_placed else 0
 
-    def _log_that_all_wait(self) -> None:
-        now = self._clock()
-        if len(self._workers.waiting) < len(self._workers):
-            self._last_placed, self._logged_waiting = now, False
-        elif not self._logged_waiting and now - self._last_placed > PATIENCE_S:
-            self._logged_waiting = True
-            self._observer.log(
-                f"no worker could be placed for {PATIENCE_S:.0f} s: no machine has the resources "
-                "of --cpus-per-worker and --gpus-per-worker free. Waiting for one (Ctrl-C stops)"
-            )
-
     def _stop_worker(self, number: int, withheld: Sequence[int] = ()) -> None:
         """End a worker. Its shards return to the queue without a charge, except the withheld."""
         self._cluster.kill(number)
         worker = self._workers.remove(number)
         assert set(withheld) <= set(worker.shards), f"{worker.name} has {worker.shards}"
-        self._loading.stop(number)
-        self._working.stop(number)
+        for clocks in (self._loading, self._working, self._silence):
+            clocks.stop(number)
         self._n_in_flight -= len(worker.shards)
         self._queue.leave(number)
         self._queue.give_back([shard for shard in worker.shards if shard not in withheld])
         self._observer.state(worker.name, "gone")
+
+    def _listen(self, number: int) -> None:
+        """Measure from now on how long a worker is silent, if an answer of it is due."""
+        if number in self._workers:
+            self._silence.listen(number, self._workers[number].due, self._clock())
 
     # Shards
 
@@ -205,6 +204,7 @@ class Driver:
             self._working.start(number, self._clock())
         self._observer.state(worker.name, "busy", shard)
         self._cluster.send(number, shard)
+        self._listen(number)
 
     def _reopen(self, number: int) -> None:
         shards = self._workers[number].shards

@@ -181,6 +181,9 @@ class Cluster(Protocol):
     def send(self, worker: int, shard: int) -> None:
         """Give a shard to a worker that is ready, behind those that it has."""
 
+    def ping(self, worker: int) -> None:
+        """Ask a silent worker for its answers again; no answer becomes a second event."""
+
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """Wait for events, and return all that have happened by then, in order."""
 

@@ -19,6 +19,11 @@ class Member:
     state: Literal["waiting", "starting", "ready"] = "waiting"
     shards: list[int] = field(default_factory=list)
 
+    @property
+    def due(self) -> bool:
+        """Whether an answer of the worker is due: to its start, or to a shard."""
+        return self.state != "ready" or bool(self.shards)
+
 
 class Roster:
     """The current workers by number. Every operation takes constant time.

@@ -17,6 +17,10 @@ FIRST_S, LAST_S = 2.0, 300.0
 """First and longest delay of a start while others work, in seconds; it doubles each time."""
 
 
+PATIENCE_S = 30.0
+"""Seconds without room for any worker before the user is told."""
+
+
 class StartBackoff:
     """Counts failures to start in a row, and delays further starts.
 
@@ -107,4 +111,38 @@ class StartBackoff:
                 f"a worker could not start ({reason}): the run continues with "
                 f"{counted(n_others, 'worker')}; the next start is tried in {duration(FIRST_S)}, "
                 f"then at growing intervals of up to {duration(LAST_S)}"
+            )
+
+
+class Patience:
+    """Tells the user once that no worker has a place on a machine.
+
+    Parameters
+    ----------
+    log : callable
+        Receives the line.
+    now : float
+        Time in seconds.
+    """
+
+    def __init__(self, log: Callable[[str], None], now: float) -> None:
+        self._log, self._last_placed, self._logged = log, now, False
+
+    def look(self, n_workers: int, n_waiting: int, now: float) -> None:
+        """Log if all workers have waited for long.
+
+        Parameters
+        ----------
+        n_workers, n_waiting : int
+            Number of workers, and of those without a place.
+        now : float
+            Time in seconds.
+        """
+        if n_waiting < n_workers:
+            self._last_placed, self._logged = now, False
+        elif not self._logged and now - self._last_placed > PATIENCE_S:
+            self._logged = True
+            self._log(
+                f"no worker could be placed for {PATIENCE_S:.0f} s: no machine has the resources "
+                "of --cpus-per-worker and --gpus-per-worker free. Waiting for one (Ctrl-C stops)"
             )

@@ -25,11 +25,14 @@ from support.workers import (
     open_gate,
 )
 
-from actlas.jobs.executors.ray import RayCluster, RayWorker, _Reply
+from actlas.jobs.executors import ray as executor_module
+from actlas.jobs.executors.ray import RayCluster, _Reply
+from actlas.jobs.executors.ray_worker import RayWorker
 from actlas.jobs.logs import LOGGER
 from actlas.jobs.ray import cluster as ray_cluster
 from actlas.jobs.run.repair import repair_at
 from actlas.jobs.run.run import run_extraction
+from actlas.jobs.scheduler import deadlines
 from actlas.jobs.scheduler.faults import Fault, FaultBudget
 from actlas.jobs.scheduler.protocols import Done
 from actlas.jobs.scheduler.stop import Stop
@@ -180,14 +183,33 @@ def test_a_ray_that_fails_is_no_ones_fault(
     answer: Future[object] = Future()
     answer.set_exception(RaySystemError("the head is gone"))
 
-    def lost(self: RayCluster, worker: int, shard: int | None, _reference: object) -> None:
-        self._replies.put(_Reply(worker, shard, answer))
+    def lost(self: RayCluster, worker: int, number: int | None, _reference: object) -> None:
+        self._replies.put(_Reply(worker, number, answer, self._actors[worker]))
 
-    monkeypatch.setattr(RayCluster, "_listen", lost)
+    monkeypatch.setattr(RayCluster, "_hear", lost)
     with pytest.raises(RunFaultError, match=r"Ray itself failed.*the head is gone"):
         run_extraction(store, options("ray"), make_fake)
     assert quarantined(store) == {}
     assert lease.holder(store.objects) is None
+
+
+def test_every_answer_is_lost_and_is_asked_for_again(
+    ray_started: None, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a connection breaks while a worker computes: only pings are answered."""
+    heard = RayCluster._hear
+
+    def hear(self: RayCluster, worker: int, number: int | None, reference: object) -> None:
+        if number is None:
+            heard(self, worker, number, reference)
+
+    monkeypatch.setattr(RayCluster, "_hear", hear)
+    for module in (deadlines, executor_module):
+        monkeypatch.setattr(module, "PING_S", 0.02)
+    plant(tmp_path, {3: ["raise"]})
+    assert run_extraction(store, options("ray"), make_fake).exit_code == EXIT_DONE
+    assert sorted(attempted(tmp_path)) == sorted([*range(12), 3])
+    check_whole(store)
 
 
 def test_an_interrupted_end_of_a_worker_is_ended_again(

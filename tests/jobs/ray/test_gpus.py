@@ -15,7 +15,8 @@ from ray import exceptions as ray_errors
 from support.jobs import options
 
 from actlas.jobs.executors import ray as ray_executor
-from actlas.jobs.executors.ray import Loaded, RayCluster
+from actlas.jobs.executors.ray import RayCluster
+from actlas.jobs.executors.ray_worker import Loaded
 from actlas.jobs.ray import cluster as ray_cluster
 from actlas.jobs.scheduler.protocols import Event, Job, Placed, Ready
 

@@ -58,6 +58,7 @@ def scenes(draw: st.DrawFn) -> Any:
         losses_per_s=draw(st.sampled_from([0.0, 1 / 500])),
         joins_after_s=draw(st.sampled_from([10.0, 400.0])),
         late_machines=(100.0,),
+        blips=draw(st.sampled_from([(), ((15.0, 40.0), (200.0, 300.0))])),
         bad_starts=draw(st.dictionaries(st.integers(0, 9), st.sampled_from(["die"]), max_size=3)),
         until_s=4000.0,
         seed=draw(st.integers(0, 2**32)),
@@ -96,6 +97,19 @@ def test_two_limits_in_a_row_pass_without_an_event() -> None:
     calm = {"late_machines": (100.0,), "load_s": 20.0, "write_s": 0.0}
     world = play(scene(2, 0, 2, suffering={0: ["hang"], 1: ["hang"] * 3}, **losses, **calm))
     assert world.quarantined == {1} and world.done == {0: 1}
+
+
+@pytest.mark.parametrize("from_s", [0.0, 20.0, 60.0, 100.0])
+@pytest.mark.parametrize("length_s", [25.0, 35.0, 100.0])
+def test_an_answer_that_a_blip_lost_is_asked_for_again(from_s: float, length_s: float) -> None:
+    """Placed, loaded, computed or written meanwhile: the driver knows soon after, at no charge."""
+    calm = {"spread": 0.0, "load_s": 30.0, "compute_s": 60.0, "write_s": 5.0}
+    undisturbed = play(scene(6, 2, 1, **calm)).now
+    world = play(scene(6, 2, 1, blips=[(from_s, from_s + length_s)], **calm))
+    assert world.faults == {} and not world.start_faults
+    assert world.n_started == 2 and world.done.total() == 6
+    assert world.now < undisturbed + length_s + 15
+    assert world.n_pings < 2 * world.now / 10 + 2
 
 
 def test_an_innocent_neighbour_pays_once() -> None:
