@@ -40,6 +40,22 @@ IMPORTERS = {
 BY_STRING = ("import_module", "resolve_name")
 
 
+PRINTER = "jobs/terminal.py"
+"""The only file that writes to the terminal: what it writes is escaped."""
+TYPE = "rich.console.Console"
+"""May be imported for annotations; to call it is what prints."""
+PRINTS = frozenset(
+    [
+        *("print", "Console", TYPE, "rich.print", "sys.stdout", "sys.stderr"),
+        *("sys.__stdout__", "sys.__stderr__", "logging.StreamHandler", "logging.basicConfig"),
+        *(f"click.{name}" for name in ("echo", "secho", "style", "prompt", "confirm", "pause")),
+        *(f"traceback.{name}" for name in ("print_exc", "print_exception", "print_stack")),
+    ]
+)
+PRINTING = {"pipeline/builtin/nonwords.py": "run by hand, it prints letters that it draws itself"}
+"""Other files that print, and why they may."""
+
+
 def sources() -> Iterator[tuple[str, ast.Module]]:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -105,6 +121,47 @@ def faults(name: str, tree: ast.Module) -> Iterator[str]:
             and keyword(node, "use_safetensors") is not True
         ):
             yield f"{where}: weights that may be pickled"
+
+
+def prints(name: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        found = ""
+        if isinstance(node, ast.Attribute):
+            found = dotted(node)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found = node.func.id
+        elif isinstance(node, ast.ImportFrom):
+            named = (f"{node.module}.{alias.name}" for alias in node.names)
+            found = next((each for each in named if each in PRINTS - {TYPE}), "")
+        if found in PRINTS:
+            yield f"{name}:{getattr(node, 'lineno', 0)}: {found}"
+
+
+def test_one_file_prints() -> None:
+    """Names of strangers reach the terminal through its functions alone, which escape them."""
+    found = [fault for name, tree in sources() for fault in prints(name, tree) if name != PRINTER]
+    assert not [each for each in found if each.partition(":")[0] not in PRINTING], "\n".join(found)
+    for name in (PRINTER, *PRINTING):
+        assert list(prints(name, ast.parse((ROOT / name).read_text(encoding="utf-8")))), name
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print(x)",
+        "click.echo(x)",
+        "from click import secho",
+        "sys.stderr.write(x)",
+        "from sys import stdout",
+        "Console().print(x)",
+        "rich.console.Console(stderr=True)",
+        "logging.StreamHandler()",
+        "traceback.print_exc()",
+        "from rich import print",
+    ],
+)
+def test_the_test_sees_what_prints(code: str) -> None:
+    assert list(prints("made-up.py", ast.parse(code)))
 
 
 def test_no_call_that_could_run_a_strangers_code() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TextIO
@@ -38,7 +37,7 @@ class PlainProgress:
 
     def __init__(self, stats: RunStats, out: TextIO | None = None) -> None:
         self.stats = stats
-        self._out = sys.stderr if out is None else out
+        self._out = out
         self._next = stats.clock() + FIRST_LINES_S
 
     def shown(self) -> AbstractContextManager[object]:
@@ -47,7 +46,7 @@ class PlainProgress:
 
     def log(self, text: str) -> None:
         """Print a line."""
-        echo(text, out=self._out)
+        echo(text, err=True, out=self._out)
         LOGGER.info(text)
 
     def stopping(self, text: str) -> None:
@@ -83,7 +82,7 @@ class PlainProgress:
             return
         early = now - self.stats.started < FIRST_MINUTE_S
         self._next = now + (FIRST_LINES_S if early else LATER_LINES_S)
-        echo(headline(self.stats), out=self._out)
+        echo(headline(self.stats), err=True, out=self._out)
 
 
 class LiveProgress(PlainProgress):
@@ -104,7 +103,7 @@ class LiveProgress(PlainProgress):
         from rich.live import Live
 
         super().__init__(stats, out)
-        self._console = console(self._out)
+        self._console = console(out, err=True)
         self._widest: list[int] = []
         self._live = Live(
             self, console=self._console, refresh_per_second=4, transient=True, redirect_stdout=False
@@ -192,8 +191,7 @@ def packed(parts: Sequence[str], width: int) -> list[str]:
 
 def display(stats: RunStats, out: TextIO | None = None) -> PlainProgress:
     """Return the display for a stream: live on a terminal, otherwise plain lines."""
-    stream = sys.stderr if out is None else out
-    shown = console(stream)
+    shown = console(out, err=True)
     if shown.is_terminal and not shown.is_dumb_terminal:
-        return LiveProgress(stats, stream)
-    return PlainProgress(stats, stream)
+        return LiveProgress(stats, out)
+    return PlainProgress(stats, out)

@@ -12,6 +12,7 @@ import os
 import pty
 import re
 import struct
+import subprocess
 import sys
 import termios
 import threading
@@ -22,8 +23,10 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support.features import made_store
 
-from actlas.jobs.cli.app import main
+from actlas.jobs.cli.app import VERBS, main
+from actlas.jobs.ray import jobs_api
 from actlas.jobs.scheduler import stop
 from actlas.pipeline.builtin import builtin_model_path
 
@@ -38,7 +41,11 @@ CONTROLS = (
 END = "~"
 """Follows each control, which tells it from rich's own."""
 LAST = b"\0last"
-CONTROL = re.compile("(" + "|".join(map(re.escape, CONTROLS)) + ")" + END)
+CONTROL, IN_LINES = (
+    re.compile(f"({'|'.join(re.escape(control) for control in controls)}){END}")
+    for controls in (CONTROLS, tuple(control for control in CONTROLS if control != "\n"))
+)
+"""What may not reach the terminal; where a text has lines of its own, a newline may."""
 
 
 def evil(field: str) -> str:
@@ -53,7 +60,8 @@ def recorded(field: str) -> str:
 
 
 def shown(text: str) -> set[str]:
-    return set(re.findall(r"☠([a-z-]+)", text))
+    """The fields whose names begin somewhere in a text, whatever its colours."""
+    return set(re.findall(r"☠([a-z]+)", re.sub(r"\x1b\[[\d;]*m", "", text)))
 
 
 def on_a_terminal(work: Callable[[], object]) -> str:
@@ -92,14 +100,14 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Verb:
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr(stop, "terminate_as_interrupt", lambda: None)
 
-    def run(*arguments: object, code: int | None = 0) -> str:
+    def run(*arguments: object, code: int | None = 0, allowed: re.Pattern[str] = CONTROL) -> str:
         def call() -> None:
             with pytest.raises(SystemExit) as ended:
                 main([str(argument) for argument in arguments])
             assert code is None or ended.value.code == code, arguments
 
         text = on_a_terminal(call)
-        assert not (found := CONTROL.search(text)), (arguments[0], found[1], text)
+        assert not (found := allowed.search(text)), (arguments[0], found[1], text)
         return text
 
     return run
@@ -130,9 +138,9 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def write_sae(folder: Path) -> Path:
+def write_sae(folder: Path, d_in: int = 128) -> Path:
     rng = np.random.default_rng(0)
-    shapes = {"W_enc": (128, 16), "b_enc": (16,), "W_dec": (16, 128), "b_dec": (128,)}
+    shapes = {"W_enc": (d_in, 16), "b_enc": (16,), "W_dec": (16, d_in), "b_dec": (d_in,)}
     folder.mkdir()
     weights = {name: rng.standard_normal(of).astype(np.float32) for name, of in shapes.items()}
     save_file(weights, folder / "sae_weights.safetensors")
@@ -164,7 +172,7 @@ def test_every_verb_with_evil_names(
     assert "store" in shown(verb("plan", store, *planned))
     assert {"model", "corpus", "span", "store"} <= shown(verb("info", store))
     assert {"labeltwo", "text", "file"} <= shown(verb("show", store, "--doc", 0))
-    assert "text" in shown(verb("show", store, "--doc", 0, "--pos", 1))
+    assert "labeltwo" in shown(verb("show", store, "--doc", 0, "--pos", 1))
     assert {"store"} <= shown(verb("status", store))
     verb("doctor", store, code=None)
 
@@ -192,10 +200,10 @@ def test_every_verb_with_evil_names(
     assert "store" in shown(verb("sae", "encode", store, *made))
     assert "store" in shown(verb("sae", "index", store, "--sae", "made"))
     out = verb("contexts", store, "--sae", "made", "--some", 2, "-k", 2)
-    assert {"text", "labelone"} <= shown(out)
+    assert shown(out) & {"labelone", "labeltwo"}
     page = tmp_path / evil("page")
     assert "page" in shown(verb("contexts", store, "--sae", "made", "--some", 2, "--html", page))
-    assert {"text", "labelone"} <= shown(page.read_text())
+    assert shown(page.read_text()) & {"labelone", "labeltwo"}
     html = page.read_text().replace("\n~", "~")  # a line of a text
     assert not (control := CONTROL.search(html)), control
     trained = tmp_path / evil("trained")
@@ -209,7 +217,7 @@ def test_every_verb_with_evil_names(
     assert {"orphan", "store"} <= shown(verb("repair", store, code=4))
     for arguments in (["info"], ["status"], ["verify"], ["show", "--doc=0"]):
         json_line = verb(arguments[0], store, *arguments[1:], "--json", code=None)
-        assert evil("store") in "".join(strings(json.loads(json_line)))
+        assert any("☠" in text and "\x1b[2J" in text for text in strings(json.loads(json_line)))
 
 
 def strings(body: Any) -> Iterator[str]:
@@ -218,3 +226,118 @@ def strings(body: Any) -> Iterator[str]:
             yield from strings(each)
     elif isinstance(body, str):
         yield body
+
+
+def test_every_error_with_evil_names(tmp_path: Path, verb: Verb, model: Path) -> None:
+    """Names that nothing can record, and files of strangers that are not what they should be."""
+    store, name = tmp_path / evil("store"), evil("name")
+    made_store(store)
+    file = tmp_path / evil("file")
+    file.write_text(json.dumps({evil("key"): evil("value")}))
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"plan": {evil("key"): 1}, "run": {}}))
+    foreign = tmp_path / evil("foreign")
+    foreign.mkdir()
+    (foreign / "config.json").write_text(json.dumps({"model_type": evil("kind")}))
+    evil_model = tmp_path / evil("model")
+    evil_model.symlink_to(builtin_model_path("actlas-6m"))
+    new = tmp_path / "new.zarr"
+    plan = ("--corpus", "builtin:python-docs", "--hookpoints", "resid_post.0")
+    mask = ("--corpus", "builtin:python-docs", "--out", tmp_path / "out")
+    train = ("--hookpoint", name, "--out", tmp_path / "sae")
+    cases: list[tuple[object, ...]] = [
+        (name,),
+        ("info", f"--{name}"),
+        ("info", tmp_path / name),
+        ("hookpoints", name),
+        ("hookpoints", foreign),
+        ("hookpoints", evil_model),
+        ("hookpoints", model, name),
+        ("plan", new, "--model", evil_model, *plan),
+        ("plan", new, "--model", model, "--corpus", name),
+        ("plan", new, "--model", model, *plan, "--tokenizer", evil_model),
+        ("plan", new, "--model", model, *plan, "--text-field", name),
+        ("plan", new, "--model", model, *plan, "--revision", name),
+        ("plan", new, f"plan.{name}=1"),
+        ("plan", new, f"{name}=1"),
+        ("extract", new, "--config", config),
+        ("extract", store, "--model", name),
+        ("submit", file),
+        ("submit", config, "--address", f"http://{name}"),
+        ("status", file),
+        ("verify", file),
+        ("repair", store, "--findings", file),
+        ("show", store, "--doc", 10**9),
+        ("localize", store, "--contrast", f"{name}:{name}", "--out", tmp_path / "found"),
+        ("ablate", model, "--mask", file, *mask),
+        ("ablate", evil_model, "--mask", file, *mask),
+        ("sae", "train", store, *train),
+        ("sae", "encode", store, "--sae", foreign),
+        ("sae", "encode", store, "--sae", write_sae(tmp_path / evil("sae"), 24)),
+        ("sae", "index", store, "--sae", name),
+        ("contexts", store, "--sae", name, "--feature", 1),
+        ("contexts", store, "--hookpoint", name, "--unit", 1),
+    ]
+    for arguments in cases:
+        for more in ((), ("--debug",)):
+            text = verb(*arguments, *more, code=None, allowed=IN_LINES if more else CONTROL)
+            assert shown(text), (arguments, text)
+            assert "Traceback" not in text or more, text
+    assert {case[0] for case in cases} >= set(VERBS) - {"doctor"}
+
+
+class Server:
+    """A Ray cluster whose job writes what it likes."""
+
+    address = evil("address")
+
+    def __init__(self, _address: str | None) -> None:
+        pass
+
+    def submit(self, *_: object, **_more: object) -> str:
+        return evil("job")
+
+    def follow(self, job: str, write: Callable[[str], None]) -> int:
+        write(f"{evil('log')}\nsecond line\n")
+        return 0
+
+
+def test_a_clusters_log_with_evil_text(
+    tmp_path: Path, verb: Verb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_api, "JobServer", Server)
+    config = tmp_path / "config.yaml"
+    config.write_text("plan: {model: m, corpus: c}")
+    out = verb("submit", config, tmp_path / evil("store"), allowed=IN_LINES)
+    assert shown(out) == {"address", "job", "log", "store"} and "second line\n" in out
+
+
+def test_a_running_driver_with_an_evil_name(tmp_path: Path, verb: Verb) -> None:
+    """The status of a driver on a host, of workers and of a fault that call themselves anything."""
+    store = made_store(tmp_path / "run.zarr")
+    worker = {"worker": evil("worker"), "state": evil("state"), "seconds": 1, "shards": []}
+    state = {"job": evil("job"), "n_rows": 5, "workers": [worker], "n_workers": 1}
+    folder = Path(store.path) / "ledger/lease"
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = {"host": evil("host"), "pid": 1, "since": 0, "nonce": evil("nonce")}
+    (folder / "00000001.json").write_text(json.dumps(holder))
+    (folder / "00000001.beat").write_text(json.dumps({"count": 1, "run": state}))
+    assert {"host", "job", "worker"} <= shown(verb("status", store.path))
+
+
+def test_what_libraries_write_is_escaped(tmp_path: Path) -> None:
+    """A warning, a log and a traceback of code that knows nothing of us, in another process."""
+    code = (
+        "import logging, sys, warnings\n"
+        "from actlas.jobs.cli import app\n"
+        f"name = {evil('library')!r}\n"
+        "def command():\n"
+        "    warnings.warn(name); logging.error(name); print(name); raise LookupError(name)\n"
+        "app.cli.main = lambda **_: command()\n"
+        "app.main(['info'])\n"
+    )
+    text = on_a_terminal(
+        lambda: subprocess.run([sys.executable, "-c", code], stdout=sys.stdout, stderr=sys.stderr)
+    )
+    assert text.count("☠library") >= 4
+    assert not (found := IN_LINES.search(text)), found
