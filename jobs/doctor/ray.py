@@ -78,9 +78,21 @@ def _joined(version: str, address: str | None) -> Iterator[Check]:
     n = counted(len(nodes), "node")
     yield ok("ray", f"{version}, Python {platform.python_version()}: {n}, {amounts}")
     if address is None:
+        yield _reach(nodes[0]["NodeManagerAddress"])
         return
     yield from compare(about(), *_ask(library, nodes))
     yield _security(address)
+
+
+def _reach(address: str) -> Check:
+    """Check that a Ray of our own listens for this machine alone."""
+    if address in ("127.0.0.1", "::1"):
+        return ok("ray ports", f"{address} only: no other machine reaches them")
+    found = f"this Ray listens on every address of the machine ({address})"
+    remedy = (
+        "its metrics ask for no token (docs/security.md): keep other machines out by a firewall"
+    )
+    return warning("ray ports", found, remedy)
 
 
 def _security(address: str) -> Check:

@@ -50,7 +50,8 @@ def connected(run: RunOptions) -> Iterator[None]:
     """Connect to Ray: an already initialized one, a cluster, or a new one on this machine.
 
     A new Ray uses a token made for this process, so that no other user of the machine can reach
-    it, and nothing is written to ``~/.ray``. A cluster keeps its own authentication.
+    it, and nothing is written to ``~/.ray``. It listens on the loopback address alone: its ports
+    for metrics ask for no token. A cluster keeps its own authentication.
 
     Parameters
     ----------
@@ -112,19 +113,38 @@ def _prepare_environment(own: bool) -> None:
 
 def _start(ray: Any, run: RunOptions) -> None:
     try:
-        ray.init(
-            address="local",
-            num_cpus=max(n_cpus(), math.ceil(run.n_workers * run.cpus_per_worker)),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            configure_logging=False,
-            logging_level="error",
-            log_to_driver=False,
-        )
+        with _on_loopback():
+            ray.init(
+                address="local",
+                num_cpus=max(n_cpus(), math.ceil(run.n_workers * run.cpus_per_worker)),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                configure_logging=False,
+                logging_level="error",
+                log_to_driver=False,
+            )
     except (RuntimeError, OSError, TimeoutError) as error:
         raise RunFaultError(
             f"Ray cannot be started on this machine: {error}. `--executor inline` needs no Ray."
         ) from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let Ray choose 127.0.0.1 as this machine's address while the context is open.
+
+    All of Ray's servers then listen there alone. Ray 2.60 replaces a loopback address that it is
+    given by the machine's own, except where clusters are disabled, as they are on macOS (by the
+    environment variable ``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER``, which Ray reads at its import).
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _check_head(address: str) -> None:

@@ -46,6 +46,7 @@ class FakeWorker:
         self.folder = Path(os.environ.get("ACTLAS_TEST_FOLDER") or Path(path).parent)
         self.run = run
         self.truth = {name: truth(self.store, name) for name in self.store.activations}
+        self._slowly("loading")
         if "start" in self.faults():
             raise ModelError("the weights are not those of the plan")
 
@@ -61,14 +62,28 @@ class FakeWorker:
         planned = faults.get(str(shard), [])
         if n_before < len(planned):
             suffer(planned[n_before], shard, self.folder)
-        time.sleep(faults.get("slow_s", 0))
+        self._slowly("computing")
         start, stop = self.store.shard_range(shard)
         t = layout.shard_tokens(self.store.plan.order, self.store.plan.seed, start, stop)
         rows = {name: values[t] for name, values in self.truth.items()}
         if faults.get("noise"):
             rows = {name: rounded(values, attempt) for name, values in rows.items()}
         run = {"n_tokens_fed": stop - start, "forward_s": 0.001, "device": "made-up"}
+        self._slowly("writing")
         return self.write(self.store, shard, rows, attempt=attempt, run=run)
+
+    def _slowly(self, phase: str) -> None:
+        """Take ``slow_s`` for one phase, which is the computing unless ``slow_in`` names another.
+
+        A phase that is named leaves a line in a file of its name.
+        """
+        faults = self.faults()
+        if faults.get("slow_in", "computing") != phase:
+            return
+        if "slow_in" in faults:
+            with (self.folder / f"{phase}.txt").open("a") as file:
+                file.write(f"{os.getpid()}\n")
+        time.sleep(faults.get("slow_s", 0))
 
     def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.0) -> Rate:
         return Rate(1e6)

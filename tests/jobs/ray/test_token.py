@@ -43,6 +43,7 @@ print("inside:", ray.cluster_resources().get("CPU"), flush=True)
 def guest(address: str, **more: str) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"PYTHONPATH": PATHS, "HOME": "/nonexistent", **more}
+    environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray replaces 127.0.0.1
     return subprocess.Popen(
         [sys.executable, "-c", GUEST, address],
         env=environment,
@@ -152,6 +153,22 @@ def test_a_wrong_token_is_told_at_once_and_alone(
     assert asked == ["head:6379", "there:6379", "there:6379"]
 
 
+def listened_on(pid: int) -> set[str]:
+    """The addresses on which a process and those that it started accept connections."""
+    import psutil
+
+    parent = psutil.Process(pid)
+    listening: set[str] = set()
+    n_processes = 0
+    for process in [parent, *parent.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            sockets = process.net_connections(kind="inet")
+            listening |= {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
+            n_processes += 1
+    assert n_processes > 3  # the head's server, the machine's, their agents
+    return {address.removeprefix("::ffff:") for address in listening}
+
+
 @pytest.mark.ray
 def test_nobody_joins_a_ray_of_our_own_without_its_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -172,6 +189,8 @@ def test_nobody_joins_a_ray_of_our_own_without_its_token(
         assert host.stdout is not None
         address, token = host.stdout.readline().split()
         assert len(token) == 64
+        assert address.startswith("127.0.0.1:")
+        assert listened_on(host.pid) == {"127.0.0.1"}
         began = time.monotonic()
         right = guest(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
         wrong = [
