@@ -89,9 +89,7 @@ def _reach(address: str) -> Check:
     if address in ("127.0.0.1", "::1"):
         return ok("ray ports", f"{address} only: no other machine reaches them")
     found = f"this Ray listens on every address of the machine ({address})"
-    remedy = (
-        "its metrics ask for no token (docs/security.md): keep other machines out by a firewall"
-    )
+    remedy = "its metrics ask for no token: keep other machines out by a firewall"
     return warning("ray ports", found, remedy)
 
 
