@@ -7,6 +7,7 @@ escapes them, and :func:`guard` escapes what anything else writes to stdout and 
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -60,9 +61,9 @@ def echo(*lines: Line, err: bool = False, out: TextIO | None = None) -> None:
     >>> echo("label a\x1b[2J\nb", out=sys.stdout)
     label a\x1b[2J\nb
     """
-    if not lines:
+    stream = out if out is not None else _stream(err)
+    if stream is None or not lines:
         return
-    stream = out if out is not None else sys.stderr if err else sys.stdout
     styled = stream.isatty()
     text = "".join(_line(line, styled) + "\n" for line in lines)
     _write(_raw(stream), text)
@@ -80,12 +81,14 @@ def echo_text(text: str, *, err: bool = False) -> None:
     err : bool
         Print to standard error.
     """
-    _write(_raw(sys.stderr if err else sys.stdout), printable_lines(text))
+    if (stream := _stream(err)) is not None:
+        _write(_raw(stream), printable_lines(text))
 
 
 def is_terminal(*, err: bool = False) -> bool:
     """Return whether standard output, or standard error, is a terminal."""
-    return (sys.stderr if err else sys.stdout).isatty()
+    stream = _stream(err)
+    return stream is not None and stream.isatty()
 
 
 def console(out: TextIO | None = None, *, err: bool = False) -> Console:
@@ -100,8 +103,8 @@ def console(out: TextIO | None = None, *, err: bool = False) -> Console:
     """
     from rich.console import Console
 
-    stream = out if out is not None else sys.stderr if err else sys.stdout
-    return Console(file=_raw(stream))
+    stream = out if out is not None else _stream(err)
+    return Console(file=io.StringIO() if stream is None else _raw(stream))
 
 
 @contextmanager
@@ -161,8 +164,12 @@ class _Escaping:
             self.write(text)
 
 
+def _stream(err: bool) -> TextIO | None:
+    """Return stdout or stderr; None in a process that was started without it."""
+    return sys.stderr if err else sys.stdout
+
+
 def _guarded(stream: TextIO | None) -> TextIO:
-    # A process without a terminal may have no streams at all.
     if stream is None or isinstance(stream, _Escaping):
         return cast("TextIO", stream)
     return cast("TextIO", _Escaping(stream))
