@@ -62,7 +62,7 @@ class Hosts:
     def __enter__(self) -> Hosts:
         try:
             self._wire()
-            here = ["--disable-usage-stats", "--block", "--object-store-memory", str(80 << 20)]
+            here = ["--block", "--object-store-memory", str(80 << 20)]
             head = ["--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"]
             temporary = [f"--temp-dir=/tmp/a{self._mark}"]  # a socket's path must be short
             self._ray(0, "start", *head, *temporary, f"--node-ip-address={self._address(0)}", *here)
@@ -70,7 +70,7 @@ class Hosts:
             for host in range(1, len(self.names)):
                 where = [f"--address={self.address}", f"--node-ip-address={self._address(host)}"]
                 self._ray(host, "start", *where, "--num-cpus=1", *here)
-            self._wait_for_nodes(len(self.names))
+                self._wait_for_nodes(host + 1)
         except BaseException:
             self.__exit__()
             raise
@@ -149,11 +149,12 @@ class Hosts:
         """Wait until each host's Ray says that it runs."""
         limit = time.monotonic() + 120
         while True:
-            said = [(self._folder / f"host-{host}.out").read_text() for host in range(n)]
-            if all("Ray runtime started" in each for each in said):
+            outs = [self._folder / f"host-{host}.out" for host in range(n)]
+            if all("Ray runtime started" in out.read_text() for out in outs):
                 return
-            assert all(process.poll() is None for process in self._started), said
-            assert time.monotonic() < limit, said
+            alive = all(process.poll() is None for process in self._started)
+            said = [outs[-1].read_text()[-2000:], outs[-1].with_suffix(".err").read_text()[-2000:]]
+            assert alive and time.monotonic() < limit, "\n".join(said)
             time.sleep(0.2)
 
     @staticmethod
