@@ -151,7 +151,7 @@ def write_sae(folder: Path, d_in: int = 256) -> Path:
     save_file(weights, folder / "sae_weights.safetensors")
     hook = {"hook_name": "blocks.0.hook_resid_post", "model_name": evil("saemodel")}
     cfg = {
-        "d_in": 128,
+        "d_in": d_in,
         "d_sae": 16,
         "dtype": "float32",
         "device": "cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,9 +48,9 @@ def test_plans_are_made_for_the_workers_of_the_clusters_address(
 ) -> None:
     planned_on: list[str | None] = []
 
-    def note(*arguments: Any) -> str:
+    def note(*arguments: Any) -> Any:
         planned_on.append(arguments[-1])
-        return "noted"
+        return SimpleNamespace(lines=lambda: ["noted"])
 
     monkeypatch.setattr(planning, "make_plan", note)
     monkeypatch.setattr(dry_run, "estimate", note)
