@@ -175,7 +175,7 @@ def test_progress_on_a_terminal(
         update(self, task, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Progress, "update", updated)
-    monkeypatch.setattr(verb, "_on_a_terminal", lambda: True)
+    monkeypatch.setattr(verb, "is_terminal", lambda err: True)
     done = call("localize", store.path, "--contrast", "S:N", "--out", tmp_path / "o")
     assert done.exit_code == 0, done.output
     assert seen["total"] == seen["completed"] == 2 * store.plan.n_shards
