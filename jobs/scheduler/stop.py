@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from actlas.jobs.terminal import echo
 from actlas.store.errors import EXIT_RESUME, SignalledExit
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -125,7 +125,7 @@ def interruption(number: int, line: str) -> BaseException:
     if number == signal.SIGINT or _owns_process:
         return KeyboardInterrupt(line)
     name = signal.Signals(number).name
-    print(f"{name}: {line}", file=sys.stderr, flush=True)  # noqa: T201 - the process ends
+    echo(f"{name}: {line}", err=True)
     return SignalledExit(line)
 
 
