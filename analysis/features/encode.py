@@ -17,8 +17,9 @@ from actlas.store.errors import CorruptDataError, FormatError, NonFiniteError, S
 from actlas.store.features.codes import Codes, index_dtype, round_values
 from actlas.store.features.features import Features, open_features
 from actlas.store.format import layout
-from actlas.store.format.schema import FeaturesSpec, Receipt, check_line
+from actlas.store.format.schema import FeaturesSpec, Receipt
 from actlas.store.format.sealing import FORMAT_VERSION, seal
+from actlas.store.format.validation import check_line
 from actlas.store.ledger.derived import extract_inputs, group_of, input_seal
 from actlas.store.ledger.feature_sets import NAME, copy_key, read_description, spec_key
 from actlas.store.ledger.job_kinds import ENCODE, ENCODED

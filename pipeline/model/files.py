@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from actlas.pipeline.model.filenames import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
 from actlas.pipeline.model.foreign import missing_weights
 from actlas.store.errors import ModelError
-from actlas.store.format.schema import check_line
+from actlas.store.format.validation import check_line
 
 BUILTIN_PREFIX = "builtin:"
 

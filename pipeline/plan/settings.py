@@ -33,9 +33,9 @@ from actlas.store.format.schema import (
     Plan,
     ProcessorSpec,
     WindowSpec,
-    check_line,
 )
 from actlas.store.format.sealing import FORMAT_VERSION
+from actlas.store.format.validation import check_line
 from actlas.store.version import VERSION
 
 DEFAULT_MAX_LENGTH = 1024

@@ -46,9 +46,9 @@ MAX_HOOKPOINTS = 4096
 
 MAX_FILES = 1 << 16
 
-_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
+LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 
-Line = Annotated[str, Field(max_length=4096, pattern=_LINE)]
+Line = Annotated[str, Field(max_length=4096, pattern=LINE)]
 """Text that is displayed: without control characters, which could act on a terminal."""
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -61,26 +61,6 @@ _RESERVED = frozenset(
         *("char_start", "char_stop", "source", "record", "label", "meta", "image", "image_start"),
     ]
 )
-
-
-def check_line(text: str, what: str) -> None:
-    """Raise ``ConfigError`` for a name that no record can hold as a :data:`Line`.
-
-    Parameters
-    ----------
-    text : str
-        The name.
-    what : str
-        What it names, for the message.
-    """
-    if not re.fullmatch(_LINE, text) or len(text) > 4096:
-        raise ConfigError(
-            f"{what} {text!r}: expected at most 4,096 characters, none of them a control "
-            f"character, since a store records this name; got {len(text):,} characters. Rename "
-            "or link it.",
-            field=what,
-        )
-
 
 _COLUMN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]{0,99}")
 

@@ -7,15 +7,16 @@ arrays that they index, before memory is allocated for them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.errors import CorruptDataError, FormatError
+from actlas.store.errors import ConfigError, CorruptDataError, FormatError
 from actlas.store.format.catalog import StoreArrays
-from actlas.store.format.schema import PlanFile
+from actlas.store.format.schema import LINE, PlanFile
 
 if TYPE_CHECKING:
     from jaxtyping import Int64, Integer
@@ -163,4 +164,23 @@ def check_span(lo: int, hi: int, n: int, what: str) -> None:
         raise CorruptDataError(
             f"{what}: got the range [{lo}, {hi}), expected one within [0, {n}). {CHANGED}",
             path=what,
+        )
+
+
+def check_line(text: str, what: str) -> None:
+    """Raise ``ConfigError`` for a name that no record of a store can hold.
+
+    Parameters
+    ----------
+    text : str
+        The name.
+    what : str
+        What it names, for the message.
+    """
+    if not re.fullmatch(LINE, text) or len(text) > 4096:
+        raise ConfigError(
+            f"{what} {text!r}: expected at most 4,096 characters, none of them a control "
+            f"character, since a store records this name; got {len(text):,} characters. Rename "
+            "or link it.",
+            field=what,
         )
