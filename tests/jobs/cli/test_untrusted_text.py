@@ -16,8 +16,9 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,6 +199,38 @@ def test_every_verb_with_evil_names(
         *("--random", 1, "--new-tokens", 1, "--prompt", evil("prompt"), "--device", "cpu"),
     )
     assert {"prompt", "ablated"} <= shown(out)
+
+    sae = write_sae(tmp_path / recorded("sae"))
+    made = ("--sae", sae, "--name", "made", "--device", "cpu")
+    assert "store" in shown(verb("sae", "encode", store, *made))
+    assert "store" in shown(verb("sae", "index", store, "--sae", "made"))
+    out = verb("contexts", store, "--sae", "made", "--some", 2, "-k", 2)
+    assert shown(out) & {"labelone", "labeltwo"}
+    page = tmp_path / evil("page")
+    assert "page" in shown(verb("contexts", store, "--sae", "made", "--some", 2, "--html", page))
+    assert shown(page.read_text()) & {"labelone", "labeltwo"}
+    html = page.read_text().replace("\n~", "~")  # a line of a text
+    assert not (control := CONTROL.search(html)), control
+    trained = tmp_path / evil("trained")
+    train = ("--width", 4, "--k", 1, "--steps", 2, "--batch-size", 16, "--device", "cpu")
+    out = verb("sae", "train", store, "--hookpoint", "resid_post.0", "--out", trained, *train)
+    assert {"trained", "store"} <= shown(out)
+
+    (store / evil("orphan")).write_text("x")
+    report = verb("verify", store, code=4)
+    assert {"orphan", "store"} <= shown(report)
+    assert {"orphan", "store"} <= shown(verb("repair", store, code=4))
+    for arguments in (["info"], ["status"], ["verify"], ["show", "--doc=0"]):
+        json_line = verb(arguments[0], store, *arguments[1:], "--json", code=None)
+        assert any("☠" in text and "\x1b[2J" in text for text in strings(json.loads(json_line)))
+
+
+def strings(body: Any) -> Iterator[str]:
+    if isinstance(body, dict | list):
+        for each in body.values() if isinstance(body, dict) else body:
+            yield from strings(each)
+    elif isinstance(body, str):
+        yield body
 
 
 def test_every_error_with_evil_names(tmp_path: Path, verb: Verb, model: Path) -> None:
