@@ -22,11 +22,11 @@ from actlas.pipeline.hookpoints.names import resolve_in, survey
 from actlas.pipeline.hookpoints.shapes import observe
 from actlas.pipeline.model.config import (
     build_skeleton,
-    context_length_of,
     is_causal,
     modality_of,
     quiet,
 )
+from actlas.pipeline.model.windows import context_length_of
 from actlas.store.errors import ActlasError, HookpointError
 from actlas.store.format.layout import Sequence as Span
 from actlas.store.format.schema import HookpointSpec, ModelSpec
