@@ -30,6 +30,7 @@ from actlas.pipeline.plan.estimate import Estimate
 from actlas.pipeline.plan.make import make_plan
 from actlas.pipeline.plan.store_size import sample_rates, store_size
 from actlas.store.format.sealing import seal
+from actlas.store.ledger.finished import note_finished
 from actlas.store.objects.local import LocalObjects
 
 pytestmark = pytest.mark.slow
@@ -184,6 +185,7 @@ def test_raw_stores_of_every_shape_are_counted_to_the_byte(
     plan = plan_for(columns, compression="none", **changes)
     store = create(tmp_path / "s.zarr", plan, columns)
     fill(store)
+    note_finished(store.objects, store.plan_sha256, "extract", store.n_shards())
     n_bytes, files = lying_there(tmp_path / "s.zarr")
     found = store_size(plan, sample_rates(plan, columns), labelled=False)
     for part in found.parts:
