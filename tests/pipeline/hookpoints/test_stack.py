@@ -12,7 +12,7 @@ from torch import nn
 from actlas.pipeline.forward.capture import Capture
 from actlas.pipeline.hookpoints.blocks import find_blocks
 from actlas.pipeline.hookpoints.names import available, resolve
-from actlas.pipeline.model.config import build_skeleton, quiet
+from actlas.pipeline.model.config import build_skeleton, quiet, tower_of
 from actlas.store.errors import HookpointError
 
 WIDTH = 16
@@ -124,3 +124,11 @@ def test_maps_with_the_units_last_are_read_as_rows_of_units() -> None:
             for column in range(2):
                 got = found[f"resid_post.{layer}"][:, 2 * row + column]
                 assert torch.allclose(got, truth[:, row, column], atol=1e-5)
+
+
+def test_a_configuration_may_have_a_field_for_a_tower_and_no_tower() -> None:
+    from transformers import CLIPConfig, EmbeddingGemma2Config
+
+    config = EmbeddingGemma2Config()
+    assert config.vision_config is None and tower_of(config) is config
+    assert type(tower_of(CLIPConfig())).__name__ == "CLIPVisionConfig"
