@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from actlas.pipeline.corpus.readers import Unreadable
+from actlas.pipeline.corpus.formats.base import Unreadable
 from actlas.pipeline.corpus.spans import Span
 from actlas.pipeline.corpus.tokenization import DocumentTokenizer, Tokens, bos_id
 from actlas.store.errors import ModelError

@@ -4,9 +4,10 @@
 ``hf:NAME[:SPLIT]``    a data set on the hub, or a local folder in its form, streamed; or
                        ``hf:NAME:CONFIG:SPLIT`` where it has several configurations
 ``builtin:NAME``       a corpus shipped with actlas
-anything else          a file, a folder (searched recursively) or a glob of ``.jsonl``,
-                       ``.jsonl.gz``, ``.jsonl.zst``, ``.parquet``, ``.csv`` and ``.txt`` (one
-                       document per file; left out of a folder that also has files of records)
+anything else          a file, a folder (searched recursively) or a glob of ``.jsonl``, ``.json``,
+                       ``.csv``, ``.tsv`` (each also ``.gz``, ``.bz2``, ``.xz``, ``.zst``),
+                       ``.parquet``, ``.arrow`` and ``.txt`` (one document per file; left out of a
+                       folder that also has files of records)
 =====================  ==========================================================================
 
 Folders of images, for models that read images, are in :mod:`actlas.pipeline.corpus.image_folder`.
@@ -17,13 +18,13 @@ Unicode, is skipped and counted; an empty text is a document.
 
 from __future__ import annotations
 
-import glob
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from actlas.pipeline.corpus.readers import READERS, Position, files_below, read_records, suffix_of
+from actlas.pipeline.corpus.files import CorpusFiles, find_files
+from actlas.pipeline.corpus.formats.base import Position
+from actlas.pipeline.corpus.readers import read_records, suffix_of
 from actlas.pipeline.corpus.records import RawSource, ReadCounts, Record, Selection
 from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import ConfigError, CorpusError
@@ -103,76 +104,6 @@ def open_corpus(options: PlanOptions, chat: Chat | None = None) -> Corpus:
     return FileCorpus(options, find_files(options.corpus), chat)
 
 
-class CorpusFiles(NamedTuple):
-    """Files of a corpus.
-
-    Attributes
-    ----------
-    files : list of Path
-        The files in the order in which they are read.
-    root : Path
-        The folder that sources are named relative to.
-    n_notes : int
-        Text files that are left out, since they lie in a folder that also has files of records.
-    """
-
-    files: list[Path]
-    root: Path
-    n_notes: int = 0
-
-
-def find_files(pattern: str) -> CorpusFiles:
-    """Return the corpus files of a file, folder or glob, sorted.
-
-    Parameters
-    ----------
-    pattern : str
-        A path or a glob.
-
-    Raises
-    ------
-    CorpusError
-        There are none.
-    """
-    known = ", ".join(READERS)
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        every = sorted(file for file in files_below(path) if suffix_of(file))
-        files = [file for file in every if suffix_of(file) != ".txt"] or every
-        if not files:
-            raise CorpusError(
-                f"{pattern}: this folder has no corpus files in it. Expected {known}.", path=pattern
-            )
-        return CorpusFiles(files, path, len(every) - len(files))
-    if path.exists():
-        if suffix_of(path) is None:
-            raise CorpusError(
-                f"{pattern}: got a file with the suffix {path.suffix!r}, expected one of {known}.",
-                path=pattern,
-            )
-        return CorpusFiles([path], path.parent)
-    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
-    files = [file for file in matches if file.is_file() and suffix_of(file)]
-    if not files:
-        what = "there is no such path"
-        if matches:
-            what = f"none of its {len(matches)} matches is a corpus file"
-        raise CorpusError(
-            f"{pattern}: {what}. Expected a file, folder or glob of {known}; hf:NAME[:SPLIT]; or "
-            "builtin:NAME.",
-            path=pattern,
-        )
-    return CorpusFiles(files, _fixed_part(path))
-
-
-def _fixed_part(pattern: Path) -> Path:
-    """Return the folders of a glob before its first wildcard."""
-    root = pattern
-    while glob.has_magic(str(root)):
-        root = root.parent
-    return root
-
-
 class FileCorpus:
     """A corpus of local files.
 
@@ -194,15 +125,15 @@ class FileCorpus:
         self.labelled = options.label_field is not None
         self.counts = ReadCounts()
         self._selection = Selection(options, chat)
-        self._files, self._root, self._n_notes = found
-        plain = all(suffix_of(file) == ".txt" for file in self._files)
+        self._files, self._root, self._left_out = found
+        plain = all((suffix_of(file) or "").startswith(".txt") for file in self._files)
         self.text_field = None if plain else self._selection.text.name
         self._sizes = [file.stat().st_size for file in self._files]
         self._place, self._position = 0, Position()
 
     def records(self) -> Iterator[Record]:
         """Yield the documents of all files."""
-        self.counts = ReadCounts()
+        self.counts = ReadCounts(left_out=self._left_out.lines())
         yield from self._selection.select(self._sources(), self.counts)
 
     def _sources(self) -> Iterator[RawSource]:
@@ -217,7 +148,8 @@ class FileCorpus:
         """Return the corpus with the number of its files of each kind."""
         kinds = Counter(str(suffix_of(file)) for file in self._files)
         files = " and ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
-        left_out = f"; {self._n_notes:,} .txt next to them left out" if self._n_notes else ""
+        n = self._left_out.n_files.total()
+        left_out = f"; {n:,} left out" if n else ""
         return f"{self.uri} ({files} to read{left_out})"
 
     def fraction(self) -> float | None:

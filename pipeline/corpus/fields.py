@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from actlas.pipeline.corpus.formats.base import Unreadable
+
 DEFAULT_TEXT_FIELD = "text"
 
 MISSING = object()
@@ -35,7 +37,7 @@ class Field:
     name: str
 
     def of(self, record: Mapping[str, Any]) -> Any:
-        """Return the field's value, or ``MISSING``.
+        """Return the field's value, or ``MISSING``; or why it cannot be read.
 
         The value of a range is its cells, joined with single spaces and without empty ones; it is
         ``None`` where a cell is not a string.
@@ -46,6 +48,8 @@ class Field:
             return self._range(record)
         value: Any = record
         for part in self.name.split("."):
+            if isinstance(value, Unreadable):
+                return value
             if not isinstance(value, Mapping) or part not in value:
                 return MISSING
             value = value[part]
@@ -57,7 +61,7 @@ class Field:
             return MISSING
         cells = [record[name] for name in names]
         if not all(isinstance(cell, str) for cell in cells):
-            return None
+            return next((cell for cell in cells if isinstance(cell, Unreadable)), None)
         return " ".join(cell.strip() for cell in cells if cell.strip())
 
     def _range_names(self, names: list[str]) -> list[str]:

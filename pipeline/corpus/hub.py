@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actlas.pipeline.corpus.readers import Raw
+from actlas.pipeline.corpus.formats.base import Raw
 from actlas.pipeline.corpus.records import RawSource, ReadCounts, Record, Selection
 from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import CorpusError

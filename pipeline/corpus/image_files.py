@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actlas.pipeline.corpus.fields import MISSING
-from actlas.pipeline.corpus.readers import Unreadable
+from actlas.pipeline.corpus.formats.base import Unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

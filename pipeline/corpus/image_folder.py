@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from actlas.pipeline.corpus.corpus import Corpus, open_corpus
+from actlas.pipeline.corpus.files import LeftOut, choose_files, matched
+from actlas.pipeline.corpus.formats.base import Unreadable
 from actlas.pipeline.corpus.image_files import SUFFIXES, is_image, read_image
-from actlas.pipeline.corpus.readers import Unreadable, files_below
 from actlas.pipeline.corpus.records import PATIENCE_RECORDS, ReadCounts, Record
 from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import ConfigError, CorpusError
@@ -96,7 +96,7 @@ class ImageFolder:
         self.uri = options.corpus
         self.counts = ReadCounts()
         _refuse_label_field(options)
-        self._root, self._files = _find(options.corpus)
+        self._root, self._files, self._left_out = _find(options.corpus)
         self.labelled = any(self._label(file) is not None for file in self._files)
         shuffled = options.order == "shuffled" or (options.order is None and not self.labelled)
         self.drawn = options.max_tokens is not None and shuffled and options.sample != "head"
@@ -108,7 +108,7 @@ class ImageFolder:
 
     def records(self) -> Iterator[Record]:
         """Yield every image that can be decoded, with the file's name as its source."""
-        self.counts = ReadCounts()
+        self.counts = ReadCounts(left_out=self._left_out.lines())
         n_images = 0
         for self._place, file in enumerate(self._files):  # noqa: B020 - read by fraction()
             source = file.relative_to(self._root).as_posix()
@@ -140,7 +140,9 @@ class ImageFolder:
         """Return the corpus with the number of its files of each kind."""
         kinds = Counter(file.suffix.lower() for file in self._files)
         files = " and ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
-        return f"{self.uri} ({files} to read)"
+        n = self._left_out.n_files.total()
+        left_out = f"; {n:,} left out" if n else ""
+        return f"{self.uri} ({files} to read{left_out})"
 
     def fraction(self) -> float | None:
         """Return the share of the files that was read."""
@@ -156,29 +158,23 @@ def _refuse_label_field(options: PlanOptions) -> None:
         )
 
 
-def _find(uri: str) -> tuple[Path, list[Path]]:
+def _find(uri: str) -> tuple[Path, list[Path], LeftOut]:
     path = Path(uri).expanduser()
-    known = ", ".join(SUFFIXES)
-    found: Iterable[Path]
-    if path.is_dir():
-        root = path
-        found = (file for file in files_below(path) if is_image(file))
-    elif path.is_file():
-        root, found = path.parent, [path] if is_image(path) else []
-    else:
-        root = path
-        while glob.has_magic(str(root)):
-            root = root.parent
-        matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
-        found = (file for file in matches if is_image(file) and file.is_file())
-    files = sorted(found)
+    matches, root = ([path], path.parent) if path.exists() else matched(path)
+    root = path if path.is_dir() else root
+    left_out = LeftOut()
+    files = choose_files(matches, root, left_out, _no_image)
     if not files:
         raise CorpusError(
             f"{uri}: there are no images here. Expected a folder (DIR/label/*.png), file or glob "
-            f"of {known}; or records (.jsonl, .csv, .parquet) and --image-field.",
+            f"of {', '.join(SUFFIXES)}; or records (.jsonl, .csv, .parquet) and --image-field.",
             path=uri,
         )
-    return root, files
+    return root, files, left_out
+
+
+def _no_image(path: Path) -> str | None:
+    return None if is_image(path) else "no image by its name"
 
 
 def _read(file: Path) -> bytes | Unreadable:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 
 from actlas.pipeline.corpus.corpus import Corpus
-from actlas.pipeline.corpus.readers import Unreadable
+from actlas.pipeline.corpus.formats.base import Unreadable
 from actlas.pipeline.corpus.records import ReadCounts, Record
 from actlas.pipeline.corpus.tokenization import Tokens, Windows
 from actlas.store.errors import CorpusError

@@ -17,8 +17,14 @@ from actlas.pipeline.corpus.fields import (
     label_of,
     listed,
 )
+from actlas.pipeline.corpus.formats.base import (
+    MAX_DOCUMENT_BYTES,
+    TOO_LONG,
+    Raw,
+    RepeatedNameError,
+    Unreadable,
+)
 from actlas.pipeline.corpus.image_files import image_of
-from actlas.pipeline.corpus.readers import MAX_DOCUMENT_BYTES, TOO_LONG, Raw, Unreadable
 from actlas.pipeline.corpus.spans import ROLE, Span, column_name, spans_of
 from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import CorpusError
@@ -69,28 +75,47 @@ class ReadCounts:
         Records skipped, by reason.
     first : dict of str to str
         The first record skipped, by reason.
+    n_empty : int
+        Sources without a record.
+    first_empty : str
+        The first of them.
+    left_out : tuple of str
+        A line for each reason for which files were not read.
     """
 
     n_read: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
+    n_empty: int = 0
+    first_empty: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def n_skipped(self) -> int:
         """All records skipped."""
         return self.skipped.total()
 
-    def skip(self, reason: str, source: str, record: int) -> None:
-        """Count a record as skipped."""
+    def skip(self, reason: str, source: str, record: int, where: str = "") -> None:
+        """Count a record as skipped; ``where`` is its place in the source, if that says more."""
         self.skipped[reason] += 1
-        self.first.setdefault(reason, f"{source} record {record}")
+        place = f", {where}" if where else ""
+        self.first.setdefault(reason, f"{source} record {record}{place}")
+
+    def skip_source(self, source: str) -> None:
+        """Count a source that has no record."""
+        self.n_empty += 1
+        self.first_empty = self.first_empty or source
 
     def lines(self) -> list[str]:
         """Return a line for each reason: the number of records skipped, and the first of them."""
-        return [
+        lines = [
             f"{n:,} records skipped: {reason} (the first: {self.first[reason]})"
             for reason, n in self.skipped.most_common()
         ]
+        if self.n_empty:
+            files = "file" if self.n_empty == 1 else "files"
+            lines.append(f"{self.n_empty:,} {files} without a record ({self.first_empty})")
+        return lines
 
 
 class RawSource(NamedTuple):
@@ -128,17 +153,33 @@ class Selection:
         self.text = Field(options.messages_field or options.text_field or DEFAULT_TEXT_FIELD)
         self.span_fields = {column_name(name): Field(name) for name in options.span_fields}
         self._seen: set[str] = set()
+        self._names: list[str] = []
         self.label = Field(options.label_field) if options.label_field else None
         self.image = Field(options.image_field) if options.image_field else None
         self.lowercase = options.lowercase
 
-    def columns(self, names: list[str]) -> list[str]:
-        """Return the columns that are needed; all columns if a field is missing."""
-        fields = [f for f in (self.text, self.label, self.image, *self.span_fields.values()) if f]
-        found = [field.columns(names) for field in fields]
-        if not all(found):
-            return names
-        return [name for name in names if any(name in columns for columns in found)]
+    def columns(self, names: list[str], fields: list[str] | None = None) -> list[str]:
+        """Return the columns of a table that are needed, in its order.
+
+        Parameters
+        ----------
+        names : list of str
+            The table's columns.
+        fields : list of str, optional
+            All its fields, nested ones as dotted paths, for messages; by default the columns.
+
+        Raises
+        ------
+        RepeatedNameError
+            A needed name is that of several columns.
+        """
+        self._names = self._names or fields or names
+        wanted = [f for f in (self.text, self.label, self.image, *self.span_fields.values()) if f]
+        found = {name for each in wanted for name in each.columns(names)}
+        for name in found:
+            if names.count(name) > 1:
+                raise RepeatedNameError(name)
+        return [name for name in names if name in found]
 
     def select(self, sources: Iterable[RawSource], counts: ReadCounts) -> Iterator[Record]:
         """Yield the documents among raw records.
@@ -158,24 +199,29 @@ class Selection:
         n_documents = n_labelled = 0
         example: Raw = ""
         for source in sources:
+            n_before = counts.n_read
             for index, raw in source.records:
                 counts.n_read += 1
                 found = self._document(raw, source, index)
                 example = example or raw if isinstance(raw, Mapping) else example
                 if isinstance(found, Unreadable):
-                    counts.skip(found.reason, source.name, index)
+                    counts.skip(found.reason, source.name, index, found.where)
                 else:
                     n_documents += 1
                     n_labelled += found.label is not None
                     yield found
                 if counts.n_read == PATIENCE_RECORDS:
                     self._check(n_documents, n_labelled, counts, example)
+            if counts.n_read == n_before:
+                counts.skip_source(source.name)
         self._check(n_documents, n_labelled, counts, example)
 
     def _document(self, raw: Raw, source: RawSource, index: int) -> Record | Unreadable:
         if isinstance(raw, Unreadable):
             return raw
         text = raw if isinstance(raw, str) else self.text.of(raw)
+        if isinstance(text, Unreadable):
+            return text
         image = self._image(raw, source.folder)
         if isinstance(image, Unreadable):
             return image
@@ -218,7 +264,10 @@ class Selection:
         source: RawSource,
         index: int,
     ) -> Record | Unreadable:
-        label = label_of(self.label.of(raw)) if self.label and isinstance(raw, Mapping) else None
+        value = self.label.of(raw) if self.label and isinstance(raw, Mapping) else None
+        if isinstance(value, Unreadable):
+            return value
+        label = label_of(value)
         names = {span.name for each in spans.values() for span in each}
         try:
             "".join((label or "", *names)).encode()
@@ -236,7 +285,7 @@ class Selection:
             value = span_field.of(raw) if isinstance(raw, Mapping) else MISSING
             if value is not MISSING:
                 self._seen.add(name)
-            found = spans_of(value, name, text)
+            found = value if isinstance(value, Unreadable) else spans_of(value, name, text)
             if isinstance(found, Unreadable):
                 return found
             spans[name] = found
@@ -245,10 +294,12 @@ class Selection:
     def _image(self, raw: Raw, folder: Path | None) -> bytes | Unreadable | None:
         if self.image is None or not isinstance(raw, Mapping):
             return None
-        return image_of(self.image.of(raw), folder)
+        value = self.image.of(raw)
+        return value if isinstance(value, Unreadable) else image_of(value, folder)
 
     def _check(self, n_documents: int, n_labelled: int, counts: ReadCounts, example: Raw) -> None:
         names = field_names(example) if isinstance(example, Mapping) else []
+        names = self._names or names
         if counts.n_read == 0:
             raise CorpusError(
                 f"{self.uri}: it has no records. Expected at least one with text.",

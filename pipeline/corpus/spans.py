@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.pipeline.corpus.fields import MISSING
-from actlas.pipeline.corpus.readers import Unreadable
+from actlas.pipeline.corpus.formats.base import Unreadable
 from actlas.pipeline.corpus.tokenization import Tokens
 from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import ConfigError
@@ -122,7 +122,8 @@ def token_codes(
 ) -> Int32[NDArray[np.int32], " tokens"]:
     """Return the code of each token's span, -1 for tokens in none; shape [tokens].
 
-    Tokens that together encode one character all belong to that character's span.
+    Tokens that together encode one character all belong to that character's span. A blank that the
+    tokenizer inserted belongs to the span of what it was put before.
 
     Parameters
     ----------
@@ -140,4 +141,7 @@ def token_codes(
     # A token without characters continues the previous token's character, and has its span.
     whole = np.where(stops > tokens.char_start, np.arange(len(tokens)), 0)
     filled: NDArray[np.int32] = codes[np.maximum.accumulate(whole)] if len(tokens) else codes
+    if tokens.leads is not None:
+        for i in np.flatnonzero(tokens.leads)[::-1].tolist():  # each is followed by what it leads
+            filled[i] = filled[i + 1]
     return filled

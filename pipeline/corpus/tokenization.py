@@ -40,17 +40,22 @@ class Tokens(NamedTuple):
     char_start : ndarray of int32, shape [tokens]
         The character at which each token's slice of the text begins. The slices partition the text,
         or the beginning of a truncated document's text. Of tokens that together encode one
-        character the first has the character, and the slices of the others are empty.
+        character the first has the character, and the slices of the others are empty. So is that
+        of a token in ``leads``.
     char_stop : int
         The character at which the last token's slice ends.
     columns : mapping of str to ndarray of int32, shape [tokens]
         Codes of the tokens in further columns; -1 for none.
+    leads : ndarray of bool, shape [tokens], or None
+        The tokens that stand for no character: blanks that a tokenizer puts before a text, or
+        before a part of it, and that did not merge with what follows. None if there are none.
     """
 
     token_id: NDArray[np.int32]
     char_start: NDArray[np.int32]
     char_stop: int
     columns: Mapping[str, NDArray[np.int32]] = MappingProxyType({})
+    leads: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.token_id)
@@ -98,6 +103,7 @@ class DocumentTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
+        self._is_blank: dict[int, bool] = {}
         bos = bos_id(tokenizer, identity) if prepend_bos else None
         self.spec = self._describe(tokenizer, identity, bos)
 
@@ -142,7 +148,36 @@ class DocumentTokenizer:
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         for i, text in enumerate(texts):
             encoding, encodings[i] = encodings[i], None
-            yield tokens_of(encoding, len(text))
+            yield self._tokens_of(encoding, len(text))
+
+    def _tokens_of(self, encoding: Any, n_chars: int) -> Tokens:
+        """Return the tokens of a text of ``n_chars`` characters from the backend's encoding.
+
+        A blank that the tokenizer inserted has the offsets of the character that follows it, which
+        belongs to the next token: in SentencePiece's ``▁``, ``Q`` the letter is the second's.
+        """
+        ids = np.array(encoding.ids, dtype=np.int32)
+        offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+        starts, ends = offsets[:, 0], offsets[:, 1].copy()
+        shared = np.flatnonzero(starts[1:] < ends[:-1])
+        inserted = [i for i in shared.tolist() if self._blank(int(ids[i]))]
+        ends[inserted] = starts[inserted]
+        found = _tokens(ids, ends, n_chars)
+        if not inserted:
+            return found
+        leads = np.zeros(len(ids), np.bool_)
+        leads[inserted] = True
+        return found._replace(leads=leads)
+
+    def _blank(self, token_id: int) -> bool:
+        """Return whether a token's own text is nothing but blanks."""
+        if token_id not in self._is_blank:
+            if self._backend.decoder is None:
+                text = str(self._backend.id_to_token(token_id)).strip("▁Ġ")
+            else:
+                text = self._backend.decode([token_id], skip_special_tokens=False)
+            self._is_blank[token_id] = not text.strip()
+        return self._is_blank[token_id]
 
 
 def bos_id(tokenizer: Any, identity: str) -> int:
@@ -173,10 +208,8 @@ def bos_id(tokenizer: Any, identity: str) -> int:
     return token
 
 
-def tokens_of(encoding: Any, n_chars: int) -> Tokens:
-    """Return the tokens of a text of ``n_chars`` characters from the backend's encoding."""
-    ids = np.array(encoding.ids, dtype=np.int32)
-    ends = np.fromiter((stop for _, stop in encoding.offsets), dtype=np.int32, count=len(ids))
+def _tokens(ids: NDArray[np.int32], ends: NDArray[np.int32], n_chars: int) -> Tokens:
+    """Return tokens from the characters at which they end."""
     # Trimmed blanks, and characters of several tokens: a token's slice ends where it or any
     # earlier token ends, whichever is last.
     reached = np.minimum(np.maximum.accumulate(ends), n_chars)

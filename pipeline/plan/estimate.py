@@ -136,6 +136,8 @@ class Estimate:
             yield "columns", f"{name}: {_counts(self.columns.n_tokens_of(name))}"
         for line in self.settings.corpus.counts.lines():
             yield "skipped", line
+        for line in self.settings.corpus.counts.left_out:
+            yield "left out", line
 
     def _rows(self) -> Lines:
         plan, raw_bytes = self.plan, self.stored.raw_bytes_of

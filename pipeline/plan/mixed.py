@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from actlas.pipeline.corpus.corpus import Corpus
+from actlas.pipeline.corpus.formats.base import Unreadable
 from actlas.pipeline.corpus.patches import NO_TOKEN, CorpusView, patch_texts, patch_tokens
-from actlas.pipeline.corpus.readers import Unreadable
 from actlas.pipeline.corpus.records import Record
-from actlas.pipeline.corpus.tokenization import DocumentTokenizer, Tokens, Windows, tokens_of
+from actlas.pipeline.corpus.tokenization import DocumentTokenizer, Tokens, Windows
 from actlas.pipeline.model.config import LOADING_ERRORS, loading_error, quiet
 from actlas.pipeline.model.vision import blank_images
 from actlas.store.errors import ConfigError, ModelError
@@ -144,21 +144,26 @@ class MixedTokenizer(DocumentTokenizer):
             before, grid, after = text.partition(self._grid_text)
             found = self._around_image(before, after) if grid else tokens
             modality = (found.token_id == NO_TOKEN).astype(np.int32)
-            yield Tokens(*found[:3], columns={"modality": modality})
+            yield found._replace(columns={"modality": modality})
 
     def _around_image(self, before: str, after: str) -> Tokens:
         place = self._placeholder
         text = before + place.text + after
         encoding = self._with_image.encode(text, add_special_tokens=False)
-        tokens = tokens_of(encoding, len(text))
+        tokens = self._tokens_of(encoding, len(text))
         [at] = np.flatnonzero(tokens.token_id == place.token_id).tolist()
         shift = len(self._grid_text) - len(place.text)
         patches = len(before) + self._image.char_start
         patches[0] = tokens.char_start[at]  # includes a blank that the tokenizer dropped
+        leads = tokens.leads
+        if leads is not None:
+            none = np.zeros(len(patches), np.bool_)
+            leads = np.concatenate([leads[:at], none, leads[at + 1 :]])
         return Tokens(
             np.concatenate([tokens.token_id[:at], self._image.token_id, tokens.token_id[at + 1 :]]),
             np.concatenate([tokens.char_start[:at], patches, tokens.char_start[at + 1 :] + shift]),
             tokens.char_stop + shift,
+            leads=leads,
         )
 
 

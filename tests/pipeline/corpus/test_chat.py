@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from actlas.pipeline.corpus.chat import Chat, ChatTokenizer
-from actlas.pipeline.corpus.readers import Unreadable
+from actlas.pipeline.corpus.formats.base import Unreadable
 from actlas.pipeline.model.files import locate_model
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.plan.make import make_plan

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actlas.pipeline.corpus.readers import Unreadable
+from actlas.pipeline.corpus.formats.base import Unreadable
 from actlas.pipeline.corpus.spans import Span, spans_of, token_codes
 from actlas.pipeline.corpus.tokenization import Tokens
 from actlas.pipeline.options import PlanOptions

@@ -123,7 +123,7 @@ def test_an_index_of_weights_names_no_file_elsewhere(tmp_path: Path, name: objec
 
 def test_a_chat_template_stays_in_its_sandbox(tmp_path: Path) -> None:
     from actlas.pipeline.corpus.chat import Chat
-    from actlas.pipeline.corpus.readers import Unreadable
+    from actlas.pipeline.corpus.formats.base import Unreadable
 
     tokenizer = load_tokenizer("builtin:actlas-6m")
     for template in (

@@ -1,0 +1,74 @@
+"""Parquet files: the needed columns in batches of rows, within a stated memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from actlas.pipeline.corpus.formats.arrow_rows import field_paths, rows_of
+from actlas.pipeline.corpus.formats.base import (
+    BLOCK_BYTES,
+    Position,
+    Raw,
+    Wanted,
+    damaged,
+    select,
+)
+from actlas.pipeline.corpus.formats.parquet_pages import batch_rows
+
+
+def parquet_rows(path: Path, wanted: Wanted, position: Position) -> Iterator[tuple[int, Raw]]:
+    """Yield the rows of a Parquet file with the needed columns.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    wanted : callable
+        Selects the columns.
+    position : Position
+        Updated as the reading proceeds.
+
+    Raises
+    ------
+    CorpusError
+        The file is damaged or has other rows than it states; a needed column's name is that of
+        several; a page or a row unpacks to more than is allowed (``unpacked_limit``).
+    """
+    import pyarrow as pa
+
+    try:
+        yield from _rows(path, wanted, position)
+    except pa.ArrowException as error:
+        raise damaged(path, str(error)) from error
+    except OSError as error:  # Arrow's own has no number: a page that cannot be decompressed
+        if error.errno is not None:
+            raise
+        raise damaged(path, str(error)) from error
+
+
+def _rows(path: Path, wanted: Wanted, position: Position) -> Iterator[tuple[int, Raw]]:
+    import pyarrow.parquet as pq
+
+    index = 0
+    with (
+        path.open("rb") as raw,
+        pq.ParquetFile(
+            path, pre_buffer=False, buffer_size=BLOCK_BYTES, page_checksum_verification=True
+        ) as file,
+    ):
+        n_rows = file.metadata.num_rows
+        schema = file.schema_arrow
+        columns = select(wanted, list(schema.names), field_paths(schema), path, "its schema")
+        if not columns:
+            yield from ((i, {}) for i in range(n_rows))
+            return
+        for place in range(file.num_row_groups):
+            at_once = batch_rows(raw, path, file.metadata.row_group(place), columns)
+            for batch in file.iter_batches(at_once, row_groups=[place], columns=columns):
+                for row in rows_of(batch):
+                    yield index, row
+                    index += 1
+                position.fraction = index / n_rows
+        if index != n_rows:
+            raise damaged(path, f"it states {n_rows:,} rows and has {index:,}")

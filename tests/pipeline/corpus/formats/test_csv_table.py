@@ -1,0 +1,173 @@
+"""Tables that are not quite tables. The oracle is the rows that Python's writer wrote."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actlas.pipeline.corpus.corpus import open_corpus
+from actlas.pipeline.corpus.formats import base, csv_table
+from actlas.pipeline.options import PlanOptions
+from actlas.store.errors import CorpusError
+
+ROWS = [
+    ["1", "plain", "S"],
+    ["2", 'with "quotes", and a comma', "N"],
+    ["3", "two\nlines", "S"],
+    ["4", "", ""],
+    ["5", '"', "N"],
+    ["6", "the end, it is", "S"],
+]
+
+
+def written(rows: list[list[str]], **options: Any) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, **options).writerows([["id", "text", "kind"], *rows])
+    return text.getvalue().encode()
+
+
+def read(path: Path, data: bytes, **options: Any) -> tuple[list[str], dict[str, int]]:
+    path.write_bytes(data)
+    corpus: Any = open_corpus(PlanOptions(model="-", corpus=str(path), **options))
+    texts = [record.text for record in corpus.records()]
+    return texts, dict(corpus.counts.skipped)
+
+
+def refusal(path: Path, data: bytes, **options: Any) -> str:
+    with pytest.raises(CorpusError) as caught:
+        read(path, data, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"quoting": csv.QUOTE_ALL}, {"lineterminator": "\n"}, {"lineterminator": "\r"}],
+    ids=["minimal", "all", "newline", "return"],
+)
+def test_a_table_that_is_one(tmp_path: Path, options: dict[str, Any]) -> None:
+    texts, skipped = read(tmp_path / "a.csv", written(ROWS, **options))
+    assert texts == [row[1] for row in ROWS] and not skipped
+    tabs = written(ROWS, delimiter="\t", **options)
+    assert read(tmp_path / "a.tsv", tabs) == (texts, {})
+    assert read(tmp_path / "a.tsv.gz", gzip.compress(tabs)) == (texts, {})
+
+
+cells = st.text(st.sampled_from('ab,"\n\r\t é'), max_size=6)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.tuples(cells, cells), max_size=5), st.integers(1, 9))
+def test_any_cells_as_python_writes_them(rows: list[tuple[str, str]], n: int) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
+    data = text.getvalue().encode()
+    blocks = [data[i : i + n] for i in range(0, len(data), n)]
+    found = csv_table.csv_rows(blocks, Path("x.csv"), lambda names, _: names)
+    assert [tuple(row.values()) for _, row in found] == rows  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("options", [{}, {"quoting": csv.QUOTE_ALL}], ids=["minimal", "all"])
+def test_no_row_vanishes_with_a_missing_quote(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Whichever quote is missing: an error with its place, or every other row is there."""
+    data = written(ROWS, **options)
+    n_refused = 0
+    for place in [match.start() for match in re.finditer(b'"', data)]:
+        cut = data[:place] + data[place + 1 :]
+        hurt = data[:place].count(b"\r\n")  # only the ends of rows are these
+        try:
+            texts, skipped = read(tmp_path / "a.csv", cut)
+        except CorpusError as error:
+            assert re.search(r"a\.csv, line \d+, column \d+: ", str(error))
+            n_refused += 1
+            continue
+        others = [row[1] for i, row in enumerate(ROWS, 1) if i != hurt]
+        assert [text for text in texts if text in others] == others, cut
+        assert len(texts) + sum(skipped.values()) >= len(ROWS), cut
+    assert n_refused >= 6
+
+
+def test_a_quote_that_does_not_end_names_where_it_began(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    said = refusal(path, b'id,text\n1,good\n2,"bad\n3,good\n')
+    assert "line 3, column 3: a quoted cell does not end" in said
+    said = refusal(path, b'id,text\n1,good\n2,"bad\n3,good\n4,"fine"\n')
+    assert "line 5, column 4: something follows a closing quote" in said
+    said = refusal(path, b'text\n"bad\ngood\n"\nfoo"\n')
+    assert "line 2, column 1: a quoted cell spans lines" in said and "line 5, column 4" in said
+    said = refusal(path, 'text\n"é" x\n'.encode())
+    assert "line 2, column 4" in said  # in characters
+
+
+def test_rows_that_do_not_fit_the_header_are_counted_with_their_lines(tmp_path: Path) -> None:
+    data = b'id,text\n1,Hello, world\n2,"fine\nit is"\n3\n\n4,a,b,c,"d"\n5,good\n'
+    path = tmp_path / "a.csv"
+    path.write_bytes(data)
+    corpus: Any = open_corpus(PlanOptions(model="-", corpus=str(path)))
+    assert [(r.text, r.record) for r in corpus.records()] == [("fine\nit is", 1), ("good", 4)]
+    assert corpus.counts.skipped == {
+        "a row with more cells than the header": 2,
+        "a row with fewer cells than the header": 1,
+    }
+    assert "record 0, line 2: more than 2 cells" in " ".join(corpus.counts.lines())
+    assert "record 2, line 5: 1 cells" in " ".join(corpus.counts.lines())
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_another_delimiter_in_some_rows(tmp_path: Path, delimiter: str) -> None:
+    data = f"text,n\ngood,1\nbad{delimiter}2\n".encode()
+    texts, skipped = read(tmp_path / "a.csv", data)
+    assert texts == ["good"] and sum(skipped.values()) == 1
+    said = refusal(tmp_path / "a.csv", data.replace(b",", delimiter.encode()))
+    assert f"Its fields are text{delimiter}n".replace("\t", "") in said.replace("\t", "")
+
+
+def test_a_name_twice_is_refused_where_it_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    said = refusal(path, b"text,n,text\na,1,b\n")
+    assert "a.csv, line 1: 2 columns have the name 'text' (columns 1, 3)" in said
+    stimuli = b"stim1,stim2,x,x,stim3\nThe,dog,big,red,ran\n"
+    assert "'x' (columns 3, 4)" in refusal(path, stimuli, text_field="stim1:stim3")
+    assert "'x' (columns 3, 4)" in refusal(path, stimuli, text_field="stim1", label_field="x")
+    assert read(path, stimuli, text_field="stim1:stim2") == (["The dog"], {})
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-8"])
+def test_byte_order_marks(tmp_path: Path, encoding: str) -> None:
+    marks = {name: getattr(codecs, "BOM_" + name.upper().replace("-", "", 1).replace("-", "_"))
+             for name in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")}  # fmt: skip
+    texts = [row[1] + "é🎉" for row in ROWS]
+    data = written([[row[0], text, ""] for row, text in zip(ROWS, texts, strict=True)])
+    data = marks[encoding] + data.decode().encode(encoding)
+    assert read(tmp_path / "a.csv", data) == (texts, {})
+    if encoding != "utf-8":
+        assert "is not" in refusal(tmp_path / "a.csv", data[:-1])
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    texts, skipped = read(path, b"text,n\ncaf\xe9,1\nnul\0,2\ngood,\xff\n")
+    assert texts == ["nul\0", "good"] and skipped == {"not UTF-8": 1}
+    assert "caf" in refusal(path, b"caf\xe9,n\na,1\n")
+    assert "no records" in refusal(path, b"")
+    assert "no records" in refusal(path, b"text,n\n")
+
+
+def test_lines_and_cells_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_table, "MAX_LINE_BYTES", 1000)
+    path = tmp_path / "a.csv.gz"
+    for body in (b"x" * 2000, b'"' + b"x\n" * 1000 + b'"'):
+        with pytest.raises(CorpusError, match="MiB"):
+            read(path, gzip.compress(b"text\n" + body))
+    monkeypatch.setattr(csv_table, "MAX_HEADER_BYTES", 100)
+    with pytest.raises(CorpusError, match="header"):
+        read(path, gzip.compress(b"," * 200 + b"\n"))
+    assert base.MAX_LINE_BYTES == 128 << 20
