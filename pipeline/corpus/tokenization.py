@@ -167,7 +167,7 @@ class DocumentTokenizer:
             return found
         leads = np.zeros(len(ids), np.bool_)
         leads[inserted] = True
-        return found._replace(leads=leads)
+        return Tokens(ids, found.char_start, found.char_stop, leads=leads)
 
     def _blank(self, token_id: int) -> bool:
         """Return whether a token's own text is nothing but blanks."""

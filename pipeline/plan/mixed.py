@@ -144,7 +144,7 @@ class MixedTokenizer(DocumentTokenizer):
             before, grid, after = text.partition(self._grid_text)
             found = self._around_image(before, after) if grid else tokens
             modality = (found.token_id == NO_TOKEN).astype(np.int32)
-            yield found._replace(columns={"modality": modality})
+            yield Tokens(*found[:3], columns={"modality": modality}, leads=found.leads)
 
     def _around_image(self, before: str, after: str) -> Tokens:
         place = self._placeholder

@@ -61,7 +61,7 @@ def unigram() -> Tokenizer:
     it = Tokenizer(models.Unigram(scores, 0, byte_fallback=True))
     it.normalizer = normalizers.NFKC()
     it.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    it.decoder = decoders.Metaspace()
+    it.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     return it
 
 
