@@ -33,9 +33,8 @@ class PlanOptions(_Options):
     )
     corpus: str = Field(
         description="Documents to read: hf:NAME[:SPLIT], builtin:NAME; local files, folders or "
-        "globs of .jsonl, .json, .csv, .tsv, .txt (also .gz, .bz2, .xz, .zst), .parquet, .arrow; or a "
-        "folder of images "
-        "(DIR/label/*.png). Default: none, a new plan requires it."
+        "globs of .jsonl, .json, .csv, .tsv, .txt (also .gz, .bz2, .xz, .zst), .parquet, .arrow; "
+        "or a folder of images (DIR/label/*.png). Default: none, a new plan requires it."
     )
     hookpoints: tuple[str, ...] = Field(
         default=("resid_post.*",),

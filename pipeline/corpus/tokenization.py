@@ -162,12 +162,9 @@ class DocumentTokenizer:
         shared = np.flatnonzero(starts[1:] < ends[:-1])
         inserted = [i for i in shared.tolist() if self._blank(int(ids[i]))]
         ends[inserted] = starts[inserted]
-        found = _tokens(ids, ends, n_chars)
-        if not inserted:
-            return found
         leads = np.zeros(len(ids), np.bool_)
         leads[inserted] = True
-        return Tokens(ids, found.char_start, found.char_stop, leads=leads)
+        return _tokens(ids, ends, n_chars, leads if inserted else None)
 
     def _blank(self, token_id: int) -> bool:
         """Return whether a token's own text is nothing but blanks."""
@@ -208,14 +205,16 @@ def bos_id(tokenizer: Any, identity: str) -> int:
     return token
 
 
-def _tokens(ids: NDArray[np.int32], ends: NDArray[np.int32], n_chars: int) -> Tokens:
+def _tokens(
+    ids: NDArray[np.int32], ends: NDArray[np.int32], n_chars: int, leads: NDArray[np.bool_] | None
+) -> Tokens:
     """Return tokens from the characters at which they end."""
     # Trimmed blanks, and characters of several tokens: a token's slice ends where it or any
     # earlier token ends, whichever is last.
     reached = np.minimum(np.maximum.accumulate(ends), n_chars)
     char_start = np.zeros_like(ids)
     char_start[1:] = reached[:-1]
-    return Tokens(ids, char_start, n_chars if len(ids) else 0)
+    return Tokens(ids, char_start, n_chars if len(ids) else 0, leads=leads)
 
 
 class Windows(NamedTuple):
