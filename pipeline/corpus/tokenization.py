@@ -160,11 +160,11 @@ class DocumentTokenizer:
         offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
         starts, ends = offsets[:, 0], offsets[:, 1].copy()
         shared = np.flatnonzero(starts[1:] < ends[:-1])
-        inserted = [i for i in shared.tolist() if self._blank(int(ids[i]))]
-        ends[inserted] = starts[inserted]
+        inserted = shared[[self._blank(i) for i in ids[shared].tolist()]]
+        ends[inserted] = np.minimum(starts[inserted], starts[inserted + 1])
         leads = np.zeros(len(ids), np.bool_)
         leads[inserted] = True
-        return _tokens(ids, ends, n_chars, leads if inserted else None)
+        return _tokens(ids, ends, n_chars, leads if len(inserted) else None)
 
     def _blank(self, token_id: int) -> bool:
         """Return whether a token's own text is nothing but blanks."""
