@@ -84,8 +84,12 @@ def _batches(path: Path, wanted: Wanted) -> Iterator[Any]:
         source.seek(0)
         plain = ipc.open_file(source) if is_file else ipc.open_stream(source)
         schema = plain.schema
-        columns = select(wanted, list(schema.names), field_paths(schema), path, "its schema")
-        places = [schema.names.index(name) for name in columns]
+        try:
+            names, paths = list(schema.names), field_paths(schema)
+        except UnicodeDecodeError as error:
+            raise damaged(path, f"the name of a column is not UTF-8: {error}") from error
+        columns = select(wanted, names, paths, path, "its schema")
+        places = [names.index(name) for name in columns]
         options = ipc.IpcReadOptions(included_fields=places or [0])
         source.seek(0)
         if is_file:
@@ -94,7 +98,25 @@ def _batches(path: Path, wanted: Wanted) -> Iterator[Any]:
         else:
             batches = iter(ipc.open_stream(source, options=options))
         for batch in batches:
-            yield batch.select(columns)
+            chosen = batch.select(columns)
+            _validate(chosen, path)
+            yield chosen
+
+
+def _validate(batch: Any, path: Path) -> None:
+    """Refuse a batch whose offsets or lengths contradict each other: reading it ends the process.
+
+    Text that is not UTF-8 is left to the rows. Arrow looks at a text's offsets before its bytes.
+    """
+    import pyarrow as pa
+
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if not (is_text and "UTF8" in str(error)):
+                raise damaged(path, f"column {name!r}: {error}") from error
 
 
 def _check(file: BinaryIO, path: Path) -> int:

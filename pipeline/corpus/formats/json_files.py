@@ -223,7 +223,7 @@ class _Split:
         self._parts: list[bytes] = []
         self._held = self._n_values = 0
         self._line, self._column = 1, 1  # where the block begins
-        self._begun = 1  # the line in which the value begins
+        self._begun = 1  # the line in which the value before ended
 
     def values(self, blocks: Iterable[bytes]) -> Iterator[Raw]:
         """Yield each value as it ends."""
@@ -233,10 +233,12 @@ class _Split:
             self._line += n_lines
             last = len(block) - 1 - block.rfind(b"\n")
             self._column = last + 1 if n_lines else self._column + last
-        left = b"".join(self._parts).strip()
+        left = b"".join(self._parts)
         if self._depth or self._in_string:
-            raise damaged(self._path, f"it ends within the value that begins in line {self._begun}")
-        if left:
+            blank = left[: len(left) - len(left.lstrip())]
+            line = self._begun + blank.count(b"\n")
+            raise damaged(self._path, f"it ends within the value that begins in line {line}")
+        if left.strip():
             yield NOT_JSON
 
     def _block(self, block: bytes) -> Iterator[Raw]:

@@ -28,6 +28,9 @@ from actlas.pipeline.corpus.formats.base import (
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
+_COMPRESSED_BYTES = 1 << 13
+"""Compressed bytes read at a time: few, so that the position is that of the records."""
+
 _ZSTD_BYTES = 1 << 10
 """Compressed bytes decompressed at a time: four of them can expand to 128 KiB."""
 
@@ -133,15 +136,15 @@ def open_blocks(path: Path, compression: str, position: Position) -> Iterator[by
         The file cannot be read.
     """
     with path.open("rb") as file:
-        blocks = _raw_blocks(file, position)
+        blocks = _raw_blocks(file, position, _COMPRESSED_BYTES if compression else BLOCK_BYTES)
         if compression:
             blocks = _decompressed(blocks, compression, path)
         yield from _utf8(blocks, path)
 
 
-def _raw_blocks(file: BinaryIO, position: Position) -> Iterator[bytes]:
+def _raw_blocks(file: BinaryIO, position: Position, block_bytes: int) -> Iterator[bytes]:
     n_bytes = os.fstat(file.fileno()).st_size
-    while block := file.read(BLOCK_BYTES):
+    while block := file.read(block_bytes):
         position.fraction = min(1.0, file.tell() / max(n_bytes, 1))
         yield block
 

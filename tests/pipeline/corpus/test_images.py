@@ -38,6 +38,15 @@ N_SPECIAL = {"vit": (1, 0), "deit": (2, 0), "yolos": (1, 5), "dinov2_registers":
 N_SPECIAL |= {"clip_vision": (1, 0), "clip": (1, 0), "siglip": (0, 0)}
 
 
+def blocks_of(kind: str) -> dict[str, int]:
+    """The hookpoints of both blocks, with their places in transformers' hidden states.
+
+    YOLOS adds embeddings of positions between two blocks, so its blocks have module paths alone.
+    """
+    stem = "encoder.layer" if kind == "yolos" else "resid_post"
+    return {f"{stem}.{i}": i + 1 for i in range(2)}
+
+
 @pytest.fixture(autouse=True)
 def _no_timing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time a forward pass only where a test is about it."""
@@ -84,7 +93,14 @@ def check_rows(store: Store, model: Any, folder: Path, names: dict[str, int]) ->
 def test_every_row_is_transformers_own(tmp_path: Path, kind: str, order: str) -> None:
     model = save_vision(kind, tmp_path / "model")
     image_folder(tmp_path / "in", 4)
-    store = plan(tmp_path / "s.zarr", tmp_path / "model", tmp_path / "in", order=order)
+    names = blocks_of(kind)
+    store = plan(
+        tmp_path / "s.zarr",
+        tmp_path / "model",
+        tmp_path / "in",
+        order=order,
+        hookpoints=tuple(names),
+    )
     extracted(store, tokens_per_batch=70 if order == "corpus" else 1000)
     got = store.plan
     assert got.processor is not None and got.tokenizer is None
@@ -93,7 +109,7 @@ def test_every_row_is_transformers_own(tmp_path: Path, kind: str, order: str) ->
     assert got.windows.max_length == N_PATCHES + sum(N_SPECIAL[kind])
     assert (got.n_documents, got.n_tokens) == (8, 8 * N_PATCHES)
     assert got.n_shards == 4 and got.shard_rows % N_PATCHES  # borders fall inside images
-    check_rows(store, model, tmp_path / "in", {"resid_post.0": 1, "resid_post.1": 2})
+    check_rows(store, model, tmp_path / "in", names)
 
 
 def test_row_columns_say_which_patch_of_which_image(tmp_path: Path, vit: tuple[Any, Path]) -> None:
@@ -125,11 +141,17 @@ def test_row_columns_say_which_patch_of_which_image(tmp_path: Path, vit: tuple[A
 def test_special_positions_get_rows_where_asked_for(tmp_path: Path) -> None:
     model = save_vision("yolos", tmp_path / "model")
     image_folder(tmp_path / "in", 3)
+    names = blocks_of("yolos")
     store = plan(
-        tmp_path / "s.zarr", tmp_path / "model", tmp_path / "in", keep_special=True, shard_rows=64
+        tmp_path / "s.zarr",
+        tmp_path / "model",
+        tmp_path / "in",
+        keep_special=True,
+        shard_rows=64,
+        hookpoints=tuple(names),
     )
     extracted(store)
-    check_rows(store, model, tmp_path / "in", {"resid_post.1": 2})
+    check_rows(store, model, tmp_path / "in", names)
     special = store.document(2).special
     assert special.tolist() == [True] + [False] * N_PATCHES + [True] * 5
     assert store.document(2).tokens[:3] == ["", "[0,0] ", "[0,1] "]

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from actlas.pipeline.corpus.spans import token_codes
@@ -101,7 +109,9 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
 
 def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     it = KINDS[kind]()
-    it.add_tokens(["<sep>"])  # no special one: it splits the text, and stays in it
+    it.add_tokens(
+        [AddedToken("<sep>", normalized=False)]
+    )  # no special one: it splits the text, and stays in it
     return PreTrainedTokenizerFast(tokenizer_object=it)
 
 

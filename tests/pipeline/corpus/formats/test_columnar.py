@@ -182,7 +182,7 @@ def test_the_pages_are_those_that_the_file_states(tmp_path: Path, version: str) 
                 assert [page.kind for page in found].count(2) == chunk.has_dictionary_page
 
 
-@pytest.mark.parametrize("head", [b"", b"\x00", b"\xff" * 40, b"\x15\x00\x15", b"\x1c" * 40])
+@pytest.mark.parametrize("head", [b"", b"\x00", b"\xff" * 40, b"\x15\x00\x25", b"\x1c" * 40])
 def test_bytes_that_are_no_header_of_a_page(tmp_path: Path, head: bytes) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a" * 100]}), path, use_dictionary=False)

@@ -50,7 +50,12 @@ def refusal(path: Path, data: bytes, **options: Any) -> str:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"quoting": csv.QUOTE_ALL}, {"lineterminator": "\n"}, {"lineterminator": "\r"}],
+    [
+        {},
+        {"quoting": csv.QUOTE_ALL},
+        {"lineterminator": "\n"},
+        {"lineterminator": "\r", "quoting": csv.QUOTE_ALL},
+    ],
     ids=["minimal", "all", "newline", "return"],
 )
 def test_a_table_that_is_one(tmp_path: Path, options: dict[str, Any]) -> None:
