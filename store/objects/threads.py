@@ -20,7 +20,11 @@ AHEAD = 16
 
 
 def map_in_order(
-    do: Callable[[Item], Result], items: Iterable[Item], n_threads: int
+    do: Callable[[Item], Result],
+    items: Iterable[Item],
+    n_threads: int,
+    *,
+    n_ahead: int | None = None,
 ) -> Iterator[Result]:
     """Yield ``do(item)`` for every item in order, with a bounded number of calls in flight.
 
@@ -32,13 +36,17 @@ def map_in_order(
         The arguments; they are drawn in the calling thread.
     n_threads : int
         The number of threads.
+    n_ahead : int, optional
+        Calls that are submitted ahead of the one waited for; their results are in memory. Default:
+        ``AHEAD`` for each thread.
     """
+    limit = AHEAD * n_threads if n_ahead is None else n_ahead
     running: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(n_threads, thread_name_prefix="actlas-in-order") as pool:
         try:
             for item in items:
                 running.append(pool.submit(do, item))
-                if len(running) > AHEAD * n_threads:
+                if len(running) > limit:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()

@@ -20,7 +20,7 @@ from actlas.store.ledger.guards import JobGuard, PlannedGuard
 from actlas.store.ledger.plan_file import names_in, read_plan, require_plan
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts
 from actlas.store.objects.base import Objects, open_objects
-from actlas.store.objects.threads import map_in_order
+from actlas.store.objects.threads import AHEAD, map_in_order
 from actlas.store.read.document import Document
 from actlas.store.read.documents import Documents
 from actlas.store.read.row_index import RowIndex
@@ -32,6 +32,9 @@ from actlas.store.statistics.total import Statistics, combine
 
 if TYPE_CHECKING:
     from jaxtyping import Int64, Shaped
+
+TABLES_BYTES = 64 << 20
+"""Tables of statistics that are read ahead, in bytes."""
 
 
 class StoreReader:
@@ -265,15 +268,18 @@ class StoreReader:
             raise NotExtractedError(
                 f"{self.path}: no shard is extracted yet: run `actlas extract {self.path}`."
             )
-        stored = self._lazy(self.arrays.statistics[hookpoint])
+        spec = self.arrays.statistics[hookpoint]
+        stored = self._lazy(spec)
+        table_bytes = spec.row_bytes
+        n_ahead = min(TABLES_BYTES // table_bytes, AHEAD * self.objects.n_readers)
         names = self.arrays.statistics_names
 
         def read(shard: int) -> NDArray[Any]:
             table: NDArray[Any] = stored.read(shard, shard + 1)[0]
             return table
 
-        tables = map_in_order(read, done, self.objects.n_readers)
-        return combine(  # a few shards at a time are in memory
+        tables = map_in_order(read, done, self.objects.n_readers, n_ahead=n_ahead)
+        return combine(
             (
                 self.row_index.borders(shard, self.documents),
                 ShardStatistics.from_table(names, table),

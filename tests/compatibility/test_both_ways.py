@@ -212,7 +212,12 @@ def test_both_save_the_same_results(name: str) -> None:
     )
     assert new.keys() == old.keys()
     for key in old:
-        assert _unsealed(new[key], "new-whole") == _unsealed(old[key], "old-whole"), key
+        now, before = _unsealed(new[key], "new-whole"), _unsealed(old[key], "old-whole")
+        if key == "actlas.json":  # today's code also records which rows, and every file's digest
+            now, before = json.loads(now), json.loads(before)
+            assert not before.keys() - now.keys()
+            now = {name: value for name, value in now.items() if name in before}
+        assert now == before, key
 
 
 def _unsealed(data: bytes, store: str) -> bytes:

@@ -67,9 +67,9 @@ def shown(text: str) -> set[str]:
 
 
 def on_a_terminal(work: Callable[[], object]) -> str:
-    """Return what some work prints to a terminal of 40 lines of 4,000 characters."""
+    """Return what some work prints to a terminal of 40 lines of 30,000 characters."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 4000, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 30000, 0, 0))
     read = bytearray()
 
     def collect() -> None:

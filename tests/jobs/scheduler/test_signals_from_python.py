@@ -26,6 +26,7 @@ from actlas.jobs.derived.extremes import units_of
 from actlas.jobs.ray.cluster import _own_signal_handler
 from actlas.jobs.run import repair as repair_module
 from actlas.jobs.run import run as run_module
+from actlas.jobs.scheduler import stop as stop_module
 from actlas.jobs.scheduler.stop import Stop
 from actlas.jobs.scheduler.worker_loop import WorkerLoop
 from actlas.store.errors import ActlasError, InterruptedRunError, RunFaultError, SignalledExit
@@ -56,6 +57,12 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     machine.save_dictionary(path)
     machine.live_until("index the codes", str(path))
     return path
+
+
+@pytest.fixture(autouse=True)
+def _a_program_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget that another test ran the command line, which owns its process, in this one."""
+    monkeypatch.setattr(stop_module, "_owns_process", False)
 
 
 @pytest.fixture
