@@ -213,16 +213,22 @@ def test_both_save_the_same_results(name: str) -> None:
     assert new.keys() == old.keys()
     for key in old:
         now, before = _unsealed(new[key], "new-whole"), _unsealed(old[key], "old-whole")
-        if key == "actlas.json":  # today's code also records which rows, and every file's digest
-            now, before = json.loads(now), json.loads(before)
-            assert not before.keys() - now.keys()
-            now = {name: value for name, value in now.items() if name in before}
-        assert now == before, key
+        if name == "trained" and key.endswith(".json"):
+            assert _known(json.loads(now), json.loads(before)) == json.loads(before), key
+        else:
+            assert now == before, key
+
+
+def _known(now: Any, before: Any) -> Any:
+    """Return plain values without the fields that today's code records in addition."""
+    if isinstance(now, dict) and isinstance(before, dict):
+        return {name: _known(now[name], value) for name, value in before.items() if name in now}
+    return now
 
 
 def _unsealed(data: bytes, store: str) -> bytes:
     """Return a result without seconds, without the seal of its store's plan, and its own."""
-    data = re.sub(rb'"(seconds|rows_per_second)": [-0-9.e]+', b"", data)
+    data = re.sub(rb'"(seconds|rows_per_second)": [-0-9.e]+', rb'"\1": 0', data)
     data = data.replace(plain_reader.seal(Path(store) / "ledger/plan.json").encode(), b"PLAN")
     return re.sub(rb',"sha256":"[0-9a-f]{64}"}\n$', b"", data)
 
