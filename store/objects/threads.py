@@ -93,6 +93,9 @@ class OncePerKey(Generic[Key, Result]):
             with self._lock:
                 self._kept.pop(key, None)
             mine.set_exception(error)
+            # The error's traceback has this frame: with the future in it, they would keep each
+            # other, and the arrays of the frames below, until the next garbage collection.
+            del mine
             raise
         mine.set_result(result)
         return result

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -40,3 +42,26 @@ def test_the_result_used_longest_ago_is_forgotten_and_errors_are_not_kept() -> N
     assert asked == [1, 1, 2, 3, 2]
     kept.clear()
     assert kept(1) == 1 and asked[-1] == 1
+
+
+def test_an_error_does_not_outlive_who_catches_it() -> None:
+    """Nor do the arrays of the frames that its traceback names, without a garbage collection."""
+
+    class Large:
+        """Stands for an array."""
+
+    alive: list[weakref.ref[Large]] = []
+
+    def make(key: str) -> str:
+        held = Large()
+        alive.append(weakref.ref(held))
+        raise KeyError(key)
+
+    kept = OncePerKey(make, maxsize=2)
+    gc.disable()
+    try:
+        with pytest.raises(KeyError):
+            kept("a")
+        assert [ref() for ref in alive] == [None]
+    finally:
+        gc.enable()
