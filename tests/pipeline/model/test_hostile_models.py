@@ -16,6 +16,8 @@ from support.models import documents, plan_store, save
 from actlas.jobs.cli.app import cli
 from actlas.jobs.config import read_file
 from actlas.pipeline.corpus import readers
+from actlas.pipeline.corpus.formats import streams
+from actlas.pipeline.corpus.formats.base import TOO_LONG
 from actlas.pipeline.extract.extract import Extractor
 from actlas.pipeline.model.describe import load_config, load_tokenizer
 from actlas.pipeline.model.files import file_sha256, weight_files
@@ -141,7 +143,7 @@ def test_a_small_file_of_one_endless_line(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zstandard = pytest.importorskip("zstandard")
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(streams, "MAX_LINE_BYTES", 1 << 20)
     body = b'{"text": "' + bytes(192 << 20) + b'"}\n{"text": "next"}\n'
     packed = zstandard.compress(body) if suffix.endswith("zst") else gzip.compress(body, 1)
     assert len(packed) < 1 << 20
@@ -152,7 +154,7 @@ def test_a_small_file_of_one_endless_line(
     found = [record for _, record in readers.read_records(path)]
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert found == [readers.TOO_LONG, {"text": "next"}]
+    assert found == [TOO_LONG, {"text": "next"}]
     assert most < 100 << 20  # what 1 KiB of the packed file can stand for, twice
 
 
