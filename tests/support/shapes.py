@@ -18,10 +18,12 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
+import numpy as np
 from beartype import beartype
 from jaxtyping import AbstractArray, jaxtyped
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("store", "pipeline", "analysis", "jobs")
@@ -69,9 +71,22 @@ def checked(function: Any) -> Any:
     return call
 
 
+class _Array:
+    """Stands for numpy's ``NDArray``, an alias from numpy 2.5 on, of which jaxtyping makes none."""
+
+    def __class_getitem__(cls, _dtype: Any) -> Any:
+        return np.ndarray
+
+
+def _with_arrays(names: dict[str, Any]) -> dict[str, Any]:
+    """Return a module's names, with numpy's array for ``NDArray`` and for aliases of it."""
+    aliases = {n: np.ndarray for n, value in names.items() if get_origin(value) is NDArray}
+    return {**names, **aliases, "NDArray": _Array}
+
+
 def _prepared(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function as beartype checks it, with its hints of arrays alone."""
-    hints, names = function.__annotations__, function.__globals__
+    hints, names = function.__annotations__, _with_arrays(function.__globals__)
     texts = {name: hint for name, hint in hints.items() if _may_be_array(hint, names)}
     if inspect.isgeneratorfunction(function):
         texts.pop("return", None)  # what it yields comes later
