@@ -1,7 +1,7 @@
 """What a sparse autoencoder was trained on, against the store that it is to encode.
 
 A difference that makes the rows those of another tensor is refused; one that makes them another
-distribution of the same tensor is told. docs/sae.md has the table of all fields.
+distribution of the same tensor is reported. docs/sae.md has the table of all fields.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def check_trained_on(
     hookpoint : str
         The hookpoint of the store to encode.
     accept : collection of str
-        Fields whose difference is told instead of refused.
+        Fields whose difference is reported, not refused.
 
     Raises
     ------
@@ -220,7 +220,7 @@ def _processing(known: Mapping[str, Any], plan: Plan, hookpoint: str) -> Iterato
     ``center_writing_weights`` subtracts from each row of the residual stream, and from what is
     added to it, the mean over its units; it does so in models with LayerNorm alone.
     ``fold_value_biases`` moves the value biases out of the heads. ``fold_ln`` leaves all named
-    hookpoints as they are. What has no effect is told, what only concerns loading is not.
+    hookpoints as they are. What has no effect is reported, what only concerns loading is not.
     """
     kind = hookpoint.partition(".")[0]
     rms = plan.model.architecture.startswith(_RMS)

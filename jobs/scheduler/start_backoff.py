@@ -18,7 +18,7 @@ FIRST_S, LAST_S = 2.0, 300.0
 
 
 PATIENCE_S = 30.0
-"""Seconds without room for any worker before the user is told."""
+"""Seconds without room for any worker before a message to the user."""
 
 
 class StartBackoff:

@@ -133,5 +133,6 @@ READERS: dict[str, Reader] = {
 }
 """The reader of each suffix."""
 
-KNOWN = f"{', '.join(_TEXT_FORMATS)} (also with {', '.join(COMPRESSIONS)}), .parquet, .arrow"
+_WITH = f"(also with {', '.join(COMPRESSIONS)})"
+KNOWN = f"{', '.join(_TEXT_FORMATS)} {_WITH}, .parquet, .arrow, .feather"
 """The suffixes, for messages."""

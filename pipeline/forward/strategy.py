@@ -68,7 +68,7 @@ class PassStrategy(NamedTuple):
     why_chunked: str = ""
 
     def record(self) -> dict[str, str]:
-        """Return the strategy as a receipt records it; ``note`` is what the user is told."""
+        """Return the strategy as a receipt records it; ``note`` is the message to the user."""
         note = f"batches: {BATCHING[self.batching]}, because {self.why_batching}"
         return {
             **({"note": note} if self.batching != "padded" else {}),
