@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from actlas.store.format.dtypes import numpy_dtype
 from actlas.store.read.reader import StoreReader
 from actlas.store.shards.lazy_array import LazyArray
+from actlas.store.store import as_store
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -17,7 +19,11 @@ BLOCK_BYTES = 128 << 20
 
 
 def dask_array(
-    store: StoreReader, hookpoint: str, *, dtype: str = "float32", rows: int | None = None
+    store: StoreReader | str | os.PathLike[str],
+    hookpoint: str,
+    *,
+    dtype: str = "float32",
+    rows: int | None = None,
 ) -> da.Array:
     """Return the activations of one hookpoint as a Dask array, shape [row, unit].
 
@@ -26,7 +32,7 @@ def dask_array(
 
     Parameters
     ----------
-    store : StoreReader
+    store : Store, path or URL
         The store. Computing a block of a shard that is not extracted raises an error.
     hookpoint : str
         The name of a hookpoint, such as ``resid_post.3``.
@@ -47,6 +53,7 @@ def dask_array(
     """
     import dask.array as da
 
+    store = as_store(store)
     array = store.activations[hookpoint]
     wide = numpy_dtype(dtype)
     n_rows, width = array.shape

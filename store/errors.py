@@ -79,6 +79,13 @@ class ModelError(ActlasError, ValueError):
     exit_code = EXIT_USAGE
 
 
+class MissingPackageError(ActlasError, ImportError):
+    """An optional package is needed and is not installed. ``details['package']`` names it."""
+
+    kind = "missing_package"
+    exit_code = EXIT_USAGE
+
+
 class HookpointError(ActlasError, LookupError):
     """A hookpoint does not exist in this model or in this store."""
 

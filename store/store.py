@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 
 from actlas.store.display.html import table_html
+from actlas.store.errors import ConfigError
 from actlas.store.features.features import Features, open_features
-from actlas.store.features.unit_extremes import Units, open_units
+from actlas.store.features.unit_extremes import Units
+from actlas.store.ledger.job_kinds import EXTREMES
 from actlas.store.read.document import Context
 from actlas.store.read.reader import StoreReader
 
@@ -36,15 +38,28 @@ class Store(StoreReader):
     (100, 256)
     """
 
+    @property
+    def hookpoints(self) -> tuple[str, ...]:
+        """The names of the stored hookpoints, in the order of the forward pass."""
+        return tuple(hookpoint.name for hookpoint in self.plan.hookpoints)
+
+    def __len__(self) -> int:
+        """Return the number of rows: one per kept token, or per document if only pooled."""
+        return self.plan.n_tokens if self.plan.dense else self.plan.n_documents
+
+    def __fspath__(self) -> str:
+        """Return the folder or URL, so that a store may be given where its path may."""
+        return self.path
+
     def context(self, doc_idx: int, pos_idx: int, words: int = 20) -> Context:
         """Return a token with some words of its document on each side.
 
         Parameters
         ----------
         doc_idx : int
-            The document's number.
+            The document's number; -1 is the last document.
         pos_idx : int
-            The token's position in the document.
+            The token's position in the document; -1 is its last token.
         words : int
             The number of words on each side.
 
@@ -73,6 +88,9 @@ class Store(StoreReader):
     def units(self, hookpoint: str) -> Units:
         """Return the raw units of a hookpoint, with the top and bottom tokens of each.
 
+        The first call for a hookpoint gathers these tokens in one pass over its rows and writes
+        them to the store, as ``actlas contexts`` does.
+
         Parameters
         ----------
         hookpoint : str
@@ -82,10 +100,13 @@ class Store(StoreReader):
         ------
         HookpointError
             The store has no such hookpoint.
-        FeatureError
-            The top and bottom tokens are not computed yet.
+        NotExtractedError
+            The tokens are not gathered yet, and not every shard is extracted.
+        RunFaultError
+            The tokens are not gathered yet, and the store cannot be written to.
         """
-        return open_units(self, hookpoint)
+        found: Units = EXTREMES.opened(self, hookpoint)
+        return found
 
     def _repr_html_(self) -> str:
         plan = self.plan
@@ -104,6 +125,34 @@ class Store(StoreReader):
                 ("extracted", ", ".join(self.progress())),
             ]
         )
+
+
+def as_store(store: StoreReader | str | os.PathLike[str]) -> Store:
+    """Return an open store, given the store itself, its path or its URL.
+
+    Parameters
+    ----------
+    store : Store, path or URL
+        The store.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
+    ActlasError
+        See :func:`open_store`.
+    """
+    if isinstance(store, Store):
+        return store
+    if isinstance(store, StoreReader):
+        return Store(store.objects, store.plan_file, store.plan_sha256, check=store.check)
+    if isinstance(store, str | os.PathLike):
+        return open_store(store)
+    raise ConfigError(
+        f"store: got {store!r:.100} ({type(store).__name__}), expected an open store, or the path "
+        "or URL of one.",
+        field="store",
+    )
 
 
 def open_store(path: str | os.PathLike[str], *, check: bool = True) -> Store:

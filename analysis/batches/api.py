@@ -19,6 +19,7 @@ from actlas.analysis.batches.stream import Batch, Batches
 from actlas.store.errors import ConfigError, NotExtractedError
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.read.reader import StoreReader
+from actlas.store.store import as_store
 
 __all__ = ["Batch", "Batches", "batches"]
 
@@ -28,7 +29,7 @@ BUFFER_BYTES_MAX = 1 << 30
 
 
 def batches(
-    store: StoreReader,
+    store: StoreReader | str | os.PathLike[str],
     hookpoint: str,
     *,
     batch_size: int = 8192,
@@ -56,7 +57,7 @@ def batches(
 
     Parameters
     ----------
-    store : StoreReader
+    store : Store, path or URL
         The store to read. Shards that are not extracted yet are left out; if the extraction was
         finished, none is.
     hookpoint : str
@@ -116,6 +117,7 @@ def batches(
     ...     train(x)                                    # [8192, 256] float32
     ...     store.rows.token_id[rows]                   # the tokens of these rows
     """
+    store = as_store(store)
     array = store.activations[hookpoint]
     seed, batch_size = _whole("seed", seed), _whole("batch_size", batch_size)
     rank, world_size = _whole("rank", rank), _whole("world_size", world_size)

@@ -24,7 +24,7 @@ from actlas.store.errors import ConfigError, HookpointError, NonFiniteError, Not
 from actlas.store.format.schema import HookpointSpec
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.statistics.moments import Moments
-from actlas.store.store import Store, open_store
+from actlas.store.store import Store, as_store
 from actlas.store.version import versions
 
 OnNonfinite = Literal["refuse", "omit"]
@@ -104,7 +104,7 @@ def localize(
     >>> found.table.nlargest(5, "t")                               # doctest: +SKIP
     >>> found.mask.save("mask.json")                               # doctest: +SKIP
     """
-    store = store if isinstance(store, Store) else open_store(store)
+    store = as_store(store)
     _one_of("pool", pool, ("last", "mean"))
     _one_of("on_nonfinite", on_nonfinite, ("refuse", "omit"))
     specs = _hookpoints(store, hookpoints)

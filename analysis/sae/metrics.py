@@ -55,6 +55,12 @@ class Metrics:
     dead_share: float
     density: NDArray[np.float64]
 
+    def __repr__(self) -> str:
+        return (
+            f"<metrics over {self.n_tokens:,} rows: explained variance "
+            f"{self.explained_variance:.3f}, l0 {self.l0:.1f}, {self.dead_share:.1%} dead>"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return the metrics as plain values for JSON, the density as a histogram of its log10."""
         alive = self.density[self.density > 0]

@@ -26,7 +26,7 @@ from actlas.store.errors import (
 )
 from actlas.store.ledger import lease
 from actlas.store.ledger.job_kinds import ENCODE
-from actlas.store.store import Store, open_store
+from actlas.store.store import Store, as_store, open_store
 
 if TYPE_CHECKING:
     from actlas.analysis.features.encode import Encoder
@@ -69,7 +69,7 @@ def encode_sae(
     KeyboardInterrupt, SignalledExit
         SIGINT or SIGTERM stopped the run; the same call resumes it.
     """
-    opened = store if isinstance(store, Store) else open_store(store)
+    opened = as_store(store)
     asked = resolve({"plan": {}, "run": run}).run
     outcome, made = encode(opened, os.fspath(sae), name, hookpoint, asked, accept)
     outcome.require_done()

@@ -13,6 +13,7 @@ from actlas.jobs.run.run import run_work
 from actlas.jobs.run.work import DerivedUnits, Work
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import FeatureError
+from actlas.store.features.unit_extremes import open_units
 from actlas.store.ledger.job_kinds import EXTREMES
 from actlas.store.store import Store, open_store
 
@@ -48,10 +49,10 @@ def units_of(store: Store, hookpoint: str, run: RunOptions | None = None) -> Uni
         SIGINT or SIGTERM stopped the run; the same call resumes it.
     """
     try:
-        return store.units(hookpoint)
+        return open_units(store, hookpoint)
     except FeatureError:
         gather(store, hookpoint, RunOptions() if run is None else run).require_done()
-        return store.units(hookpoint)
+        return open_units(store, hookpoint)
 
 
 def gather(store: Store, hookpoint: str, run: RunOptions) -> Outcome:

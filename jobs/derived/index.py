@@ -21,7 +21,7 @@ from actlas.pipeline.options import RunOptions
 from actlas.store.errors import EXIT_DONE
 from actlas.store.ledger import lease
 from actlas.store.ledger.job_kinds import INDEX
-from actlas.store.store import Store, open_store
+from actlas.store.store import Store, as_store, open_store
 
 if TYPE_CHECKING:
     from actlas.analysis.features.index import Indexer
@@ -54,7 +54,7 @@ def index_sae(store: Store | str | os.PathLike[str], name: str, **run: Any) -> F
     KeyboardInterrupt, SignalledExit
         SIGINT or SIGTERM stopped the run; the same call resumes it.
     """
-    opened = store if isinstance(store, Store) else open_store(store)
+    opened = as_store(store)
     outcome, _ = index(opened, name, resolve({"plan": {}, "run": run}).run)
     outcome.require_done()
     return opened.features(name)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import unicodedata
+from collections.abc import Iterable
 from html import escape
 
 
@@ -34,6 +37,56 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return text of at most ``limit`` characters; an ellipsis stands for the others.
+
+    >>> shortened("activation", 6)
+    'activ…'
+    """
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def listed(names: Iterable[str], limit: int = 20) -> str:
+    """Return at most ``limit`` names for a message, and the number of the others.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    shown = list(names)
+    more = f" and {len(shown) - limit:,} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more
+
+
+def did_you_mean(name: str, known: Iterable[str], n: int = 3) -> str:
+    """Return " Did you mean NAME?" with the known names nearest to one; empty if none is near.
+
+    Upper and lower case count as the same, and so do ``-``, ``_``, ``.`` and ``/``.
+
+    Parameters
+    ----------
+    name : str
+        The unknown name.
+    known : iterable of str
+        The names that exist.
+    n : int
+        The maximum number of names.
+
+    Examples
+    --------
+    >>> did_you_mean("Resid-Post.3", ["resid_post.3", "mlp_out.3"])
+    ' Did you mean resid_post.3?'
+    """
+    plain = {_plain(each): each for each in reversed([*known])}
+    near = difflib.get_close_matches(_plain(name), plain, n=n, cutoff=0.6)
+    if near and near[0] == _plain(name):
+        near = near[:1]
+    return f" Did you mean {' or '.join(plain[each] for each in near)}?" if near else ""
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_./\s]", "_", name.casefold())
 
 
 def printable_lines(text: str) -> str:

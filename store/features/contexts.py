@@ -13,12 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.display.contexts_html import ShadedText, contexts_html, page_html, shaded_html
+from actlas.store.display.text import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from actlas.store.read.document import Document
     from actlas.store.read.reader import StoreReader
+
+MAX_LINES = 40
+"""The text of a list of contexts shows at most so many of them."""
 
 Shade = Callable[[int, int], NDArray[Any]]
 """Returns the activations of tokens [start, stop) of the corpus; shape [stop - start]."""
@@ -83,6 +87,10 @@ class ActivationContext:
     def __str__(self) -> str:
         return f"{self.before}[{self.token}]{self.after}"
 
+    def __repr__(self) -> str:
+        where = f"document {self.doc_idx}, token {self.pos_idx}"
+        return f"<context {self.value:.4g} of {where}: {shortened(str(self), 200)!r}>"
+
     def _repr_html_(self) -> str:
         largest = max((abs(a) for a in self.activations), default=0.0)
         return shaded_html(self.shaded(), largest)
@@ -138,7 +146,12 @@ class Contexts(Sequence[ActivationContext]):
 
     def __repr__(self) -> str:
         lines = [f"<{self.title}: {len(self)} contexts>"]
-        lines += [f"{e.value:10.4g}  {e.doc_idx}:{e.pos_idx}  {str(e)!r}" for e in self.entries]
+        lines += [
+            f"{e.value:10.4g}  {e.doc_idx}:{e.pos_idx}  {shortened(str(e), 400)!r}"
+            for e in self.entries[:MAX_LINES]
+        ]
+        if len(self) > MAX_LINES:
+            lines.append(f"… and {len(self) - MAX_LINES:,} more")
         return "\n".join(lines)
 
     def to_pandas(self) -> pd.DataFrame:

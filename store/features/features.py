@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.store.display.html import table_html
+from actlas.store.display.text import did_you_mean
 from actlas.store.errors import FeatureError
 from actlas.store.features.codes import Codes
 from actlas.store.features.contexts import Contexts, Peak, contexts_of, one_per_document
@@ -81,6 +83,18 @@ class Features:
             f"<{self.n_features:,} features {self.name!r} of {self.hookpoint} "
             f"({self.spec.sae_kind}), {state}>"
         )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("features", f"{self.n_features:,} ({self.name})"),
+            ("hookpoint", self.hookpoint),
+            ("autoencoder", f"{self.spec.sae_kind}, {self.spec.sae_path}"),
+            ("encoded, indexed", f"{_yes(self.encoded)}, {_yes(self.indexed)}"),
+        ]
+        if self.indexed:
+            dead = int((self.count == 0).sum())
+            rows.append(("never active", f"{dead:,}"))
+        return table_html(rows)
 
     # By token
 
@@ -311,6 +325,10 @@ class Features:
         return int(self._tables.features.n_active[feature])
 
 
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
 def open_features(store: StoreReader, name: str) -> Features:
     """Open a set of feature activations.
 
@@ -329,14 +347,15 @@ def open_features(store: StoreReader, name: str) -> Features:
         Its description is not the one that was written, or that of another set.
     """
     try:
-        if not re.fullmatch(NAME, name):
+        if not re.fullmatch(NAME, str(name)):
             raise FileNotFoundError(name)
         data = store.objects.read(spec_key(name))
     except FileNotFoundError as error:
         have = names(store)
         known = f"it has {', '.join(have)}" if have else "it has none"
+        near = did_you_mean(str(name), have)
         raise FeatureError(
-            f"{store.path}: this store has no features {name!r}; {known}. `actlas sae encode "
+            f"{store.path}: this store has no features {name!r}; {known}.{near} `actlas sae encode "
             f"{store.path} --sae DIR` encodes some.",
             name=name,
         ) from error

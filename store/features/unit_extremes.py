@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.store.display.html import table_html
 from actlas.store.errors import FeatureError, FormatError
 from actlas.store.features.contexts import Contexts, Peak, contexts_of, one_per_document
 from actlas.store.format.array_spec import COLUMN_COMPRESSION, ArraySpec
@@ -80,6 +81,12 @@ class Units:
 
     def __repr__(self) -> str:
         return f"<{self.n_units:,} units of {self.hookpoint}, {self.k} tokens of each end>"
+
+    def _repr_html_(self) -> str:
+        kept = f"{self.k} tokens of each end"
+        return table_html(
+            [("units of", self.hookpoint), ("units", f"{len(self):,}"), ("kept", kept)]
+        )
 
     def top(self, unit: int, k: int = 20) -> Peak:
         """Return the tokens with the largest activations, descending; ties by ascending token."""

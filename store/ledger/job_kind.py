@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from actlas.store.ledger.receipts import PlannedStore, Receipts
 
@@ -75,6 +76,9 @@ class JobKind:
         ``module:function`` by which `repair` recomputes the missing units of a subject's jobs; see
         :data:`actlas.jobs.run.repair_derived.Redo`. None if the data is recomputed only when a
         command asks for it.
+    open : str or None
+        ``module:function`` that returns a subject's data, and computes it first if that was not
+        done yet. None if only a command or a call of its own computes it.
     """
 
     name: str
@@ -89,6 +93,23 @@ class JobKind:
     of_feature_set: bool = False
     command: tuple[str, ...] = ()
     redo: str | None = None
+    open: str | None = None
+
+    def opened(self, store: PlannedStore, subject: str) -> Any:
+        """Return the data of a subject's job, computed first if that was not done yet.
+
+        The function ``open`` is loaded here, since it belongs to a room above this one.
+
+        Parameters
+        ----------
+        store : PlannedStore
+            The store.
+        subject : str
+            The subject: the name of a set of features, a hookpoint.
+        """
+        assert self.open is not None, f"{self.name}: no function opens it"
+        module, _, function = self.open.partition(":")
+        return getattr(importlib.import_module(module), function)(store, subject)
 
     @property
     def root(self) -> str:

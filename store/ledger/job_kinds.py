@@ -280,6 +280,7 @@ EXTREMES = register(
         covers="units",
         plain_groups=("extremes",),
         command=("contexts", "{store}", "--hookpoint", "{subject}", "--unit", "0"),
+        open=f"{ROOM}.extremes:units_of",
     )
 )
 """The top and bottom tokens of every raw unit of a hookpoint."""

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.display.html import marked_html, tokens_html
-from actlas.store.display.text import printable
+from actlas.store.display.text import printable, shortened
 from actlas.store.read.context_window import context_window
+from actlas.store.read.numbers import whole_index
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +99,7 @@ class Document:
         Parameters
         ----------
         pos_idx : int
-            The token's position in the document.
+            The token's position in the document; a negative one counts from the end.
         words : int
             The number of words on each side.
 
@@ -107,10 +108,7 @@ class Document:
         IndexError
             The document has no such token.
         """
-        if not 0 <= pos_idx < len(self):
-            raise IndexError(
-                f"token {pos_idx}: document {self.doc_idx} has tokens 0 to {len(self) - 1}"
-            )
+        pos_idx = whole_index(pos_idx, len(self), "token", f"document {self.doc_idx}")
         starts = self.char_start
         lo = int(starts[pos_idx])
         hi = int(starts[pos_idx + 1]) if pos_idx + 1 < len(self) else self.char_stop
@@ -136,8 +134,8 @@ class Document:
         return pd.DataFrame(columns, index=pd.RangeIndex(len(self), name="pos_idx"))
 
     def __repr__(self) -> str:
-        text = self.text if len(self.text) <= 60 else self.text[:57] + "…"
         source = printable(self.source.name)
+        text = shortened(self.text, 60)
         return f"<document {self.doc_idx} of {source}: {len(self)} tokens, {text!r}>"
 
     def _repr_html_(self) -> str:
@@ -170,6 +168,10 @@ class Context:
 
     def __str__(self) -> str:
         return f"{self.before}[{self.token}]{self.after}"
+
+    def __repr__(self) -> str:
+        where = f"document {self.doc_idx}, token {self.pos_idx}"
+        return f"<context of {where}: {shortened(str(self), 200)!r}>"
 
     def _repr_html_(self) -> str:
         title = f"document {self.doc_idx}, token {self.pos_idx}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from actlas.store.display.text import printable
 from actlas.store.errors import CorruptDataError
 from actlas.store.format.validation import check_codes, check_edges, check_rising, check_span
 from actlas.store.read.document import Context, Document, Source
+from actlas.store.read.numbers import whole_index
 from actlas.store.shards.lazy_array import LazyArray
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Documents:
-    """All documents of a store: ``len(documents)``, ``documents.text(3)``.
+    """All documents of a store: ``len(documents)``, ``documents[-1]``, ``documents.text(3)``.
 
     Parameters
     ----------
@@ -33,6 +34,9 @@ class Documents:
         The names that the codes of labels and sources stand for.
     token_columns : mapping of str to tuple of str
         The names that the codes of each token column stand for.
+    activations : callable of (start, stop)
+        Returns the activations of tokens [start, stop) of the corpus by hookpoint, read when they
+        are accessed.
     """
 
     def __init__(
@@ -41,14 +45,31 @@ class Documents:
         labels: list[str],
         sources: list[str],
         token_columns: Mapping[str, tuple[str, ...]],
+        activations: Callable[[int, int], Mapping[str, NDArray[Any]]],
     ) -> None:
         self.columns = columns
+        self._activations = activations
         self.token_column_names = dict(token_columns)
         self.label_names = tuple(labels)
         self.source_names = tuple(sources)
 
     def __len__(self) -> int:
         return len(self.columns["source"])
+
+    @overload
+    def __getitem__(self, doc_idx: SupportsIndex) -> Document: ...
+    @overload
+    def __getitem__(self, doc_idx: slice) -> list[Document]: ...
+    def __getitem__(self, doc_idx: SupportsIndex | slice) -> Document | list[Document]:
+        """Return one document with its activations, or the documents of a slice."""
+        if isinstance(doc_idx, slice):
+            return [self[i] for i in range(*doc_idx.indices(len(self)))]
+        index = self.index(doc_idx)
+        start, stop = self.starts(index, index + 1).tolist()
+        return self.document(index, self._activations(start, stop))
+
+    def __iter__(self) -> Iterator[Document]:
+        return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
         named = printable(", ".join(self.label_names))
@@ -90,10 +111,17 @@ class Documents:
         found = np.searchsorted(self.start, t, side="right") - 1
         return int(found) if np.ndim(t) == 0 else found
 
-    def check(self, doc_idx: int) -> None:
-        """Raise ``IndexError`` if there is no document of this number."""
-        if not 0 <= doc_idx < len(self):
-            raise IndexError(f"document {doc_idx}: this store has documents 0 to {len(self) - 1}")
+    def index(self, doc_idx: SupportsIndex) -> int:
+        """Return a document's number, from 0; a negative number counts from the end.
+
+        Raises
+        ------
+        IndexError
+            There is no document of this number.
+        TypeError
+            It is not a whole number.
+        """
+        return whole_index(doc_idx, len(self), "document", "this store")
 
     def token_ids(self, start: int, stop: int) -> Int32[NDArray[np.int32], " {stop-start}"]:
         """Return the ids of tokens [start, stop) of the corpus; shape [stop - start]."""
@@ -136,7 +164,7 @@ class Documents:
 
     def text(self, doc_idx: int) -> str:
         """Return a document's complete text."""
-        self.check(doc_idx)
+        doc_idx = self.index(doc_idx)
         lo, hi = self.columns["text_start"].read(doc_idx, doc_idx + 2).tolist()
         check_span(lo, hi, len(self.columns["text"]), f"documents/text_start, document {doc_idx}")
         try:
@@ -149,7 +177,7 @@ class Documents:
 
     def image(self, doc_idx: int) -> bytes | None:
         """Return the bytes of a document's image file as read from the corpus, or None."""
-        self.check(doc_idx)
+        doc_idx = self.index(doc_idx)
         if "image" not in self.columns:
             return None
         return self.images(doc_idx, doc_idx + 1)[0] or None
@@ -164,7 +192,7 @@ class Documents:
 
     def label(self, doc_idx: int) -> str | None:
         """Return a document's label, or None if it has none."""
-        self.check(doc_idx)
+        doc_idx = self.index(doc_idx)
         if "label" not in self.columns:
             return None
         code = int(self.columns["label"].read(doc_idx, doc_idx + 1)[0])
@@ -172,7 +200,7 @@ class Documents:
 
     def source(self, doc_idx: int) -> Source:
         """Return the source of a document."""
-        self.check(doc_idx)
+        doc_idx = self.index(doc_idx)
         code = int(self.columns["source"].read(doc_idx, doc_idx + 1)[0])
         record = int(self.columns["record"].read(doc_idx, doc_idx + 1)[0])
         return Source(self._name(self.source_names, code, "source"), record)
@@ -191,7 +219,7 @@ class Documents:
         activations : mapping of hookpoint to ndarray, shape [tokens, units]
             The activations of its tokens; may be empty.
         """
-        self.check(doc_idx)
+        doc_idx = self.index(doc_idx)
         start, stop = (int(t) for t in self.starts(doc_idx, doc_idx + 1))
         text = self.text(doc_idx)
         chars = self.columns["char_start"].read(start, stop)

@@ -161,7 +161,8 @@ class StoreReader:
         guard = partial(PlannedGuard.of, self.objects, self.plan_file)
         columns = {n: LazyArray(self.objects, spec, guard(spec)) for n, spec in specs.items()}
         token_columns = {name: tuple(names[name]) for name in self.plan.token_columns}
-        return Documents(columns, names.get("label", []), names.get("source", []), token_columns)
+        labels, sources = names.get("label", []), names.get("source", [])
+        return Documents(columns, labels, sources, token_columns, self._activations_of)
 
     @cached_property
     def pooled(self) -> Pooled:
@@ -232,18 +233,18 @@ class StoreReader:
         return self.row_index.row_of(t)
 
     def document(self, doc_idx: int) -> Document:
-        """Return one document: its text, its tokens, and their activations in order.
+        """Return one document, its tokens and their activations; -1 is the last document.
 
         Raises
         ------
         IndexError
             There is no document of this number.
         """
-        self.documents.check(doc_idx)
-        start, stop = self.documents.starts(doc_idx, doc_idx + 1).tolist()
-        rows = self.row_of(np.arange(start, stop, dtype=np.int64))
+        return self.documents[doc_idx]
+
+    def _activations_of(self, start: int, stop: int) -> DocumentActivations:
         activations = self.activations if self.plan.dense else Activations({})
-        return self.documents.document(doc_idx, DocumentActivations(activations, rows))
+        return DocumentActivations(activations, self.row_of(np.arange(start, stop)))
 
     def statistics(self, hookpoint: str) -> Statistics:
         """Return the statistics of every unit of a hookpoint over all extracted rows.

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.store.display.html import table_html
+from actlas.store.display.text import did_you_mean, listed
 from actlas.store.errors import HookpointError, NotExtractedError
 from actlas.store.format.schema import Pool
 from actlas.store.format.validation import check_codes
 from actlas.store.shards.lazy_array import LazyArray
+from actlas.store.shards.tensors import to_torch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,12 +68,24 @@ class Rows:
         """
         if isinstance(index, str):
             if index not in self.columns:
-                raise KeyError(f"column {index!r}: these rows have {', '.join(self.columns)}")
+                near = did_you_mean(index, self.columns)
+                have = ", ".join(self.columns)
+                raise KeyError(f"column {index!r}: these rows have {have}.{near}")
             return self.columns[index]
         return {name: column[index] for name, column in self.columns.items()}
 
     def __repr__(self) -> str:
         return f"<{len(self):,} rows: {', '.join(self.columns)}>"
+
+    def _repr_html_(self) -> str:
+        rows = [("rows", f"{len(self):,}")]
+        for name, column in self.columns.items():
+            names = self.names.get(name)
+            rows.append((name, f"{column.dtype}, {listed(names)}" if names else str(column.dtype)))
+        return table_html(rows)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.columns)
 
     def to_pandas(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
         """Return rows [start, stop) as a table, with token columns as categoricals."""
@@ -120,6 +135,13 @@ class Activations(Mapping[str, LazyArray]):
     def __repr__(self) -> str:
         return f"<activations: {', '.join(self._arrays)}>"
 
+    def _repr_html_(self) -> str:
+        arrays = self._arrays.items()
+        return table_html((n, f"{' x '.join(map(str, a.shape))} {a.dtype}") for n, a in arrays)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._arrays)
+
 
 class DocumentActivations(Mapping[str, NDArray[Any]]):
     """A mapping of hookpoint to a document's activations [tokens, units], read when accessed.
@@ -145,8 +167,23 @@ class DocumentActivations(Mapping[str, NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._arrays)
 
+    def torch(self, hookpoint: str, *, dtype: Any = None, device: Any = None) -> Any:
+        """Return a hookpoint's activations as a torch tensor [tokens, units].
+
+        Parameters
+        ----------
+        hookpoint : str
+            The hookpoint.
+        dtype, device : optional
+            See :meth:`actlas.store.shards.lazy_array.LazyArray.torch`.
+        """
+        return to_torch(self[hookpoint], dtype, device)
+
     def __repr__(self) -> str:
         return f"<activations of {len(self._rows)} tokens: {', '.join(self._arrays)}>"
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._arrays)
 
 
 class Pools(Mapping[str, LazyArray]):
@@ -181,6 +218,9 @@ class Pools(Mapping[str, LazyArray]):
 
     def __repr__(self) -> str:
         return f"<{self._hookpoint} pooled: {', '.join(self._arrays)}>"
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._arrays)
 
 
 class Pooled(Mapping[str, Pools]):
@@ -225,3 +265,6 @@ class Pooled(Mapping[str, Pools]):
 
     def __repr__(self) -> str:
         return f"<pooled: {', '.join(self._pools)}>"
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._pools)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.store.display.html import table_html
+from actlas.store.display.text import n_bytes
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.layout import ceil_div
 from actlas.store.format.recorded import Recorded
 from actlas.store.objects.base import Objects
 from actlas.store.objects.threads import OncePerKey
 from actlas.store.shards.reader import ShardReader
+from actlas.store.shards.tensors import to_torch
 
 if TYPE_CHECKING:
     from jaxtyping import Int64, Shaped
@@ -115,11 +119,42 @@ class LazyArray:
         """The number of axes."""
         return len(self.spec.shape)
 
+    @property
+    def size(self) -> int:
+        """The number of values."""
+        return math.prod(self.spec.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all values in memory, in bytes; the stored size is smaller."""
+        return self.spec.n_rows * self.spec.row_bytes
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The shape of a chunk, the least that is read and decompressed."""
+        return (min(self.spec.chunk_rows, self.spec.shard_rows), *self.spec.shape[1:])
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """The shape of a shard, which is one file or object."""
+        return (self.spec.shard_rows, *self.spec.shape[1:])
+
     def __len__(self) -> int:
         return self.spec.n_rows
 
     def __repr__(self) -> str:
         return f"<{self.spec.path} {self.spec.dtype}{list(self.shape)}, read when indexed>"
+
+    def _repr_html_(self) -> str:
+        return table_html(
+            [
+                ("array", self.spec.path),
+                ("shape", f"{' x '.join(map(str, self.shape))} {self.spec.dtype}"),
+                ("size", n_bytes(self.nbytes)),
+                ("chunks, shards", f"{self.chunks}, {self.shards}"),
+                ("compression", self.spec.compression),
+            ]
+        )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         array = self[:]
@@ -135,6 +170,24 @@ class LazyArray:
             raise IndexError(f"{self!r}: got {1 + len(rest)} indices for {self.ndim} axes")
         picked = self._rows(rows)
         return picked[(..., *rest)] if rest else picked
+
+    def torch(self, rows: Any = slice(None), *, dtype: Any = None, device: Any = None) -> Any:
+        """Return rows as a torch tensor: see :func:`actlas.store.shards.tensors.to_torch`.
+
+        Parameters
+        ----------
+        rows : int, slice, list, mask or tuple
+            Anything that may stand between brackets. Default: all rows.
+        dtype : torch dtype or str, optional
+            The tensor's dtype. Default: the stored one.
+        device : torch device or str, optional
+            The tensor's device. Default: the CPU.
+
+        Examples
+        --------
+        >>> store.activations["resid_post.3"].torch(slice(0, 8192))      # doctest: +SKIP
+        """
+        return to_torch(np.asarray(self[rows]), dtype, device)
 
     def _rows(self, rows: Any) -> Any:
         if rows is Ellipsis:

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.store.display.html import table_html
+
 if TYPE_CHECKING:
+    import pandas as pd
     from jaxtyping import Float, Float64
 
 BLOCK_VALUES = 1 << 18
@@ -50,6 +53,31 @@ class Moments:
     def std(self) -> Float64[NDArray[np.float64], " units"]:
         """The square root of the unbiased variance; shape [units]."""
         return np.sqrt(self.variance)
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return the ranges of the moments over all units, as names and texts."""
+        ranges = {"mean": self.mean, "std": self.std, "min": self.min, "max": self.max}
+        found = [("units", f"{len(self.n):,}"), ("rows", f"{self.n.max(initial=0):,.0f}")]
+        for name, values in ranges.items():
+            finite = values[np.isfinite(values)]
+            text = f"{finite.min():.4g} to {finite.max():.4g}" if len(finite) else "none"
+            found.append((name, text))
+        return found
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per unit: n, mean, std, min and max."""
+        import pandas as pd
+
+        columns = {name: getattr(self, name) for name in ("n", "mean", "std", "min", "max")}
+        return pd.DataFrame(columns, index=pd.RangeIndex(len(self.n), name="unit"))
+
+    def __repr__(self) -> str:
+        (_, units), (_, rows), *ranges = self.facts()
+        shown = ", ".join(f"{name} {text}" for name, text in ranges)
+        return f"<{type(self).__name__.lower()} of {units} units over {rows} rows: {shown}>"
+
+    def _repr_html_(self) -> str:
+        return table_html(self.facts())
 
     @classmethod
     def of(cls, rows: Float[NDArray[Any], "rows units"]) -> Moments:

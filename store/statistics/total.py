@@ -42,6 +42,16 @@ class Statistics(Moments):
     mean_norm: float | None = None
     norm_m2: float | None = None
 
+    def facts(self) -> list[tuple[str, str]]:
+        """Return the ranges of the moments over all units and of the norms, as texts."""
+        found = super().facts()
+        if self.mean_norm is not None:
+            found.append(("norm of a row", f"{self.mean_norm:.4g}"))
+        return found
+
+    def __repr__(self) -> str:
+        return super().__repr__()
+
     @property
     def within_document_variance(self) -> Float64[Array, " units"] | None:
         """The unbiased variance within documents, ``within_m2 / (n - n_documents)``; [units].

@@ -56,6 +56,12 @@ class Report:
     missing_pooled: tuple[int, ...] = field(default=())
     n_lost: int = 0
 
+    def __repr__(self) -> str:
+        read = "every byte" if self.full else "sizes and metadata"
+        found = f"{len(self.damages):,} damages" if self.damages else "no damage"
+        first = f", the first: {self.damages[0]}" if self.damages else ""
+        return f"<verified {read} of {self.n_objects:,} objects: {found}{first}>"
+
     @property
     def ok(self) -> bool:
         """Whether nothing is damaged. An unfinished store can be ok."""
@@ -63,7 +69,7 @@ class Report:
 
 
 def verify(
-    store: StoreReader,
+    store: StoreReader | str | os.PathLike[str],
     full: bool = False,
     progress: Callable[[int, int], None] | None = None,
     only: Collection[Damage] | None = None,
@@ -72,7 +78,7 @@ def verify(
 
     Parameters
     ----------
-    store : StoreReader
+    store : Store, path or URL
         The store.
     full : bool
         Read every byte. Otherwise metadata and receipts are read, and sizes are compared.
@@ -81,6 +87,8 @@ def verify(
     only : collection of Damage, optional
         Earlier findings: check only their shards, units and objects.
     """
+    if not isinstance(store, StoreReader):
+        store = open_to_verify(store)
     done = {job: store.done(job) for job in store.jobs}
     shards = [shard_of(store, job, number) for job in done for number in sorted(done[job])]
     if only is not None:

@@ -23,9 +23,11 @@ from actlas.analysis.sae.train.run import DENSITY_FILE, METRICS_FILE, Tell, Trai
 from actlas.analysis.sae.train.trainer import Recipe, Trainer, initialize
 from actlas.analysis.sae.trained_on import of_plan
 from actlas.pipeline.model.device import torch_threads
+from actlas.store.display.html import table_html
 from actlas.store.errors import ConfigError, CorruptDataError, StoreExistsError
 from actlas.store.objects.faults import writing
 from actlas.store.read.reader import StoreReader
+from actlas.store.store import as_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,32 @@ class TrainedSae:
     seconds: float
     was_done: bool = False
 
+    def __repr__(self) -> str:
+        sae, metrics = self.sae, self.metrics
+        return (
+            f"<trained {sae.architecture} of {sae.d_sae:,} features on {sae.hookpoint}, "
+            f"{self.n_steps:,} steps: explained variance {metrics.explained_variance:.3f}, "
+            f"l0 {metrics.l0:.1f}, in {self.folder}>"
+        )
+
+    def _repr_html_(self) -> str:
+        sae, metrics = self.sae, self.metrics
+        return table_html(
+            [
+                ("sparse autoencoder", f"{sae.architecture}, {sae.d_sae:,} features"),
+                ("hookpoint", sae.hookpoint),
+                ("folder", self.folder),
+                ("steps, rows seen", f"{self.n_steps:,}, {self.n_tokens:,}"),
+                ("measured on", "held-out rows" if self.held_out else "training rows"),
+                ("explained variance", f"{metrics.explained_variance:.4f}"),
+                ("features per token", f"{metrics.l0:.1f}"),
+                ("dead features", f"{metrics.dead_share:.1%}"),
+            ]
+        )
+
 
 def train_sae(
-    store: StoreReader,
+    store: StoreReader | str | os.PathLike[str],
     hookpoint: str,
     out: str | os.PathLike[str],
     *,
@@ -91,7 +116,7 @@ def train_sae(
 
     Parameters
     ----------
-    store : StoreReader
+    store : Store, path or URL
         The store of the rows.
     hookpoint : str
         The name of a hookpoint, such as ``resid_post.3``.
@@ -169,7 +194,7 @@ def train_sae(
         checkpoint_every=checkpoint_every,
     )
     with torch_threads(options.threads):
-        return _train(store, options, Path(out).expanduser().absolute(), tell, stop)
+        return _train(as_store(store), options, Path(out).expanduser().absolute(), tell, stop)
 
 
 def _train(
