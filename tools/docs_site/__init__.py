@@ -1,0 +1,1 @@
+"""The documentation's site: links, notebooks, docstrings, pictures. It is not in the wheel."""
