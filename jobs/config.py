@@ -256,7 +256,13 @@ def _validate(model: type[Any], values: Mapping[str, Any], origin: Mapping[str, 
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        key = str(error.errors()[0]["loc"][0])
+        first = error.errors()[0]
+        if not first["loc"]:  # fields that contradict each other
+            named = [name for name in values if name in first["msg"].split()]
+            sources = dict.fromkeys(origin.get(f"{section}.{name}", section) for name in named)
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{' and '.join(sources)}: {reason}.", fields=named) from error
+        key = str(first["loc"][0])
         where = origin.get(f"{section}.{key}", section)
         raise ConfigError(f"{where}: {summarize(error)}", key=key) from error
 

@@ -12,9 +12,9 @@ value. A field named in backquotes appears on the command line as its option.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from actlas.store.format.dtypes import ActivationDtype
 from actlas.store.format.schema import Compression, LongDocuments, Order, Pool
@@ -162,13 +162,14 @@ class RunOptions(_Options):
 
     executor: Literal["inline", "ray"] = Field(
         default="inline",
-        description="Run in this process (inline), or on Ray workers.",
+        description="Run in this process (inline), or on Ray workers. Default: ray where `workers` "
+        "is not 1 or `address` is given, else inline.",
     )
     workers: int | Literal["auto"] = Field(
         default=1,
-        description="Ray workers, each with its own copy of the model. A number that exceeds the "
-        "cluster's room waits for machines, which makes an autoscaler add them. auto: as many as "
-        "the machines have room for, adjusted as machines join and leave.",
+        description="Workers, each with its own copy of the model; several run on Ray. A number "
+        "that exceeds the cluster's room waits for machines, which makes an autoscaler add them. "
+        "auto: as many as the machines have room for, adjusted as machines join and leave.",
     )
     address: str | None = Field(
         default=None,
@@ -287,7 +288,36 @@ class RunOptions(_Options):
             raise ValueError("should be greater than or equal to 1, or auto")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _ray_for_workers(cls, given: Any) -> Any:
+        """Choose Ray where options ask for it and the executor is left open."""
+        if isinstance(given, dict) and given.get("executor") is None and _wants_ray(given):
+            return {**given, "executor": "ray"}
+        return given
+
+    @model_validator(mode="after")
+    def _no_workers_inline(self) -> RunOptions:
+        """Refuse options of Ray's for a run in this process, which would ignore them."""
+        if self.executor == "inline":
+            if self.workers != 1:
+                raise ValueError(
+                    f"executor inline is one process, and workers is {self.workers}. Leave "
+                    "executor out, which runs workers on Ray, or set workers to 1"
+                )
+            if self.address is not None:
+                raise ValueError(
+                    f"executor inline is one process on this machine, and address is "
+                    f"{self.address}. Leave executor out, which runs on that Ray cluster, or leave "
+                    "address out"
+                )
+        return self
+
     @property
     def n_workers(self) -> int:
         """Number of workers that share this machine as far as is known: 1 for ``auto``."""
         return self.workers if isinstance(self.workers, int) else 1
+
+
+def _wants_ray(given: dict[str, Any]) -> bool:
+    return given.get("workers") not in (None, 1) or given.get("address") is not None

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from actlas.jobs.executors.ray_faults import first_line, loss
 from actlas.jobs.executors.ray_worker import LOADED, PLACED, Loaded, RayWorker
+from actlas.jobs.formatting import counted
 from actlas.jobs.logs import LOGGER
 from actlas.jobs.monitor.prometheus import Metered
 from actlas.jobs.ray.cluster import (
@@ -74,7 +75,10 @@ def run_ray(job: Job, budget: FaultBudget, observer: Observer, stop: Stop) -> No
     ActlasError
         The error that stopped the run, for which no shard is to blame.
     """
-    observer.log("starting Ray" if job.run.address is None else f"joining Ray at {job.run.address}")
+    n = job.run.workers
+    workers = "as many workers as fit" if n == "auto" else counted(n, "worker")
+    where = "starting Ray" if job.run.address is None else f"joining Ray at {job.run.address}"
+    observer.log(f"{where} for {workers}")
     with connected(job.run), stop:
         from ray.exceptions import RayError
 

@@ -217,11 +217,10 @@ def _counted(skeleton: nn.Module) -> dict[str, int]:
     }
 
 
-def build_skeleton(config: Any, architecture: str, *, trust_remote_code: bool = False) -> nn.Module:
+def build_skeleton(
+    config: Any, architecture: str, *, trust_remote_code: bool = False, traceable: bool = True
+) -> nn.Module:
     """Return a model on torch's meta device: modules and shapes that take no memory.
-
-    Attention and experts use the plain implementations, whose operations can be traced without
-    values.
 
     Parameters
     ----------

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
 from actlas.pipeline.forward.cost.memory import SHARDS_IN_MEMORY, Projection, project
-from actlas.pipeline.forward.cost.speed import Speed, forward_speed
+from actlas.pipeline.forward.cost.speed import forward_speed
 from actlas.pipeline.hookpoints.names import collapse
 from actlas.pipeline.model.describe import load_config
 from actlas.pipeline.options import RunOptions
@@ -44,8 +45,10 @@ class Estimate:
         The documents; of a dry run the sample.
     stored : StoreSize
         The store once all is extracted.
-    speed : Speed
-        Tokens per second of a forward pass on this machine.
+    seconds : tuple of float, or None
+        Shortest and longest expected time of a run in one process on this machine, without loading.
+    how : str
+        How the time was estimated, or why it is not known.
     memory : Projection
         Memory of one worker at the default token budget.
     crossing_share : float or None
@@ -61,7 +64,8 @@ class Estimate:
     plan: Plan
     columns: DraftColumns
     stored: StoreSize
-    speed: Speed
+    seconds: tuple[float, float] | None
+    how: str
     memory: Projection
     crossing_share: float | None = None
     sampled_documents: int | None = None
@@ -80,12 +84,6 @@ class Estimate:
             return {}
         n_documents = np.bincount(label[label >= 0], minlength=len(names))
         return dict(zip(names, n_documents.tolist(), strict=True))
-
-    @property
-    def hours(self) -> float | None:
-        """Hours of a forward pass over every token on this machine, where its speed is known."""
-        rate = self.speed.tokens_per_s
-        return self.plan.n_tokens / rate / 3600 if rate else None
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -204,7 +202,7 @@ class Estimate:
         )
 
     def _cost(self) -> Lines:
-        rate, stored, memory = self.speed.tokens_per_s, self.stored, self.memory
+        stored, memory = self.stored, self.memory
         compute = self.settings.model.compute_dtype
         yield "compute", f"{compute.name}: {compute.reason}"
         if not self.plan.model.causal and self.plan.model.modality == "text":
@@ -213,19 +211,17 @@ class Estimate:
                 "the model is not causal: each worker tests on the loaded weights whether padding "
                 "or other sequences change a row; if so, of equal lengths or one at a time",
             )
-        if not rate or self.hours is None:
-            yield "time", f"unknown: {self.speed.how}"
+        if self.seconds is None:
+            yield "time", f"unknown: {self.how}"
         else:
-            one = f"for one process at {rate:,.0f} tokens/s ({self.speed.how})"
-            yield "time", f"about {duration(self.hours)} {one}"
-        if rate and self.n_shards:
-            shards_per_s = rate * self.n_shards / self.plan.n_tokens
-            puts = shards_per_s * stored.objects_per_shard
-            written = n_bytes(shards_per_s * stored.bytes_per_shard)
+            yield "time", f"{time_range(*self.seconds)} for one process ({self.how})"
+        if self.seconds is not None and self.n_shards:
+            shard_s = sum(self.seconds) / 2 / self.n_shards
+            puts, written = stored.objects_per_shard / shard_s, stored.bytes_per_shard / shard_s
             yield (
                 "load",
-                f"of each process: a shard in {1 / shards_per_s:,.3g} s; a second {puts:,.3g} "
-                f"objects and {written} written, and read back; {PUTS_PER_S / puts:,.0f} of them "
+                f"of each process: a shard in {shard_s:,.3g} s; a second {puts:,.3g} objects and "
+                f"{n_bytes(written)} written, and read back; {PUTS_PER_S / puts:,.0f} of them "
                 f"reach the {PUTS_PER_S:,} that S3 takes below a prefix",
             )
         yield (
@@ -254,12 +250,16 @@ def summarize(
     model, spec = settings.model, settings.model.spec
     config = load_config(model.folder, trust_remote_code=spec.trust_remote_code)
     chunked = spec.causal and spec.modality == "text"
+    fed = _input_lengths(settings, columns)
+    share = plan.n_tokens / columns.n_tokens
+    speed = forward_speed(model, plan.hookpoints, fed.longest, with_loss=plan.with_loss)
     return Estimate(
         settings,
         plan,
         columns,
         stored=store_size(plan, rates, labelled=columns.label is not None, files=model.files),
-        speed=forward_speed(model, settings.max_length),
+        seconds=speed.seconds(share * fed.n_tokens, share * fed.n_pairs),
+        how=speed.how,
         memory=project(plan, config, RunOptions(), chunked_prefill=chunked),
         crossing_share=crossing_share,
         sampled_documents=sampled_documents,
@@ -277,6 +277,43 @@ def _counts(names: Mapping[str, int]) -> str:
 def _shortened(names: Sequence[str]) -> str:
     more = f", and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
     return ", ".join(names[:MAX_NAMES]) + more
+
+
+class _InputLengths(NamedTuple):
+    """Lengths of the sequences of a model's input: their sum, that of squares, the longest."""
+
+    n_tokens: int
+    n_pairs: int
+    longest: int
+
+
+def _input_lengths(settings: Settings, columns: DraftColumns) -> _InputLengths:
+    kept, full = settings.windows.kept, settings.max_length
+    lengths = np.diff(columns.start)
+    n_full, rest = int((lengths // kept).sum()), lengths % kept
+    rest = rest[rest > 0] + full - kept
+    return _InputLengths(
+        n_tokens=n_full * full + int(rest.sum()),
+        n_pairs=n_full * full**2 + int((rest**2).sum()),
+        longest=full if n_full else int(rest.max()),
+    )
+
+
+def time_range(low_s: float, high_s: float) -> str:
+    """Return a range of seconds in words.
+
+    Parameters
+    ----------
+    low_s, high_s : float
+        Seconds.
+
+    Examples
+    --------
+    >>> time_range(31, 52), time_range(0.2, 0.4), time_range(3000, 9000)
+    ('31 s to 52 s', '1 s', '50 min to 2.5 h')
+    """
+    low, high = duration(low_s / 3600), duration(high_s / 3600)
+    return low if low == high else f"{low} to {high}"
 
 
 def duration(hours: float) -> str:

@@ -247,7 +247,7 @@ def test_signals(
     if where == "ray" and (name, times) != ("SIGTERM", 1) and chaos.form == "short":
         pytest.skip("in the long form: each starts a Ray of its own")
     store = planned(ground / "run", FEW, {0: ["hang"]} if times == 2 else {}, slow_s=0.5)
-    options = [f"--executor={where}", "--workers=2"]
+    options = ["--executor=inline"] if where == "inline" else ["--workers=2"]
     driver = start(store.path, *options, fresh=where == "ray")
     assert until(lambda: len(attempts(ground / "run")) >= 1, 90) is not None
     time.sleep(chaos.rng.uniform(0, 0.5))

@@ -122,8 +122,8 @@ def test_each_field_of_the_run(
         plant(ground / name)
         done = len(attempted(ground / name))
         override = f"run.{name}={values[0]}"
-        if name == "executor":
-            driver = start_on(store.path)
+        if name in ("executor", "address", "workers"):  # on the Ray that is there
+            driver = start_on(store.path, *([override] if name == "workers" else []))
             code, why = driver.wait(), driver.said()
         elif name in AS_A_USER or chaos.form == "long":
             driver = start(store.path, override)

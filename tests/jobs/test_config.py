@@ -85,6 +85,26 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert asked.plan_options().max_tokens == 2_000_000
 
 
+def test_several_workers_are_rays(tmp_path: Path) -> None:
+    given: dict[str, dict[str, object]] = {"several": {"workers": 3}, "auto": {"workers": "auto"}}
+    given |= {"cluster": {"address": "auto"}, "named": {"workers": 1, "executor": "ray"}}
+    for run in given.values():
+        assert resolve({"run": run}).run.executor == "ray"
+        assert RunOptions(**run).executor == "ray"  # type: ignore[arg-type]
+    for run in ({}, {"workers": 1}, {"executor": "inline"}, {"executor": "inline", "workers": 1}):
+        assert resolve({"run": run}).run.executor == "inline"
+    file = tmp_path / "run.yaml"
+    file.write_text("run: {workers: 2}\n")
+    assert resolve({"plan": {}}, [], file).run.executor == "ray"
+    assert resolve({"run": {"executor": "inline"}}, ["run.workers=1"], file).run.workers == 1
+    with pytest.raises(ConfigError, match=r"run\.yaml and --executor: executor inline is one p"):
+        resolve({"run": {"executor": "inline"}}, [], file)
+    with pytest.raises(ConfigError, match=r"^--workers and --executor: .*set workers to 1"):
+        resolve({"run": {"workers": 3, "executor": "inline"}})
+    with pytest.raises(ConfigError, match="Ray cluster, or leave address out"):
+        resolve({"run": {"executor": "inline", "address": "auto"}})
+
+
 def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()

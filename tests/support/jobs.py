@@ -21,7 +21,9 @@ both = pytest.mark.parametrize("executor", ["inline", "ray"], indirect=True)
 
 
 def options(executor: str = "inline", **more: object) -> RunOptions:
-    return RunOptions.model_validate({"executor": executor, "workers": 2, **more})
+    return RunOptions.model_validate(
+        {"executor": executor, "workers": 2 if executor == "ray" else 1, **more}
+    )
 
 
 def plant(folder: Path, shards: dict[int, list[str]] | None = None, **more: object) -> None:

@@ -22,6 +22,7 @@ from tests.support.stores import fill, plan_for, words_columns
 import actlas
 from actlas.jobs.run.run import run_extraction
 from actlas.pipeline.forward.cost import speed
+from actlas.pipeline.forward.cost.lengths import Fit
 from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.pipeline.plan import borders
 from actlas.pipeline.plan.borders import LOOK_AHEAD, NEAR, fit_borders
@@ -42,7 +43,8 @@ ROOT = Path(__file__).resolve().parents[3]
 def _no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A speed that makes easy numbers, for nothing here is about how fast this machine is."""
     monkeypatch.setattr(
-        "actlas.pipeline.plan.estimate.forward_speed", lambda *_: speed.Speed(1000.0, "made up")
+        "actlas.pipeline.plan.estimate.forward_speed",
+        lambda *_, **__: speed.Speed((Fit(0.001, 0.0), Fit(0.001, 0.0)), "made up"),
     )
 
 
@@ -207,7 +209,9 @@ def test_the_lines_say_it_all(tmp_path: Path) -> None:
     assert all(len(line) < 200 for line in lines.values())
     assert "measured for dense bfloat16" in lines["ratio"] and "1.46 to 1.48" in lines["ratio"]
     # 1,000 tokens a second, in shards of 1,024 rows but for the last.
-    seconds = found.plan.n_tokens / found.n_shards / 1000
+    assert found.seconds is not None
+    seconds = found.seconds[0] / found.n_shards
+    assert seconds == pytest.approx(found.plan.n_tokens / found.n_shards / 1000, rel=0.02)
     assert f"a shard in {seconds:,.3g} s" in lines["load"]
     assert f"{6 / seconds:,.3g} objects" in lines["load"]
     assert "of weights" in lines["memory"]

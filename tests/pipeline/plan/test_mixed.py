@@ -37,7 +37,8 @@ def _no_timing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Time a forward pass only where a test is about it."""
     if "speed" not in request.node.name:
         monkeypatch.setattr(
-            "actlas.pipeline.plan.estimate.forward_speed", lambda *_: speed.Speed(None, "not here")
+            "actlas.pipeline.plan.estimate.forward_speed",
+            lambda *_, **__: speed.Speed(None, "not here"),
         )
 
 

@@ -49,7 +49,8 @@ def _no_timing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Time a forward pass only where a test is about it."""
     if "speed" not in request.node.name:
         monkeypatch.setattr(
-            "actlas.pipeline.plan.estimate.forward_speed", lambda *_: speed.Speed(None, "not here")
+            "actlas.pipeline.plan.estimate.forward_speed",
+            lambda *_, **__: speed.Speed(None, "not here"),
         )
 
 
@@ -362,16 +363,15 @@ def test_speed_is_measured_or_reckoned(
     write(tmp_path / "a.jsonl", ["one", "two"])
     options = PlanOptions(model=stories, corpus=str(tmp_path / "a.jsonl"))
     guess = estimate(options)
-    assert guess.hours is not None and guess.hours > 0
-    assert "a forward pass with empty weights, timed here" in str(guess)
-    monkeypatch.setattr(speed, "MAX_PARAMETERS", 1000)
-    assert "from 260,032 parameters" in str(estimate(options))
+    assert guess.seconds is not None and 0 < guess.seconds[0] <= guess.seconds[1]
+    assert "for one process (the model timed here on cpu with empty weights" in str(guess)
+    monkeypatch.setattr(speed, "TIMED_PARAMETERS", 1000)
+    assert "(1 of 5 blocks timed here on cpu with empty weights" in str(estimate(options))
 
-    def broken(*_: object) -> float:
+    def broken(*_: object) -> None:
         raise RuntimeError("no kernel for this")
 
-    monkeypatch.setattr(speed, "MAX_PARAMETERS", 10**9)
-    monkeypatch.setattr(speed, "_tokens_per_s", broken)
+    monkeypatch.setattr(speed, "_passes", broken)
     assert "time     unknown: a forward pass" in str(estimate(options))
 
 
