@@ -230,6 +230,9 @@ def build_skeleton(
         The class of the checkpoint.
     trust_remote_code : bool
         Whether code that comes with the model may run.
+    traceable : bool
+        Whether attention and experts use the plain implementations, whose operations can be traced
+        without values. If not, they are those of a loaded model.
 
     Raises
     ------
@@ -240,8 +243,9 @@ def build_skeleton(
     from transformers.models.auto import modeling_auto as auto
 
     config = copy.deepcopy(config)
-    config._attn_implementation = "eager"
-    config._experts_implementation = "batched_mm"
+    if traceable:
+        config._attn_implementation = "eager"
+        config._experts_implementation = "batched_mm"
     for part in (config, config.get_text_config()):
         if hasattr(part, "use_cache"):  # an empty cache may refuse what the pass asks of it
             part.use_cache = False

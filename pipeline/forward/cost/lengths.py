@@ -14,8 +14,12 @@ PROBE_TOKENS = 64
 MIN_LENGTH = 16
 """Shortest sequences that are timed where longer ones are."""
 
-ROUNDS = 3
+ROUNDS = 2
 """Times that each length is timed, where there is time."""
+
+WITHIN = 4.0
+"""The factor by which attention's part may differ from its share of the operations: short sequences
+tell little of it, and noise must not decide about long ones."""
 
 
 class Fit(NamedTuple):
@@ -50,6 +54,7 @@ def time_lengths(
     most_tokens: int,
     max_seconds: float,
     *,
+    pair_share: float = 0.0,
     shortest: int = MIN_LENGTH,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[int, list[Timed]]:
@@ -71,6 +76,8 @@ def time_lengths(
         The most tokens of a pass of several sequences.
     max_seconds : float
         The budget.
+    pair_share : float
+        See :func:`fit_range`.
     shortest : int
         The shortest sequence of interest: ``longest`` where all have one length.
     clock : callable
@@ -99,7 +106,7 @@ def time_lengths(
     timed(min(longest, max(8, shortest)), 1)
     first = timed(probe, 1)
     n_tokens = most_tokens
-    while n_tokens > probe and n_tokens * first.timed_s > left() / (4 * ROUNDS):
+    while n_tokens > probe and n_tokens * first.timed_s > left() / (5 * ROUNDS):
         n_tokens //= 2
     if n_tokens <= probe:
         taken[probe], n_tokens = [first], probe
@@ -111,7 +118,7 @@ def time_lengths(
                 taken.setdefault(length, []).append(timed(length, n_tokens))
         while n == 0 and lengths[-1] < longest and len(taken) > 1:
             length = min(2 * lengths[-1], longest)
-            if fit_range(taken, 0.0)[1].seconds(length, length**2) > left() / 2:
+            if fit_range(taken, pair_share)[1].seconds(length, length**2) > left() / 2:
                 break
             taken[length] = [timed(length, 1)]
             lengths.append(length)
@@ -119,32 +126,35 @@ def time_lengths(
 
 
 def fit_range(taken: Mapping[int, list[Timed]], pair_share: float) -> tuple[Fit, Fit]:
-    """Return the fits of the shortest times on a quiet machine, and of the longest on this one.
+    """Return the fits of the shortest times on a quiet machine, and of the mean times on this one.
 
     Parameters
     ----------
     taken : mapping of int to list of Timed
         Passes by length, as :func:`time_lengths` returns them.
     pair_share : float
-        Operations for a pair of tokens over those for a token, for a single length: then the first
-        fit is without a quadratic part, and the second has this share.
+        Operations for a pair of tokens over those for a token; 0 where that is unknown. The
+        quadratic parts are within a factor of WITHIN of it. With a single length, the first fit
+        is without a quadratic part, and the second has this share.
     """
-    quiet = [min(each.quiet_s for each in passes) for passes in taken.values()]
-    timed = [max(each.timed_s for each in passes) for passes in taken.values()]
-    if len(taken) == 1:
-        [length] = taken
-        slow = timed[0] / (1 + pair_share * length)
-        return Fit(quiet[0], 0.0), Fit(slow, slow * pair_share)
     lengths = np.array([*taken], dtype=np.float64)
-    return _fit(lengths, np.array(quiet)), _fit(lengths, np.array(timed))
+    quiet = np.array([min(each.quiet_s for each in passes) for passes in taken.values()])
+    timed = np.array([np.mean([each.timed_s for each in passes]) for passes in taken.values()])
+    if len(taken) == 1:
+        return _with_share(lengths, quiet, 0.0), _with_share(lengths, timed, pair_share)
+    return _fit(lengths, quiet, pair_share), _fit(lengths, timed, pair_share)
 
 
-def _fit(lengths: np.ndarray, seconds: np.ndarray) -> Fit:
-    """Return the least squares of relative errors with parts that are not negative."""
+def _fit(lengths: np.ndarray, seconds: np.ndarray, pair_share: float) -> Fit:
     terms = np.stack([np.ones_like(lengths), lengths], axis=1) / seconds[:, None]
     (token_s, pair_s), *_ = np.linalg.lstsq(terms, np.ones_like(lengths), rcond=None)
-    if pair_s < 0:
-        return Fit(float(seconds.mean()), 0.0)
-    if token_s < 0:
-        return Fit(0.0, float((seconds / lengths).mean()))
-    return Fit(float(token_s), float(pair_s))
+    least, most = pair_share / WITHIN, WITHIN * pair_share or 1.0
+    share = pair_s / token_s if token_s > 0 else most
+    return _with_share(lengths, seconds, min(max(share, least), most))
+
+
+def _with_share(lengths: np.ndarray, seconds: np.ndarray, share: float) -> Fit:
+    """Return the fit of this share, by the least squares of relative errors."""
+    terms = (1 + share * lengths) / seconds
+    token_s = float(terms.sum() / (terms**2).sum())
+    return Fit(token_s, token_s * float(share))

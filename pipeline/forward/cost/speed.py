@@ -32,7 +32,7 @@ from actlas.store.format.schema import HookpointSpec
 MAX_SECONDS = 1.2
 """Seconds of passes for an estimate; building a model for them takes some tenths more."""
 
-TIMED_PARAMETERS = 10_000_000
+TIMED_PARAMETERS = 4_000_000
 """Parameters of the blocks that are timed for an estimate, at least one block: the others are taken
 to be as fast."""
 
@@ -127,12 +127,15 @@ def forward_speed(
         most = default_tokens_per_batch(device)
         equal = model.spec.modality == "image"  # sequences of one length: pairs need no part
         shortest = longest if equal else MIN_LENGTH
+        pair_share = 0.0 if equal else part.pair_share
         with quiet(), torch.inference_mode():
-            taken = time_lengths(run, longest, most, max_seconds, shortest=shortest)
+            taken = time_lengths(
+                run, longest, most, max_seconds, pair_share=pair_share, shortest=shortest
+            )
     except Exception as error:  # noqa: BLE001 - what a model raises without weights is its own
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         return Speed(None, f"a forward pass with empty weights failed: {reason}")
-    low, high = fit_range(taken, 0.0 if equal else part.pair_share)
+    low, high = fit_range(taken, pair_share)
     ends = sorted(taken)
     of = "the model" if part.whole else f"{part.n_timed} of {part.n_reached} blocks"
     lengths = f"{ends[0]:,}" if len(ends) == 1 else f"{ends[0]:,} to {ends[-1]:,}"
