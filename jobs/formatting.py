@@ -6,6 +6,8 @@ import math
 import re
 import shlex
 
+from actlas.store.display.text import count as count
+from actlas.store.display.text import counted as counted
 from actlas.store.display.text import n_bytes as n_bytes
 from actlas.store.display.text import printable as printable
 from actlas.store.errors import ConfigError
@@ -39,24 +41,6 @@ def parse_count(text: str) -> int:
     raise ConfigError(
         f"got {text!r}, expected a whole number such as 2000000, 2_000_000, 2e6 or 2M"
     )
-
-
-def count(value: float) -> str:
-    """Return a whole number with thousands separated.
-
-    >>> count(1234567)
-    '1,234,567'
-    """
-    return f"{value:,.0f}"
-
-
-def counted(n: float, noun: str) -> str:
-    """Return a number with its noun, which gets an s unless the number is 1.
-
-    >>> counted(1, "shard"), counted(1234, "worker"), counted(0, "row")
-    ('1 shard', '1,234 workers', '0 rows')
-    """
-    return f"{count(n)} {noun}{'' if count(n) == '1' else 's'}"
 
 
 def duration(seconds: float) -> str:

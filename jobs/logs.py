@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from actlas.jobs.redaction import redacted, redacted_values
 from actlas.jobs.terminal import echo
+from actlas.store.display.pace import Pace
 from actlas.store.objects.base import is_url, open_objects
 from actlas.store.objects.local_paths import LocalPaths
 
@@ -194,16 +195,29 @@ def end(handler: logging.Handler) -> None:
 
 
 class NowAndThen:
-    """Prints lines to stderr, at most one every ``EVERY_S`` seconds, for work without a display."""
+    """Prints lines of progress to stderr as they become due, for work without a display.
 
-    EVERY_S = 5.0
+    As a context manager it ends with the last line that was not due, where lines were printed
+    before: the count of a long work ends with its whole number.
+    """
 
     def __init__(self) -> None:
-        self._said = time.monotonic()
+        self._pace = Pace()
+        self._printed = False
+        self._held_back: str | None = None
 
     def __call__(self, text: str) -> None:
-        """Print a line if the last one is old enough."""
-        now = time.monotonic()
-        if now - self._said >= self.EVERY_S:
-            self._said = now
+        """Print a line if one is due."""
+        if self._pace.due():
+            self._printed, self._held_back = True, None
             echo(text, err=True)
+        else:
+            self._held_back = text
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
+        if kind is None and self._printed and self._held_back is not None:
+            echo(self._held_back, err=True)
+            self._held_back = None

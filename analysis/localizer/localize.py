@@ -21,7 +21,7 @@ from actlas.analysis.localizer.token_contrast import TokenSides
 from actlas.analysis.statistics.welch import benjamini_hochberg, count_of, select, welch
 from actlas.pipeline.hookpoints.globs import glob_regex
 from actlas.store.errors import ConfigError, HookpointError, NonFiniteError, NotExtractedError
-from actlas.store.format.schema import HookpointSpec
+from actlas.store.format.schema import HookpointSpec, Plan
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.statistics.moments import Moments
 from actlas.store.store import Store, as_store
@@ -152,7 +152,15 @@ def localize(
         q=benjamini_hochberg(test.p),
         positive=positive,
         negative=negative,
+        special_left_out=_special_left_out(store.plan),
     )
+
+
+def _special_left_out(plan: Plan) -> bool:
+    """Return whether the tokenizer adds tokens that have no row."""
+    if plan.keep_special or plan.tokenizer is None:
+        return False
+    return bool(plan.tokenizer.prefix_ids or plan.tokenizer.suffix_ids)
 
 
 def _hookpoints(store: Store, asked: str | Sequence[str] | None) -> tuple[HookpointSpec, ...]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from actlas.analysis.localizer.contrast import Condition
 from actlas.analysis.localizer.masks import FILE_NAME, Mask
 from actlas.analysis.statistics.welch import Welch
-from actlas.store.display.text import html_text
+from actlas.store.display.text import counted, html_text
 from actlas.store.errors import StoreExistsError
 from actlas.store.statistics.moments import Moments
 
@@ -71,6 +71,9 @@ class Localization:
         p adjusted by Benjamini and Hochberg over all tested units.
     positive, negative : Moments
         The moments of each condition's samples.
+    special_left_out : bool
+        Whether the tokenizer adds special tokens to each document that have no row in the store,
+        and hence no part in the mean.
     """
 
     store_path: str
@@ -84,6 +87,7 @@ class Localization:
     q: NDArray[np.float64]
     positive: Moments
     negative: Moments
+    special_left_out: bool = False
 
     @property
     def n_selected(self) -> int:
@@ -99,6 +103,38 @@ class Localization:
     def n_significant(self) -> int:
         """Number of units with q below 0.05, of either sign."""
         return int((self.q < Q_SIGNIFICANT).sum())
+
+    @property
+    def n_selected_significant(self) -> int:
+        """Number of selected units with q below 0.05, which prefer the positive side."""
+        return int(((self.q < Q_SIGNIFICANT) & (self.test.t > 0) & self.selected).sum())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no unit with q below 0.05 prefers the positive side: the mask is of noise."""
+        return not ((self.q < Q_SIGNIFICANT) & (self.test.t > 0)).any()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that whoever uses the mask should know; most results have none."""
+        notes = []
+        a, b = (condition.label for condition in self.conditions)
+        units = counted(self.n_units, "unit")
+        noise = f"the mask holds the {self.n_selected:,} largest t of noise"
+        if self.is_empty and self.n_significant:
+            other = f"{self.n_significant:,} of {units} with q < {Q_SIGNIFICANT} prefer {b}"
+            notes.append(f"nothing here prefers {a} ({other}): {noise}. See {b} against {a}.")
+        elif self.is_empty:
+            notes.append(
+                f"nothing here: none of {units} has q < {Q_SIGNIFICANT}: {noise}. "
+                "More documents, or another contrast, may show a difference."
+            )
+        if self.mask.key.pool == "mean" and self.special_left_out:
+            notes.append(
+                "the mean is over the text's tokens alone; the published localizer counts the "
+                "special tokens too (BOS): to reproduce it, plan the store with --keep-special."
+            )
+        return tuple(notes)
 
     @cached_property
     def selected(self) -> NDArray[np.bool_]:
@@ -158,7 +194,9 @@ class Localization:
             "t_max": _number(np.max(self.test.t, where=~np.isnan(self.test.t), initial=-np.inf)),
             "median_cohen_d_selected": _number(np.median(chosen)) if len(chosen) else None,
             "n_significant": self.n_significant,
+            "n_selected_significant": self.n_selected_significant,
             "q_significant": Q_SIGNIFICANT,
+            "notes": list(self.notes),
             "hookpoints": [row._asdict() for row in self.counts()],
             "key": self.mask.key.model_dump(mode="json"),
         }
@@ -196,7 +234,7 @@ class Localization:
         self.mask.save(where / FILE_NAME)
 
     def __repr__(self) -> str:
-        return f"<{self._words()}>"
+        return "\n".join([f"<{self._words()}>", *self.notes])
 
     def _words(self) -> str:
         a, b = self.conditions
@@ -216,7 +254,8 @@ class Localization:
             + "</tr>"
             for row in self.counts()
         )
-        return f"<div>{html_text(self._words())}<table>{head}{rows}</table></div>"
+        notes = "".join(f"<p>{html_text(note)}</p>" for note in self.notes)
+        return f"<div>{html_text(self._words())}{notes}<table>{head}{rows}</table></div>"
 
 
 def _number(value: float) -> float | str:

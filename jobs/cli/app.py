@@ -14,7 +14,14 @@ from actlas.jobs.cli.flags import debug_option
 from actlas.jobs.cli.verbs import Verbs
 from actlas.jobs.redaction import redacted
 from actlas.jobs.terminal import echo, echo_text, guard
-from actlas.store.errors import EXIT_DONE, EXIT_ERROR, EXIT_RESUME, ActlasError
+from actlas.store.errors import (
+    EXIT_DONE,
+    EXIT_ERROR,
+    EXIT_RESUME,
+    ActlasError,
+    InterruptedRunError,
+    LeaseHeldError,
+)
 
 VERBS: Mapping[str, str] = {
     "hookpoints": "List the hookpoints of a model and their width.",
@@ -32,6 +39,9 @@ VERBS: Mapping[str, str] = {
     "sae": "Train, encode and index with sparse autoencoders.",
     "contexts": "Show the tokens where a feature or unit is most active.",
 }
+
+STOPS = (InterruptedRunError, LeaseHeldError)
+"""Ends of a run that are no errors: it was stopped, or another driver is at work."""
 
 
 class Actlas(Verbs):
@@ -72,14 +82,15 @@ def _print_error(
         trace = "".join(traceback.format_exception(cause or error))
         echo_text(redacted(trace), err=True)
     line = redacted(str(error))
+    stop = isinstance(error, STOPS)
     if meta.get("actlas.json"):
         from actlas.jobs.run.reports.base import ErrorDetail, ErrorReport
 
         detail = ErrorDetail(kind=error.kind, message=redacted(error.message))
         echo(ErrorReport(error=detail).to_json())
-        echo(f"error ({error.kind}): {line}", err=True)
+        echo(line if stop else f"error ({error.kind}): {line}", err=True)
     else:
-        echo(f"error: {line}", err=True)
+        echo(line if stop else f"error: {line}", err=True)
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -111,13 +111,13 @@ def command(
 
 @contextmanager
 def _progress() -> Iterator[None]:
-    """Show the number of shards read: a bar on a terminal, otherwise a line every few seconds."""
+    """Show the number of shards read: a bar on a terminal, otherwise lines as they are due."""
     from dask.callbacks import Callback
 
     n_done, n_all = 0, 0
     tell: Callable[[int, int], None]
     with ExitStack() as stack:
-        tell = stack.enter_context(_bar()) if is_terminal(err=True) else _lines_now_and_then()
+        tell = stack.enter_context(_bar() if is_terminal(err=True) else _lines_as_due())
 
         def begin(graph: Any) -> None:
             nonlocal n_all
@@ -150,9 +150,10 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
         yield lambda n_done, n_all: shown.update(bar, completed=n_done, total=n_all)
 
 
-def _lines_now_and_then() -> Callable[[int, int], None]:
-    say = NowAndThen()
-    return lambda n_done, n_all: say(f"pooled {n_done:,} of {counted(n_all, 'shard')}")
+@contextmanager
+def _lines_as_due() -> Iterator[Callable[[int, int], None]]:
+    with NowAndThen() as say:
+        yield lambda n_done, n_all: say(f"pooled {n_done:,} of {counted(n_all, 'shard')}")
 
 
 def _lines(found: Localization, out: Path) -> Iterable[str]:
@@ -172,9 +173,12 @@ def _lines(found: Localization, out: Path) -> Iterable[str]:
     n_samples = sum(condition.n_documents for condition in found.conditions)
     yield labelled(
         "q < 0.05",
-        f"{counted(found.n_significant, 'unit')} ({share:.0f} %): with {count(n_samples)} samples "
+        f"{counted(found.n_significant, 'unit')} ({share:.0f} %), "
+        f"{count(found.n_selected_significant)} of the selected: with {count(n_samples)} samples "
         "small effects can be significant; judge effect sizes by Cohen's d",
     )
+    for note in found.notes:
+        yield labelled("note", note)
     yield ""
     width = max(12, *(len(row.hookpoint) + 2 for row in found.counts()))
     yield f"{'hookpoint':<{width}}{'units':>9}{cells(('selected', 'q < 0.05'), 10)}"
@@ -182,9 +186,10 @@ def _lines(found: Localization, out: Path) -> Iterable[str]:
         counts = cells((count(row.n_selected), count(row.n_significant)), 10)
         yield f"{row.hookpoint:<{width}}{count(row.n_units):>9}{counts}"
     yield ""
-    mask = shell("ablate", key.model_id, "--mask", str(out / "mask.json"), "--corpus", "CORPUS")
     yield f"wrote {out}: units.csv, mask.json, summary.json and three pictures"
-    yield f"-> next: {mask}"
+    if not found.is_empty:
+        mask = str(out / "mask.json")
+        yield f"-> next: {shell('ablate', key.model_id, '--mask', mask, '--corpus', 'CORPUS')}"
 
 
 def _sample_lines(found: Localization) -> Iterable[str]:

@@ -13,7 +13,7 @@ from actlas.analysis.sae.train.options import TrainOptions
 from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.cli.options import model_options
 from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import count, duration
+from actlas.jobs.formatting import count, counted, duration
 from actlas.jobs.logs import NowAndThen
 from actlas.jobs.output import refuse_url
 from actlas.jobs.run.reports.analysis import SaeTrainReport
@@ -69,13 +69,14 @@ def command(
     from actlas.analysis.sae.train.api import train_sae
     from actlas.pipeline.model.device import resolve_device
 
-    with Stop(lambda _: echo("saving a checkpoint after this step", err=True)) as stop:
+    stop = Stop(lambda _: echo("saving a checkpoint after this step", err=True))
+    with stop, _Progress() as progress:
         made = train_sae(
             opened,
             hookpoint,
             out,
             device=resolve_device(device),
-            tell=_Progress(),
+            tell=progress.tell,
             stop=lambda: stop.requested,
             **{name: value for name, value in options.items() if value is not None},
         )
@@ -86,18 +87,23 @@ def command(
         echo(_line(made, store, out))
 
 
-class _Progress:
-    """Prints the progress of the training every few seconds."""
+class _Progress(NowAndThen):
+    """Prints the progress of the training as lines are due, with the last held-out measurement."""
 
     def __init__(self) -> None:
-        self._say = NowAndThen()
+        super().__init__()
+        self._held_out = ""
 
-    def __call__(self, point: Point, n_steps: int, rows_per_second: float) -> None:
+    def tell(self, point: Point, n_steps: int, rows_per_second: float) -> None:
+        """Take a point of the learning curves."""
         rate = "" if math.isnan(rows_per_second) else f", {count(rows_per_second)} rows/s"
-        self._say(
-            f"step {count(point.step)} of {count(n_steps)}, {count(point.tokens)} tokens: loss "
-            f"{point.loss:.4g}, explained variance {point.explained_variance:.3f}, L0 "
-            f"{point.l0:.1f}, dead {100 * point.dead_share:.1f} %{rate}"
+        held_out = point.held_out_explained_variance
+        if held_out is not None:
+            self._held_out = f" (held-out {held_out:.3f} at step {count(point.step)})"
+        self(
+            f"step {count(point.step)} of {count(n_steps)}, {counted(point.tokens, 'token')}: loss "
+            f"{point.loss:.4g}, explained variance {point.explained_variance:.3f}{self._held_out}, "
+            f"L0 {point.l0:.1f}, dead {100 * point.dead_share:.1f} %{rate}"
         )
 
 

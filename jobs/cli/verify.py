@@ -134,12 +134,12 @@ def command(store: str, full: bool, as_json: bool) -> int:
         echo(*([made.to_json()] if as_json else lines))
         return EXIT_DONE if report.ok else EXIT_DAMAGE
     opened = open_to_verify(store)
-    progress = NowAndThen()
-    report = check(
-        opened,
-        full=full,
-        progress=lambda done, of: progress(f"{count(done)} of {counted(of, 'object')} checked"),
-    )
+    with NowAndThen() as say:
+        report = check(
+            opened,
+            full=full,
+            progress=lambda done, of: say(f"{count(done)} of {counted(of, 'object')} checked"),
+        )
     seconds = time.perf_counter() - began
     if as_json:
         echo(VerifyReport.of(report, opened.path, seconds).to_json())

@@ -167,7 +167,7 @@ def open_indexer(store: str, run: RunOptions, *, name: str, plan: IndexPlan) -> 
 
 
 def _now_and_then() -> Callable[[str, int, int], None]:
-    """Return a callable that prints the progress of a pass over the shards, every few seconds."""
+    """Return a callable that prints the progress of a pass over the shards as lines are due."""
     say = logs.NowAndThen()
     return lambda step, done, of: say(f"{step}: {done:,} of {counted(of, 'shard')}")
 

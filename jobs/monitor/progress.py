@@ -13,15 +13,13 @@ from actlas.jobs.monitor.run_summary import head_parts, headline, states_line, w
 from actlas.jobs.scheduler.faults import Fault
 from actlas.jobs.scheduler.protocols import Done
 from actlas.jobs.terminal import console, displayed, echo
+from actlas.store.display.pace import Pace
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 BAR_WIDTH, MIN_WORKER_LINES = 60, 1
 """Columns of the progress bar, and least number of lines for workers."""
-
-FIRST_LINES_S, LATER_LINES_S, FIRST_MINUTE_S = 5.0, 30.0, 60.0
-"""Seconds between plain lines at first and later, and seconds until "later"."""
 
 
 class PlainProgress:
@@ -38,7 +36,7 @@ class PlainProgress:
     def __init__(self, stats: RunStats, out: TextIO | None = None) -> None:
         self.stats = stats
         self._out = out
-        self._next = stats.clock() + FIRST_LINES_S
+        self._pace = Pace(stats.clock)
 
     def shown(self) -> AbstractContextManager[object]:
         """Return a context manager that shows the display."""
@@ -76,13 +74,9 @@ class PlainProgress:
         self.log(f"{what} ({fault.worker}): {first}; {then}")
 
     def tick(self) -> None:
-        """Print the progress every 5 s in the first minute, then every 30 s."""
-        now = self.stats.clock()
-        if now < self._next:
-            return
-        early = now - self.stats.started < FIRST_MINUTE_S
-        self._next = now + (FIRST_LINES_S if early else LATER_LINES_S)
-        echo(headline(self.stats), err=True, out=self._out)
+        """Print the progress if a line is due: often at first, once a minute later."""
+        if self._pace.due():
+            echo(headline(self.stats), err=True, out=self._out)
 
 
 class LiveProgress(PlainProgress):

@@ -133,7 +133,7 @@ def ablate(
     continued = read_prompts(settings, prompts, new_tokens, texts)
     loaded = load_model(settings.model.spec, str(settings.model.folder), device)
     sampling = Sampling(new_tokens, temperature, seed, _stop_ids(settings, loaded))
-    with quiet(), torch_threads(threads):
+    with quiet(), torch_threads(threads), NowAndThen() as say:
         batching, why = loss_batching(loaded, windows)
         if batching != "padded":
             on_stderr(f"batches: {BATCHING[batching]}, because {why}")
@@ -144,7 +144,7 @@ def ablate(
             continued,
             sampling,
             decode=settings.model.tokenizer.decode,
-            progress=NowAndThen(),
+            progress=say,
             batching=batching,
         )
     asked = {

@@ -298,14 +298,14 @@ def _find(store: Store, findings: Sequence[Damage] | None, full: bool, log: Log)
     """Return the damage of now: earlier findings may be repaired already."""
     if findings is not None:
         return list(verify(store, full=True, only=findings).damages) if findings else []
-    progress = NowAndThen()
     what = "every byte" if full else "sizes, metadata and receipts"
     log(f"verifying {what} of {store.path}")
-    report = verify(
-        store,
-        full=full,
-        progress=lambda done, of: progress(f"{count(done)} of {counted(of, 'object')} checked"),
-    )
+    with NowAndThen() as say:
+        report = verify(
+            store,
+            full=full,
+            progress=lambda done, of: say(f"{count(done)} of {counted(of, 'object')} checked"),
+        )
     return list(report.damages)
 
 

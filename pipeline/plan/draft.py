@@ -5,7 +5,6 @@ Memory holds a few numbers per document; texts and tokens are in the spool.
 
 from __future__ import annotations
 
-import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ from actlas.pipeline.corpus.records import Record
 from actlas.pipeline.corpus.spans import token_codes
 from actlas.pipeline.corpus.tokenization import DocumentTokenizer, Tokens, Windows, batches
 from actlas.pipeline.plan.spool import Spool
+from actlas.store.display.pace import Pace
 from actlas.store.errors import CorpusError
 from actlas.store.format import layout
 from actlas.store.format.schema import Order
@@ -36,9 +36,6 @@ SpanCodes = tuple[NDArray[np.int32], ...]
 
 MAX_NAMES = 1 << 16
 """Largest number of distinct labels; a field with more is no label."""
-
-LOG_EVERY_S = 5.0
-"""Seconds between two lines of progress."""
 
 
 class Names:
@@ -190,15 +187,14 @@ class TokenizedDocuments:
         log : callable
             Receives lines of progress.
         """
-        logged = time.monotonic()
+        pace = Pace()
         for batch in batches(items):
             for i, tokens in enumerate(tokenizer.tokenize([item.text for item in batch])):
                 if limit is not None and self.n_tokens >= limit:
                     return True
                 tokens = self._with_columns(tokens, batch[i].spans)
                 self._append(self.windows.apply(tokens), batch[i].place)
-            if time.monotonic() - logged > LOG_EVERY_S:
-                logged = time.monotonic()
+            if pace.due():
                 goal = f" of {limit:,}" if limit is not None else ""
                 log(f"{self.n_tokens:,}{goal} tokens in {len(self.place):,} documents")
         return False
@@ -338,9 +334,8 @@ def collect(
 
 def _spooled(corpus: Corpus, texts: Texts, log: Log | None = None) -> Iterator[Item]:
     """Yield each document of a corpus, once its text is in the spool."""
-    logged = time.monotonic()
+    pace = Pace()
     for record in corpus.records():
         yield texts.append(record)
-        if log is not None and time.monotonic() - logged > LOG_EVERY_S:
-            logged = time.monotonic()
+        if log is not None and pace.due():
             log(f"{len(texts):,} documents read, to choose from")

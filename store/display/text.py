@@ -24,6 +24,36 @@ def n_bytes(value: float) -> str:
     return f"{value:.3g} {unit}"
 
 
+def count(value: float) -> str:
+    """Return a whole number with thousands separated.
+
+    >>> count(1234567)
+    '1,234,567'
+    """
+    return f"{value:,.0f}"
+
+
+def counted(n: float, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1.
+
+    >>> counted(1, "shard"), counted(1234, "worker"), counted(2, "entry"), counted(0, "batch")
+    ('1 shard', '1,234 workers', '2 entries', '0 batches')
+    """
+    shown = count(n)
+    return f"{shown} {noun if shown == '1' else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """Return the plural of a noun.
+
+    >>> plural("row"), plural("query"), plural("key"), plural("process"), plural("branch")
+    ('rows', 'queries', 'keys', 'processes', 'branches')
+    """
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+
+
 def printable(text: str) -> str:
     r"""Return text as one line with control characters escaped, so that it is safe to print.
 

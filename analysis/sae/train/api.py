@@ -230,7 +230,8 @@ def _train(
     n_rows = n_steps * options.batch_size
     recipe = Recipe(options.architecture, options.k, options.l1, options.peak_lr, n_steps, n_rows)
     trainer = Trainer(sae.to(_device(options.device)), recipe, data.variance)
-    run = TrainingRun(folder, options, key, trainer, data, tell)
+    followed = train_data.followed_rows(store, options, on, array.shape[1])
+    run = TrainingRun(folder, options, key, trainer, data, tell, followed)
     if saved is not None:
         run.resume(saved)
     checkpoint.try_folder(folder)

@@ -12,7 +12,7 @@ BLUE = "#0072B2"
 
 
 class Point(NamedTuple):
-    """A point of the learning curves, measured on the batch of its step.
+    """A point of the learning curves, measured on the batch of its step but for the last field.
 
     Attributes
     ----------
@@ -22,6 +22,8 @@ class Point(NamedTuple):
         Measurements; see :class:`~actlas.analysis.sae.train.trainer.Progress`.
     lr : float
         The learning rate of the step.
+    held_out_explained_variance : float or None
+        Explained variance of held-out rows after the step; None where it was not measured.
     """
 
     step: int
@@ -31,6 +33,7 @@ class Point(NamedTuple):
     l0: float
     dead_share: float
     lr: float
+    held_out_explained_variance: float | None = None
 
 
 def write_csv(path: Path, points: Sequence[Point]) -> None:

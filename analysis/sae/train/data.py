@@ -18,6 +18,9 @@ EVALUATED_SHARE = 0.1
 EVALUATED_ROWS = 1_000_000
 """The evaluation takes EVALUATED_SHARE of all rows, and at most EVALUATED_ROWS."""
 
+FOLLOWED_ROWS, FOLLOWED_BYTES = 8192, 64 << 20
+"""Held-out rows that are measured during the training: so many, or as many as fit these bytes."""
+
 MEASURED_ROWS = 1_000_000
 """Largest number of rows for mean and variance, where special tokens must be left out."""
 
@@ -110,6 +113,50 @@ def evaluation_rows(store: StoreReader, options: TrainOptions, stream: Batches) 
         threads=options.threads,
     )
     return EvaluationRows(chosen, held_out)
+
+
+def followed_rows(
+    store: StoreReader, options: TrainOptions, on: EvaluationRows, width: int
+) -> list[torch.Tensor]:
+    """Return the held-out rows that are measured during the training; none if no rows are held out.
+
+    They are the first ones of the rows to evaluate on, and stay in memory.
+
+    Parameters
+    ----------
+    store : Store
+        The store to read.
+    options : TrainOptions
+        Hookpoint, batch size, fraction and seed.
+    on : EvaluationRows
+        The rows to evaluate on.
+    width : int
+        Units of the hookpoint.
+
+    Returns
+    -------
+    list of Tensor of float32, shape [rows, width]
+        Raw rows.
+    """
+    if not on.held_out:
+        return []
+    wanted = max(1, min(FOLLOWED_ROWS, FOLLOWED_BYTES // (4 * width)))
+    chosen = on.rows
+    if wanted < on.rows.n_rows:
+        n_rows = batches(store, options.hookpoint, batch_size=1, seed=options.seed).n_rows
+        chosen = batches(
+            store,
+            options.hookpoint,
+            batch_size=max(1, min(options.batch_size, wanted - 1)),  # the share is rounded
+            seed=options.seed,
+            fraction=wanted / n_rows,
+            skip=options.fraction,
+            threads=options.threads,
+        )
+    begin = chosen.state_dict()
+    rows = [batch.float() for batch in chosen.tensors()]
+    chosen.load_state_dict(begin)  # the evaluation reads the same ones in the same order
+    return rows
 
 
 def training_rows(store: StoreReader, options: TrainOptions, stream: Batches) -> TrainingRows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from actlas.analysis.sae.train import checkpoint, curves
 from actlas.analysis.sae.train.curves import Point
 from actlas.analysis.sae.train.data import EvaluationRows, TrainingRows
 from actlas.analysis.sae.train.options import TrainOptions
-from actlas.analysis.sae.train.trainer import Trainer, fold
+from actlas.analysis.sae.train.trainer import Progress, Trainer, fold
 from actlas.store.errors import InterruptedRunError, NonFiniteError
 from actlas.store.objects.faults import writing
 from actlas.store.read.reader import StoreReader
 
-N_POINTS = 200
+N_POINTS, N_HELD_OUT = 200, 20
+"""Points of the learning curves, and about how many of them measure held-out rows."""
 
 METRICS_FILE, DENSITY_FILE = "metrics.json", "density.npy"
 
@@ -52,6 +53,8 @@ class TrainingRun:
         The rows to train on.
     tell : callable, optional
         Called about N_POINTS times; see ``Tell``.
+    held_out : sequence of Tensor, shape [rows, d_in]
+        Raw rows that are not trained on, measured about N_HELD_OUT times.
     """
 
     def __init__(
@@ -62,7 +65,9 @@ class TrainingRun:
         trainer: Trainer,
         data: TrainingRows,
         tell: Tell | None,
+        held_out: Sequence[torch.Tensor] = (),
     ) -> None:
+        self.held_out = held_out
         self.folder, self.options, self.key = folder, options, key
         self.trainer, self.data, self.tell = trainer, data, tell
         self.points: list[Point] = []
@@ -74,7 +79,8 @@ class TrainingRun:
         state = saved.state
         self.data.stream.load_state_dict(state["batches"])
         self.trainer.load_state(state["step"], saved.tensors)
-        self.points = [Point(*point) for point in state["points"]]
+        measured = dict(state.get("held_out", ()))  # earlier versions saved none
+        self.points = [Point(*point, measured.get(point[0])) for point in state["points"]]
         self.tokens, self.seconds = state["tokens"], state["seconds"]
         self._begun_with = self.tokens, self.seconds
 
@@ -85,7 +91,8 @@ class TrainingRun:
             "step": self.trainer.step_number,
             "tokens": self.tokens,
             "batches": self.data.stream.state_dict(),
-            "points": [list(point) for point in self.points],
+            "points": [list(point[:-1]) for point in self.points],
+            "held_out": [[p.step, p[-1]] for p in self.points if p[-1] is not None],
             "seconds": self.seconds,
         }
         checkpoint.save_state(self.folder, self.trainer.state(), state)
@@ -110,8 +117,10 @@ class TrainingRun:
         with closing(iter(self.data.stream)) as stream:
             while self.trainer.step_number < n_steps:
                 began = time.monotonic()
-                self._step(next(stream).activations.to(device) * self.data.scale)
+                seen = self._step(next(stream).activations.to(device) * self.data.scale)
                 self.seconds += time.monotonic() - began
+                if seen is not None:
+                    self._note(seen)
                 done = self.trainer.step_number
                 if stop() and done < n_steps:
                     self.save()
@@ -122,29 +131,41 @@ class TrainingRun:
                 if done % self.options.checkpoint_every == 0 or done == n_steps:
                     self.save()
 
-    def _step(self, x: torch.Tensor) -> None:
-        n_steps, number = self.trainer.recipe.n_steps, self.trainer.step_number
-        every = math.ceil(n_steps / N_POINTS)
-        last = number == n_steps - 1
+    def _step(self, x: torch.Tensor) -> Progress | None:
+        """Take a step; return its measurements if it is a point of the curves."""
+        number = self.trainer.step_number
         saved_next = (number + 1) % self.options.checkpoint_every == 0
-        shown = number % every == 0 or last
+        shown = self._is_point(number, N_POINTS)
         seen = self.trainer.step(x, measure=shown or saved_next)
         self.tokens += len(x)
         if seen is None:
-            return
+            return None
         if not math.isfinite(seen.loss):
             raise NonFiniteError(
                 f"the loss is {seen.loss} at step {number + 1:,}: give an --lr smaller than "
                 f"{self.key['lr']:g}, and another --out."
             )
-        if not shown:
-            return
-        self.points.append(Point(number + 1, self.tokens, *seen, self.trainer.recipe.lr_at(number)))
+        return seen if shown else None
+
+    def _is_point(self, number: int, n_points: int) -> bool:
+        """Return whether a step is one of so many evenly spaced ones, or the last."""
+        n_steps = self.trainer.recipe.n_steps
+        every = math.ceil(n_steps / N_POINTS) * (N_POINTS // n_points)
+        return number % every == 0 or number == n_steps - 1
+
+    def _note(self, seen: Progress) -> None:
+        """Add the point of the last step to the curves, and tell of it."""
+        number, recipe = self.trainer.step_number - 1, self.trainer.recipe
+        held_out = None
+        if self.held_out and self._is_point(number, N_HELD_OUT):
+            rows = (batch * self.data.scale for batch in self.held_out)
+            held_out = evaluate(self.trainer.sae, rows).explained_variance
+        self.points.append(Point(number + 1, self.tokens, *seen, recipe.lr_at(number), held_out))
         if self.tell is not None:
             tokens, seconds = self._begun_with
-            timed = self.seconds - seconds  # without this step
-            rate = (self.tokens - len(x) - tokens) / timed if timed > 0 else math.nan
-            self.tell(self.points[-1], n_steps, rate)
+            timed = self.seconds - seconds
+            rate = (self.tokens - tokens) / timed if timed > 0 else math.nan
+            self.tell(self.points[-1], recipe.n_steps, rate)
 
     def finish(self, store: StoreReader, on: EvaluationRows) -> Metrics:
         """Fold the scale into the weights, evaluate, write all results, remove the checkpoint.

@@ -73,8 +73,12 @@ class LocalizeReport(Report):
     """Median effect size (Cohen's d) of the selected units."""
     n_significant: int
     """Number of units with q below ``q_significant``, of either sign."""
+    n_selected_significant: int
+    """Number of selected units with q below ``q_significant``; if 0, the mask is of noise."""
     q_significant: float
     """Threshold of q (Benjamini-Hochberg)."""
+    notes: list[Text]
+    """What whoever uses the mask should know, such as that no unit passes ``q_significant``."""
     hookpoints: list[HookpointCounts]
     """Counts by hookpoint."""
     key: MaskKey

@@ -21,9 +21,9 @@ import actlas.jobs.cli.status
 import actlas.jobs.run.run
 from actlas.jobs.cli import sae
 from actlas.jobs.cli.app import VERBS, cli
-from actlas.jobs.logs import NowAndThen
 from actlas.jobs.run.run import run_extraction
 from actlas.pipeline.options import PlanOptions, RunOptions
+from actlas.store.display.pace import Pace
 from actlas.store.errors import (
     EXIT_DAMAGE,
     EXIT_DONE,
@@ -261,8 +261,9 @@ def test_verify(full: Store) -> None:
 
 
 def test_verify_says_how_far_it_is(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "due", lambda self: False)
     assert "checked" not in run("verify", full.path, "--full").stderr
-    monkeypatch.setattr(NowAndThen, "EVERY_S", 0.0)
+    monkeypatch.setattr(Pace, "due", lambda self: True)
     result = run("verify", full.path, "--full")
     assert result.exit_code == EXIT_DONE
     lines = result.stderr.splitlines()
@@ -360,6 +361,7 @@ def test_extract_while_another_does(faked: None, store: Store) -> None:
         result = run("extract", store.path)
     assert result.exit_code == EXIT_RESUME
     assert "one driver at a time may" in result.stderr
+    assert "error" not in result.stderr, "it is no error"
 
 
 def test_an_unexpected_error_shows_its_traceback(store: Store, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from support.stores import create, fill, plan_for
 
 from actlas.analysis.localizer.masks import Mask
 from actlas.jobs.cli.app import cli
+from actlas.store.display.pace import Pace
 from actlas.store.store import Store
 
 pytest.importorskip("scipy", reason="scipy is not installed")
@@ -79,6 +80,33 @@ def test_json(store: Store, tmp_path: Path) -> None:
     assert said["key"]["pool"] == "mean" and said["key"]["signed"] is True
     assert said["hookpoints"][0]["hookpoint"] == "mlp.1"
     assert json.loads((tmp_path / "o/summary.json").read_text()).items() <= said.items()
+
+
+def test_noise_is_called_noise(store: Store, tmp_path: Path) -> None:
+    """No unit of mlp.1 differs: no ablation is recommended, but the mask is written."""
+    options = ("--hookpoints", "mlp.1", "--top", "5", "--out", tmp_path / "o")
+    done = call("localize", store.path, "--contrast", "S:N", *options)
+    assert done.exit_code == 0, done.output
+    assert "note        nothing here: none of 40 units has q < 0.05" in done.stdout
+    assert "the mask holds the 5 largest t of noise" in done.stdout
+    assert "0 units (0 %), 0 of the selected" in done.stdout
+    assert "next" not in done.stdout and "ablate" not in done.stdout
+    said = json.loads((tmp_path / "o/summary.json").read_text())
+    assert said["n_selected_significant"] == 0 and "nothing here" in said["notes"][0]
+    # Unit 7 of resid_post.0 prefers S: from the other side there is nothing either.
+    swapped = call("localize", store.path, "--contrast", "N:S", "--out", tmp_path / "swapped")
+    assert "nothing here prefers N (1 of 64 units with q < 0.05 prefer S)" in swapped.stdout
+    assert "ablate" not in swapped.stdout
+
+
+def test_a_mean_without_special_rows_differs_from_the_published_one(
+    store: Store, tmp_path: Path
+) -> None:
+    """The tokenizer of this store's plan adds BOS, whose row is not kept."""
+    for pool, said in (("mean", True), ("last", False)):
+        out = tmp_path / pool
+        done = call("localize", store.path, "--contrast", "S:N", "--pool", pool, "--out", out)
+        assert ("the published localizer counts the special tokens" in done.stdout) is said
 
 
 def test_what_is_there_is_left_unless_told(store: Store, tmp_path: Path) -> None:
@@ -184,9 +212,7 @@ def test_progress_on_a_terminal(
 def test_progress_in_plain_lines(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from actlas.jobs.logs import NowAndThen
-
-    monkeypatch.setattr(NowAndThen, "EVERY_S", 0.0)
+    monkeypatch.setattr(Pace, "due", lambda self: True)
     done = call("localize", store.path, "--contrast", "S:N", "--out", tmp_path / "o")
     n = 2 * store.plan.n_shards
     assert done.stderr.splitlines() == [f"pooled {i:,} of {n:,} shards" for i in range(1, n + 1)]

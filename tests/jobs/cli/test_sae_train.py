@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from support.reports import parsed
 from actlas.analysis.sae.saelens_format import load_sae
 from actlas.analysis.sae.train.checkpoint import STATE_FILE
 from actlas.jobs.cli.app import cli
+from actlas.store.display.pace import Pace
 from actlas.store.errors import EXIT_DONE, EXIT_RESUME, EXIT_USAGE
 from actlas.store.store import Store
 
@@ -60,6 +62,23 @@ def test_it_says_what_was_made_and_what_is_next(store: Store, tmp_path: Path) ->
     assert (
         parsed("sae-train", as_json.stdout)["explained_variance"] == metrics["explained_variance"]
     )
+
+
+def test_the_held_out_curve(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out rows are measured in between, and the last point is nearly the final metric."""
+    monkeypatch.setattr(Pace, "due", lambda self: True)
+    out = tmp_path / "sae"
+    result = CliRunner().invoke(cli, arguments(store, out, "--steps", 30))
+    assert result.exit_code == EXIT_DONE, result.output
+    with (out / "curve.csv").open() as file:
+        column = [row["held_out_explained_variance"] for row in csv.DictReader(file)]
+    measured = {step + 1: float(value) for step, value in enumerate(column) if value}
+    assert list(measured) == [1, 11, 21, 30]
+    final = json.loads((out / "metrics.json").read_text())["explained_variance"]
+    assert measured[30] == pytest.approx(final, abs=1e-5) and measured[30] > measured[1]
+    lines = [line for line in result.stderr.splitlines() if line.startswith("step ")]
+    assert len(lines) == 30
+    assert f"(held-out {measured[11]:.3f} at step 11)" in lines[19]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +130,7 @@ def test_killed_and_stopped_it_ends_bit_for_bit_the_same(store: Store, tmp_path:
     assert code == EXIT_RESUME, stderr
     assert (cut / STATE_FILE).read_bytes() != first
     assert "stopped after step" in stderr and not (cut / "cfg.json").exists()
+    assert "error" not in stderr, "a stop is no error"
     for out in (cut, whole):
         result = CliRunner().invoke(cli, arguments(store, out, *options))
         assert result.exit_code == EXIT_DONE, result.output

@@ -208,3 +208,21 @@ def test_a_run_that_stops_says_no_time_left(tally: RunStats, clock: Clock) -> No
     progress.state("worker 0", "gone")
     assert headline(tally).endswith("rows/s mean  110 tokens/s  stopping")
     assert states_line(tally) == "0 workers: 1 ended"
+
+
+def test_lines_of_progress_become_rare(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An hour of work that tells of itself each second; the last line is its end."""
+    now = 0.0
+    monkeypatch.setattr(logs.Pace.__init__, "__defaults__", (lambda: now,))
+    with logs.NowAndThen() as say:
+        for second in range(1, 3610):
+            now = float(second)
+            say(f"{second}")
+    lines = [int(line) for line in capsys.readouterr().err.splitlines()]
+    assert lines[:8] == [2, 5, 10, 20, 30, 60, 120, 180]
+    assert lines[-3:] == [3540, 3600, 3609] and len(lines) == 66
+    with logs.NowAndThen() as say:
+        say("over before a line was due")
+    assert capsys.readouterr().err == ""
