@@ -8,7 +8,9 @@ import shlex
 
 from actlas.store.display.text import count as count
 from actlas.store.display.text import counted as counted
+from actlas.store.display.text import is_are as is_are
 from actlas.store.display.text import n_bytes as n_bytes
+from actlas.store.display.text import plural as plural
 from actlas.store.display.text import printable as printable
 from actlas.store.errors import ConfigError
 
@@ -83,3 +85,12 @@ def ranges(numbers: list[int], limit: int = 8) -> str:
     shown = [f"{a}" if a == b else f"{a}-{b}" for a, b in parts[:limit]]
     more = len(parts) - len(shown)
     return ", ".join(shown) + (f" and {counted(more, 'more range')}" if more > 0 else "")
+
+
+def numbered(numbers: list[int], noun: str) -> str:
+    """Return a noun with the numbers of what it names, as :func:`ranges`.
+
+    >>> numbered([3], "shard"), numbered([3, 4], "shard")
+    ('shard 3', 'shards 3-4')
+    """
+    return f"{noun if len(numbers) == 1 else plural(noun)} {ranges(numbers)}"

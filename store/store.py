@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from actlas.store.display.html import table_html
+from actlas.store.display.text import counted
 from actlas.store.errors import ConfigError
 from actlas.store.features.features import Features, open_features
 from actlas.store.features.unit_extremes import Units
@@ -116,7 +117,7 @@ class Store(StoreReader):
                 ("actlas store", self.path),
                 ("model", f"{plan.model.id} ({plan.model.architecture})"),
                 ("corpus", plan.corpus.uri),
-                ("rows", f"{plan.n_tokens:,} of {plan.n_documents:,} documents"),
+                ("rows", f"{plan.n_tokens:,} of {counted(plan.n_documents, 'document')}"),
                 ("hookpoints", hookpoints),
                 (
                     "stored as",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actlas.analysis.interventions.conditions import RANDOM, TOP, Condition
-from actlas.store.display.text import html_text, printable_lines
+from actlas.store.display.text import counted, html_text, printable_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,15 +77,16 @@ class Ablation:
         variation of random units.
         """
         top, random = self.top, self.random
-        units, delta = f"{top.n_units:,}", top.loss_delta
+        units, ones = counted(top.n_units, "top unit"), counted(top.n_units, "random one")
+        delta = top.loss_delta
         if not random:
             return (
-                f"Without the {units} top units the loss changes by {delta:+.4f} nats per token; "
+                f"Without the {units} the loss changes by {delta:+.4f} nats per token; "
                 "no random units were measured to compare with (--random 0)."
             )
         most = max(random, key=lambda c: c.loss_delta)
         mean, largest = float(np.mean([c.loss_delta for c in random])), most.loss_delta
-        draws = f"{len(random)} random {'draw' if len(random) == 1 else 'draws'}"
+        draws = counted(len(random), "random draw")
         numbers = (
             f"{delta:+.4f} nats per token, against {mean:+.4f} on average and {largest:+.4f} at "
             f"most over {draws}"
@@ -93,8 +94,9 @@ class Ablation:
         if not math.isfinite(delta + mean):
             return f"The loss is no finite number in some condition: {numbers}."
         if delta <= largest:
-            return f"The {units} top units do no more than {units} random ones: {numbers}."
-        losing, others = f"losing the {units} top units", f"losing {units} random ones"
+            do = "does" if top.n_units == 1 else "do"
+            return f"The {units} {do} no more than {ones}: {numbers}."
+        losing, others = f"losing the {units}", f"losing {ones}"
         if delta <= 0:
             return f"Neither {losing} nor {others} costs any loss: {numbers}."
         # The root of the sum of squares ignores that the documents are the same: a safe bound.
@@ -111,7 +113,7 @@ class Ablation:
             if not clearly or largest > 0:
                 sure = "clearly more" if clearly else "but not clearly more"
                 beside = f"{sure} than the costliest of {draws}, which cost none on average"
-        return f"Losing the {units} top units costs {costs}, {beside}: {numbers}."
+        return f"Losing the {units} costs {costs}, {beside}: {numbers}."
 
     def summary(self) -> dict[str, Any]:
         """Return the result without samples as plain values: the content of summary.json."""
@@ -139,7 +141,7 @@ class Ablation:
 
     def _heading(self) -> str:
         return (
-            f"{_short(self.about['model'])}: {self.top.n_units:,} units set to zero\n"
+            f"{_short(self.about['model'])}: {counted(self.top.n_units, 'unit')} set to zero\n"
             f"{_short(self.about['corpus'])}, {self.top.n_tokens:,} predicted tokens"
         )
 

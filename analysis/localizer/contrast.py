@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.analysis.localizer.token_contrast import TokenSides, read_sides
+from actlas.store.display.text import counted
 from actlas.store.errors import ConfigError
 from actlas.store.read.reader import StoreReader
 
@@ -98,8 +99,9 @@ def sides_of(store: StoreReader, contrast: Contrast) -> Sides:
         conditions.append(found)
         if found.n_documents < 2:
             raise ConfigError(
-                f"{store.path}: condition {label!r} has {found.n_documents} documents with tokens "
-                f"(and {found.n_without_tokens} without); a t-test needs at least 2 on each side.",
+                f"{store.path}: condition {label!r} has {counted(found.n_documents, 'document')} "
+                f"with tokens (and {found.n_without_tokens} without); a t-test needs at least 2 on "
+                "each side.",
                 label=label,
             )
     n_ignored = int((~np.isin(codes, [names.index(label) for label in pair])).sum())
@@ -155,8 +157,8 @@ def _token_sides(store: StoreReader, column: str, positive: str, negative: str) 
     for label, n_documents in zip((positive, negative), found, strict=True):
         if n_documents < 2:
             raise ConfigError(
-                f"{store.path}: {n_documents} documents have tokens of {column}={label}; a t-test "
-                "needs at least 2 on each side.",
+                f"{store.path}: {counted(n_documents, 'document')} with tokens of "
+                f"{column}={label}; a t-test needs at least 2 on each side.",
                 label=label,
                 column=column,
             )

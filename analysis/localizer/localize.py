@@ -20,6 +20,7 @@ from actlas.analysis.localizer.stored_pools import source_of, stored_moments
 from actlas.analysis.localizer.token_contrast import TokenSides
 from actlas.analysis.statistics.welch import benjamini_hochberg, count_of, select, welch
 from actlas.pipeline.hookpoints.globs import glob_regex
+from actlas.store.display.text import counted, is_are
 from actlas.store.errors import ConfigError, HookpointError, NonFiniteError, NotExtractedError
 from actlas.store.format.schema import HookpointSpec, Plan
 from actlas.store.ledger.receipts import EXTRACT, POOLED
@@ -191,8 +192,9 @@ def _source(store: Store, group: NDArray[np.int8] | TokenSides, pool: Pool) -> s
         job = source_of(store, pool)
     if n_missing := store.n_shards(job) - len(store.whole(job)):
         raise NotExtractedError(
-            f"{store.path}: {n_missing} of {store.n_shards(job)} shards are missing, and a test "
-            "needs all of them: run `actlas extract` first.",
+            f"{store.path}: {n_missing} of {counted(store.n_shards(job), 'shard')} "
+            f"{is_are(n_missing)} missing, and a test needs all of them: run `actlas extract` "
+            "first.",
             missing=n_missing,
         )
     return job

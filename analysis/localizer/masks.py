@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from actlas.analysis.localizer.mask_key import MaskKey as MaskKey
 from actlas.analysis.localizer.mask_key import Pool as Pool
-from actlas.store.display.text import html_text, printable
+from actlas.store.display.text import counted, html_text, printable
 from actlas.store.errors import CorruptDataError, FormatError, MaskError
 from actlas.store.format.schema import ModelSpec
 from actlas.store.format.sealing import FORMAT_VERSION, seal, summarize, unseal
@@ -149,8 +149,8 @@ class Mask:
         outside = np.flatnonzero(~self.selected())
         if len(outside) < self.n_units:
             raise MaskError(
-                f"a random control needs {self.n_units:,} units outside the mask, which leaves "
-                f"{len(outside):,}: select fewer units.",
+                f"a random control needs {counted(self.n_units, 'unit')} outside the mask, which "
+                f"leaves {len(outside):,}: select fewer units.",
                 field="units",
             )
         drawn = np.random.default_rng(seed).choice(outside, self.n_units, replace=False)
@@ -254,9 +254,10 @@ class Mask:
         column = f"{key.column}=" if key.column is not None else ""
         kind = "top units" if self.seed is None else f"random units, seed {self.seed}"
         return printable(
-            f"mask of {self.n_units:,} of {key.n_units:,} units ({kind}) in {len(self.units)} of "
-            f"{len(key.hookpoints)} hookpoints of {key.model_id}: {column}{key.positive} "
-            f"against {key.negative}, {key.pool}, {'signed' if key.signed else 'absolute'}"
+            f"mask of {self.n_units:,} of {counted(key.n_units, 'unit')} ({kind}) in "
+            f"{len(self.units)} of {counted(len(key.hookpoints), 'hookpoint')} of {key.model_id}: "
+            f"{column}{key.positive} against {key.negative}, {key.pool}, "
+            f"{'signed' if key.signed else 'absolute'}"
         )
 
 

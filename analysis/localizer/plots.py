@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from actlas.store.display.text import counted
 from actlas.store.format.schema import HookpointSpec
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def layers(found: Plotted) -> Figure:
     ax.spines[["right", "top"]].set_visible(False)
     # Above the axes, where no bar can overlap it.
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
-    _title(ax, found, f"{mask.n_units:,} of {mask.key.n_units:,} units selected")
+    _title(ax, found, f"{mask.n_units:,} of {counted(mask.key.n_units, 'unit')} selected")
     return figure
 
 
@@ -238,7 +239,7 @@ def t_histogram(found: Plotted) -> Figure:
     if ax.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     left_out = [f"{int(np.isinf(t).sum()):,} infinite", f"{int(np.isnan(t).sum()):,} untested"]
-    note = f"{found.n_significant:,} of {len(t):,} units with q < 0.05"
+    note = f"{found.n_significant:,} of {counted(len(t), 'unit')} with q < 0.05"
     told = [text for text in left_out if not text.startswith("0 ")]
     _title(ax, found, note + (f"; not drawn: {', '.join(told)}" if told else ""))
     return figure

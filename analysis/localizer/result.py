@@ -240,10 +240,10 @@ class Localization:
         a, b = self.conditions
         key = self.mask.key
         return (
-            f"localization {a.label} ({a.n_documents:,} documents) against {b.label} "
+            f"localization {a.label} ({counted(a.n_documents, 'document')}) against {b.label} "
             f"({b.n_documents:,}), {key.pool}, {'signed' if key.signed else 'absolute'}: "
-            f"{self.n_selected:,} of {self.n_units:,} units selected, t >= {self.t_threshold:.4g}; "
-            f"{self.n_significant:,} with q < {Q_SIGNIFICANT}"
+            f"{self.n_selected:,} of {counted(self.n_units, 'unit')} selected, t >= "
+            f"{self.t_threshold:.4g}; {self.n_significant:,} with q < {Q_SIGNIFICANT}"
         )
 
     def _repr_html_(self) -> str:

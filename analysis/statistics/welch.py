@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.store.display.text import counted
 from actlas.store.errors import ConfigError
 from actlas.store.statistics.moments import Moments
 
@@ -136,7 +137,7 @@ def count_of(top: str | int, n_units: int) -> int:
         pass
     raise ConfigError(
         f"top: got {text!r}, expected a share such as 1% (above 0%, at most 100%) or a count such "
-        f"as 128 (from 1 to the {n_units:,} units that are tested)",
+        f"as 128 (from 1 to the {counted(n_units, 'unit')} that are tested)",
         top=text,
     )
 

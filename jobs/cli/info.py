@@ -35,7 +35,7 @@ def _plan_lines(plan: Plan) -> Iterable[str]:
     model, corpus, windows = plan.model, plan.corpus, plan.windows
     yield labelled(
         "model",
-        f"{model.id} ({model.architecture}, {model.n_layers} layers, d_model "
+        f"{model.id} ({model.architecture}, {counted(model.n_layers, 'layer')}, d_model "
         f"{model.d_model}, computed in {model.compute_dtype})",
     )
     yield labelled(
@@ -49,7 +49,7 @@ def _plan_lines(plan: Plan) -> Iterable[str]:
     if model.modality != "image":
         yield labelled(
             "windows",
-            f"{count(plan.n_windows)} of at most {count(windows.max_length)} tokens; longer "
+            f"{count(plan.n_windows)} of at most {counted(windows.max_length, 'token')}; longer "
             f"documents: {windows.long}{_bos(plan)}",
         )
     if plan.processor is not None:

@@ -174,8 +174,9 @@ def _lines(found: Localization, out: Path) -> Iterable[str]:
     yield labelled(
         "q < 0.05",
         f"{counted(found.n_significant, 'unit')} ({share:.0f} %), "
-        f"{count(found.n_selected_significant)} of the selected: with {count(n_samples)} samples "
-        "small effects can be significant; judge effect sizes by Cohen's d",
+        f"{count(found.n_selected_significant)} of the selected: with "
+        f"{counted(n_samples, 'sample')} small effects can be significant; judge effect sizes by "
+        "Cohen's d",
     )
     for note in found.notes:
         yield labelled("note", note)

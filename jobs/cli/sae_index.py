@@ -10,7 +10,7 @@ from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.cli.options import Count, asked_for, run_options
 from actlas.jobs.derived.index import index
 from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import count, duration, n_bytes
+from actlas.jobs.formatting import count, counted, duration, n_bytes
 from actlas.jobs.run.reports.analysis import SaeIndexReport
 from actlas.jobs.terminal import echo
 from actlas.store.errors import ConfigError
@@ -25,7 +25,7 @@ def _line(store: Store, made: SaeIndexReport) -> str:
     shown = _example(features.density)
     look = shell("contexts", store.path, "--sae", made.name, "--feature", str(shown))
     return (
-        f"done: {count(made.n_codes)} activations of {count(made.n_features)} features "
+        f"done: {count(made.n_codes)} activations of {counted(made.n_features, 'feature')} "
         f"({count(alive)} ever active), {n_bytes(made.n_bytes)} by feature and "
         f"{n_bytes(made.n_bytes_by_token)} by token "
         f"({made.n_bytes / some:.2f} + {made.n_bytes_by_token / some:.2f} bytes per activation), "

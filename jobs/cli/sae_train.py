@@ -113,8 +113,8 @@ def _line(made: TrainedSae, store: str, out: Path) -> str:
     done = "already trained, nothing to do:" if made.was_done else "trained"
     return (
         f"{done} {out}: explained variance {metrics.explained_variance:.3f}, L0 {metrics.l0:.1f}, "
-        f"dead {100 * metrics.dead_share:.1f} % of {count(made.sae.d_sae)} features (on "
-        f"{count(metrics.n_tokens)} {rows} tokens); {count(made.n_steps)} steps in "
+        f"dead {100 * metrics.dead_share:.1f} % of {counted(made.sae.d_sae, 'feature')} (on "
+        f"{count(metrics.n_tokens)} {rows} tokens); {counted(made.n_steps, 'step')} in "
         f"{duration(made.seconds)}, {count(made.n_tokens / max(made.seconds, 1e-9))} rows/s "
         f"-> next: {shell('sae', 'encode', store, '--sae', str(out))}"
     )

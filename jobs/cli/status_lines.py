@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from actlas.jobs.cli.table import labelled
 from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import count, counted, duration, n_bytes, ranges
+from actlas.jobs.formatting import count, counted, duration, n_bytes, numbered, ranges
 from actlas.jobs.monitor.heartbeat import Snapshot
 from actlas.jobs.run.reports.progress import DerivedProgress, JobProgress, StatusReport
 from actlas.store.ledger.job_kinds import kind_of
@@ -166,10 +166,11 @@ def _job_lines(job: JobProgress) -> Iterable[str]:
         rough = "about " if shards.done < N_SURE else about
         yield labelled("speed", f"{rough}{count(job.rows_per_s)} {of}/s, by the receipts' times")
     if job.n_nonfinite:
-        yield labelled("non-finite", f"{about}{count(job.n_nonfinite)} values are NaN or infinite")
+        yield labelled(
+            "non-finite", f"{about}{counted(job.n_nonfinite, 'value')} of NaN or infinity"
+        )
     if shards.quarantined:
-        noun = "shard" if len(shards.quarantined) == 1 else "shards"
-        yield labelled("quarantine", f"{noun} {ranges(shards.quarantined)}")
+        yield labelled("quarantine", numbered(shards.quarantined, "shard"))
         for record in job.quarantine[:5]:
             yield labelled("", f"{record.shard}: {record.error[:200]}")
 

@@ -10,7 +10,7 @@ import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import count, counted, duration, n_bytes, ranges
+from actlas.jobs.formatting import count, counted, duration, n_bytes, numbered
 from actlas.jobs.logs import NowAndThen
 from actlas.jobs.run.reports.checks import VerifyReport
 from actlas.jobs.terminal import echo
@@ -23,9 +23,9 @@ from actlas.store.verify.verify import verify as check
 def _lines(report: Report, path: str, seconds: float) -> list[str]:
     lines = [f"damaged: {damage}" for damage in report.damages]
     if report.missing:
-        lines.append(f"not extracted yet: shards {ranges(list(report.missing))}")
+        lines.append(f"not extracted yet: {numbered(list(report.missing), 'shard')}")
     if report.missing_pooled:
-        lines.append(f"not pooled yet: shards {ranges(list(report.missing_pooled))}")
+        lines.append(f"not pooled yet: {numbered(list(report.missing_pooled), 'shard')}")
     if report.unclaimed:
         lines.append(
             f"{counted(len(report.unclaimed), 'object')} of shards without a receipt: the next "

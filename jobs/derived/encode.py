@@ -142,8 +142,8 @@ def encode(
         job=ENCODE.job(features.name),
         units=DerivedUnits(store, ENCODE, features.name, store.shard_range, store.whole),
         doing="encoding",
-        what=f"{features.name}, {features.n_features:,} features of {features.hookpoint}",
-        per_row=f"{features.n_features:,} features",
+        what=f"{features.name}, {counted(features.n_features, 'feature')} of {features.hookpoint}",
+        per_row=counted(features.n_features, "feature"),
         after=shell("sae", "index", store.path, "--sae", features.name),
     )
     make_worker = functools.partial(open_encoder, sae=str(folder), name=features.name)

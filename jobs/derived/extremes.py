@@ -87,7 +87,7 @@ def gather(store: Store, hookpoint: str, run: RunOptions) -> Outcome:
         doing="gathering",
         what=f"the top and bottom tokens of all units of {hookpoint}, in one pass over the store, "
         "the first time only",
-        per_row=f"{store.plan.n_tokens:,} tokens",
+        per_row=counted(store.plan.n_tokens, "token"),
         after=shell("contexts", store.path, "--hookpoint", hookpoint, "--unit", "0"),
         rows="units",
         unit=EXTREMES.unit,

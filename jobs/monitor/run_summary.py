@@ -61,7 +61,7 @@ def troubles(stats: RunStats) -> str:
     """Return the number of retries and the quarantine; empty without any."""
     text = ""
     if retries := sum(stats.faults.values()) - len(stats.quarantined):
-        text += f"  {retries} {'retry' if retries == 1 else 'retries'}"
+        text += f"  {counted(retries, 'retry')}"
     if stats.quarantined:
         text += f"  in quarantine: {ranges(sorted(stats.quarantined))}"
     return text

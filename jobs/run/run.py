@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 from actlas.jobs import logs
 from actlas.jobs.executors import select
-from actlas.jobs.formatting import command, count, counted, duration, n_bytes, ranges
+from actlas.jobs.formatting import (
+    command,
+    count,
+    counted,
+    duration,
+    is_are,
+    n_bytes,
+    numbered,
+    plural,
+    ranges,
+)
 from actlas.jobs.monitor.progress import PlainProgress, display
 from actlas.jobs.monitor.run_stats import RunStats
 from actlas.jobs.monitor.run_summary import stage_line
@@ -228,12 +238,12 @@ def _outcome(
         again = "run the same command again"
         return Outcome(EXIT_RESUME, "stopped", made, left, again, quarantined)
     if lost and work.repairs:
-        state = f"{work.unit}s {ranges(lost)} of {store.path} are still damaged"
+        state = f"{numbered(lost, work.unit)} of {store.path} {is_are(len(lost))} still damaged"
         return Outcome(EXIT_DAMAGE, state)
     if lost:
         raise AssertionError(f"{store.path}: the run ended with {work.unit}s {lost} not done")
     if quarantined:
-        state = f"done except for {work.unit}s in quarantine ({ranges(list(quarantined))})"
+        state = f"done except for {plural(work.unit)} in quarantine ({ranges(list(quarantined))})"
         why = f"{_tracebacks(store, work)} shows why; --retry-quarantined tries again"
         fault = _last_fault(list(map(records.__getitem__, quarantined)))
         return Outcome(EXIT_QUARANTINE, state, made, next=why, quarantined=quarantined, fault=fault)
@@ -266,5 +276,5 @@ def _made(work: Work, stats: RunStats) -> str:
         f"{duration(stats.seconds_made())} ({count(stats.mean_rate())} {work.rows}/s{bare})"
     )
     if stats.n_nonfinite:
-        text += f", {count(stats.n_nonfinite)} values are NaN or infinite"
+        text += f", {counted(stats.n_nonfinite, 'value')} of NaN or infinity"
     return text

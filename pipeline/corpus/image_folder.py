@@ -12,6 +12,7 @@ from actlas.pipeline.corpus.formats.base import Unreadable
 from actlas.pipeline.corpus.image_files import SUFFIXES, is_image, read_image
 from actlas.pipeline.corpus.records import PATIENCE_RECORDS, ReadCounts, Record
 from actlas.pipeline.options import PlanOptions
+from actlas.store.display.text import counted
 from actlas.store.errors import ConfigError, CorpusError
 from actlas.store.format import layout
 from actlas.store.objects.faults import run_fault
@@ -127,8 +128,8 @@ class ImageFolder:
     def _check(self, n_images: int) -> None:
         if not n_images:
             raise CorpusError(
-                f"{self.uri}: none of {self.counts.n_read:,} files is an image that can be "
-                f"decoded: {'; '.join(self.counts.lines())}.",
+                f"{self.uri}: none of {counted(self.counts.n_read, 'file')} is an image that can "
+                f"be decoded: {'; '.join(self.counts.lines())}.",
                 corpus=self.uri,
             )
 

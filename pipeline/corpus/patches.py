@@ -18,6 +18,7 @@ from actlas.pipeline.corpus.corpus import Corpus
 from actlas.pipeline.corpus.formats.base import Unreadable
 from actlas.pipeline.corpus.records import ReadCounts, Record
 from actlas.pipeline.corpus.tokenization import Tokens, Windows
+from actlas.store.display.text import counted
 from actlas.store.errors import CorpusError
 from actlas.store.format.schema import ProcessorSpec
 
@@ -111,8 +112,9 @@ class CorpusView:
             yield record._replace(text=text)
         if not n_documents:
             raise CorpusError(
-                f"{self.uri}: none of {self.counts.n_read:,} records is a document for this model. "
-                f"{'; '.join(self.counts.lines())}. Name the field of images with --image-field.",
+                f"{self.uri}: none of {counted(self.counts.n_read, 'record')} is a document for "
+                f"this model. {'; '.join(self.counts.lines())}. Name the field of images with "
+                "--image-field.",
                 corpus=self.uri,
             )
 

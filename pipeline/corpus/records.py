@@ -27,6 +27,7 @@ from actlas.pipeline.corpus.formats.base import (
 from actlas.pipeline.corpus.image_files import image_of
 from actlas.pipeline.corpus.spans import ROLE, Span, column_name, spans_of
 from actlas.pipeline.options import PlanOptions
+from actlas.store.display.text import counted
 from actlas.store.errors import CorpusError
 
 if TYPE_CHECKING:
@@ -109,12 +110,12 @@ class ReadCounts:
     def lines(self) -> list[str]:
         """Return a line for each reason: the number of records skipped, and the first of them."""
         lines = [
-            f"{n:,} records skipped: {reason} (the first: {self.first[reason]})"
+            f"{counted(n, 'record')} skipped: {reason} (the first: {self.first[reason]})"
             for reason, n in self.skipped.most_common()
         ]
         if self.n_empty:
-            files = "file" if self.n_empty == 1 else "files"
-            lines.append(f"{self.n_empty:,} {files} without a record ({self.first_empty})")
+            files = counted(self.n_empty, "file")
+            lines.append(f"{files} without a record ({self.first_empty})")
         return lines
 
 
@@ -324,7 +325,7 @@ class Selection:
                 )
             what = "text" if self.image is None else "text or an image"
             raise CorpusError(
-                f"{self.uri}: none of {counts.n_read:,} records has {what}. "
+                f"{self.uri}: none of {counted(counts.n_read, 'record')} has {what}. "
                 f"{'; '.join(counts.lines())}. {advice}",
                 corpus=self.uri,
                 fields=names,
@@ -333,15 +334,15 @@ class Selection:
         if unseen:
             there = f"Its fields are {listed(names)}." if names else "Its records have no fields."
             raise CorpusError(
-                f"{self.uri}: none of {counts.n_read:,} records has a field {unseen[0]!r}. {there} "
-                "Name those with spans with --span-fields.",
+                f"{self.uri}: none of {counted(counts.n_read, 'record')} has a field "
+                f"{unseen[0]!r}. {there} Name those with spans with --span-fields.",
                 corpus=self.uri,
                 fields=names,
             )
         if self.label is not None and n_labelled == 0:
             there = f"Its fields are {listed(names)}." if names else "Its records have no fields."
             raise CorpusError(
-                f"{self.uri}: none of {counts.n_read:,} records has a label in "
+                f"{self.uri}: none of {counted(counts.n_read, 'record')} has a label in "
                 f"{self.label.name!r}. {there} Name the one with the label with --label-field.",
                 corpus=self.uri,
                 fields=names,

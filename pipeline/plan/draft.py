@@ -20,6 +20,7 @@ from actlas.pipeline.corpus.spans import token_codes
 from actlas.pipeline.corpus.tokenization import DocumentTokenizer, Tokens, Windows, batches
 from actlas.pipeline.plan.spool import Spool
 from actlas.store.display.pace import Pace
+from actlas.store.display.text import counted
 from actlas.store.errors import CorpusError
 from actlas.store.format import layout
 from actlas.store.format.schema import Order
@@ -196,7 +197,7 @@ class TokenizedDocuments:
                 self._append(self.windows.apply(tokens), batch[i].place)
             if pace.due():
                 goal = f" of {limit:,}" if limit is not None else ""
-                log(f"{self.n_tokens:,}{goal} tokens in {len(self.place):,} documents")
+                log(f"{self.n_tokens:,}{goal} tokens in {counted(len(self.place), 'document')}")
         return False
 
     def _with_columns(self, tokens: Tokens, spans: SpanCodes) -> Tokens:
@@ -318,8 +319,8 @@ def collect(
     tokenized.flush()
     if tokenized.n_tokens == 0:
         raise CorpusError(
-            f"{corpus.uri}: {len(texts):,} documents, and not one token in them: every text is "
-            "empty. Expected text.",
+            f"{corpus.uri}: {counted(len(texts), 'document')}, and not one token in them: every "
+            "text is empty. Expected text.",
             corpus=corpus.uri,
         )
     n = len(tokenized.place)
@@ -338,4 +339,4 @@ def _spooled(corpus: Corpus, texts: Texts, log: Log | None = None) -> Iterator[I
     for record in corpus.records():
         yield texts.append(record)
         if log is not None and pace.due():
-            log(f"{len(texts):,} documents read, to choose from")
+            log(f"{counted(len(texts), 'document')} read, to choose from")

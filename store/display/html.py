@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from actlas.store.display.text import html_text
+from actlas.store.display.text import counted, html_text
 
 MAX_TOKENS = 400
 """A document's HTML shows at most so many of its tokens."""
@@ -44,7 +44,9 @@ def tokens_html(title: str, tokens: Sequence[str], token_ids: Sequence[int]) -> 
     )
     more = len(tokens) - MAX_TOKENS
     rest = f" <i>… and {more:,} more tokens</i>" if more > 0 else ""
-    return f"<div><b>{html_text(title)}</b>, {len(tokens):,} tokens<br>{pieces}{rest}</div>"
+    return (
+        f"<div><b>{html_text(title)}</b>, {counted(len(tokens), 'token')}<br>{pieces}{rest}</div>"
+    )
 
 
 def marked_html(before: str, token: str, after: str, title: str) -> str:

@@ -43,6 +43,15 @@ def counted(n: float, noun: str) -> str:
     return f"{shown} {noun if shown == '1' else plural(noun)}"
 
 
+def is_are(n: float) -> str:
+    """Return the verb behind a number: "is" for 1, else "are".
+
+    >>> is_are(1), is_are(2)
+    ('is', 'are')
+    """
+    return "is" if count(n) == "1" else "are"
+
+
 def plural(noun: str) -> str:
     """Return the plural of a noun.
 

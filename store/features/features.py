@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.display.html import table_html
-from actlas.store.display.text import did_you_mean
+from actlas.store.display.text import counted, did_you_mean
 from actlas.store.errors import FeatureError
 from actlas.store.features.codes import Codes
 from actlas.store.features.contexts import Contexts, Peak, contexts_of, one_per_document
@@ -80,7 +80,7 @@ class Features:
     def __repr__(self) -> str:
         state = "indexed" if self.indexed else "encoded" if self.encoded else "not encoded whole"
         return (
-            f"<{self.n_features:,} features {self.name!r} of {self.hookpoint} "
+            f"<{counted(self.n_features, 'feature')} {self.name!r} of {self.hookpoint} "
             f"({self.spec.sae_kind}), {state}>"
         )
 
@@ -198,7 +198,9 @@ class Features:
         """
         n = self._count(feature)
         if not 0 <= start <= stop <= n:
-            raise IndexError(f"ranks [{start}, {stop}): feature {feature} has {n} tokens")
+            raise IndexError(
+                f"ranks [{start}, {stop}): feature {feature} has {counted(n, 'token')}"
+            )
         return self._tables.ranked(feature, start, stop)
 
     def quantile(self, feature: int, q: float) -> float:
@@ -222,8 +224,8 @@ class Features:
         n = self._count(feature)
         if not 0 <= q <= 1 or n == 0:
             raise FeatureError(
-                f"quantile {q} of feature {feature}, which fires on {n} tokens: expected a share "
-                "from 0 to 1, and a feature that fires.",
+                f"quantile {q} of feature {feature}, which fires on {counted(n, 'token')}: "
+                "expected a share from 0 to 1, and a feature that fires.",
                 feature=feature,
             )
         rank = n - max(1, int(np.ceil(q * n)))

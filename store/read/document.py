@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.display.html import marked_html, tokens_html
-from actlas.store.display.text import printable, shortened
+from actlas.store.display.text import counted, printable, shortened
 from actlas.store.read.context_window import context_window
 from actlas.store.read.numbers import whole_index
 
@@ -136,7 +136,8 @@ class Document:
     def __repr__(self) -> str:
         source = printable(self.source.name)
         text = shortened(self.text, 60)
-        return f"<document {self.doc_idx} of {source}: {len(self)} tokens, {text!r}>"
+        n_tokens = counted(len(self), "token")
+        return f"<document {self.doc_idx} of {source}: {n_tokens}, {text!r}>"
 
     def _repr_html_(self) -> str:
         label = f", label {self.label}" if self.label is not None else ""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.display.html import table_html
-from actlas.store.display.text import printable
+from actlas.store.display.text import counted, printable
 from actlas.store.errors import CorruptDataError
 from actlas.store.format.validation import check_codes, check_edges, check_rising, check_span
 from actlas.store.read.document import Context, Document, Source
@@ -74,7 +74,7 @@ class Documents:
     def __repr__(self) -> str:
         named = printable(", ".join(self.label_names))
         labels = f", labels {named}" if self.label_names else ""
-        return f"<{len(self):,} documents of {len(self.source_names):,} sources{labels}>"
+        return f"<{counted(len(self), 'document')} of {len(self.source_names):,} sources{labels}>"
 
     @cached_property
     def start(self) -> Int64[NDArray[np.int64], " edges"]:

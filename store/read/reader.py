@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.store.display.text import counted
 from actlas.store.errors import NotExtractedError
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.catalog import StoreArrays
@@ -342,8 +343,9 @@ class StoreReader:
     def __repr__(self) -> str:
         plan = self.plan
         return (
-            f"<actlas store {self.path}: {plan.n_tokens:,} rows of {plan.n_documents:,} documents "
-            f"x {len(plan.hookpoints)} hookpoints of {plan.model.id}, "
+            f"<actlas store {self.path}: {counted(plan.n_tokens, 'row')} of "
+            f"{counted(plan.n_documents, 'document')} x "
+            f"{counted(len(plan.hookpoints), 'hookpoint')} of {plan.model.id}, "
             f"{', '.join(self.progress())}>"
         )
 

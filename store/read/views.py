@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.display.html import table_html
-from actlas.store.display.text import did_you_mean, listed
+from actlas.store.display.text import counted, did_you_mean, listed
 from actlas.store.errors import HookpointError, NotExtractedError
 from actlas.store.format.schema import Pool
 from actlas.store.format.validation import check_codes
@@ -75,7 +75,7 @@ class Rows:
         return {name: column[index] for name, column in self.columns.items()}
 
     def __repr__(self) -> str:
-        return f"<{len(self):,} rows: {', '.join(self.columns)}>"
+        return f"<{counted(len(self), 'row')}: {', '.join(self.columns)}>"
 
     def _repr_html_(self) -> str:
         rows = [("rows", f"{len(self):,}")]
@@ -180,7 +180,7 @@ class DocumentActivations(Mapping[str, NDArray[Any]]):
         return to_torch(self[hookpoint], dtype, device)
 
     def __repr__(self) -> str:
-        return f"<activations of {len(self._rows)} tokens: {', '.join(self._arrays)}>"
+        return f"<activations of {counted(len(self._rows), 'token')}: {', '.join(self._arrays)}>"
 
     def _ipython_key_completions_(self) -> list[str]:
         return list(self._arrays)

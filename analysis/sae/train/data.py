@@ -9,6 +9,7 @@ import torch
 
 from actlas.analysis.batches.api import Batches, batches
 from actlas.analysis.sae.train.options import TrainOptions
+from actlas.store.display.text import counted
 from actlas.store.errors import ConfigError, NonFiniteError
 from actlas.store.read.reader import StoreReader
 from actlas.store.statistics.moments import Moments
@@ -191,8 +192,8 @@ def training_rows(store: StoreReader, options: TrainOptions, stream: Batches) ->
     if (moments.n < n_rows).any():
         raise NonFiniteError(
             f"{store.path}: {options.hookpoint} holds NaN or infinity in "
-            f"{int((moments.n < n_rows).sum()):,} of its {len(moments.n):,} units, so nothing "
-            "can be trained on it. See `actlas info`."
+            f"{int((moments.n < n_rows).sum()):,} of its {counted(len(moments.n), 'unit')}, so "
+            "nothing can be trained on it. See `actlas info`."
         )
     variance = float((moments.m2 / moments.n).sum())
     if not variance > 0:

@@ -80,7 +80,10 @@ class TrainingRun:
         self.data.stream.load_state_dict(state["batches"])
         self.trainer.load_state(state["step"], saved.tensors)
         measured = dict(state.get("held_out", ()))  # earlier versions saved none
-        self.points = [Point(*point, measured.get(point[0])) for point in state["points"]]
+        self.points = [
+            Point(*point)._replace(held_out_explained_variance=measured.get(point[0]))
+            for point in state["points"]
+        ]
         self.tokens, self.seconds = state["tokens"], state["seconds"]
         self._begun_with = self.tokens, self.seconds
 

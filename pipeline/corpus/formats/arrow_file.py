@@ -22,6 +22,7 @@ from actlas.pipeline.corpus.formats.base import (
     select,
     unpacked_limit,
 )
+from actlas.store.display.text import counted
 
 _MAGIC = b"ARROW1"
 
@@ -73,7 +74,7 @@ def arrow_rows(path: Path, wanted: Wanted, position: Position) -> Iterator[tuple
             raise
         raise damaged(path, str(error)) from error
     if index != n_rows:
-        raise damaged(path, f"its messages state {n_rows:,} rows, and {index:,} were read")
+        raise damaged(path, f"its messages state {counted(n_rows, 'row')}, and {index:,} were read")
 
 
 def _batches(path: Path, wanted: Wanted) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from actlas.pipeline.corpus.formats.base import (
     select,
 )
 from actlas.pipeline.corpus.formats.parquet_pages import batch_rows
+from actlas.store.display.text import counted
 
 
 def parquet_rows(path: Path, wanted: Wanted, position: Position) -> Iterator[tuple[int, Raw]]:
@@ -71,4 +72,4 @@ def _rows(path: Path, wanted: Wanted, position: Position) -> Iterator[tuple[int,
                     index += 1
                 position.fraction = index / n_rows
         if index != n_rows:
-            raise damaged(path, f"it states {n_rows:,} rows and has {index:,}")
+            raise damaged(path, f"it states {counted(n_rows, 'row')} and has {index:,}")

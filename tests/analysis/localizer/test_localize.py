@@ -356,7 +356,7 @@ def test_contrasts_that_make_no_sense(small: tuple[Store, dict[str, Any]], tmp_p
     columns = labelled([3, 4, 0, 5], [0, 0, 1, 1])
     few, _ = stored(tmp_path / "few.zarr", columns)
     said = message_of(few, "S:N")
-    assert "condition 'N' has 1 documents with tokens (and 1 without)" in said
+    assert "condition 'N' has 1 document with tokens (and 1 without)" in said
     assert "condition 'other' has 0 documents" in message_of(few, "S:other")
     columns.label, columns.label_names = None, ()
     bare, _ = stored(tmp_path / "bare.zarr", columns)

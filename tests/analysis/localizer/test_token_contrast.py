@@ -131,7 +131,7 @@ def test_errors(store: Store, tmp_path: Path) -> None:
     columns = chats(5, [6, 6, 6])
     columns.codes = {"role": np.array([0] + [1] * 17, np.int32)}
     few, _ = stored(tmp_path / "few.zarr", columns)
-    with pytest.raises(ConfigError, match="1 documents have tokens of role=assistant"):
+    with pytest.raises(ConfigError, match="1 document with tokens of role=assistant"):
         localize(few, "role=assistant:user")
 
 

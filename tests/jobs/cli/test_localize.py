@@ -133,7 +133,7 @@ def test_the_same_command_writes_the_same_mask(store: Store, tmp_path: Path) -> 
     [
         (["--contrast", "S:Q"], "no label 'Q'. This store's labels are: S, N, other."),
         (["--contrast", "S"], "POSITIVE:NEGATIVE"),
-        (["--contrast", "S:other"], "condition 'other' has 1 documents with tokens"),
+        (["--contrast", "S:other"], "condition 'other' has 1 document with tokens"),
         (["--contrast", "S:N", "--top", "0"], "expected a share such as 1%"),
         (["--contrast", "S:N", "--top", "65"], "1 to the 64 units"),
         (["--contrast", "S:N", "--hookpoints", "x"], "this store has resid_post.0, mlp.1"),

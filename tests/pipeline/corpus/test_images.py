@@ -293,9 +293,9 @@ def test_what_is_no_picture_is_skipped_and_counted(
     for reason in (
         "3 records skipped: not an image, or of a format that is not read",
         "2 records skipped: a damaged image",
-        "1 records skipped: an image of several frames",
-        "1 records skipped: an image of mode I;16",
-        "1 records skipped: an image of more than 10,000 pixels",
+        "1 record skipped: an image of several frames",
+        "1 record skipped: an image of mode I;16",
+        "1 record skipped: an image of more than 10,000 pixels",
     ):
         assert reason in said, (reason, said)
 
@@ -378,8 +378,8 @@ def test_records_name_or_hold_their_images(tmp_path: Path, vit: tuple[Any, Path]
     said = "\n".join(lines)
     for reason in (
         "3 records skipped: an image outside the folder of its records",
-        "1 records skipped: no such image file",
-        "1 records skipped: an image that is neither bytes nor a path",
+        "1 record skipped: no such image file",
+        "1 record skipped: an image that is neither bytes nor a path",
         "2 records skipped: no image",
     ):
         assert reason in said, (reason, said)
@@ -424,10 +424,10 @@ def test_a_corpus_without_images_is_refused(tmp_path: Path, vit: tuple[Any, Path
     (tmp_path / "in/a.jsonl").write_text('{"text": "hello"}\n')
     with pytest.raises(CorpusError, match="no images here"):
         plan(tmp_path / "s.zarr", vit[1], tmp_path / "in")
-    with pytest.raises(CorpusError, match="none of 1 records is a document"):
+    with pytest.raises(CorpusError, match="none of 1 record is a document"):
         plan(tmp_path / "s.zarr", vit[1], tmp_path / "in", image_field="picture")
     (tmp_path / "in/a.png").write_bytes(b"broken")
-    with pytest.raises(CorpusError, match="none of 1 files is an image"):
+    with pytest.raises(CorpusError, match="none of 1 file is an image"):
         plan(tmp_path / "s.zarr", vit[1], tmp_path / "in")
 
 

@@ -231,10 +231,10 @@ def test_what_cannot_be_placed_is_skipped_and_counted(tmp_path: Path, llava: Lla
     assert [store.document(i).source.record for i in range(len(store.documents))] == [0]
     said = "\n".join(line for line in lines if line.startswith("skipped"))
     for reason in (
-        "1 records skipped: one image, and <image> several times",
-        "1 records skipped: a text that reads like the grid of an image",
-        "1 records skipped: an image that lies in no single window",
-        "1 records skipped: no such image file",
+        "1 record skipped: one image, and <image> several times",
+        "1 record skipped: a text that reads like the grid of an image",
+        "1 record skipped: an image that lies in no single window",
+        "1 record skipped: no such image file",
     ):
         assert reason in said, (reason, said)
 

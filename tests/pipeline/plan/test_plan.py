@@ -302,7 +302,7 @@ def test_skipped_records_are_counted_and_said(tmp_path: Path, stories: str) -> N
     options = PlanOptions(model=stories, corpus=str(tmp_path / "a.jsonl"))
     store = make_plan(tmp_path / "s.zarr", options, said.append)
     assert (store.plan.corpus.n_records_read, store.plan.corpus.n_records_skipped) == (4, 2)
-    assert any("1 records skipped: not UTF-8 (the first: a.jsonl record 1)" in s for s in said)
+    assert any("1 record skipped: not UTF-8 (the first: a.jsonl record 1)" in s for s in said)
 
 
 def test_a_dry_run_of_a_small_corpus_is_exact(tmp_path: Path, stories: str) -> None:

@@ -79,7 +79,7 @@ def test_a_file_that_cannot_be_followed_is_an_error(tmp_path: Path, data: str, s
 
 def test_other_forms_name_their_fields(tmp_path: Path) -> None:
     for data in ({"data": VALUES}, {"text": ["a", "b"]}, {"text": {"0": "a"}}):
-        with pytest.raises(CorpusError, match=r"none of 1 records has text.*Its fields are"):
+        with pytest.raises(CorpusError, match=r"none of 1 record has text.*Its fields are"):
             list(corpus_of(tmp_path / "a.json", json.dumps(data)).records())
 
 
