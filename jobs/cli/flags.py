@@ -40,3 +40,18 @@ def json_option(function: F) -> F:
         callback=_remember("actlas.json"),
         help="Print JSON on one line (schemas in docs/json).  [default: no]",
     )(function)
+
+
+def dry_run_options(function: F) -> F:
+    """Add ``--dry-run`` and ``--verbose`` to a command that plans a store."""
+    function = click.option(
+        "--verbose",
+        is_flag=True,
+        help="Print every line of the estimate: rows, files, objects, load, memory.  "
+        "[default: tokens, bytes, time and warnings]",
+    )(function)
+    return click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Estimate tokens, bytes and time from a sample; write nothing.  [default: no]",
+    )(function)

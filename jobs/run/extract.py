@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from actlas.jobs.config import SECTIONS, Asked, Section, resolve
+from actlas.jobs.formatting import command, counted
 from actlas.jobs.ray.cluster import planning_device
 from actlas.jobs.run.resume import check_model_files, check_same_plan, moved_model
 from actlas.store.errors import (
@@ -65,7 +66,7 @@ def extract(
     return store
 
 
-def extract_at(path: str, asked: Asked) -> tuple[Store, Outcome]:
+def extract_at(path: str, asked: Asked, *, verbose: bool = False) -> tuple[Store, Outcome]:
     """Open or plan the store at a path, then extract its missing shards.
 
     Parameters
@@ -74,10 +75,12 @@ def extract_at(path: str, asked: Asked) -> tuple[Store, Outcome]:
         The path or URL of the store.
     asked : Asked
         The options of the plan and of the run.
+    verbose : bool
+        Whether all lines of a new plan's estimate are printed.
     """
     from actlas.jobs.run.run import on_stderr, run_extraction
 
-    store, run = open_or_plan(path, asked), asked.run
+    store, run = open_or_plan(path, asked, verbose=verbose), asked.run
     if asked.plan.get("trust_remote_code"):
         run = run.model_copy(update={"allow_remote_code": True})
     if run.model_path is None:
@@ -87,7 +90,7 @@ def extract_at(path: str, asked: Asked) -> tuple[Store, Outcome]:
     return store, run_extraction(store, run)
 
 
-def open_or_plan(path: str, asked: Asked) -> Store:
+def open_or_plan(path: str, asked: Asked, *, verbose: bool = False) -> Store:
     """Open a store and compare its plan with the options; plan a new one if there is none.
 
     Parameters
@@ -96,6 +99,8 @@ def open_or_plan(path: str, asked: Asked) -> Store:
         The path or URL of the store.
     asked : Asked
         The options of the plan and of the run.
+    verbose : bool
+        Whether all lines of a new plan's estimate are printed.
 
     Raises
     ------
@@ -112,7 +117,7 @@ def open_or_plan(path: str, asked: Asked) -> Store:
         pass
 
         try:
-            return make(path, asked)
+            return make(path, asked, verbose=verbose)
         except StoreExistsError as exists:  # another planner was faster, or it is no store
             try:
                 store = open_store(path)
@@ -139,7 +144,7 @@ def _section_of(name: str) -> Section:
     raise ConfigError(f"unknown option {name!r}. {hint}", key=name, near=near)
 
 
-def make(path: str, asked: Asked) -> Store:
+def make(path: str, asked: Asked, *, verbose: bool = False) -> Store:
     """Plan a new store and return it.
 
     Parameters
@@ -148,9 +153,73 @@ def make(path: str, asked: Asked) -> Store:
         The path or URL of the store.
     asked : Asked
         The options of the plan and of the run.
+    verbose : bool
+        Whether all lines of the plan's estimate are printed.
     """
     options = asked.plan_options()
     from actlas.jobs.run.run import on_stderr
     from actlas.pipeline.plan.make import make_plan
 
-    return make_plan(path, options, on_stderr, planning_device(asked.run))
+    return make_plan(path, options, on_stderr, planning_device(asked.run), verbose=verbose)
+
+
+def dry_run(path: str, asked: Asked, *, verbose: bool = False) -> list[str]:
+    """Return the lines that say what planning or extracting a store would amount to.
+
+    Nothing is written.
+
+    Parameters
+    ----------
+    path : str
+        The path or URL of the store. If there is one, its plan is compared with the options.
+    asked : Asked
+        The options of the plan and of the run.
+    verbose : bool
+        Whether all lines of the estimate are returned.
+
+    Raises
+    ------
+    PlanMismatchError
+        An option that was given differs from the store's plan.
+    StoreExistsError
+        The path holds something that is not a store.
+    """
+    from actlas.pipeline.plan.dry_run import estimate
+    from actlas.store.objects.base import is_url
+    from actlas.store.store import open_store
+    from actlas.store.write.staging import refuse_existing
+
+    try:
+        store = open_store(path)
+    except StoreNotFoundError:
+        refuse_existing(path)
+        found = estimate(asked.plan_options(), planning_device(asked.run))
+        nothing = "dry run: nothing was written -> next: run the command without --dry-run"
+        return [*found.lines(verbose=verbose, bucket=is_url(path)), nothing]
+    check_same_plan(store.plan, asked, path)
+    n_missing = sum(len(store.missing(job)) for job in store.jobs)
+    left = f"{counted(n_missing, 'shard')} to extract" if n_missing else "all shards are extracted"
+    then = command("extract" if n_missing else "verify", path)
+    return [
+        f"planned already: {size_of(store)}; {left}",
+        f"dry run: nothing was written -> next: {then}",
+    ]
+
+
+def size_of(store: Store) -> str:
+    """Return the documents, rows, hookpoints and shards of a store in words.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    """
+    plan = store.plan
+    rows = [counted(plan.n_tokens, "row")] * plan.dense
+    if plan.pools:
+        rows.append(counted(plan.n_documents * len(plan.pools), "pooled row"))
+    n_shards = sum(store.n_shards(job) for job in store.jobs)
+    return (
+        f"{counted(plan.n_documents, 'document')}, {' and '.join(rows)} x "
+        f"{counted(len(plan.hookpoints), 'hookpoint')} in {counted(n_shards, 'shard')}"
+    )

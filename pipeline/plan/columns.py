@@ -58,6 +58,9 @@ class DraftColumns:
         codes, used = _used(texts.label, place, texts.labels)
         self.label: NDArray[np.int32] | None = codes if labelled else None
         self.label_names = used if labelled else ()
+        read = texts.labels.codes if labelled else ()
+        self.labels_left_out = tuple(sorted(set(read) - set(used)))
+        """Labels that only documents have that were read and not chosen."""
         all_names = dict(names or {})
         self._recoded: dict[str, NDArray[np.int32]] = {}
         for name, found in texts.columns.items():

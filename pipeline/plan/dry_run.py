@@ -25,7 +25,8 @@ def estimate(options: PlanOptions, device: str | None = "auto") -> Estimate:
     """Estimate what a plan would amount to.
 
     The first documents pass through a temporary folder as those of a plan do, and their numbers
-    are scaled to the corpus. Where the sample is the whole corpus, they are exact but for borders.
+    are scaled to the corpus. Where they are the whole corpus, or all that a plan of ``max_tokens``
+    from its head would read, the numbers are exact but for borders.
 
     Parameters
     ----------
@@ -41,30 +42,28 @@ def estimate(options: PlanOptions, device: str | None = "auto") -> Estimate:
     """
     settings = resolve_settings(options, device)
     head = Head(settings.corpus)
-    of_head = replace(
-        settings,
-        corpus=head,
-        sample="head",
-        options=options.model_copy(update={"max_tokens": None}),
-    )
+    of_head = replace(settings, corpus=head)
     with (
         temporary_folder("dry-run") as folder,
         open_spool(f"{folder}/store") as spool,
     ):
         draft = collect_documents(of_head, spool)
         columns = columns_of(of_head, draft)
-        total = head.total_tokens(columns.n_tokens)
-        wanted = min(filter(None, (total, options.max_tokens)), default=columns.n_tokens)
-        ratio = wanted / columns.n_tokens
+        total, ratio = None, 1.0
+        if draft.sample == "all":  # Otherwise the first documents have max_tokens.
+            total = head.total_tokens(columns.n_tokens)
+            wanted = min(filter(None, (total, options.max_tokens)), default=columns.n_tokens)
+            ratio = wanted / columns.n_tokens
+        exact = ratio == 1 and (head.rest is None or draft.sample == "head")
         n_windows = layout.n_windows(draft.lengths, settings.windows.kept)
         plan = assemble(
             settings,
             fingerprint="",
-            sample="all" if head.rest is None else settings.sample,
+            sample=draft.sample if head.rest is None else settings.sample,
             n_documents=max(1, round(columns.n_documents * ratio)),
             n_tokens=max(1, round(columns.n_tokens * ratio)),
             n_text_bytes=round(columns.n_text_bytes * ratio),
-            n_image_bytes=round(head.n_image_bytes * ratio),
+            n_image_bytes=round(head.n_image_bytes * ratio * len(draft.order) / len(draft.texts)),
             n_windows=max(1, round(n_windows * ratio)),
         )
         counts = ("n_documents", "n_tokens", "n_text_bytes")
@@ -74,7 +73,7 @@ def estimate(options: PlanOptions, device: str | None = "auto") -> Estimate:
             plan,
             columns,
             sample_rates(plan.model_copy(update=own), columns),
-            sampled_documents=None if head.rest is None and ratio == 1 else columns.n_documents,
+            sampled_documents=None if exact else len(draft.texts),
             scaled=total is not None or options.max_tokens is not None,
         )
 

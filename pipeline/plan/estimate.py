@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -15,17 +15,18 @@ from actlas.pipeline.hookpoints.names import collapse
 from actlas.pipeline.model.describe import load_config
 from actlas.pipeline.options import RunOptions
 from actlas.pipeline.plan.columns import DraftColumns
+from actlas.pipeline.plan.labels import label_doubts, names_with_counts, shortened
 from actlas.pipeline.plan.settings import Settings
 from actlas.pipeline.plan.store_size import Rates, StoreSize, store_size
-from actlas.store.display.text import n_bytes
+from actlas.store.display.text import counted, n_bytes
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.schema import Plan
 
 PUTS_PER_S = 3_500
 """Write requests per second that Amazon's S3 documents for one prefix."""
 
-MAX_NAMES = 20
-"""Labels, names in a column of tokens, or files, that a line lists."""
+FEW_NAMES = 6
+"""Labels that the line of the corpus lists."""
 
 Lines = Iterator[tuple[str, str]]
 """Lines to print: the first word, which is the subject, and the text."""
@@ -78,30 +79,38 @@ class Estimate:
 
     @property
     def labels(self) -> dict[str, int]:
-        """Documents of each label; empty if they have none."""
+        """Documents of the plan with each label, projected as all is; empty if they have none."""
         label, names = self.columns.label, self.columns.label_names
         if label is None:
             return {}
-        n_documents = np.bincount(label[label >= 0], minlength=len(names))
-        return dict(zip(names, n_documents.tolist(), strict=True))
+        ratio = self.plan.n_documents / self.columns.n_documents
+        n_documents = np.rint(np.bincount(label[label >= 0], minlength=len(names)) * ratio)
+        return dict(zip(names, n_documents.astype(int).tolist(), strict=True))
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
-    def lines(self) -> list[str]:
-        """Return the estimate as lines to print, each with a first word for its subject."""
-        parts = (
-            self._documents(),
-            self._files(),
-            self._rows(),
-            self._store(),
-            self._cost(),
-        )
+    def lines(self, *, verbose: bool = True, bucket: bool = False) -> list[str]:
+        """Return the estimate as lines to print, each with a first word for its subject.
+
+        Parameters
+        ----------
+        verbose : bool
+            Return all lines. Otherwise those that a person decides by: tokens, bytes, time, and
+            what may be wrong.
+        bucket : bool
+            Whether the store will be in a bucket, whose limit of requests is then compared.
+        """
+        parts = [self._tokens(labels=True), self._size(), self._time(), self._doubts()]
+        if verbose:
+            parts = [self._tokens(), self._doubts(), self._labels(), self._files(), self._rows()]
+            parts += [self._store(), self._cost(), self._load(bucket), self._memory()]
         return [f"{subject:<9}{text}" for part in parts for subject, text in part]
 
-    def _count(self, n: int) -> str:
+    def _count(self, n: int, noun: str | None = None) -> str:
         """Return a number of the plan, with the word "about" if it is projected."""
-        return f"{n:,}" if self.sampled_documents is None else f"about {n:,}"
+        about = "" if self.sampled_documents is None else "about "
+        return about + (f"{n:,}" if noun is None else counted(n, noun))
 
     def _files(self) -> Lines:
         files = self.settings.model.files
@@ -109,33 +118,45 @@ class Estimate:
             if folder is None:
                 continue
             names = [*folder.read]
-            yield "pinned", f"{len(names)} files of {of} by their sha256: {_shortened(names)}"
+            n_files = counted(len(names), "file")
+            yield "pinned", f"{n_files} of {of} by their sha256: {shortened(names)}"
             if folder.ignored:
-                left = _shortened(folder.ignored)
+                left = shortened(folder.ignored)
                 yield "ignored", f"in the folder of {of}, and not read: {left}"
 
-    def _documents(self) -> Lines:
+    def _tokens(self, *, labels: bool = False) -> Lines:
         plan, count = self.plan, self._count
         bos = ", each with BOS first" if plan.request.get("prepend_bos") else ""
-        yield (
-            "corpus",
-            f"{count(plan.n_tokens)} tokens in {count(plan.n_documents)} documents, "
-            f"{count(plan.n_windows)} windows of at most {plan.windows.max_length:,}{bos}; the "
-            f"longest document has {np.diff(self.columns.start).max():,}",
+        text = (
+            f"{count(plan.n_tokens, 'token')} in {count(plan.n_documents, 'document')}, "
+            f"{count(plan.n_windows, 'window')} of at most {plan.windows.max_length:,}{bos}"
         )
+        if labels and self.labels:
+            text += f"; labels: {names_with_counts(self.labels, FEW_NAMES)}"
+        elif not labels:
+            text += f"; the longest document has {np.diff(self.columns.start).max():,}"
+        yield "corpus", text
+
+    def _labels(self) -> Lines:
+        if self.labels:
+            yield "labels", names_with_counts(self.labels)
+        for name in self.plan.token_columns if self.crossing_share is not None else ():
+            yield "columns", f"{name}: {names_with_counts(self.columns.n_tokens_of(name))}"
+
+    def _doubts(self) -> Lines:
+        """Yield what the numbers rest on, what is left out, and what may be a mistake."""
         if self.sampled_documents is not None:
             scope = "; the rest is projected from them"
             if not self.scaled:
                 scope = ": the size of the corpus is not known, so the numbers are theirs alone"
-            yield "sample", f"{self.sampled_documents:,} documents were read{scope}"
-        if self.labels:
-            yield "labels", _counts(self.labels)
-        for name in plan.token_columns if self.crossing_share is not None else ():
-            yield "columns", f"{name}: {_counts(self.columns.n_tokens_of(name))}"
+            yield "sample", f"{counted(self.sampled_documents, 'document')} read{scope}"
         for line in self.settings.corpus.counts.lines():
             yield "skipped", line
         for line in self.settings.corpus.counts.left_out:
             yield "left out", line
+        partial = self.sampled_documents is not None or self.plan.corpus.sample != "all"
+        for line in label_doubts(self.columns, partial=partial):
+            yield "warning", line
 
     def _rows(self) -> Lines:
         plan, raw_bytes = self.plan, self.stored.raw_bytes_of
@@ -154,10 +175,26 @@ class Estimate:
             n_units = sum(hookpoint.width for hookpoint in plan.hookpoints)
             yield (
                 "pooled",
-                f"{', '.join(plan.pools)}: {self._count(plan.n_documents)} documents x {n_units:,} "
-                f"units of {len(plan.hookpoints)} hookpoints in float32, "
+                f"{', '.join(plan.pools)}: {self._count(plan.n_documents, 'document')} x "
+                f"{counted(n_units, 'unit')} of {counted(len(plan.hookpoints), 'hookpoint')} in "
+                "float32, "
                 f"{n_bytes(raw_bytes('pooled'))}",
             )
+
+    def _size(self) -> Lines:
+        """Yield one line of the bytes on disk, and of what they are."""
+        plan = self.plan
+        about = "" if self.sampled_documents is None else "about "
+        raw = ""
+        if self.stored.ratio is None and plan.compression != "none":
+            raw = ", counted raw: compression makes it less"
+        rows = f"of {counted(plan.shard_rows, 'row')}" if plan.dense else "of documents"
+        yield (
+            "store",
+            f"{about}{n_bytes(self.stored.n_bytes)} on disk{raw}; "
+            f"{self._count(self.n_shards, 'shard')} {rows}, "
+            f"{counted(len(plan.hookpoints), 'hookpoint')}",
+        )
 
     def _store(self) -> Lines:
         plan, stored, count = self.plan, self.stored, self._count
@@ -179,7 +216,7 @@ class Estimate:
             f"{count(stored.n_objects)}, {stored.objects_per_shard:,} a shard; most entries: "
             f"{folders}",
         )
-        of = f"{plan.shard_rows:,} rows" if plan.dense else "documents"
+        of = counted(plan.shard_rows, "row") if plan.dense else "documents"
         if plan.dense and self.crossing_share is not None:
             of += f"; {self.crossing_share:.2%} of the tokens computed twice at their borders"
         yield "shards", f"{count(self.n_shards)} of {of}"
@@ -202,7 +239,6 @@ class Estimate:
         )
 
     def _cost(self) -> Lines:
-        stored, memory = self.stored, self.memory
         compute = self.settings.model.compute_dtype
         yield "compute", f"{compute.name}: {compute.reason}"
         if not self.plan.model.causal and self.plan.model.modality == "text":
@@ -211,19 +247,32 @@ class Estimate:
                 "the model is not causal: each worker tests on the loaded weights whether padding "
                 "or other sequences change a row; if so, of equal lengths or one at a time",
             )
+        yield from self._time()
+
+    def _time(self) -> Lines:
         if self.seconds is None:
             yield "time", f"unknown: {self.how}"
         else:
             yield "time", f"{time_range(*self.seconds)} for one process ({self.how})"
-        if self.seconds is not None and self.n_shards:
-            shard_s = sum(self.seconds) / 2 / self.n_shards
-            puts, written = stored.objects_per_shard / shard_s, stored.bytes_per_shard / shard_s
-            yield (
-                "load",
-                f"of each process: a shard in {shard_s:,.3g} s; a second {puts:,.3g} objects and "
-                f"{n_bytes(written)} written, and read back; {PUTS_PER_S / puts:,.0f} of them "
-                f"reach the {PUTS_PER_S:,} that S3 takes below a prefix",
-            )
+
+    def _load(self, bucket: bool) -> Lines:
+        if self.seconds is None or not self.n_shards:
+            return
+        shard_s = sum(self.seconds) / 2 / self.n_shards
+        puts = self.stored.objects_per_shard / shard_s
+        written = self.stored.bytes_per_shard / shard_s
+        limit = ""
+        if bucket:
+            limit = f"; {PUTS_PER_S / puts:,.0f} of them reach the {PUTS_PER_S:,} that S3 takes "
+            limit += "below a prefix"
+        yield (
+            "load",
+            f"of each process: a shard in {shard_s:,.3g} s; a second {puts:,.3g} objects and "
+            f"{n_bytes(written)} written, and read back{limit}",
+        )
+
+    def _memory(self) -> Lines:
+        memory = self.memory
         yield (
             "memory",
             f"{n_bytes(memory.total)} a worker: {n_bytes(memory.weights)} of weights, "
@@ -265,18 +314,6 @@ def summarize(
         sampled_documents=sampled_documents,
         scaled=scaled,
     )
-
-
-def _counts(names: Mapping[str, int]) -> str:
-    """Return names with their counts, the most frequent first."""
-    shown = sorted(names.items(), key=lambda pair: (-pair[1], pair[0]))
-    more = f", and {len(shown) - MAX_NAMES:,} more" if len(shown) > MAX_NAMES else ""
-    return ", ".join(f"{name} {n:,}" for name, n in shown[:MAX_NAMES]) + more
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = f", and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
 
 
 class _InputLengths(NamedTuple):

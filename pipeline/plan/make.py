@@ -16,6 +16,7 @@ from actlas.pipeline.plan.store_size import sample_rates
 from actlas.store.errors import ModelError
 from actlas.store.format import layout
 from actlas.store.format.schema import Plan
+from actlas.store.objects.base import is_url
 from actlas.store.store import Store, open_store
 from actlas.store.write.create import create
 from actlas.store.write.staging import refuse_existing
@@ -26,6 +27,8 @@ def make_plan(
     options: PlanOptions,
     progress: Log | None = None,
     device: str | None = "auto",
+    *,
+    verbose: bool = True,
 ) -> Store:
     """Read, tokenize and order a corpus, and write a new store with its plan.
 
@@ -44,6 +47,8 @@ def make_plan(
     device : str or None
         The device that the model will run on, which decides the dtype that it computes in where
         ``model_dtype`` is ``auto``; None where it runs on other machines.
+    verbose : bool
+        Whether all lines of the estimate are logged, or those that a person decides by.
 
     Raises
     ------
@@ -55,10 +60,13 @@ def make_plan(
         The disk is full or fails. Nothing is left behind.
     """
     refuse_existing(path)
-    return plan_settings(path, resolve_settings(options, device), progress or (lambda _: None))
+    settings = resolve_settings(options, device)
+    return plan_settings(path, settings, progress or (lambda _: None), verbose=verbose)
 
 
-def plan_settings(path: str | os.PathLike[str], settings: Settings, log: Log) -> Store:
+def plan_settings(
+    path: str | os.PathLike[str], settings: Settings, log: Log, *, verbose: bool = True
+) -> Store:
     """Make the plan of decided options, as :func:`make_plan` does.
 
     Parameters
@@ -69,6 +77,8 @@ def plan_settings(path: str | os.PathLike[str], settings: Settings, log: Log) ->
         The decided options.
     log : callable
         Receives lines of progress, and the estimate of the plan.
+    verbose : bool
+        Whether all lines of the estimate are logged.
     """
     log(f"planning {settings.corpus.describe()}")
     with open_spool(path) as spool:
@@ -87,7 +97,7 @@ def plan_settings(path: str | os.PathLike[str], settings: Settings, log: Log) ->
                 draft.lengths, plan.shard_rows, settings.windows.kept, causal=plan.model.causal
             ),
         )
-        for line in found.lines():
+        for line in found.lines(verbose=verbose, bucket=is_url(path)):
             log(line)
         create(path, plan, columns, images, settings.model.files)
     return open_store(path)

@@ -48,9 +48,9 @@ def test_plans_are_made_for_the_workers_of_the_clusters_address(
 ) -> None:
     planned_on: list[str | None] = []
 
-    def note(*arguments: Any) -> Any:
+    def note(*arguments: Any, **_more: Any) -> Any:
         planned_on.append(arguments[-1])
-        return SimpleNamespace(lines=lambda: ["noted"])
+        return SimpleNamespace(lines=lambda **_: ["noted"])
 
     monkeypatch.setattr(planning, "make_plan", note)
     monkeypatch.setattr(dry_run, "estimate", note)
