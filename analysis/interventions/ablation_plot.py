@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +12,6 @@ from actlas.analysis.interventions.conditions import Condition
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-DPI = 150
 
 BLUE, ORANGE, DARK = "#7fa8c9", "#d95f02", "#1a1a1a"
 
@@ -62,28 +58,12 @@ def draw(conditions: Sequence[Condition], heading: str) -> Figure:
     ax.set_yticks(range(len(names)), names, fontsize=9 if len(names) <= 40 else 7)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.margins(x=0.08)
-    ax.set_xlabel(f"loss above the intact model's {intact.loss:.3f} (nats per token)")
+    ax.set_xlabel(f"loss above the intact model's {intact.loss:.4f} (nats per token)")
     ax.spines[["right", "top"]].set_visible(False)
     if ax.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     ax.set_title(heading, loc="left", fontsize=10, parse_math=False)
     return figure
-
-
-def write(conditions: Sequence[Condition], heading: str, path: Path) -> None:
-    """Write the picture of :func:`draw` as a PNG.
-
-    Parameters
-    ----------
-    conditions, heading
-        See :func:`draw`.
-    path : Path
-        The file, replaced where it exists.
-    """
-    with warnings.catch_warnings():
-        # Characters that the font lacks are drawn as boxes; the table has the whole name.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        draw(conditions, heading).savefig(path, dpi=DPI)
 
 
 def _spread(ax: Axes, deltas: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actlas.analysis.figures import PNG, Figures, title_name
 from actlas.analysis.interventions.conditions import RANDOM, TOP, Condition
 from actlas.store.display.text import counted, html_text, printable_lines
 
@@ -120,13 +121,15 @@ class Ablation:
         rows = [{k: _plain(v) for k, v in c.row().items()} for c in self.conditions]
         return {**self.about, "sentence": self.sentence(), "conditions": rows}
 
-    def save(self, folder: Path) -> None:
-        """Write ablation.csv, samples.txt, summary.json and ablation.png into a folder.
+    def save(self, folder: Path, figures: Figures = PNG) -> None:
+        """Write ablation.csv, samples.txt, summary.json and the picture into a folder.
 
         Parameters
         ----------
         folder : Path
             An existing folder.
+        figures : Figures
+            Formats and resolution of the picture.
         """
         from actlas.analysis.interventions import ablation_plot
 
@@ -137,12 +140,14 @@ class Ablation:
             writer.writerows(rows)
         (folder / "samples.txt").write_text(self.samples_text(), encoding="utf-8")
         (folder / "summary.json").write_text(json.dumps(self.summary(), indent=1) + "\n")
-        ablation_plot.write(self.conditions, self._heading(), folder / "ablation.png")
+        if figures.formats:
+            figures.save(ablation_plot.draw(self.conditions, self._heading()), folder, "ablation")
 
     def _heading(self) -> str:
+        model, corpus = (_short(title_name(self.about[name])) for name in ("model", "corpus"))
         return (
-            f"{_short(self.about['model'])}: {counted(self.top.n_units, 'unit')} set to zero\n"
-            f"{_short(self.about['corpus'])}, {self.top.n_tokens:,} predicted tokens"
+            f"{model}: {counted(self.top.n_units, 'unit')} set to zero\n"
+            f"{corpus}, {counted(self.top.n_tokens, 'predicted token')}"
         )
 
     def samples_text(self) -> str:

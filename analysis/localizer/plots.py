@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from actlas.analysis.figures import PNG, Figures, shown, title_name
 from actlas.store.display.text import counted
 from actlas.store.format.schema import HookpointSpec
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from actlas.analysis.localizer.contrast import Condition
     from actlas.analysis.localizer.masks import Mask
     from actlas.analysis.statistics.welch import Welch
-
-DPI = 150
 
 COLUMNS_MAX = 1200
 """Columns of a row in the brain map; in wider hookpoints each is the strongest of several units."""
@@ -35,7 +33,8 @@ BINS = 80
 
 DARK, BLUE, ORANGE, GREY = "#1a1a1a", "#7fa8c9", "#d95f02", "#bdbdbd"
 
-_SHOWN_SHARE = 99.5
+_SHOWN_SHARE, _SELECTED_SHARE = 99.5, 90
+"""Percentiles of abs(t) of all units, and of the selected t, that the colours reach at least."""
 
 
 class Plotted(Protocol):
@@ -66,8 +65,8 @@ class Plotted(Protocol):
         """Units with q below 0.05, of either sign."""
 
 
-def save_all(found: Plotted, folder: Path) -> None:
-    """Write brain_map.png, layers.png and t_histogram.png.
+def save_all(found: Plotted, folder: Path, figures: Figures = PNG) -> None:
+    """Write the pictures brain_map, layers and t_histogram.
 
     Parameters
     ----------
@@ -75,9 +74,11 @@ def save_all(found: Plotted, folder: Path) -> None:
         The localization.
     folder : Path
         An existing folder.
+    figures : Figures
+        Formats and resolution.
     """
-    for draw in (brain_map, layers, t_histogram):
-        _write(draw(found), folder / f"{draw.__name__}.png")
+    for draw in (brain_map, layers, t_histogram) if figures.formats else ():
+        figures.save(draw(found), folder, draw.__name__)
 
 
 def brain_map(found: Plotted) -> Figure:
@@ -97,7 +98,7 @@ def brain_map(found: Plotted) -> Figure:
     height = 1.7 + sum(max(0.26, min(0.6, 3.2 / n)) * n + 0.55 for n in rows)
     figure = Figure(figsize=(12, min(height, 60)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=rows)[:, 0]
-    norm, beyond = _scale(found.test.t)
+    norm, beyond = _scale(found.test.t, found.selected)
     edges = np.cumsum([0, *(spec.width for spec in specs)])
     image = None
     for ax, panel in zip(axes, panels, strict=True):
@@ -105,12 +106,15 @@ def brain_map(found: Plotted) -> Figure:
             part = slice(edges[i], edges[i + 1])
             image = _row(ax, row, found.test.t[part], found.selected[part], norm)
         _label_rows(ax, [specs[i] for i in panel])
-    _title(axes[0], found, f"selected: marked below each row (t ≥ {found.t_threshold:.3g})")
+    _title(axes[0], found, f"selected: marked below each row{_at_least(found)}")
     if image is not None:
         bar = figure.colorbar(
             image, ax=list(axes), extend=beyond, fraction=0.03, pad=0.01, aspect=25
         )
-        bar.set_label(_words("t: {0} above {1}", found), parse_math=False)
+        bar.set_label(f"{_t_of(found)}\n{_words('red: {0} above {1}', found)}", parse_math=False)
+        if np.isfinite(found.t_threshold) and abs(found.t_threshold) < norm.vmax:
+            bar.ax.axhline(found.t_threshold, color=DARK, linewidth=1.5)
+            bar.ax.text(0.5, found.t_threshold, "selected", fontsize=7, ha="center", va="bottom")
     return figure
 
 
@@ -215,25 +219,25 @@ def t_histogram(found: Plotted) -> Figure:
     figure = Figure(figsize=(8, 5), layout="constrained")
     ax = figure.subplots()
     t = found.test.t
-    shown = t[np.isfinite(t)]
-    if len(shown):
-        edges = _bins(shown, found.t_threshold)
+    finite = t[np.isfinite(t)]
+    if len(finite):
+        edges = _bins(finite, found.t_threshold)
         chosen = t[np.isfinite(t) & found.selected]
-        label = f"all units ({len(shown):,})"
-        ax.hist(shown, edges.tolist(), color=BLUE, edgecolor="white", linewidth=0.3, label=label)
+        label = f"all units ({len(finite):,})"
+        ax.hist(finite, edges.tolist(), color=BLUE, edgecolor="white", linewidth=0.3, label=label)
         label = f"selected ({len(chosen):,})"
         ax.hist(chosen, edges.tolist(), color=ORANGE, edgecolor="white", linewidth=0.3, label=label)
         grid = np.linspace(min(edges[0], -4), max(edges[-1], 4), 500)
-        chance = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi) * len(shown) * np.diff(edges)[0]
-        tallest = float(np.histogram(shown, edges)[0].max())
+        chance = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi) * len(finite) * np.diff(edges)[0]
+        tallest = float(np.histogram(finite, edges)[0].max())
         cut = ", goes on above" if chance.max() > 1.25 * tallest else ""
         label = f"if no unit differed (standard normal{cut})"
         ax.plot(grid, chance, color=DARK, linewidth=1.2, linestyle="--", label=label)
         ax.set_ylim(0, 1.25 * tallest)  # the curve of chance may be far taller
     if np.isfinite(found.t_threshold):
-        label = f"smallest selected: t = {found.t_threshold:.3g}"
+        label = f"smallest selected: t = {shown(found.t_threshold)}"
         ax.axvline(found.t_threshold, color=ORANGE, linewidth=1.5, linestyle=":", label=label)
-    ax.set_xlabel(_words("Welch's t ({0} above {1}: positive)", found), parse_math=False)
+    ax.set_xlabel(f"{_t_of(found)}; {_words('positive: {0} above {1}', found)}", parse_math=False)
     ax.set_ylabel("units")
     ax.spines[["right", "top"]].set_visible(False)
     if ax.get_legend_handles_labels()[0]:
@@ -256,10 +260,12 @@ def _bins(t: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
     return threshold + width * np.arange(-before, after + 1, dtype=np.float64)
 
 
-def _scale(t: NDArray[np.float64]) -> tuple[Normalize, str]:
-    """Return a colour scale symmetric about zero, up to a percentile of abs(t)."""
-    size = np.abs(t[np.isfinite(t)])
+def _scale(t: NDArray[np.float64], selected: NDArray[np.bool_]) -> tuple[Normalize, str]:
+    """Return a colour scale symmetric about zero, which tells the selected units apart too."""
+    size, chosen = np.abs(t[np.isfinite(t)]), t[np.isfinite(t) & selected]
     limit = float(np.percentile(size, _SHOWN_SHARE)) if len(size) else 0.0
+    if len(chosen):
+        limit = max(limit, float(np.percentile(chosen, _SELECTED_SHARE)))
     limit = limit or float(size.max(initial=0.0)) or 1.0
     above, below = bool((t > limit).any()), bool((t < -limit).any())
     beyond = {(True, True): "both", (True, False): "max", (False, True): "min"}
@@ -280,9 +286,18 @@ def _title(ax: Axes, found: Plotted, note: str) -> None:
     sign = "signed" if key.signed else "absolute"
     first = (
         f"{_short(a.label)} ({a.n_documents:,}) against {_short(b.label)} ({b.n_documents:,}), "
-        f"{_short(key.model_id, 40, tail=True)}; {how}, {sign}"
+        f"{_short(title_name(key.model_id), 40, tail=True)}; {how}, {sign}"
     )
     ax.set_title(f"{first}\n{note}", fontsize=10, loc="left", parse_math=False)
+
+
+def _t_of(found: Plotted) -> str:
+    """Return what t tests: the size of the samples, or their signed value."""
+    return "Welch's t of " + ("activation" if found.mask.key.signed else "|activation|")
+
+
+def _at_least(found: Plotted) -> str:
+    return f" (t ≥ {shown(found.t_threshold)})" if np.isfinite(found.t_threshold) else ""
 
 
 def _words(text: str, found: Plotted) -> str:
@@ -294,10 +309,3 @@ def _short(text: str, limit: int = 24, *, tail: bool = False) -> str:
     if len(text) <= limit:
         return text
     return "…" + text[1 - limit :] if tail else text[: limit - 1] + "…"
-
-
-def _write(figure: Figure, path: Path) -> None:
-    with warnings.catch_warnings():
-        # Characters that the font lacks are drawn as boxes; the table has the whole label.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        figure.savefig(path, dpi=DPI)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.analysis.figures import DPI, Figures, shown
 from actlas.analysis.localizer.contrast import Condition
 from actlas.analysis.localizer.masks import FILE_NAME, Mask
 from actlas.analysis.statistics.welch import Welch
@@ -201,7 +203,13 @@ class Localization:
             "key": self.mask.key.model_dump(mode="json"),
         }
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        figures: str | Sequence[str] | Figures = "png",
+        dpi: int = DPI,
+    ) -> None:
         """Write units.csv, mask.json, summary.json and three pictures to a new or empty folder.
 
         Floats in ``units.csv`` round-trip exactly; with pandas, read them with
@@ -211,14 +219,21 @@ class Localization:
         ----------
         folder : path
             Created where it does not exist.
+        figures : str or sequence of str
+            Formats of the pictures: ``png``, ``svg``, ``pdf``, several of them, or ``none``.
+        dpi : int
+            Pixels per inch of the pictures.
 
         Raises
         ------
         StoreExistsError
             The folder is not empty; it is left as it is.
+        ConfigError
+            A format is not known, or ``dpi`` is out of range.
         """
         from actlas.analysis.localizer import plots
 
+        wanted = figures if isinstance(figures, Figures) else Figures.parse(figures, dpi)
         where = Path(folder)
         if where.exists() and (not where.is_dir() or any(where.iterdir())):
             raise StoreExistsError(
@@ -230,7 +245,7 @@ class Localization:
         self.table.to_csv(where / "units.csv", index=False, na_rep="nan", lineterminator="\n")
         text = json.dumps(self.summary(), indent=1, ensure_ascii=False, allow_nan=False)
         (where / "summary.json").write_text(text + "\n", encoding="utf-8")
-        plots.save_all(self, where)
+        plots.save_all(self, where, wanted)
         self.mask.save(where / FILE_NAME)
 
     def __repr__(self) -> str:
@@ -243,7 +258,7 @@ class Localization:
             f"localization {a.label} ({counted(a.n_documents, 'document')}) against {b.label} "
             f"({b.n_documents:,}), {key.pool}, {'signed' if key.signed else 'absolute'}: "
             f"{self.n_selected:,} of {counted(self.n_units, 'unit')} selected, t >= "
-            f"{self.t_threshold:.4g}; {self.n_significant:,} with q < {Q_SIGNIFICANT}"
+            f"{shown(self.t_threshold)}; {self.n_significant:,} with q < {Q_SIGNIFICANT}"
         )
 
     def _repr_html_(self) -> str:

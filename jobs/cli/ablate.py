@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from actlas.jobs.cli.flags import debug_option, json_option
+from actlas.analysis.figures import Figures
+from actlas.jobs.cli.flags import debug_option, figure_options, json_option
 from actlas.jobs.cli.options import Count, model_options
 from actlas.jobs.cli.table import cells
 from actlas.jobs.formatting import count
@@ -90,6 +91,7 @@ def _lines(found: Ablation) -> list[str]:
 )
 @click.option("--threads", type=Count(), help="CPU threads.  [default: torch's choice]")
 @click.option("--overwrite", is_flag=True, help="Replace the contents of --out.  [default: no]")
+@figure_options
 @json_option
 @debug_option
 def command(
@@ -102,8 +104,8 @@ def command(
     """Measure MODEL without the units of a mask, and without as many random units.
 
     The units are set to zero at their hookpoints in every forward pass. The result states whether
-    the mask's units matter more than random ones. Writes ablation.csv, ablation.png, samples.txt
-    and summary.json.
+    the mask's units matter more than random ones. Writes ablation.csv, samples.txt, summary.json
+    and the picture ablation.
     """
     # Options that were not given take the defaults of a plan.
     found = ablate(model, mask, corpus, **{k: v for k, v in options.items() if v is not None})
@@ -116,7 +118,9 @@ def command(
         echo("", f"after {sample.prompt!r}:")
         for title, text in sample.texts:
             echo(f"  {title:<16} {_short(text)}")
-    echo("", f"wrote {options['out']}: ablation.csv, ablation.png, samples.txt, summary.json")
+    pictures = Figures.parse(options["figures"], options["dpi"]).names("ablation")
+    files = ", ".join(["ablation.csv", *pictures, "samples.txt", "summary.json"])
+    echo("", f"wrote {options['out']}: {files}")
 
 
 def _short(text: str, limit: int = 100) -> str:

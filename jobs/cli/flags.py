@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from actlas.analysis.figures import DPI, DPI_MAX, DPI_MIN
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -54,4 +56,21 @@ def dry_run_options(function: F) -> F:
         "--dry-run",
         is_flag=True,
         help="Estimate tokens, bytes and time from a sample; write nothing.  [default: no]",
+    )(function)
+
+
+def figure_options(function: F) -> F:
+    """Add ``--figures`` and ``--dpi`` to a command that draws."""
+    function = click.option(
+        "--dpi",
+        type=click.IntRange(DPI_MIN, DPI_MAX),
+        default=DPI,
+        help=f"Pixels per inch of the pictures.  [default: {DPI}]",
+    )(function)
+    return click.option(
+        "--figures",
+        default="png",
+        metavar="FORMATS",
+        help="Formats of the pictures: png, svg, pdf, several of them separated by commas, or "
+        "none.  [default: png]",
     )(function)

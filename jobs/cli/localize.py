@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from actlas.jobs.cli.flags import debug_option, json_option
+from actlas.analysis.figures import Figures, shown
+from actlas.jobs.cli.flags import debug_option, figure_options, json_option
 from actlas.jobs.cli.table import cells, labelled
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, counted
@@ -68,6 +69,7 @@ POOL_TASK = "pool_shard-"
     help="Output folder, new or empty.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the contents of --out.  [default: no]")
+@figure_options
 @json_option
 @debug_option
 def command(
@@ -80,13 +82,16 @@ def command(
     on_nonfinite: Literal["refuse", "omit"],
     out: Path,
     overwrite: bool,
+    figures: str,
+    dpi: int,
     as_json: bool,
 ) -> None:
     """Test every unit of STORE by Welch's t-test, and select the units with the largest t.
 
-    Each document with tokens is one sample. Writes units.csv, mask.json, summary.json,
-    brain_map.png, layers.png and t_histogram.png.
+    Each document with tokens is one sample. Writes units.csv, mask.json, summary.json, and the
+    pictures brain_map, layers and t_histogram.
     """
+    pictures = Figures.parse(figures, dpi)
     opened = open_store(store)
     check_free(out.expanduser().absolute(), overwrite=overwrite)
     from actlas.analysis.localizer.localize import localize
@@ -102,11 +107,11 @@ def command(
             on_nonfinite=on_nonfinite,
         )
     with output_folder(out, overwrite=overwrite) as folder:
-        found.save(folder)
+        found.save(folder, figures=pictures)
     if as_json:
         echo(LocalizeReport(out=str(out), **found.summary()).to_json())
     else:
-        echo(*_lines(found, out))
+        echo(*_lines(found, out, pictures))
 
 
 @contextmanager
@@ -156,15 +161,15 @@ def _lines_as_due() -> Iterator[Callable[[int, int], None]]:
         yield lambda n_done, n_all: say(f"pooled {n_done:,} of {counted(n_all, 'shard')}")
 
 
-def _lines(found: Localization, out: Path) -> Iterable[str]:
+def _lines(found: Localization, out: Path, pictures: Figures) -> Iterable[str]:
     yield from _sample_lines(found)
     effect = found.summary()["median_cohen_d_selected"]
-    median = f", median Cohen's d {effect:.2f}" if isinstance(effect, float) else ""
+    median = f", median Cohen's d {shown(effect)}" if isinstance(effect, float) else ""
     key = found.mask.key
     yield labelled(
         "selected",
         f"{count(found.n_selected)} of {counted(found.n_units, 'unit')} (top {key.top}), "
-        f"t >= {found.t_threshold:.4g}{median}",
+        f"t >= {shown(found.t_threshold)}{median}",
     )
     if found.n_nonfinite_units:
         untested = counted(found.n_nonfinite_units, "unit")
@@ -187,7 +192,8 @@ def _lines(found: Localization, out: Path) -> Iterable[str]:
         counts = cells((count(row.n_selected), count(row.n_significant)), 10)
         yield f"{row.hookpoint:<{width}}{count(row.n_units):>9}{counts}"
     yield ""
-    yield f"wrote {out}: units.csv, mask.json, summary.json and three pictures"
+    drawn = f" and three pictures ({', '.join(pictures.formats)})" if pictures.formats else ""
+    yield f"wrote {out}: units.csv, mask.json, summary.json{drawn}"
     if not found.is_empty:
         mask = str(out / "mask.json")
         yield f"-> next: {shell('ablate', key.model_id, '--mask', mask, '--corpus', 'CORPUS')}"

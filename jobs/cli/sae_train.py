@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from actlas.analysis.sae.train.options import TrainOptions
-from actlas.jobs.cli.flags import debug_option, json_option
+from actlas.jobs.cli.flags import debug_option, figure_options, json_option
 from actlas.jobs.cli.options import model_options
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, counted, duration
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     help="Device: cpu, cuda, cuda:N or mps.  [default: auto, the accelerator if there is one]",
 )
 @model_options(TrainOptions, "threads", "checkpoint_every")
+@figure_options
 @json_option
 @debug_option
 def command(
@@ -61,8 +62,8 @@ def command(
 ) -> None:
     """Train a sparse autoencoder on one hookpoint of STORE.
 
-    The output folder is in SAELens format, with metrics.json, curve.csv and curves.png. The same
-    command resumes an interrupted training; a finished training is left as it is.
+    The output folder is in SAELens format, with metrics.json, curve.csv and the picture curves. The
+    same command resumes an interrupted training; a finished training is left as it is.
     """
     refuse_url(out)
     opened = open_store(store)

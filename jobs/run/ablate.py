@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actlas.analysis.figures import DPI, Figures
 from actlas.jobs.output import check_free, output_folder
 from actlas.store.errors import ConfigError, CorpusError, ModelError
 
@@ -43,6 +44,8 @@ def ablate(
     device: str = "auto",
     threads: int | None = None,
     overwrite: bool = False,
+    figures: str | Sequence[str] = "png",
+    dpi: int = DPI,
     **options: Any,
 ) -> Ablation:
     """Measure a model's loss without a mask's units, and without as many random ones.
@@ -78,6 +81,10 @@ def ablate(
         CPU threads of torch during the call. Default: torch's own number.
     overwrite : bool
         Whether results at ``out`` are replaced.
+    figures : str or sequence of str
+        Formats of the picture: ``png``, ``svg``, ``pdf``, several of them, or ``none``.
+    dpi : int
+        Pixels per inch of the picture.
     **options
         More fields of :class:`~actlas.pipeline.options.PlanOptions`: ``text_field``,
         ``lowercase``, ``max_length``, ``revision``, ``model_dtype``.
@@ -121,6 +128,7 @@ def ablate(
 
     if out is not None:
         check_free(Path(out).expanduser().absolute(), overwrite=overwrite)
+    pictures = Figures.parse(figures, dpi)
     _check(random=random, new_tokens=new_tokens, temperature=temperature, seed=seed)
     _check(1, max_tokens=max_tokens, threads=1 if threads is None else threads)
     chosen = mask if isinstance(mask, Mask) else Mask.load(mask)
@@ -158,7 +166,7 @@ def ablate(
     found = Ablation(conditions, samples, _about(settings, chosen, asked, len(texts)))
     if out is not None:
         with output_folder(out, overwrite=overwrite) as folder:
-            found.save(folder)
+            found.save(folder, pictures)
     return found
 
 

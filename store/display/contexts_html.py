@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from actlas.store.display.histogram import Histogram, histogram_html
 from actlas.store.display.text import html_text
 
 _UP, _DOWN = "230,120,0", "30,110,220"
@@ -25,8 +26,11 @@ _PAGE = """<!doctype html>
 <style>
 :root {{ color-scheme: light dark }}
 body {{ font: 15px/1.6 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }}
+h1 {{ font-size: 1.5em }} h3 {{ font-size: 1.15em; margin: 0 }} hr {{ opacity: .3; margin: 2em 0 }}
+nav ol {{ columns: 18em; padding-left: 2em }} section {{ scroll-margin-top: 1em }}
 </style>
 <body>
+<h1>{title}</h1>
 {body}
 </body>
 </html>
@@ -73,7 +77,7 @@ def shaded_html(text: ShadedText, scale: float) -> str:
             style = f"background:rgba({colour},{0.75 * share:.2f});"
         if i == text.peak:
             style += _PEAK
-        shown = html_text(token).replace("\n", "↵\n")
+        shown = html_text(token).replace("\n", "↵&#8203;")  # on one line, which may break there
         if style:
             pieces.append(f'<span style="{style}" title="{value:.4g}">{shown}</span>')
         else:
@@ -86,10 +90,38 @@ def share_of(value: float, scale: float) -> float:
     return min(1.0, abs(value) / scale) if scale > 0 and math.isfinite(value) else 0.0
 
 
+def legend_html(texts: Sequence[ShadedText], scale: float) -> str:
+    """Return what the shades and the outline mean.
+
+    Parameters
+    ----------
+    texts : sequence of ShadedText
+        The contexts that are shown: blue is explained where an activation is below zero.
+    scale : float
+        The absolute activation that is shaded fully.
+    """
+    shares = [0.25, 0.5, 0.75, 1.0]
+    if any(value < 0 for text in texts for value in text.activations):
+        shares = [*(-share for share in reversed(shares)), *shares]
+    swatches = "".join(
+        f'<span style="background:rgba({_UP if share > 0 else _DOWN},{0.75 * abs(share):.2f});'
+        f'padding:0 .4em">{share * scale:.4g}</span>'
+        for share in shares
+    )
+    return (
+        f"<p style='{_SMALL}'>Shade: activation {swatches}; "
+        f'<span style="{_PEAK}">outlined</span>: the token of the heading; ↵: a line break</p>'
+    )
+
+
 def contexts_html(
-    title: str, facts: Mapping[str, str], texts: Sequence[ShadedText], scale: float
+    title: str,
+    facts: Mapping[str, str],
+    texts: Sequence[ShadedText],
+    scale: float,
+    histogram: Histogram | None = None,
 ) -> str:
-    """Return contexts under a title and a line of facts.
+    """Return contexts under a title, a line of facts, a histogram and a legend.
 
     Parameters
     ----------
@@ -101,9 +133,13 @@ def contexts_html(
         The contexts, in the order shown.
     scale : float
         The absolute activation that is shaded fully.
+    histogram : Histogram, optional
+        The distribution of the feature's or unit's activations.
     """
     line = " · ".join(f"{html_text(name)} {html_text(value)}" for name, value in facts.items())
     head = f"<h3>{html_text(title)}</h3><p style='{_SMALL}'>{line}</p>"
+    if histogram is not None:
+        head += histogram_html(histogram)
     if not texts:
         return head + "<p>There is no token to show.</p>"
     entries = (
@@ -111,17 +147,27 @@ def contexts_html(
         f"{shaded_html(text, scale)}</div>"
         for text in texts
     )
-    return head + "".join(entries)
+    return head + legend_html(texts, scale) + "".join(entries)
 
 
-def page_html(title: str, bodies: Iterable[str]) -> str:
-    """Return a complete page that needs no other file.
+def page_html(title: str, sections: Iterable[tuple[str, str]]) -> str:
+    """Return a complete page that needs no other file, with a table of contents if it is long.
 
     Parameters
     ----------
     title : str
         The page's title, escaped here.
-    bodies : iterable of str
-        Pieces of HTML, separated by rules.
+    sections : iterable of (str, str)
+        The name of each section, escaped here, and its HTML.
     """
-    return _PAGE.format(title=html_text(title), body="<hr>".join(bodies))
+    named = list(sections)
+    body = "<hr>".join(
+        f"<section id='s{number}'>{html}</section>" for number, (_, html) in enumerate(named, 1)
+    )
+    if len(named) > 1:
+        entries = "".join(
+            f"<li><a href='#s{number}'>{html_text(name)}</a></li>"
+            for number, (name, _) in enumerate(named, 1)
+        )
+        body = f"<nav aria-label='Contents'><ol>{entries}</ol></nav><hr>{body}"
+    return _PAGE.format(title=html_text(title), body=body)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.display.contexts_html import ShadedText, contexts_html, page_html, shaded_html
+from actlas.store.display.histogram import Histogram
 from actlas.store.display.text import shortened
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ class Contexts(Sequence[ActivationContext]):
         Names and values of the feature or unit, such as its density.
     scale : float
         The absolute activation that is shaded fully.
+    histogram : callable, optional
+        Returns the distribution of the feature's or unit's activations; called for HTML alone.
     """
 
     def __init__(
@@ -123,7 +126,9 @@ class Contexts(Sequence[ActivationContext]):
         title: str,
         facts: Mapping[str, str],
         scale: float,
+        histogram: Callable[[], Histogram | None] = lambda: None,
     ) -> None:
+        self.histogram = histogram
         self.entries = tuple(entries)
         self.title = title
         self.facts = dict(facts)
@@ -138,7 +143,8 @@ class Contexts(Sequence[ActivationContext]):
     def __getitem__(self, index: slice) -> Contexts: ...
     def __getitem__(self, index: int | slice) -> ActivationContext | Contexts:
         if isinstance(index, slice):
-            return Contexts(self.entries[index], self.title, self.facts, self.scale)
+            part = self.entries[index]
+            return Contexts(part, self.title, self.facts, self.scale, self.histogram)
         return self.entries[index]
 
     def __iter__(self) -> Iterator[ActivationContext]:
@@ -178,15 +184,16 @@ class Contexts(Sequence[ActivationContext]):
         return contexts_page([self])
 
     def _repr_html_(self) -> str:
-        return contexts_html(
-            self.title, self.facts, [entry.shaded() for entry in self.entries], self.scale
-        )
+        shaded = [entry.shaded() for entry in self.entries]
+        return contexts_html(self.title, self.facts, shaded, self.scale, self.histogram())
 
 
 def contexts_page(several: Sequence[Contexts]) -> str:
     """Return several lists of contexts as one HTML page that needs no other file."""
-    title = "; ".join(contexts.title for contexts in several)
-    return page_html(title, (contexts._repr_html_() for contexts in several))
+    titles = [contexts.title for contexts in several]
+    more = f" and {len(titles) - 1:,} more" if len(titles) > 1 else ""
+    sections = zip(titles, (contexts._repr_html_() for contexts in several), strict=True)
+    return page_html(f"Contexts of {titles[0]}{more}", sections)
 
 
 def _numbers(values: Sequence[float]) -> list[float | None]:
@@ -203,6 +210,7 @@ def contexts_of(
     facts: Mapping[str, str],
     scale: float,
     shade: Shade,
+    histogram: Callable[[], Histogram | None] = lambda: None,
 ) -> Contexts:
     """Return the contexts of some tokens, with the activation of every token in them.
 
@@ -214,7 +222,7 @@ def contexts_of(
         The tokens to show, with their activations.
     words : int
         The number of words on each side.
-    title, facts, scale
+    title, facts, scale, histogram
         See :class:`Contexts`.
     shade : callable of (start, stop)
         Returns the activations of consecutive tokens of the corpus.
@@ -226,7 +234,7 @@ def contexts_of(
     for i in np.argsort(peaks.t, kind="stable"):  # each document is read once
         document = read(int(found[i]))
         entries[i] = _entry(store, document, int(peaks.t[i]), float(peaks.value[i]), words, shade)
-    return Contexts([e for e in entries if e is not None], title, facts, scale)
+    return Contexts([e for e in entries if e is not None], title, facts, scale, histogram)
 
 
 def _entry(

@@ -20,6 +20,7 @@ from actlas.store.display.text import counted, did_you_mean
 from actlas.store.errors import FeatureError
 from actlas.store.features.codes import Codes
 from actlas.store.features.contexts import Contexts, Peak, contexts_of, one_per_document
+from actlas.store.features.distribution import of_feature
 from actlas.store.features.tables import FeatureTables
 from actlas.store.format import layout
 from actlas.store.format.schema import FeaturesSpec
@@ -297,6 +298,7 @@ class Features:
             },
             scale=float(self.max[feature]),
             shade=lambda start, stop: self.activations(feature, start, stop),
+            histogram=lambda: of_feature(self.ranked, feature, count),
         )
 
     def to_pandas(self) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from actlas.store.display.html import table_html
 from actlas.store.errors import FeatureError, FormatError
 from actlas.store.features.contexts import Contexts, Peak, contexts_of, one_per_document
+from actlas.store.features.distribution import of_unit
 from actlas.store.format.array_spec import COLUMN_COMPRESSION, ArraySpec
 from actlas.store.format.validation import CHANGED, check_span
 from actlas.store.ledger.derived import group_of
@@ -162,6 +163,7 @@ class Units:
             },
             scale=max((abs(float(value)) for value in kept), default=0.0),
             shade=lambda start, stop: self.activations(unit, start, stop),
+            histogram=lambda: of_unit(self.store, self.hookpoint, unit),
         )
 
     def check(self, unit: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actlas.analysis.figures import DPI, Figures
 from actlas.analysis.sae.metrics import Metrics
 from actlas.analysis.sae.model import SparseAutoencoder
 from actlas.analysis.sae.record import OWN_FILE, check_files, read_record
@@ -104,6 +105,8 @@ def train_sae(
     checkpoint_every: int = 1000,
     tell: Tell | None = None,
     stop: Callable[[], bool] | None = None,
+    figures: str | Sequence[str] = "png",
+    dpi: int = DPI,
     width: int | None = None,
     kind: str | None = None,
 ) -> TrainedSae:
@@ -154,6 +157,10 @@ def train_sae(
         of steps, and rows per second.
     stop : callable, optional
         Called after each step; True saves a checkpoint and ends the call.
+    figures : str or sequence of str
+        Formats of the learning curves: ``png``, ``svg``, ``pdf``, several of them, or ``none``.
+    dpi : int
+        Pixels per inch of the picture.
     width, kind : optional
         Aliases of ``d_sae`` and ``architecture``.
 
@@ -193,14 +200,17 @@ def train_sae(
         threads=threads,
         checkpoint_every=checkpoint_every,
     )
+    wanted = Figures.parse(figures, dpi)
     with torch_threads(options.threads):
-        return _train(as_store(store), options, Path(out).expanduser().absolute(), tell, stop)
+        folder = Path(out).expanduser().absolute()
+        return _train(as_store(store), options, folder, wanted, tell, stop)
 
 
 def _train(
     store: StoreReader,
     options: TrainOptions,
     folder: Path,
+    figures: Figures,
     tell: Tell | None,
     stop: Callable[[], bool] | None,
 ) -> TrainedSae:
@@ -231,7 +241,7 @@ def _train(
     recipe = Recipe(options.architecture, options.k, options.l1, options.peak_lr, n_steps, n_rows)
     trainer = Trainer(sae.to(_device(options.device)), recipe, data.variance)
     followed = train_data.followed_rows(store, options, on, array.shape[1])
-    run = TrainingRun(folder, options, key, trainer, data, tell, followed)
+    run = TrainingRun(folder, options, key, trainer, data, tell, followed, figures)
     if saved is not None:
         run.resume(saved)
     checkpoint.try_folder(folder)

@@ -1,13 +1,17 @@
-"""The learning curves of a training: ``curve.csv`` and ``curves.png``."""
+"""The learning curves of a training: ``curve.csv`` and the picture ``curves``."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-BLUE = "#0072B2"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE = "#0072B2", "#D55E00"
 """From the palette of Okabe and Ito, which colour-blind readers can tell apart."""
 
 
@@ -45,14 +49,18 @@ def write_csv(path: Path, points: Sequence[Point]) -> None:
 
 
 def draw(
-    path: Path, points: Sequence[Point], title: str, final: tuple[float, str] | None = None
-) -> None:
+    points: Sequence[Point],
+    title: str,
+    final: tuple[float, str] | None = None,
+    k: int | None = None,
+) -> Figure:
     """Draw loss, explained variance, L0 and dead share against tokens seen.
+
+    What never changes is said in the title instead of drawn: an L0 that is ``k`` at every point,
+    and a dead share of 0.
 
     Parameters
     ----------
-    path : Path
-        The PNG file to write.
     points : sequence of Point
         The points, in order.
     title : str
@@ -60,8 +68,42 @@ def draw(
     final : tuple of float and str, optional
         Explained variance after the training, drawn as a line, and the rows that it is of
         ("held-out", "training").
+    k : int, optional
+        Features kept on each token, where the architecture fixes them.
     """
     from matplotlib.figure import Figure
+
+    panels = {
+        "loss": "loss of the batch",
+        "explained_variance": "explained variance",
+        "l0": "L0: features above zero per token",
+        "dead_share": "share of dead features",
+    }
+    constant = []
+    if k is not None and all(round(point.l0, 1) == k for point in points):
+        panels.pop("l0")
+        constant.append(f"L0 {k}")
+    if not any(point.dead_share for point in points):
+        panels.pop("dead_share")
+        constant.append("no dead features")
+    n_rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(10, 0.7 + 3 * n_rows), layout="constrained")
+    axes = list(figure.subplots(n_rows, 2, squeeze=False, sharex=True).flat)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for number, (axis, (field, label)) in enumerate(zip(axes, panels.items(), strict=False)):
+        _panel(axis, field, label, points)
+        if field == "explained_variance":
+            _held_out(axis, points, final)
+        if number + 2 >= len(panels):
+            axis.set_xlabel("tokens seen")
+            axis.tick_params(labelbottom=True)
+    note = f"\n{', '.join(constant)} at every point" if constant else ""
+    figure.suptitle(title + note, fontsize=12, parse_math=False)
+    return figure
+
+
+def _panel(axis: Axes, field: str, label: str, points: Sequence[Point]) -> None:
     from matplotlib.ticker import (
         EngFormatter,
         FormatStrFormatter,
@@ -70,41 +112,44 @@ def draw(
         PercentFormatter,
     )
 
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True).flat
-    tokens = [point.tokens for point in points]
-    panels = {
-        "loss": "loss of the batch",
-        "explained_variance": "explained variance of the batch",
-        "l0": "L0: features above zero per token",
-        "dead_share": "share of dead features",
-    }
-    for axis, (field, label) in zip(axes, panels.items(), strict=True):
-        values = [getattr(point, field) for point in points]
+    values = [getattr(point, field) for point in points]
+    axis.plot(
+        *([point.tokens for point in points], values),
+        **{"color": BLUE, "linewidth": 1.4, "marker": "o", "markersize": 2, "clip_on": False},
+        label="batch" if field == "explained_variance" else None,
+    )
+    axis.set_title(label, fontsize=11, loc="left")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if field == "loss" and 0 < 5 * min(values) < max(values):
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    if field == "explained_variance":
+        axis.set_ylim(min(0.0, *values) if min(values) > -1 else -1, 1)
+    if field == "l0":
+        axis.set_ylim(0, max(1.0, *values) * 1.15)
+    if field == "dead_share":
+        axis.set_ylim(0, max(0.05, *values) * 1.15)
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _held_out(axis: Axes, points: Sequence[Point], final: tuple[float, str] | None) -> None:
+    """Add the held-out curve, and the final metric of all evaluation rows."""
+    measured = [
+        (point.tokens, value)
+        for point in points
+        if (value := point.held_out_explained_variance) is not None
+    ]
+    if measured:
         axis.plot(
-            tokens, values, color=BLUE, linewidth=1.4, marker="o", markersize=2, clip_on=False
+            *zip(*measured, strict=True),
+            **{"color": ORANGE, "linewidth": 1.2, "marker": "s", "markersize": 3},
+            label="held-out rows",
         )
-        axis.set_title(label, fontsize=11, loc="left")
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        if field == "loss" and 0 < 5 * min(values) < max(values):
-            axis.set_yscale("log")
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-            axis.yaxis.set_minor_formatter(NullFormatter())
-        if field == "explained_variance":
-            axis.set_ylim(min(0.0, *values) if min(values) > -1 else -1, 1)
-            if final is not None:
-                label = f"{final[1]} rows, at the end: {final[0]:.3f}"
-                axis.axhline(final[0], color="#D55E00", linestyle="--", linewidth=1.2, label=label)
-                axis.legend(loc="lower right", frameon=False)
-        if field == "l0":
-            axis.set_ylim(0, max(1.0, *values) * 1.15)
-        if field == "dead_share":
-            axis.set_ylim(0, max(0.05, *values) * 1.15)
-            axis.yaxis.set_major_formatter(PercentFormatter(1))
-        if field in ("l0", "dead_share"):
-            axis.set_xlabel("tokens seen")
-    figure.suptitle(title, fontsize=12)
-    figure.savefig(path, dpi=130)
+    if final is not None:
+        label = f"{final[1]} rows, at the end: {final[0]:.3f}"
+        axis.axhline(final[0], color=ORANGE, linestyle="--", linewidth=1, label=label)
+    axis.legend(loc="lower right", frameon=False)

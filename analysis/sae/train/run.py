@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actlas.analysis.figures import PNG, Figures, title_name
 from actlas.analysis.sae.metrics import Metrics, evaluate
 from actlas.analysis.sae.record import sync
 from actlas.analysis.sae.saelens_format import save_sae
@@ -30,7 +31,7 @@ N_POINTS, N_HELD_OUT = 200, 20
 
 METRICS_FILE, DENSITY_FILE = "metrics.json", "density.npy"
 
-CURVE_FILE, PICTURE_FILE = "curve.csv", "curves.png"
+CURVE_FILE, PICTURE = "curve.csv", "curves"
 
 Tell = Callable[[Point, int, float], None]
 """Called with a point of the learning curves, the steps of the whole run, and rows per second."""
@@ -55,6 +56,8 @@ class TrainingRun:
         Called about N_POINTS times; see ``Tell``.
     held_out : sequence of Tensor, shape [rows, d_in]
         Raw rows that are not trained on, measured about N_HELD_OUT times.
+    figures : Figures
+        Formats and resolution of the picture.
     """
 
     def __init__(
@@ -66,8 +69,9 @@ class TrainingRun:
         data: TrainingRows,
         tell: Tell | None,
         held_out: Sequence[torch.Tensor] = (),
+        figures: Figures = PNG,
     ) -> None:
-        self.held_out = held_out
+        self.held_out, self.figures = held_out, figures
         self.folder, self.options, self.key = folder, options, key
         self.trainer, self.data, self.tell = trainer, data, tell
         self.points: list[Point] = []
@@ -188,15 +192,19 @@ class TrainingRun:
         sae.eval()
         metrics = evaluate(sae, on.rows.tensors())
         title = (
-            f"{sae.architecture} {sae.d_in} → {sae.d_sae}, {sae.hookpoint} of {store.plan.model.id}"
+            f"{sae.architecture} {sae.d_in} → {sae.d_sae}, {sae.hookpoint} of "
+            f"{title_name(store.plan.model.id)}"
         )
         final = metrics.explained_variance, "held-out" if on.held_out else "training"
         with writing(self.folder):
             curves.write_csv(self.folder / CURVE_FILE, self.points)
-            curves.draw(self.folder / PICTURE_FILE, self.points, title, final)
+            if self.figures.formats:
+                picture = curves.draw(self.points, title, final, sae.k)
+                self.figures.save(picture, self.folder, PICTURE)
             np.save(self.folder / DENSITY_FILE, metrics.density, allow_pickle=False)
             _write_json(self.folder / METRICS_FILE, {**metrics.as_dict(), **self._about(on)})
-            results = METRICS_FILE, DENSITY_FILE, CURVE_FILE, PICTURE_FILE
+            pictures = self.figures.names(PICTURE)
+            results = METRICS_FILE, DENSITY_FILE, CURVE_FILE, *pictures
             save_sae(sae, self.folder, self._metadata(store), results)
             sync(self.folder)
             (self.folder / checkpoint.STATE_FILE).unlink()

@@ -19,8 +19,9 @@ from support.masks import mask_for
 from support.models import VOCABULARY, build, save
 
 import actlas
+from actlas.analysis.figures import PNG
 from actlas.analysis.interventions.ablation import ablated
-from actlas.analysis.interventions.ablation_plot import draw, write
+from actlas.analysis.interventions.ablation_plot import draw
 from actlas.analysis.interventions.ablation_result import Ablation
 from actlas.analysis.interventions.conditions import condition_of
 from actlas.analysis.interventions.loss import Losses, Window, losses
@@ -286,7 +287,7 @@ def test_pictures_of_every_shape(tmp_path: Path) -> None:
         widths = [bar.get_width() for bar in ax.patches if bar.get_height() < 1]
         expected = [0.5, *random]
         np.testing.assert_allclose(widths[-len(expected) :], expected, atol=1e-12)
-        write(found.conditions, "a title", tmp_path / f"{number}.png")
+        PNG.save(draw(found.conditions, "a title"), tmp_path, f"{number}")
         assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
 
 
