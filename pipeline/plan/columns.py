@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +119,34 @@ class DraftColumns:
         for start in range(0, self.n_image_bytes, _HASH_BYTES):
             digest.update(self.image(start, min(start + _HASH_BYTES, self.n_image_bytes)).data)
         return digest.hexdigest()
+
+
+class InputLengths(NamedTuple):
+    """Lengths of the sequences that a model is fed: their sum, that of squares, the longest."""
+
+    n_tokens: int
+    n_pairs: int
+    longest: int
+
+
+def input_lengths(columns: DraftColumns, kept: int, full: int) -> InputLengths:
+    """Return the lengths of the sequences that windows of documents make.
+
+    Parameters
+    ----------
+    columns : DraftColumns
+        The documents.
+    kept, full : int
+        Tokens of a full window that are kept, and all of its tokens.
+    """
+    lengths = np.diff(columns.start)
+    n_full, rest = int((lengths // kept).sum()), lengths % kept
+    rest = rest[rest > 0] + full - kept
+    return InputLengths(
+        n_tokens=n_full * full + int(rest.sum()),
+        n_pairs=n_full * full**2 + int((rest**2).sum()),
+        longest=full if n_full else int(rest.max()),
+    )
 
 
 def _edges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

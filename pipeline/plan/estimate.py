@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from actlas.pipeline.forward.cost.speed import forward_speed
 from actlas.pipeline.hookpoints.names import collapse
 from actlas.pipeline.model.describe import load_config
 from actlas.pipeline.options import RunOptions
-from actlas.pipeline.plan.columns import DraftColumns
+from actlas.pipeline.plan.columns import DraftColumns, input_lengths
 from actlas.pipeline.plan.labels import label_doubts, names_with_counts, shortened
 from actlas.pipeline.plan.settings import Settings
 from actlas.pipeline.plan.store_size import Rates, StoreSize, store_size
@@ -299,7 +298,7 @@ def summarize(
     model, spec = settings.model, settings.model.spec
     config = load_config(model.folder, trust_remote_code=spec.trust_remote_code)
     chunked = spec.causal and spec.modality == "text"
-    fed = _input_lengths(settings, columns)
+    fed = input_lengths(columns, settings.windows.kept, settings.max_length)
     share = plan.n_tokens / columns.n_tokens
     speed = forward_speed(model, plan.hookpoints, fed.longest, with_loss=plan.with_loss)
     return Estimate(
@@ -313,26 +312,6 @@ def summarize(
         crossing_share=crossing_share,
         sampled_documents=sampled_documents,
         scaled=scaled,
-    )
-
-
-class _InputLengths(NamedTuple):
-    """Lengths of the sequences of a model's input: their sum, that of squares, the longest."""
-
-    n_tokens: int
-    n_pairs: int
-    longest: int
-
-
-def _input_lengths(settings: Settings, columns: DraftColumns) -> _InputLengths:
-    kept, full = settings.windows.kept, settings.max_length
-    lengths = np.diff(columns.start)
-    n_full, rest = int((lengths // kept).sum()), lengths % kept
-    rest = rest[rest > 0] + full - kept
-    return _InputLengths(
-        n_tokens=n_full * full + int(rest.sum()),
-        n_pairs=n_full * full**2 + int((rest**2).sum()),
-        longest=full if n_full else int(rest.max()),
     )
 
 

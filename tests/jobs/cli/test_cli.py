@@ -367,7 +367,7 @@ def test_extract_while_another_does(faked: None, store: Store) -> None:
 def test_an_unexpected_error_shows_its_traceback(store: Store, tmp_path: Path) -> None:
     code = (
         "import actlas.jobs.cli.extract as e, actlas.jobs.cli.app as c\n"
-        "def bad(*a): raise ZeroDivisionError('a bug')\n"
+        "def bad(*a, **b): raise ZeroDivisionError('a bug')\n"
         "e.extract_at = bad\n"
         f"c.main(['extract', {store.path!r}])"
     )

@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Any, Path]:
         "extract", folder / "s.zarr", "--model", folder / "vit", "--corpus", folder / "in", *options
     )
     assert "skipped  1 record skipped: not an image" in done.output
-    assert "labels   blue 12, red 12" in done.output
+    assert "; labels: blue 12, red 12" in done.output
     assert done.stdout.startswith("done: 600 rows x 3 hookpoints")
     return open_store(folder / "s.zarr"), model, folder
 

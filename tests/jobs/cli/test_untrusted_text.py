@@ -179,7 +179,9 @@ def test_every_verb_with_evil_names(
 
     assert shown(verb("hookpoints", model)) == {"model"}
     assert labels - {"span"} <= shown(verb("plan", store, *planned, "--dry-run"))
-    assert labels | {"corpus", "store"} <= shown(verb("extract", store, *planned, "--device=cpu"))
+    assert labels | {"corpus", "store"} <= shown(
+        verb("extract", store, *planned, "--device=cpu", "--verbose")
+    )
     assert "store" in shown(verb("plan", store, *planned))
     assert {"model", "corpus", "span", "store"} <= shown(verb("info", store))
     assert {"labeltwo", "text", "file"} <= shown(verb("show", store, "--doc", 0))

@@ -343,7 +343,7 @@ def test_a_dry_run_projects_from_a_sample(tmp_path: Path, stories: str, kind: st
     assert abs(sampled.plan.n_documents - 2500) < 500
     assert "about" in str(sampled) and "projected" in str(sampled)
     limited = estimate(PlanOptions(model=stories, corpus=str(path), max_tokens=100_000))
-    assert limited.plan.n_tokens == 100_000
+    assert 100_000 <= limited.plan.n_tokens < 101_000  # whole documents
 
 
 def test_an_estimate_reads_well(tmp_path: Path, stories: str) -> None:
