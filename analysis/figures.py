@@ -98,8 +98,10 @@ class Figures:
         import matplotlib
 
         # Text in a PDF stays text; the ids of an SVG do not change from run to run.
-        style = {"pdf.fonttype": 42, "svg.hashsalt": stem}
-        with matplotlib.rc_context(style), warnings.catch_warnings():
+        with (
+            matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": stem}),
+            warnings.catch_warnings(),
+        ):
             # Characters that the font lacks are drawn as boxes; the table has the whole label.
             warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
             for name, file in zip(self.formats, self.names(stem), strict=True):

@@ -114,8 +114,13 @@ def _panel(axis: Axes, field: str, label: str, points: Sequence[Point]) -> None:
 
     values = [getattr(point, field) for point in points]
     axis.plot(
-        *([point.tokens for point in points], values),
-        **{"color": BLUE, "linewidth": 1.4, "marker": "o", "markersize": 2, "clip_on": False},
+        [point.tokens for point in points],
+        values,
+        color=BLUE,
+        linewidth=1.4,
+        marker="o",
+        markersize=2,
+        clip_on=False,
         label="batch" if field == "explained_variance" else None,
     )
     axis.set_title(label, fontsize=11, loc="left")
@@ -146,7 +151,10 @@ def _held_out(axis: Axes, points: Sequence[Point], final: tuple[float, str] | No
     if measured:
         axis.plot(
             *zip(*measured, strict=True),
-            **{"color": ORANGE, "linewidth": 1.2, "marker": "s", "markersize": 3},
+            color=ORANGE,
+            linewidth=1.2,
+            marker="s",
+            markersize=3,
             label="held-out rows",
         )
     if final is not None:
