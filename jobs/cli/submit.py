@@ -112,7 +112,8 @@ def where(config: str, rest: Sequence[str]) -> tuple[str, Asked]:
         No store is given, or an option is invalid: see :func:`actlas.jobs.config.resolve`.
     """
     named = rest[0] if rest and not _OVERRIDE.fullmatch(rest[0]) else None
-    asked = resolve({}, rest[1:] if named is not None else rest, config)
+    overrides = rest[1:] if named is not None else rest
+    asked = resolve({}, [*overrides, "run.executor=ray"], config)  # which the job has in any case
     store = named or asked.store
     if not store:
         raise ConfigError(

@@ -77,7 +77,7 @@ def test_help_states_every_default(verb: str) -> None:
             assert all(f"--{n.replace('_', '-')}" in result.stdout for n in model.model_fields)
     for text in (
         "[default: 2,048 on a CPU, else 8,192]",
-        "[default: inline]",
+        "[default: ray where --workers is not 1 or --address is given, else inline]",
         "[default: resid_post.*]",
     ):
         assert verb != "extract" or text in " ".join(result.stdout.split())

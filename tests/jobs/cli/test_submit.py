@@ -84,7 +84,7 @@ def test_what_is_given_arrives(model: str, field: str, hookpoints: list[str]) ->
     """Through a shell's words and YAML, whatever characters there are."""
     plan = {"model": f"m{model}", "corpus": "hf:c", "text_field": field, "hookpoints": hookpoints}
     run = {"workers": 7, "device": "cpu", "retry_quarantined": True, "max_memory_bytes": 1 << 40}
-    asked = resolve({"plan": plan, "run": {**run, "executor": "inline", "address": "x:1"}})
+    asked = resolve({"plan": plan, "run": {**run, "executor": "ray", "address": "x:1"}})
     try:
         words = shlex.split(entrypoint("/a b/run.zarr", asked))
     except ConfigError as error:
@@ -124,7 +124,9 @@ def test_where_the_rows_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert where(str(file), ["run.workers=5"])[0] == "s3://b/run.zarr"
     store, asked = where(str(file), ["other.zarr", "run.workers=5"])
     assert (store, asked.run.workers) == (str(tmp_path / "other.zarr"), 5)
-    assert resolve({}, [], file).store == "s3://b/run.zarr"  # and `extract STORE` does not ask
+    assert (
+        resolve({}, ["run.workers=1"], file).store == "s3://b/run.zarr"
+    )  # and `extract STORE` does not ask
     file.write_text(CONFIG)
     with pytest.raises(ConfigError, match="no store to extract into"):
         where(str(file), ["run.workers=5"])
