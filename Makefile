@@ -79,7 +79,8 @@ pytest: $(VENV)/.installed
 # For the inner loop: no Ray, no killed processes, nothing that takes seconds of a processor.
 test-fast: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not chaos and not slow" \
-	  --ignore=tests/chaos --ignore=tests/benchmarks --ignore=tests/deploy
+	  --ignore=tests/chaos --ignore=tests/benchmarks --ignore=tests/deploy \
+	  --ignore=tests/compatibility
 
 # The store's own tests need no torch: they run on the newest Python at hand, with the newest zarr.
 ifeq ($(NEWEST),)

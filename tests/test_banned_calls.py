@@ -137,6 +137,7 @@ def prints(name: str, tree: ast.Module) -> Iterator[str]:
             yield f"{name}:{getattr(node, 'lineno', 0)}: {found}"
 
 
+@pytest.mark.slow
 def test_one_file_prints() -> None:
     """Names of strangers reach the terminal through its functions alone, which escape them."""
     found = [fault for name, tree in sources() for fault in prints(name, tree) if name != PRINTER]
@@ -164,6 +165,7 @@ def test_the_test_sees_what_prints(code: str) -> None:
     assert list(prints("made-up.py", ast.parse(code)))
 
 
+@pytest.mark.slow
 def test_no_call_that_could_run_a_strangers_code() -> None:
     found = [fault for name, tree in sources() for fault in faults(name, tree)]
     assert not found, "\n".join(found)

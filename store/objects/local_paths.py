@@ -60,12 +60,18 @@ class LocalPaths:
     def folder(self, folder: Path) -> Path:
         """Return a folder of the store once it is known to lie inside; the check is cached.
 
+        Below a folder that is known, a look at the last name is enough: on a network file system
+        each name of a path costs a request.
+
         Raises
         ------
         CorruptDataError
             A symbolic link on the path leads out of the store.
         """
         if folder not in self._known:
+            if folder.parent in self._known and not folder.is_symlink():
+                self._known.add(folder)
+                return folder
             real, root = os.path.realpath(folder), os.path.realpath(self.root)
             if real != root and not real.startswith(root.rstrip(os.sep) + os.sep):
                 raise CorruptDataError(_leads_out(folder, real), path=str(folder))

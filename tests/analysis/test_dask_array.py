@@ -19,6 +19,7 @@ def store(tmp_path: Path) -> Store:
     return create(tmp_path / "run.zarr", plan_for(columns), columns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])
 def test_dask_computes_over_the_same_rows(store: Store, scheduler: str) -> None:
     expected = fill(store)["mlp.1"].astype(np.float32)

@@ -173,6 +173,7 @@ def test_a_loop_that_is_begun_again_goes_on(store: Store) -> None:
     assert same(got, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"prefetch": False}, {"rank": 1, "world_size": 2}])
 def test_a_state_goes_on_exactly_from_every_place(store: Store, more: dict[str, Any]) -> None:
     options = {**OPTIONS, "fraction": 0.9, "epochs": 2, **more}
@@ -517,6 +518,7 @@ def test_the_repr_says_what_it_costs(store: Store) -> None:
         assert part in text
 
 
+@pytest.mark.slow
 def test_batches_mix_documents_nearly_as_independent_rows_do(tmp_path: Path) -> None:
     """Variance of the share of one document in a batch, beside that of independent rows."""
     columns = words_columns(9, 600, 25)

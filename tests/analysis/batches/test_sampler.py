@@ -50,6 +50,7 @@ shard_sizes = st.lists(
 ).filter(lambda sizes: sum(map(sum, sizes)) > 0)
 
 
+@pytest.mark.slow
 @given(
     sizes=shard_sizes,
     seed=st.integers(0, 2**40),

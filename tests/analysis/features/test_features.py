@@ -78,6 +78,7 @@ def test_any_span_of_tokens(made: Any, span: tuple[int, int]) -> None:
         assert (found == truth[slice(*span), feature]).all()
 
 
+@pytest.mark.slow
 def test_every_feature_against_brute_force(made: Any) -> None:
     store, _, truth = made
     features = store.features("made")
@@ -221,6 +222,7 @@ def test_two_attempts_leave_one_and_a_killed_ones_group_is_swept(tmp_path: Path)
     assert report.ok and not report.unclaimed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other_blocks", [None, 37, 1 << 24])
 def test_an_index_that_was_stopped_keeps_its_blocks(
     tmp_path: Path, other_blocks: int | None

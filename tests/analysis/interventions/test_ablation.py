@@ -278,6 +278,7 @@ def test_the_sentence_is_plain(top: float, random: list[float], said: str) -> No
     json.dumps(found.summary(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_pictures_of_every_shape(tmp_path: Path) -> None:
     for number, random in enumerate(([], [0.1], [math.nan, 0.2], [-0.1] * 60)):
         found = conditions(0.5, random)

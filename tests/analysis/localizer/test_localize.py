@@ -253,6 +253,7 @@ def test_the_key_tells_two_masks_apart(small: tuple[Store, dict[str, Any]]) -> N
     assert key.versions["scipy"] and key.versions["extract.numpy"] == np.__version__
 
 
+@pytest.mark.slow
 def test_constant_units_and_ties(tmp_path: Path) -> None:
     """As of a dead unit, or one that a norm holds: the run goes on, and k is never exceeded."""
     rng = np.random.default_rng(1)
@@ -305,6 +306,7 @@ def test_not_a_number(tmp_path: Path) -> None:
     assert clean.n_nonfinite_units == 0
 
 
+@pytest.mark.slow
 def test_saved_numbers_are_the_very_numbers(
     small: tuple[Store, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Any
     return stored(tmp_path_factory.mktemp("many") / "s.zarr", columns, shard_rows=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", [None, "synchronous", "threads", "processes"])
 @pytest.mark.parametrize("pool", ["last", "mean"])
 def test_the_scheduler_changes_nothing(

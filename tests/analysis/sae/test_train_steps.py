@@ -46,6 +46,7 @@ def trained(
     return sae, rows, losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["topk", "relu"])
 def test_it_learns_a_dictionary(kind: Any) -> None:
     sae, _, losses = trained(kind)
@@ -55,6 +56,7 @@ def test_it_learns_a_dictionary(kind: Any) -> None:
     assert metrics.explained_variance > 0.8 and metrics.dead_share < 0.3
 
 
+@pytest.mark.slow
 def test_a_larger_l1_is_sparser_and_rebuilds_less() -> None:
     found = [evaluate(trained("relu", l1)[0], [dictionary(4096)]) for l1 in (0.1, 0.3, 1.0)]
     assert found[0].l0 > found[1].l0 > found[2].l0
@@ -104,6 +106,7 @@ def dead_at_the_end() -> float:
     return float(trainer.dead.float().mean())
 
 
+@pytest.mark.slow
 def test_the_loss_aux_loss_brings_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with_it = dead_at_the_end()
     monkeypatch.setattr("actlas.analysis.sae.train.trainer.AUX_COEFFICIENT", 0.0)

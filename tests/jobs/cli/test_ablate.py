@@ -50,6 +50,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL = ("--random", 2, "--new-tokens", 4, "--device", "cpu", "--threads", 1)
 
 
+@pytest.mark.slow
 def test_from_a_mask_to_a_table_and_a_picture(mask: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     asked = ("ablate", "builtin:actlas-6m", "--mask", mask, "--corpus", text, "--out", out, *SMALL)
@@ -99,6 +100,7 @@ def test_the_intact_loss_is_transformers_own(mask: Path, text: Path, tmp_path: P
     assert "ablation" in repr(found) and len(found.table) == 3
 
 
+@pytest.mark.slow
 def test_an_empty_mask_costs_nothing(text: Path) -> None:
     folder = builtin_model_path("actlas-6m")
     found = actlas.ablate(

@@ -50,6 +50,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return stored(folder / "my run.zarr", columns, {"resid_post.0": values}, shard_rows=64)[0]
 
 
+@pytest.mark.slow
 def test_it_prints_and_writes(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "new/lang"
     done = call("localize", store.path, "--contrast", "S:N", "--top", "1", "--out", out)
@@ -120,6 +121,7 @@ def test_what_is_there_is_left_unless_told(store: Store, tmp_path: Path) -> None
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == FILES
 
 
+@pytest.mark.slow
 def test_the_same_command_writes_the_same_mask(store: Store, tmp_path: Path) -> None:
     for name in ("a", "b"):
         done = call("localize", store.path, "--contrast", "S:N", "--out", tmp_path / name)
@@ -187,6 +189,7 @@ def test_help_loads_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,6 +237,7 @@ def flipped(path: Path) -> Iterator[None]:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_killed_index_goes_on(
     store: Store, whole: Store, tmp_path: Path, drive: Callable[..., Popen[str]]
 ) -> None:
@@ -257,6 +258,7 @@ def test_a_killed_index_goes_on(
     check_index(actlas.open(store.path), whole)
 
 
+@pytest.mark.slow
 def test_a_stopped_index_goes_on(
     store: Store, whole: Store, tmp_path: Path, drive: Callable[..., Popen[str]]
 ) -> None:

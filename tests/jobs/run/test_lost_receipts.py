@@ -107,6 +107,7 @@ def test_the_command_line_says_what_is_lost(path: Path) -> None:
     call("contexts", path, "--hookpoint", machine.HOOKPOINT, "--unit", 0, code=4)
 
 
+@pytest.mark.slow
 def test_a_damaged_record_of_a_finished_job_is_written_again(whole: Path, path: Path) -> None:
     for job in NOTES:
         key = finished_key(job)

@@ -75,6 +75,7 @@ def test_a_changed_file_is_refused_by_name_before_anything_is_written(
     assert files(store) == before
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_read_may_change(folder: Path) -> None:
     store = planned(folder)
     append(folder / "README.md")

@@ -417,6 +417,7 @@ def test_who_follows_whom(tmp_path: Path, max_length: int, causal: bool) -> None
     assert follows(store, []) == frozenset()
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_pending_gives_each_shard_once(data: st.DataObject) -> None:

@@ -46,6 +46,7 @@ def records() -> list[dict[str, Any]]:
     return [{"text": t, "ann": {"entity": spans_in(t)}, "subject": [[0, 2]]} for t in TEXTS[:3]]
 
 
+@pytest.mark.slow
 def test_tokens_get_the_label_of_what_they_overlap(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -69,6 +70,7 @@ def test_tokens_get_the_label_of_what_they_overlap(tmp_path: Path) -> None:
     assert face.count("FACE") > 1  # one character of several tokens: all of them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["corpus", "shuffled"])
 def test_rows_say_the_same_as_documents(tmp_path: Path, order: str) -> None:
     many = [records()[i % 3] | {"n": i} for i in range(60)]
@@ -86,6 +88,7 @@ def test_rows_say_the_same_as_documents(tmp_path: Path, order: str) -> None:
             assert store.document(int(doc)).columns["entity"][pos] == names[code]
 
 
+@pytest.mark.slow
 def test_a_parquet_of_structs_gives_the_same(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
@@ -115,6 +118,7 @@ def test_special_tokens_and_cut_documents(tmp_path: Path) -> None:
         assert (labels[~document.special] != None).any()  # noqa: E711
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spans", "why"),
     [

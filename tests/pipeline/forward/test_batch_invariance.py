@@ -55,6 +55,7 @@ def planned(folder: Path, path: Path, **changes: Any) -> Store:
     return plan_store(path, folder, documents(LENGTHS), ["resid_post.*"], **changes)
 
 
+@pytest.mark.slow
 def test_rows_of_a_model_that_reads_padding_are_those_of_each_window_alone(
     mobilebert: Path, tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_the_user_is_told_what_shares_a_pass(mobilebert: Path, tmp_path: Path) -
     assert len(said) == 1 and "because at resid_post.0 the rows of" in said[0]
 
 
+@pytest.mark.slow
 def test_pooled_rows_of_such_a_model(mobilebert: Path, tmp_path: Path) -> None:
     store = planned(mobilebert, tmp_path / "run.zarr", pools=("last",), dense=False)
     extractor = PooledExtractor(store, RunOptions(device="cpu", threads=1, tokens_per_batch=64))

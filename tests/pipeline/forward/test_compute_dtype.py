@@ -104,6 +104,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("planner", "name"), [(FAST, "bfloat16"), (SLOW, "float32")])
 def test_a_plan_records_the_dtype_and_every_run_keeps_to_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path, planner: float, name: str
@@ -135,6 +136,7 @@ def test_a_plan_records_the_dtype_and_every_run_keeps_to_it(
         assert np.array_equal(found, same, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slowdown", "name"), [(FAST, "bfloat16"), (SLOW, "float32")])
 def test_ablation_and_generation_compute_in_the_chosen_dtype(
     monkeypatch: pytest.MonkeyPatch, corpus: Path, slowdown: float, name: str

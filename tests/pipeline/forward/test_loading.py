@@ -75,6 +75,7 @@ def test_blocks_never_reached_are_not_loaded(
             assert torch.equal(found, capture(TOKENS)[hookpoint])
 
 
+@pytest.mark.slow
 def test_memory_counts_what_is_loaded_alone(tmp_path: Path) -> None:
     folder = save("llama", tmp_path / "llama")
     config = load_config(folder)
@@ -94,6 +95,7 @@ def test_memory_counts_what_is_loaded_alone(tmp_path: Path) -> None:
     assert project(plan, config, run_options(device_map="auto")).weights == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device_map", ["auto", "sequential"])
 @pytest.mark.parametrize(("name", "n_bytes"), [("llama", 60_000), ("gpt2", 130_000)])
 def test_weights_on_disk_give_the_same_rows(

@@ -152,6 +152,7 @@ def test_a_model_that_looks_at_its_neighbours_is_found_out(
         assert packing_obstacle(model, hookpoints) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
 @pytest.mark.parametrize("order", ["shuffled", "corpus"])
 def test_packed_rows_in_a_store(tmp_path: Path, name: str, order: str) -> None:

@@ -115,6 +115,7 @@ def test_a_plan_holds_every_document_in_its_seeded_order(
     assert got.corpus.fingerprint == hashlib.sha256(header + b"".join(raw)).hexdigest()
 
 
+@pytest.mark.slow
 def test_the_same_options_give_the_same_plan_and_another_seed_another(
     tmp_path: Path, stories: str
 ) -> None:
@@ -203,6 +204,7 @@ def test_special_tokens_get_rows_where_asked(tmp_path: Path, stories: str, token
     assert store.plan.n_windows == sum(-(-len(tokens_of(tokenizer, t)) // 15) for t in texts)
 
 
+@pytest.mark.slow
 def test_real_stimuli(tmp_path: Path, stories: str, shared: Path, tokenizer: Any) -> None:
     options = {"text_field": "stim2:stim13", "label_field": "stim14", "lowercase": True}
     corpus = str(shared / "data" / "langloc_stimuli")
@@ -357,6 +359,7 @@ def test_an_estimate_reads_well(tmp_path: Path, stories: str) -> None:
     assert all(len(line) < 200 for line in lines)
 
 
+@pytest.mark.slow
 def test_speed_is_measured_or_reckoned(
     tmp_path: Path, stories: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

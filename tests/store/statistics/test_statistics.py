@@ -127,6 +127,7 @@ def test_one_document_in_all(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.within_document_variance, found.variance, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_any_lengths_and_values_that_are_no_numbers(seed: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)
@@ -160,6 +161,7 @@ def test_a_shard_that_is_missing_between(tmp_path: Path) -> None:
     check(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 16, 300, BLOCK_VALUES // 4])
 def test_blocks_of_rows_do_not_matter(width: int) -> None:
     """Wide rows come a few at a time, so that one document takes several blocks."""

@@ -374,6 +374,7 @@ def labelled() -> Columns:
     return columns
 
 
+@pytest.mark.slow
 def test_metadata_comes_back_from_the_plan_and_documents_from_another_planning(make: Make) -> None:
     columns = labelled()
     store, again = make(columns=columns), make(columns=columns, name="again.zarr")

@@ -222,6 +222,7 @@ def test_what_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     assert open_store(store.path).plan == store.plan
 
 
+@pytest.mark.slow
 def test_of_many_writers_one_wins_and_the_object_is_whole(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     start, out = context.Event(), context.Queue()
@@ -339,6 +340,7 @@ def test_the_lease_of_a_killed_driver_here_is_taken_over_at_once(tmp_path: Path)
         assert time.monotonic() - began < 30, "the lease of the dead was waited for"
 
 
+@pytest.mark.slow
 def test_a_holder_elsewhere_is_waited_for_until_it_stands_still(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
