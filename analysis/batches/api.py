@@ -119,6 +119,7 @@ def batches(
     """
     store = as_store(store)
     array = store.activations[hookpoint]
+    hookpoint = store.name_of(hookpoint)
     seed, batch_size = _whole("seed", seed), _whole("batch_size", batch_size)
     rank, world_size = _whole("rank", rank), _whole("world_size", world_size)
     buffer_rows = _alias(buffer_rows, pool_rows)

@@ -69,6 +69,8 @@ def fitting_hookpoint(
     SaeError
         The store has no such hookpoint, or the autoencoder was trained on another.
     """
+    if hookpoint is not None:
+        hookpoint = store.name_of(hookpoint)
     if hookpoint is None and sae.hookpoint is None:
         raise SaeError(
             "this sparse autoencoder does not say which hookpoint it was trained on: give "

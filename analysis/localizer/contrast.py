@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.analysis.localizer.token_contrast import TokenSides, read_sides
-from actlas.store.display.text import counted
+from actlas.store.display.text import counted, did_you_mean
 from actlas.store.errors import ConfigError
 from actlas.store.read.reader import StoreReader
 
@@ -203,9 +203,10 @@ def split_contrast(
     if not known:
         unknown = [label for label in pairs[0] if label not in names]
         of = "" if column is None else f" in column {column}"
+        near = did_you_mean(unknown[0], names) if unknown else ""
         raise ConfigError(
             f"contrast {contrast!r}: no label {' and no label '.join(map(repr, unknown))}"
-            f"{of}. {_labels(names, column)}",
+            f"{of}. {_labels(names, column)}{near}",
             labels=list(names),
         )
     if len(known) > 1:

@@ -21,7 +21,8 @@ from actlas.analysis.localizer.token_contrast import TokenSides
 from actlas.analysis.statistics.welch import benjamini_hochberg, count_of, select, welch
 from actlas.pipeline.hookpoints.globs import glob_regex
 from actlas.store.display.text import counted, is_are
-from actlas.store.errors import ConfigError, HookpointError, NonFiniteError, NotExtractedError
+from actlas.store.errors import ConfigError, NonFiniteError, NotExtractedError
+from actlas.store.format.aliases import lens_name
 from actlas.store.format.schema import HookpointSpec, Plan
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.statistics.moments import Moments
@@ -172,14 +173,9 @@ def _hookpoints(store: Store, asked: str | Sequence[str] | None) -> tuple[Hookpo
     patterns = [part.strip() for part in parts if part.strip()]
     found: set[str] = set()
     for pattern in patterns or [""]:
-        regex = glob_regex(pattern)
+        regex = glob_regex(lens_name(pattern, store.plan.model.architecture) or pattern)
         matching = {spec.name for spec in specs if regex.fullmatch(spec.name)}
-        if not matching:
-            names = ", ".join(spec.name for spec in specs)
-            raise HookpointError(
-                f"hookpoint {pattern!r}: this store has {names}.", hookpoint=pattern
-            )
-        found |= matching
+        found |= matching or {store.name_of(pattern)}
     return tuple(spec for spec in specs if spec.name in found)
 
 

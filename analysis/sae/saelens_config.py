@@ -10,6 +10,7 @@ from actlas.analysis.sae.model import Architecture, Normalization, SparseAutoenc
 from actlas.analysis.sae.record import CONFIG_FILE
 from actlas.analysis.sae.trained_on import trained_on
 from actlas.store.errors import SaeError
+from actlas.store.format.aliases import BLOCK_HOOKS
 
 SAELENS_VERSION = "6.0.0"
 """The version of SAELens's format that is written."""
@@ -31,18 +32,7 @@ _NORMALIZATIONS: dict[str, Normalization] = {
 
 _UNFOLDED = ("expected_average_only_in", "covariance_whitening")
 
-_HOOKS = {
-    "hook_resid_pre": "resid_pre",
-    "hook_resid_mid": "resid_mid",
-    "hook_resid_post": "resid_post",
-    "hook_attn_out": "attn_out",
-    "hook_mlp_out": "mlp_out",
-    "attn.hook_z": "attn_z",
-    "mlp.hook_post": "mlp_hidden",
-}
-"""TransformerLens's names of hooks inside a block, and our names of the same tensors."""
-
-_HOOK = re.compile(rf"blocks\.(\d+)\.({'|'.join(map(re.escape, _HOOKS))})")
+_HOOK = re.compile(rf"blocks\.(\d+)\.({'|'.join(map(re.escape, BLOCK_HOOKS))})")
 
 
 def config_of(sae: SparseAutoencoder) -> dict[str, Any]:
@@ -79,7 +69,7 @@ def _hook_name(hookpoint: str | None) -> str | None:
     if hookpoint is None:
         return None
     kind, _, layer = hookpoint.partition(".")
-    hook = next((hook for hook, own in _HOOKS.items() if own == kind), None)
+    hook = next((hook for hook, own in BLOCK_HOOKS.items() if own == kind), None)
     return f"blocks.{layer}.{hook}" if hook and layer.isdigit() else hookpoint
 
 
@@ -96,7 +86,7 @@ def _hookpoint(hook_name: object) -> str | None:
     match = _HOOK.fullmatch(hook_name)
     if match is None and hook_name.startswith(("blocks.", "hook_")):
         return None
-    return f"{_HOOKS[match[2]]}.{match[1]}" if match else hook_name
+    return f"{BLOCK_HOOKS[match[2]]}.{match[1]}" if match else hook_name
 
 
 class SaeConfig(NamedTuple):

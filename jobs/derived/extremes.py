@@ -78,6 +78,7 @@ def gather(store: Store, hookpoint: str, run: RunOptions) -> Outcome:
     """
     from actlas.analysis.features.extremes import ExtremesGatherer
 
+    hookpoint = store.name_of(hookpoint)
     ExtremesGatherer(store, hookpoint)  # raises before anything begins if it cannot be done
     spec = store.arrays.activations[hookpoint]
     n_units, n_bytes = spec.shape[1], spec.n_rows * spec.shape[1] * spec.numpy_dtype.itemsize

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from actlas.pipeline.model.pins import (
     without_weights,
 )
 from actlas.pipeline.options import PlanOptions, RunOptions
-from actlas.store.errors import PlanMismatchError
+from actlas.store.errors import HookpointError, PlanMismatchError
+from actlas.store.format.aliases import lens_name, stored_name
 from actlas.store.format.schema import Plan
 from actlas.store.ledger.model_files import read_model_files
 from actlas.store.read.reader import StoreReader
@@ -75,6 +76,8 @@ def check_same_plan(plan: Plan, asked: Asked, path: str) -> None:
         resolved = _RESOLVED[field](plan) if field in _RESOLVED else None
         planned = plan.request.get(field, defaults[field] if resolved is None else resolved)
         same = value == planned or (resolved is not None and value == resolved)
+        if field == "hookpoints" and not same:
+            same = set(_names(value, plan)) in (set(_names(planned, plan)), set(resolved or ()))
         if same or (field == "model" and moved_model(plan, asked)):
             continue
         shown = resolved if planned is None else planned
@@ -87,6 +90,19 @@ def check_same_plan(plan: Plan, asked: Asked, path: str) -> None:
             planned=shown,
             asked=value,
         )
+
+
+def _names(patterns: Sequence[str], plan: Plan) -> list[str]:
+    """Return patterns of hookpoints, as stored names where they name one in any way."""
+    found = []
+    for pattern in patterns:
+        try:
+            model = plan.model
+            named = stored_name(pattern, plan.hookpoints, model.architecture, model.n_layers)
+        except HookpointError:
+            named = lens_name(pattern, plan.model.architecture) or pattern
+        found.append(named)
+    return found
 
 
 def moved_model(plan: Plan, asked: Asked) -> str | None:

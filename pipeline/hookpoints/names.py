@@ -19,15 +19,17 @@ means the module's output.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from actlas.pipeline.hookpoints.blocks import KINDS, examine, find_blocks
 from actlas.pipeline.hookpoints.globs import glob_regex
 from actlas.pipeline.hookpoints.graph import Side, Trace, trace
 from actlas.pipeline.hookpoints.shapes import HookpointShape, check_positions, measure, observe
 from actlas.store.errors import HookpointError
+from actlas.store.format.aliases import lens_name, module_place
 from actlas.store.format.schema import HookpointSpec
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ def resolve(model: nn.Module, patterns: Sequence[str]) -> tuple[HookpointSpec, .
     patterns : sequence of str
         Names (``embed``, ``resid_pre.L``, ``resid_post.L``, with ``middle`` and ``last`` for L),
         module paths, or globs of either, in which ``*`` and ``?`` stay between two dots and ``**``
-        does not. A glob that fits a name means names only.
+        does not. A glob that fits a name means names only. Names of TransformerLens and paths of
+        nnsight stand for the hookpoints that they mean; see ``store/format/aliases.py``.
 
     Raises
     ------
@@ -134,6 +137,35 @@ def _observe(known: Survey, chosen: Sequence[NamedHookpoint]) -> dict[str, Hookp
 
 
 def _match(pattern: str, known: Survey, paths: list[str]) -> list[NamedHookpoint]:
+    matched = _match_own(pattern, known, paths)
+    if matched:
+        return matched
+    if (ours := lens_name(pattern, known.architecture)) is not None:
+        return _match_own(ours, known, paths) or _refuse(ours, known, paths)
+    return _match_module(pattern, known, paths) or _refuse(pattern, known, paths)
+
+
+def _match_module(pattern: str, known: Survey, paths: list[str]) -> list[NamedHookpoint]:
+    """Return the hookpoints that a path of nnsight means, ``model.layers[-1].output[0]``."""
+    place = module_place(pattern)
+    if place is None:
+        return []
+    stack, n_layers = re.escape(known.blocks), known.n_layers
+    for path in place.paths:
+        at = rf"(?<=^{stack}\.)-(\d+)(?=\.|$)"
+        fits = glob_regex(re.sub(at, lambda found: str(n_layers - int(found[1])), path))
+        if place.side == "output":
+            found = [NamedHookpoint(each, each, "output") for each in paths if fits.fullmatch(each)]
+        else:
+            inputs = [each for each in known.named if each.side == "input"]
+            found = [each for each in inputs if fits.fullmatch(each.module)]
+        if found:
+            return found
+    return []
+
+
+def _match_own(pattern: str, known: Survey, paths: list[str]) -> list[NamedHookpoint]:
+    """Return the hookpoints that a name, a module's path or a glob of either matches."""
     stem, _, layer = pattern.rpartition(".")
     fits = glob_regex(pattern)
     if layer in ("middle", "last") and any(glob_regex(stem).fullmatch(kind) for kind in KINDS):
@@ -142,20 +174,23 @@ def _match(pattern: str, known: Survey, paths: list[str]) -> list[NamedHookpoint
     matched = [place for place in known.named if fits.fullmatch(place.name)]
     if not matched:
         matched = [NamedHookpoint(path, path, "output") for path in paths if fits.fullmatch(path)]
-    if not matched:
-        names = [place.name for place in known.named]
-        kinds = glob_regex(stem) if not known.n_layers else fits
-        why = next(
-            (w for n, w in known.absent.items() if fits.fullmatch(n) or kinds.fullmatch(n)), ""
-        )
-        near = difflib.get_close_matches(pattern, [*names, *paths], n=4, cutoff=0.6)
-        hint = f": {why.rstrip('.')}." if why else f". Nearest: {', '.join(near)}." if near else "."
-        raise HookpointError(
-            f"No hookpoint {pattern!r} in this model{hint} {_what_exists(known, paths)}",
-            pattern=pattern,
-            available=names,
-        )
     return matched
+
+
+def _refuse(pattern: str, known: Survey, paths: list[str]) -> NoReturn:
+    """Raise the error for a pattern that matches nothing."""
+    stem = pattern.rpartition(".")[0]
+    fits = glob_regex(pattern)
+    names = [place.name for place in known.named]
+    kinds = glob_regex(stem) if not known.n_layers else fits
+    why = next((w for n, w in known.absent.items() if fits.fullmatch(n) or kinds.fullmatch(n)), "")
+    near = difflib.get_close_matches(pattern, [*names, *paths], n=4, cutoff=0.6)
+    hint = f": {why.rstrip('.')}." if why else f". Nearest: {', '.join(near)}." if near else "."
+    raise HookpointError(
+        f"No hookpoint {pattern!r} in this model{hint} {_what_exists(known, paths)}",
+        pattern=pattern,
+        available=names,
+    )
 
 
 def _what_exists(known: Survey, paths: list[str]) -> str:
@@ -236,6 +271,8 @@ class Survey:
         The path of the stack.
     traced : Trace
         The forward pass in which the hookpoints were found.
+    architecture : str
+        The model's class.
     """
 
     named: tuple[NamedHookpoint, ...]
@@ -243,6 +280,7 @@ class Survey:
     n_layers: int
     blocks: str
     traced: Trace
+    architecture: str = ""
 
 
 def survey(model: nn.Module) -> Survey:
@@ -266,7 +304,7 @@ def survey(model: nn.Module) -> Survey:
         blocks = find_blocks(model, traced)
     except HookpointError as error:
         absent |= dict.fromkeys(KINDS, error.message)
-        return Survey(tuple(named), absent, 0, "", traced)
+        return Survey(tuple(named), absent, 0, "", traced, type(model).__name__)
     n_layers = len(model.get_submodule(blocks))  # type: ignore[arg-type]
     for layer in range(n_layers):
         block = examine(traced, f"{blocks}.{layer}")
@@ -274,7 +312,7 @@ def survey(model: nn.Module) -> Survey:
             named.append(NamedHookpoint(f"{kind}.{layer}", path, side))
         absent |= {f"{kind}.{layer}": why for kind, why in block.absent.items()}
     ordered = tuple(sorted(named, key=lambda place: time_of(traced, place)))
-    return Survey(ordered, absent, n_layers, blocks, traced)
+    return Survey(ordered, absent, n_layers, blocks, traced, type(model).__name__)
 
 
 def _embedding(model: nn.Module) -> str:

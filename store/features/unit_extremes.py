@@ -229,7 +229,7 @@ def open_units(store: StoreReader, hookpoint: str) -> Units:
     CorruptDataError
         They were computed, and their receipt is lost.
     """
-    store.activations[hookpoint]  # raises, and lists the hookpoints
+    hookpoint = store.name_of(hookpoint)
     try:
         receipt = EXTREMES.receipts(store, hookpoint).read(0)
     except FileNotFoundError as error:

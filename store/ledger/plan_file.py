@@ -9,10 +9,13 @@ from collections import Counter
 from typing import Any
 
 from actlas.store.errors import ConflictError, CorruptDataError, FormatError, StoreNotFoundError
+from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.schema import PlanFile
 from actlas.store.format.sealing import FORMAT_VERSION, seal_of, unseal, version_error
 from actlas.store.format.validation import check_objects
+from actlas.store.format.zarr_json import metadata_bytes
 from actlas.store.objects.base import Objects, is_url
+from actlas.store.statistics.shard import EARLIER_STATISTICS, STATISTICS
 
 PLAN_KEY = "ledger/plan.json"
 
@@ -166,3 +169,27 @@ def read_json(objects: Objects, key: str) -> dict[str, Any]:
             f"{objects.url}/{key}: got another JSON value, expected a JSON object", path=key
         )
     return value
+
+
+def planned_arrays(objects: Objects, plan_file: PlanFile) -> StoreArrays:
+    """Return the specs of every array of a plan, with the statistics that the store has.
+
+    Parameters
+    ----------
+    objects : Objects
+        The store's objects.
+    plan_file : PlanFile
+        The plan. Stores of earlier versions have fewer statistics, which their metadata tell.
+    """
+    plan = plan_file.plan
+    first = plan.hookpoints[0]
+    for names in (STATISTICS, EARLIER_STATISTICS):
+        arrays = StoreArrays(plan, statistics_names=names)
+        spec = arrays.statistic(first)
+        digest, _ = plan_file.objects.get(spec.metadata_key, ("", 0))
+        if digest == hashlib.sha256(metadata_bytes(spec.metadata())).hexdigest():
+            return arrays
+    if not plan.dense:
+        return StoreArrays(plan)
+    found = names_in(objects, plan_file, arrays.statistic(first).metadata_key, "statistics")
+    return StoreArrays(plan, statistics_names=tuple(found))

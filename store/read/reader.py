@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self
@@ -12,13 +11,13 @@ from numpy.typing import NDArray
 
 from actlas.store.display.text import counted
 from actlas.store.errors import NotExtractedError
+from actlas.store.format.aliases import stored_name
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.schema import Plan, PlanFile, Receipt
-from actlas.store.format.zarr_json import metadata_bytes
 from actlas.store.ledger.completion import Completion, JobShards
 from actlas.store.ledger.guards import JobGuard, PlannedGuard
-from actlas.store.ledger.plan_file import names_in, read_plan, require_plan
+from actlas.store.ledger.plan_file import names_in, planned_arrays, read_plan, require_plan
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts
 from actlas.store.objects.base import Objects, open_objects
 from actlas.store.objects.threads import AHEAD, map_in_order
@@ -27,7 +26,7 @@ from actlas.store.read.documents import Documents
 from actlas.store.read.row_index import RowIndex
 from actlas.store.read.views import Activations, DocumentActivations, Pooled, Rows
 from actlas.store.shards.lazy_array import LazyArray
-from actlas.store.statistics.shard import EARLIER_STATISTICS, STATISTICS, ShardStatistics
+from actlas.store.statistics.shard import ShardStatistics
 from actlas.store.statistics.shard_documents import ShardDocuments
 from actlas.store.statistics.total import Statistics, combine
 
@@ -109,18 +108,7 @@ class StoreReader:
     @cached_property
     def arrays(self) -> StoreArrays:
         """The specs of every array of the plan, with the statistics that this store has."""
-        first = self.plan.hookpoints[0]
-        for names in (STATISTICS, EARLIER_STATISTICS):
-            arrays = StoreArrays(self.plan, statistics_names=names)
-            spec = arrays.statistic(first)
-            digest, _ = self.plan_file.objects.get(spec.metadata_key, ("", 0))
-            if digest == hashlib.sha256(metadata_bytes(spec.metadata())).hexdigest():
-                return arrays
-        if not self.plan.dense:
-            return StoreArrays(self.plan)
-        key = arrays.statistic(first).metadata_key
-        found = names_in(self.objects, self.plan_file, key, "statistics")
-        return StoreArrays(self.plan, statistics_names=tuple(found))
+        return planned_arrays(self.objects, self.plan_file)
 
     @cached_property
     def rows(self) -> Rows:
@@ -145,7 +133,8 @@ class StoreReader:
             The store has only pooled rows.
         """
         self._require_dense()
-        return Activations({n: self._lazy(spec) for n, spec in self.arrays.activations.items()})
+        arrays = {name: self._lazy(spec) for name, spec in self.arrays.activations.items()}
+        return Activations(arrays, self.name_of)
 
     @cached_property
     def documents(self) -> Documents:
@@ -169,8 +158,19 @@ class StoreReader:
     def pooled(self) -> Pooled:
         """The pooled rows by hookpoint and pool; empty if the plan pools nothing."""
         guard = JobGuard(self.completion, POOLED)
-        specs = self.arrays.pooled
-        return Pooled(self.path, {k: LazyArray(self.objects, s, guard) for k, s in specs.items()})
+        arrays = {k: LazyArray(self.objects, s, guard) for k, s in self.arrays.pooled.items()}
+        return Pooled(self.path, arrays, self.name_of)
+
+    def name_of(self, hookpoint: str) -> str:
+        """Return the name of a stored hookpoint, given any of its names: see ``format/aliases.py``.
+
+        Raises
+        ------
+        HookpointError
+            The store has no such hookpoint.
+        """
+        model = self.plan.model
+        return stored_name(hookpoint, self.plan.hookpoints, model.architecture, model.n_layers)
 
     @property
     def jobs(self) -> tuple[str, ...]:
@@ -244,7 +244,7 @@ class StoreReader:
         return self.documents[doc_idx]
 
     def _activations_of(self, start: int, stop: int) -> DocumentActivations:
-        activations = self.activations if self.plan.dense else Activations({})
+        activations = self.activations if self.plan.dense else Activations({}, self.name_of)
         return DocumentActivations(activations, self.row_of(np.arange(start, stop)))
 
     def statistics(self, hookpoint: str) -> Statistics:
@@ -263,8 +263,8 @@ class StoreReader:
             The store was extracted whole, and receipts are lost since; or stored statistics are
             not those that a receipt records.
         """
-        if hookpoint not in self.arrays.statistics:
-            self.activations[hookpoint]  # raises, and lists the hookpoints
+        self._require_dense()
+        hookpoint = self.name_of(hookpoint)
         done = self.whole()
         if not done:
             raise NotExtractedError(

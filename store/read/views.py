@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from actlas.store.display.html import table_html
 from actlas.store.display.text import counted, did_you_mean, listed
-from actlas.store.errors import HookpointError, NotExtractedError
+from actlas.store.errors import NotExtractedError
 from actlas.store.format.schema import Pool
 from actlas.store.format.validation import check_codes
 from actlas.store.shards.lazy_array import LazyArray
@@ -110,18 +110,16 @@ class Activations(Mapping[str, LazyArray]):
     ----------
     arrays : dict of str to LazyArray
         The activations by hookpoint.
+    name_of : callable
+        Returns the name of a stored hookpoint that is asked for by any of its names.
     """
 
-    def __init__(self, arrays: dict[str, LazyArray]) -> None:
+    def __init__(self, arrays: dict[str, LazyArray], name_of: Callable[[str], str]) -> None:
         self._arrays = arrays
+        self._name_of = name_of
 
     def __getitem__(self, hookpoint: str) -> LazyArray:
-        if hookpoint not in self._arrays:
-            raise HookpointError(
-                f"hookpoint {hookpoint!r}: this store has {', '.join(self._arrays)}.",
-                hookpoint=hookpoint,
-            )
-        return self._arrays[hookpoint]
+        return self._arrays[self._name_of(hookpoint)]
 
     def __contains__(self, hookpoint: object) -> bool:
         return hookpoint in self._arrays
@@ -235,10 +233,17 @@ class Pooled(Mapping[str, Pools]):
         The store's folder or URL, for messages.
     arrays : mapping of (hookpoint, pool) to LazyArray
         The pooled rows [document, unit]; empty if the plan pools nothing.
+    name_of : callable
+        Returns the name of a stored hookpoint that is asked for by any of its names.
     """
 
-    def __init__(self, path: str, arrays: Mapping[tuple[str, Pool], LazyArray]) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: str,
+        arrays: Mapping[tuple[str, Pool], LazyArray],
+        name_of: Callable[[str], str],
+    ) -> None:
+        self._path, self._name_of = path, name_of
         self._pools: dict[str, dict[str, LazyArray]] = {}
         for (hookpoint, pool), array in arrays.items():
             self._pools.setdefault(hookpoint, {})[pool] = array
@@ -250,12 +255,8 @@ class Pooled(Mapping[str, Pools]):
                 "last,mean,sum.",
                 path=self._path,
             )
-        if hookpoint not in self._pools:
-            raise HookpointError(
-                f"hookpoint {hookpoint!r}: this store has {', '.join(self._pools)}.",
-                hookpoint=hookpoint,
-            )
-        return Pools(hookpoint, self._pools[hookpoint])
+        name = self._name_of(hookpoint)
+        return Pools(name, self._pools[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._pools)

@@ -185,8 +185,9 @@ def train_sae(
     >>> trained = actlas.train_sae(store, "resid_post.3", "sae", k=16)       # doctest: +SKIP
     >>> trained.metrics.explained_variance                                   # doctest: +SKIP
     """
+    store = as_store(store)
     options = TrainOptions.parse(
-        hookpoint=hookpoint,
+        hookpoint=store.name_of(hookpoint),
         d_sae=d_sae if width is None else width,
         architecture=architecture if kind is None else kind,
         k=k,
@@ -203,7 +204,7 @@ def train_sae(
     wanted = Figures.parse(figures, dpi)
     with torch_threads(options.threads):
         folder = Path(out).expanduser().absolute()
-        return _train(as_store(store), options, folder, wanted, tell, stop)
+        return _train(store, options, folder, wanted, tell, stop)
 
 
 def _train(

@@ -114,7 +114,10 @@ def test_a_name_wins_over_the_path_that_means_the_same(llama: Any) -> None:
     [
         ("resid_pots.1", r"Nearest: resid_post\.1"),
         ("resid_post.3", r"resid_post\.0 to resid_post\.2"),
-        ("blocks.0.hook_resid_post", "Hookpoints are embed, resid_pre"),
+        ("blocks.7.hook_resid_post", r"No hookpoint 'resid_post\.7'.*resid_post\.0 to resid_post"),
+        ("blocks.0.attn.hook_q", "'blocks.0.attn.hook_q' is a name of TransformerLens"),
+        ("model.layers[0].output[1]", "got part '1' of the module's output"),
+        ("model.layers[9].output", r"No hookpoint 'model\.layers\[9\]"),
         ("model.layers.0.mlpp", r"Nearest: model\.layers\.0\.mlp\b"),
         ("attn_*", "No hookpoint 'attn_"),
         ("model.layers", "not reached"),
@@ -130,6 +133,29 @@ def test_what_does_not_exist_or_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(HookpointError, match=says):
         resolve(llama, [pattern])
+
+
+def test_names_of_transformer_lens_and_nnsight_are_answered_with_ours(llama: Any) -> None:
+    assert names(llama, "blocks.*.hook_resid_post", "hook_embed", "blocks.1.attn.hook_z") == [
+        "embed",
+        "resid_post.0",
+        "attn_z.1",
+        "resid_post.1",
+        "resid_post.2",
+    ]
+    for path in ("model.layers[1].output[0]", "model.model.layers[1]", "model.layers[-2].output"):
+        assert names(llama, path) == ["resid_post.1"], path
+    assert names(llama, "model.layers[1].input", "model.layers[1].mlp.down_proj.input") == [
+        "resid_pre.1",
+        "mlp_hidden.1",
+    ]
+    assert names(llama, "model.layers[0].self_attn.k_proj.output") == [
+        "model.layers.0.self_attn.k_proj"
+    ]
+    with pytest.raises(
+        HookpointError, match=r"No hookpoint 'model\.layers\[1\]\.mlp\.up_proj\.input'"
+    ):
+        names(llama, "model.layers[1].mlp.up_proj.input")
 
 
 def test_nothing_asked_for_is_refused(llama: Any) -> None:
