@@ -31,6 +31,8 @@ CALLS = frozenset(
     ]
 )
 IMPORTERS = {
+    "store/ledger/job_kind.py": "the function by which a registered kind of job is opened",
+    "store/shards/tensors.py": "torch by its name, since the store does not need it",
     "jobs/cli/verbs.py": "imports the commands' modules, by name from a fixed list",
     "jobs/run/repair_derived.py": "resolves the function that a kind of job of ours names",
     "store/ledger/job_kinds.py": "imports the modules of one package of ours, each of one kind",

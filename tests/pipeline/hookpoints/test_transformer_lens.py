@@ -12,6 +12,7 @@ from actlas.store.format.aliases import BLOCK_HOOKS
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_their_hooks_and_our_hookpoints_are_the_same_tensors() -> None:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions import convert_llama_weights
