@@ -19,10 +19,9 @@ from actlas.analysis.localizer.result import Localization
 from actlas.analysis.localizer.stored_pools import source_of, stored_moments
 from actlas.analysis.localizer.token_contrast import TokenSides
 from actlas.analysis.statistics.welch import benjamini_hochberg, count_of, select, welch
-from actlas.pipeline.hookpoints.globs import glob_regex
+from actlas.pipeline.hookpoints.globs import select_hookpoints
 from actlas.store.display.text import counted, is_are
 from actlas.store.errors import ConfigError, NonFiniteError, NotExtractedError
-from actlas.store.format.aliases import lens_name
 from actlas.store.format.schema import HookpointSpec, Plan
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.statistics.moments import Moments
@@ -109,7 +108,7 @@ def localize(
     store = as_store(store)
     _one_of("pool", pool, ("last", "mean"))
     _one_of("on_nonfinite", on_nonfinite, ("refuse", "omit"))
-    specs = _hookpoints(store, hookpoints)
+    specs = select_hookpoints(store, hookpoints)
     k = count_of(top, sum(spec.width for spec in specs))
     sides = sides_of(store, contrast)
     job = _source(store, sides.group, pool)
@@ -163,20 +162,6 @@ def _special_left_out(plan: Plan) -> bool:
     if plan.keep_special or plan.tokenizer is None:
         return False
     return bool(plan.tokenizer.prefix_ids or plan.tokenizer.suffix_ids)
-
-
-def _hookpoints(store: Store, asked: str | Sequence[str] | None) -> tuple[HookpointSpec, ...]:
-    specs = store.plan.hookpoints
-    if asked is None:
-        return specs
-    parts = asked.split(",") if isinstance(asked, str) else list(asked)
-    patterns = [part.strip() for part in parts if part.strip()]
-    found: set[str] = set()
-    for pattern in patterns or [""]:
-        regex = glob_regex(lens_name(pattern, store.plan.model.architecture) or pattern)
-        matching = {spec.name for spec in specs if regex.fullmatch(spec.name)}
-        found |= matching or {store.name_of(pattern)}
-    return tuple(spec for spec in specs if spec.name in found)
 
 
 def _source(store: Store, group: NDArray[np.int8] | TokenSides, pool: Pool) -> str:

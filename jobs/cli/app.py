@@ -34,6 +34,7 @@ VERBS: Mapping[str, str] = {
     "doctor": "Check this machine, Ray and a store's location.",
     "info": "Show the contents of a store.",
     "show": "Show a document: text, tokens and norms.",
+    "export": "Write a plain Zarr copy that every Zarr library reads.",
     "localize": "Select the units that prefer one condition, by Welch's t-test.",
     "ablate": "Measure a model without the units of a mask, and without random units.",
     "sae": "Train, encode and index with sparse autoencoders.",

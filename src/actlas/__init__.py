@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from actlas.jobs.derived.encode import encode_sae as encode_sae
     from actlas.jobs.derived.index import index_sae as index_sae
     from actlas.jobs.run.ablate import ablate as ablate
+    from actlas.jobs.run.export import export as export
     from actlas.jobs.run.extract import extract as extract
     from actlas.jobs.run.repair import repair as repair
     from actlas.store.errors import ActlasError as ActlasError
@@ -40,6 +41,7 @@ _LAZY = {
     "batches": ("actlas.analysis.batches.api", "batches"),
     "dask_array": ("actlas.analysis.dask_array", "dask_array"),
     "encode_sae": ("actlas.jobs.derived.encode", "encode_sae"),
+    "export": ("actlas.jobs.run.export", "export"),
     "extract": ("actlas.jobs.run.extract", "extract"),
     "index_sae": ("actlas.jobs.derived.index", "index_sae"),
     "load_sae": ("actlas.analysis.sae.saelens_format", "load_sae"),
@@ -60,6 +62,7 @@ __all__ = [
     "batches",
     "dask_array",
     "encode_sae",
+    "export",
     "extract",
     "index_sae",
     "load_sae",
