@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from actlas.store.display.text import printable, printable_lines
+from actlas.store.voice import spoken
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -181,7 +182,7 @@ def _raw(stream: TextIO) -> TextIO:
 
 def _line(line: Line, styled: bool) -> str:
     if isinstance(line, str):
-        return printable(line)
+        return printable(spoken(line))
     return "".join(_span(span) if styled else printable(span.text) for span in line)
 
 

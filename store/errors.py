@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 from typing import Any, ClassVar
 
+from actlas.store.voice import spoken
+
 EXIT_DONE = 0
 """Everything is done."""
 
@@ -34,7 +36,8 @@ class ActlasError(Exception):
     Parameters
     ----------
     message : str
-        What was got, what was expected, what to do.
+        What was got, what was expected, what to do, in the words of the command line: Python sees
+        the arguments and calls that correspond, see :mod:`actlas.store.voice`.
     **details
         The same facts for programs: a path, a field, a row range.
     """
@@ -48,7 +51,7 @@ class ActlasError(Exception):
         self.details = details
 
     def __str__(self) -> str:
-        return self.message
+        return spoken(self.message)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.details)
@@ -224,7 +227,7 @@ class SignalledExit(SystemExit):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
+        super().__init__(spoken(message))
         self.message = message
         self.code = EXIT_RESUME
 

@@ -22,6 +22,7 @@ from actlas.store.errors import (
     InterruptedRunError,
     LeaseHeldError,
 )
+from actlas.store.voice import shell
 
 VERBS: Mapping[str, str] = {
     "hookpoints": "List the hookpoints of a model and their width.",
@@ -53,6 +54,10 @@ class Actlas(Verbs):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run a command and exit with its code."""
+        with shell():
+            self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> None:
         try:
             code = super().invoke(ctx)
         except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from actlas.jobs.terminal import echo
 from actlas.store.errors import EXIT_RESUME, SignalledExit
+from actlas.store.voice import spoken
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -123,7 +124,7 @@ def interruption(number: int, line: str) -> BaseException:
         the line is printed here.
     """
     if number == signal.SIGINT or _owns_process:
-        return KeyboardInterrupt(line)
+        return KeyboardInterrupt(spoken(line))
     name = signal.Signals(number).name
     echo(f"{name}: {line}", err=True)
     return SignalledExit(line)

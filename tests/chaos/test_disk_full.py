@@ -50,7 +50,7 @@ def test_a_disk_that_fails_at_any_call(chaos: Any, ram: Path, name: str, code: i
             n_exit = EXIT_USAGE if code == errno.EROFS else EXIT_RESUME
             assert error.details["errno"] == code and error.exit_code == n_exit
             assert os.strerror(code) in str(error)
-            assert ("run the same command again" in str(error)) == (n_exit == EXIT_RESUME)
+            assert ("repeat the same call" in str(error)) == (n_exit == EXIT_RESUME)
         if name == "plan" and code in (errno.ENOSPC, errno.EDQUOT):
             assert not list(folder.glob(".*")), (case.where(at), "left behind")
         if name in ("lease", "quarantine"):

@@ -163,9 +163,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_plan_needs_model_and_corpus() -> None:
-    with pytest.raises(ConfigError, match="a plan needs --model and --corpus"):
+    with pytest.raises(ConfigError, match="a plan needs model= and corpus="):
         resolve({}).plan_options()
-    with pytest.raises(ConfigError, match="a plan needs --corpus:"):
+    with pytest.raises(ConfigError, match="a plan needs corpus:"):
         resolve({"plan": {"model": "builtin:m"}}).plan_options()
 
 

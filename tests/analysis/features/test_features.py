@@ -241,7 +241,7 @@ def test_an_index_that_was_stopped_keeps_its_blocks(
     options: dict[str, Any] = {"block_codes": 500, "memory_bytes": 48 * 600}
     with pytest.raises(KeyboardInterrupt):
         index_features(store, features, attempt="one", progress=stop, **options)
-    with pytest.raises(FeatureError, match="actlas sae index"):
+    with pytest.raises(FeatureError, match=r"actlas\.index_sae"):
         store.features("made").top(0)
     kept = receipts_of(store, "index.made", 10**6)
     before = {unit: kept.read(unit) for unit in kept.done()}
@@ -337,7 +337,7 @@ def test_a_blocks_input_is_the_output_of_the_one_before(tmp_path: Path) -> None:
         sae = Relu(24, 16, trained)
         features = create_features(store, sae, f"set{number}", "x", asked)  # type: ignore[arg-type]
         assert features.hookpoint == HOOKPOINT
-    with pytest.raises(SaeError, match=r"trained on resid_pre\.1, got --hookpoint mlp\.1"):
+    with pytest.raises(SaeError, match=r'trained on resid_pre\.1, got hookpoint="mlp\.1"'):
         create_features(store, Relu(24, 16, "resid_pre.1"), "x", "x", "mlp.1")  # type: ignore[arg-type]
 
 

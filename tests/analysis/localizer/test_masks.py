@@ -90,7 +90,7 @@ def test_sealed_records_that_are_no_mask(tmp_path: Path) -> None:
     with pytest.raises(MaskError, match="not a mask that this version reads") as refused:
         Mask.load(tmp_path / "m.json")
     assert refused.value.details["field"] == "format"
-    with pytest.raises(MaskError, match="`actlas localize` makes one"):
+    with pytest.raises(MaskError, match=r"`actlas\.localize` makes one"):
         Mask.load(tmp_path / "none.json")
 
 

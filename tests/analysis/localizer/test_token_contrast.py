@@ -139,5 +139,5 @@ def test_a_store_of_pooled_rows_alone_is_refused(tmp_path: Path) -> None:
     columns = chats(6, [30] * 9)
     plan = plan_for(columns, dense=False, pools=("mean",))
     create(tmp_path / "p.zarr", plan, columns)
-    with pytest.raises(NotExtractedError, match="--pooled-only"):
+    with pytest.raises(NotExtractedError, match="pooled_only=True"):
         localize(open_store(tmp_path / "p.zarr"), "role=user:assistant", pool="mean")

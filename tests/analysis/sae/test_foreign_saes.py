@@ -21,6 +21,7 @@ from actlas.analysis.sae.trained_on import FIELDS, NOT_COMPARED
 from actlas.jobs.cli.app import cli
 from actlas.store.errors import EXIT_USAGE, SaeError
 from actlas.store.store import Store
+from actlas.store.voice import shell
 
 HOOK = "resid_post.0"
 OLD = {
@@ -304,7 +305,8 @@ def test_folders_of_others_are_named(
     folder = written(tmp_path / "it", files)
     with pytest.raises(SaeError) as caught:
         load_sae(folder)
-    assert name in str(caught.value) and remedy in str(caught.value)
+    with shell():
+        assert name in str(caught.value) and remedy in str(caught.value)
     result = encode(store, folder, "foreign")
     assert result.exit_code == EXIT_USAGE and name in result.stderr
     if "zarr.json" not in files and "mask.json" not in files:
@@ -330,7 +332,7 @@ def test_a_half_trained_folder_says_what_finishes_it(
     tmp_path: Path, store: Store, name: str
 ) -> None:
     folder = written(tmp_path / "half", {name: ""})
-    with pytest.raises(SaeError, match="Run the same `actlas sae train` again"):
+    with pytest.raises(SaeError, match=r"Run the same `actlas\.train_sae` again"):
         load_sae(folder)
     result = encode(store, folder, "half")
     assert result.exit_code == EXIT_USAGE and "`actlas sae train` again" in result.stderr

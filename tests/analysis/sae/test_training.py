@@ -54,7 +54,7 @@ def test_a_training_that_was_stopped_ends_the_same(store: Store, tmp_path: Path,
     whole = train_sae(store, HOOK, tmp_path / "whole", **options)
     assert torch.equal(state, torch.get_rng_state())
     for n in (1, 13, 20):
-        with pytest.raises(InterruptedRunError, match="Run the same command again"):
+        with pytest.raises(InterruptedRunError, match="Repeat the same call"):
             train_sae(store, HOOK, tmp_path / "cut", stop=stop_after(n), **options)
     cut = train_sae(store, HOOK, tmp_path / "cut", **options)
     assert cut.sae.sha256 == whole.sae.sha256
@@ -146,7 +146,7 @@ def test_rows_that_are_not_finite(tmp_path: Path) -> None:
     store.statistics = lambda _: replace(moments, n=moments.n - 1)  # type: ignore[method-assign]
     with pytest.raises(NonFiniteError, match="holds NaN or infinity"):
         train_sae(store, HOOK, tmp_path / "x", **SMALL)
-    with pytest.raises(NonFiniteError, match="give an --lr smaller than"):
+    with pytest.raises(NonFiniteError, match="give an lr= smaller than"):
         train_sae(made_store(tmp_path / "t.zarr"), HOOK, tmp_path / "y", **{**SMALL, "lr": 1e38})
 
 

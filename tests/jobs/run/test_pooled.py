@@ -113,9 +113,9 @@ def test_pooled_rows_alone(tmp_path: Path) -> None:
 def test_what_needs_the_rows_of_tokens_says_so(tmp_path: Path) -> None:
     store = planned(tmp_path)
     assert call("extract", store.path, "--threads", "1").exit_code == 0
-    with pytest.raises(NotExtractedError, match="--pooled-only"):
+    with pytest.raises(NotExtractedError, match="pooled_only=True"):
         store.rows  # noqa: B018
-    with pytest.raises(NotExtractedError, match="--pooled-only"):
+    with pytest.raises(NotExtractedError, match="pooled_only=True"):
         store.statistics("resid_post.0")
     for arguments in (
         ("contexts", store.path, "--hookpoint", "resid_post.0", "--unit", "1"),

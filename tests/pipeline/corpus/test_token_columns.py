@@ -153,7 +153,7 @@ def test_errors(tmp_path: Path) -> None:
             plan(tmp_path, records(), span_fields=(name,))
     with pytest.raises(ConfigError, match="two columns would have it"):
         plan(tmp_path, records(), span_fields=("ann.entity", "entity"))
-    with pytest.raises(ConfigError, match="--span-fields: for records with fields"):
+    with pytest.raises(ConfigError, match="span_fields: for records with fields"):
         plan(tmp_path, records(), corpus="builtin:language", span_fields=("entity",))
 
 

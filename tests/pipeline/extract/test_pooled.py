@@ -159,7 +159,7 @@ def test_rows_that_are_missing_are_noticed() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"pooled_only": True}, "give --pool"),
+        ({"pooled_only": True}, "give pool="),
         ({"pool": ("last", "last")}, "once"),
         ({"pool": ("last",), "pooled_only": True, "with_loss": True}, "Leave one of them out"),
     ],

@@ -138,7 +138,7 @@ def test_strict_configurations_of_the_hub_are_errors_of_ours(
 
 def test_a_device_that_is_not_there_is_refused_before_planning(tmp_path: Path) -> None:
     asked = PlanOptions(model=str(tmp_path / "none"), corpus="none")
-    with pytest.raises(ConfigError, match="--device cuda:77"):
+    with pytest.raises(ConfigError, match='device="cuda:77"'):
         estimate(asked, device="cuda:77")
 
 

@@ -252,7 +252,7 @@ def test_an_image_field_is_refused_for_a_model_of_text(tmp_path: Path) -> None:
     options = PlanOptions(
         model="builtin:actlas-6m", corpus=str(tmp_path / "in"), image_field="image"
     )
-    with pytest.raises(ConfigError, match="--image-field"):
+    with pytest.raises(ConfigError, match="image_field="):
         make_plan(tmp_path / "s.zarr", options)
 
 

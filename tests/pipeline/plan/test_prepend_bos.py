@@ -210,5 +210,5 @@ def test_tokenizers_with_another_prefix_or_no_bos() -> None:
 def test_models_of_images_have_no_bos() -> None:
     spec: Any = type("Spec", (), {"modality": "image", "architecture": "ViTModel"})
     options = PlanOptions(model="m", corpus="c", prepend_bos=True)
-    with pytest.raises(ConfigError, match="--prepend-bos is for models that read text"):
+    with pytest.raises(ConfigError, match="prepend_bos=True is for models that read text"):
         refuse_other_modality(options, spec)

@@ -56,7 +56,7 @@ def test_each_error_of_a_write() -> None:
         assert error.details == {"path": "/there/a", "errno": code}
         begins = f"/there/a: {os.strerror(code)} (errno {code}). Nothing already written"
         assert str(error).startswith(begins)
-        again = "run the same command again" in str(error)
+        again = "repeat the same call" in str(error)
         assert again == (error.exit_code == EXIT_RESUME)
         assert ".part" not in str(error) and isinstance(error, OSError)
 
