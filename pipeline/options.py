@@ -70,6 +70,16 @@ class PlanOptions(_Options):
         description="Field with each document's label: stim14, or a dotted path such as "
         "meta.pile_set_name. Default: no labels.",
     )
+    delimiter: str | None = Field(
+        default=None,
+        description="Character between the columns of .csv, .tsv and .txt tables: ';', '|', tab. "
+        "A .txt is a table only with this option. Default: the one of , ; | and tab by which the "
+        "header has the fields that are read.",
+    )
+    lines: bool = Field(
+        default=False,
+        description="Read each line of a .txt file as a document; blank lines are none.",
+    )
     lowercase: bool = Field(default=False, description="Convert the text to lower case.")
     messages_field: str | None = Field(
         default=None,
@@ -155,6 +165,16 @@ class PlanOptions(_Options):
         "memory and the store has at least 16 shards.",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of every shuffle.")
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        value = {"tab": "\t", "\\t": "\t"}.get(value, value)
+        if len(value) != 1 or not value.isascii() or value.isalnum() or value in '"\r\n':
+            raise ValueError("should be one character such as ; or |, or the word tab")
+        return value
 
 
 class RunOptions(_Options):

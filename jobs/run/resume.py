@@ -36,6 +36,7 @@ _RESOLVED: Mapping[str, Callable[[Plan], Any]] = {
     "revision": lambda plan: plan.model.revision,
     "text_field": lambda plan: plan.corpus.text_field,
     "label_field": lambda plan: plan.corpus.label_field,
+    "delimiter": lambda plan: next(iter(plan.corpus.delimiters), None),
     "max_length": lambda plan: plan.windows.max_length,
     "long": lambda plan: plan.windows.long,
     "order": lambda plan: plan.order,

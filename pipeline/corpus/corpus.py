@@ -6,8 +6,9 @@
 ``builtin:NAME``       a corpus shipped with actlas
 anything else          a file, a folder (searched recursively) or a glob of ``.jsonl``, ``.json``,
                        ``.csv``, ``.tsv`` (each also ``.gz``, ``.bz2``, ``.xz``, ``.zst``),
-                       ``.parquet``, ``.arrow`` and ``.txt`` (one document per file; left out of a
-                       folder that also has files of records)
+                       ``.parquet``, ``.arrow`` and ``.txt`` (one document per file, or per line
+                       with ``lines``, or per row with ``delimiter``; left out of a folder that
+                       also has files of records)
 =====================  ==========================================================================
 
 Folders of images, for models that read images, are in :mod:`actlas.pipeline.corpus.image_folder`.
@@ -20,10 +21,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from actlas.pipeline.corpus.files import CorpusFiles, find_files
-from actlas.pipeline.corpus.formats.base import Position
+from actlas.pipeline.corpus.formats.base import Position, TextForm
 from actlas.pipeline.corpus.readers import read_records, suffix_of
 from actlas.pipeline.corpus.records import RawSource, ReadCounts, Record, Selection
 from actlas.pipeline.options import PlanOptions
@@ -95,6 +97,8 @@ def open_corpus(options: PlanOptions, chat: Chat | None = None) -> Corpus:
         A field is given for a corpus without fields.
     """
     kind, _, name = options.corpus.partition(":")
+    if kind in ("hf", "builtin"):
+        refuse_file_options(options)
     if kind == "hf":
         from actlas.pipeline.corpus.hub import HubCorpus
 
@@ -102,6 +106,20 @@ def open_corpus(options: PlanOptions, chat: Chat | None = None) -> Corpus:
     if kind == "builtin":
         return BuiltinCorpus(options, name)
     return FileCorpus(options, find_files(options.corpus), chat)
+
+
+FILE_OPTIONS = ("delimiter", "lines")
+"""Options of text files, which other corpora do not have."""
+
+
+def refuse_file_options(options: PlanOptions) -> None:
+    """Raise ``ConfigError`` if an option of text files is given for a corpus of another kind."""
+    for name in FILE_OPTIONS:
+        if getattr(options, name):
+            raise ConfigError(
+                f"--{name} is for files of text, and {options.corpus} has none. Leave it out.",
+                field=name,
+            )
 
 
 class FileCorpus:
@@ -126,21 +144,24 @@ class FileCorpus:
         self.counts = ReadCounts()
         self._selection = Selection(options, chat)
         self._files, self._root, self._left_out = found
+        self._form = _text_form(options, self._selection, self._files)
         plain = all((suffix_of(file) or "").startswith(".txt") for file in self._files)
+        plain = plain and self._form.delimiter is None
         self.text_field = None if plain else self._selection.text.name
         self._sizes = [file.stat().st_size for file in self._files]
         self._place, self._position = 0, Position()
 
     def records(self) -> Iterator[Record]:
         """Yield the documents of all files."""
-        self.counts = ReadCounts(left_out=self._left_out.lines())
+        self._form.found.clear()
+        self.counts = ReadCounts(left_out=self._left_out.lines(), delimiters=self._form.found)
         yield from self._selection.select(self._sources(), self.counts)
 
     def _sources(self) -> Iterator[RawSource]:
         for place, file in enumerate(self._files):
             self._place, self._position = place, Position()
             name = file.relative_to(self._root).as_posix()
-            records = read_records(file, self._selection.columns, self._position)
+            records = read_records(file, self._selection.columns, self._position, self._form)
             yield RawSource(name, records, file.parent)
             self._position.fraction = 1.0
 
@@ -157,6 +178,31 @@ class FileCorpus:
         done: float = sum(self._sizes[: self._place])
         done += self._sizes[self._place] * self._position.fraction
         return done / (sum(self._sizes) or 1)
+
+
+def _text_form(options: PlanOptions, selection: Selection, files: list[Path]) -> TextForm:
+    """Return the form of a corpus's text files; raise if none of them could have it."""
+    suffixes = [suffix_of(file) or "" for file in files]
+    if options.lines and options.delimiter is not None:
+        raise ConfigError(
+            "--lines reads each line of a .txt file as a document, and --delimiter reads the file "
+            "as a table. Leave one of them out.",
+            field="lines",
+        )
+    if options.lines and not any(suffix.startswith(".txt") for suffix in suffixes):
+        raise ConfigError(
+            f"--lines is for .txt files, and {options.corpus} has none. Leave it out.",
+            field="lines",
+        )
+    tables = (".csv", ".tsv", ".txt")
+    if options.delimiter is not None and not any(s.startswith(tables) for s in suffixes):
+        raise ConfigError(
+            f"--delimiter is for tables of text ({', '.join(tables)}), and {options.corpus} has "
+            "none. Leave it out.",
+            field="delimiter",
+        )
+    delimiter = None if options.delimiter is None else options.delimiter.encode()
+    return TextForm(delimiter, options.lines, selection.fits)
 
 
 class BuiltinCorpus:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from actlas.pipeline.corpus.corpus import Corpus, open_corpus
+from actlas.pipeline.corpus.corpus import Corpus, open_corpus, refuse_file_options
 from actlas.pipeline.corpus.files import LeftOut, choose_files, matched
 from actlas.pipeline.corpus.formats.base import Unreadable
 from actlas.pipeline.corpus.image_files import SUFFIXES, is_image, read_image
@@ -151,6 +151,7 @@ class ImageFolder:
 
 
 def _refuse_label_field(options: PlanOptions) -> None:
+    refuse_file_options(options)
     if options.label_field is not None:
         raise ConfigError(
             "--label-field is for records with fields: in a folder of images each folder's name "

@@ -1,8 +1,9 @@
 """The reader of each suffix: records of a file, one at a time, never a whole file in memory.
 
 ``.jsonl`` has one JSON object per line; ``.json`` that, or one array of objects, or objects printed
-over several lines; ``.csv`` and ``.tsv`` have a header; a ``.txt`` is **one** document. Each of
-these may be compressed. A record that cannot be read is yielded as
+over several lines; ``.csv`` and ``.tsv`` have a header; a ``.txt`` is **one** document, unless a
+:class:`~actlas.pipeline.corpus.formats.base.TextForm` says that it is a table or has one document
+per line. Each of these may be compressed. A record that cannot be read is yielded as
 :class:`~actlas.pipeline.corpus.formats.base.Unreadable` and counted.
 """
 
@@ -15,15 +16,23 @@ from typing import TypeAlias, cast
 
 from actlas.pipeline.corpus.formats import base
 from actlas.pipeline.corpus.formats.arrow_file import arrow_rows
-from actlas.pipeline.corpus.formats.base import NOT_UTF8, TOO_LONG, Position, Raw, Wanted
+from actlas.pipeline.corpus.formats.base import (
+    NOT_UTF8,
+    TOO_LONG,
+    Position,
+    Raw,
+    TextForm,
+    Unreadable,
+    Wanted,
+)
 from actlas.pipeline.corpus.formats.csv_table import csv_rows
 from actlas.pipeline.corpus.formats.json_files import json_lines, json_values
 from actlas.pipeline.corpus.formats.parquet import parquet_rows
-from actlas.pipeline.corpus.formats.streams import COMPRESSIONS, open_blocks
+from actlas.pipeline.corpus.formats.streams import COMPRESSIONS, lines, open_blocks
 from actlas.store.errors import ActlasError, CorpusError
 from actlas.store.objects.faults import run_fault
 
-Reader: TypeAlias = Callable[[Path, Wanted, Position], Iterator[tuple[int, Raw]]]
+Reader: TypeAlias = Callable[[Path, Wanted, Position, TextForm], Iterator[tuple[int, Raw]]]
 
 
 def _all(names: list[str], _fields: list[str]) -> list[str]:
@@ -31,7 +40,10 @@ def _all(names: list[str], _fields: list[str]) -> list[str]:
 
 
 def read_records(
-    path: Path, wanted: Wanted = _all, position: Position | None = None
+    path: Path,
+    wanted: Wanted = _all,
+    position: Position | None = None,
+    form: TextForm | None = None,
 ) -> Iterator[tuple[int, Raw]]:
     """Yield each record of a file with its index: the line, the row, or the place in an array.
 
@@ -43,6 +55,8 @@ def read_records(
         Selects the columns to read from a table.
     position : Position, optional
         Updated as the reading proceeds.
+    form : TextForm, optional
+        The form of a text file.
 
     Raises
     ------
@@ -53,7 +67,7 @@ def read_records(
     """
     reader = READERS[cast("str", suffix_of(path))]
     try:
-        yield from reader(path, wanted, position or Position())
+        yield from reader(path, wanted, position or Position(), form or TextForm())
     except (ActlasError, GeneratorExit):
         raise
     except OSError as error:
@@ -71,33 +85,39 @@ def suffix_of(path: Path) -> str | None:
 
 
 def _json_lines(
-    compression: str, path: Path, _wanted: Wanted, position: Position
+    compression: str, path: Path, _wanted: Wanted, position: Position, _form: TextForm
 ) -> Iterator[tuple[int, Raw]]:
     return json_lines(open_blocks(path, compression, position))
 
 
 def _json(
-    compression: str, path: Path, _wanted: Wanted, position: Position
+    compression: str, path: Path, _wanted: Wanted, position: Position, _form: TextForm
 ) -> Iterator[tuple[int, Raw]]:
     return json_values(open_blocks(path, compression, position), path)
 
 
 def _csv(
-    compression: str, path: Path, wanted: Wanted, position: Position
+    compression: str, path: Path, wanted: Wanted, position: Position, form: TextForm
 ) -> Iterator[tuple[int, Raw]]:
-    return csv_rows(open_blocks(path, compression, position), path, wanted)
+    return csv_rows(open_blocks(path, compression, position), path, wanted, b",", form)
 
 
 def _tsv(
-    compression: str, path: Path, wanted: Wanted, position: Position
+    compression: str, path: Path, wanted: Wanted, position: Position, form: TextForm
 ) -> Iterator[tuple[int, Raw]]:
-    return csv_rows(open_blocks(path, compression, position), path, wanted, b"\t")
+    return csv_rows(open_blocks(path, compression, position), path, wanted, b"\t", form)
 
 
 def _text(
-    compression: str, path: Path, _wanted: Wanted, position: Position
+    compression: str, path: Path, wanted: Wanted, position: Position, form: TextForm
 ) -> Iterator[tuple[int, Raw]]:
-    """Yield a file's whole text, with its newlines unchanged."""
+    """Yield a file's whole text, with its newlines unchanged; or its lines, or rows."""
+    if form.delimiter is not None:
+        yield from _csv(compression, path, wanted, position, form)
+        return
+    if form.lines:
+        yield from _text_lines(open_blocks(path, compression, position))
+        return
     parts: list[bytes] = []
     held = 0
     for block in open_blocks(path, compression, position):
@@ -110,6 +130,33 @@ def _text(
         yield 0, b"".join(parts).decode()
     except UnicodeDecodeError:
         yield 0, NOT_UTF8
+
+
+def _text_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, Raw]]:
+    """Yield each line that is not blank, with its number in the file from 0."""
+    for number, line in enumerate(lines(blocks)):
+        if isinstance(line, Unreadable):
+            yield number, line
+            continue
+        try:
+            text = line.removesuffix(b"\r").decode()
+        except UnicodeDecodeError:
+            yield number, NOT_UTF8._replace(where=f"line {number + 1}")
+            continue
+        if text.strip():
+            yield number, text
+
+
+def _parquet(
+    path: Path, wanted: Wanted, position: Position, _form: TextForm
+) -> Iterator[tuple[int, Raw]]:
+    return parquet_rows(path, wanted, position)
+
+
+def _arrow(
+    path: Path, wanted: Wanted, position: Position, _form: TextForm
+) -> Iterator[tuple[int, Raw]]:
+    return arrow_rows(path, wanted, position)
 
 
 _TEXT_FORMATS = {
@@ -127,9 +174,9 @@ READERS: dict[str, Reader] = {
         for suffix, reader in _TEXT_FORMATS.items()
         for compression in ("", *COMPRESSIONS)
     },
-    ".parquet": parquet_rows,
-    ".arrow": arrow_rows,
-    ".feather": arrow_rows,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+    ".feather": _arrow,
 }
 """The reader of each suffix."""
 

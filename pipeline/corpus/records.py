@@ -27,7 +27,7 @@ from actlas.pipeline.corpus.formats.base import (
 from actlas.pipeline.corpus.image_files import image_of
 from actlas.pipeline.corpus.spans import ROLE, Span, column_name, spans_of
 from actlas.pipeline.options import PlanOptions
-from actlas.store.display.text import counted
+from actlas.store.display.text import counted, printable
 from actlas.store.errors import CorpusError
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ class ReadCounts:
         The first of them.
     left_out : tuple of str
         A line for each reason for which files were not read.
+    delimiters : dict of str to str
+        The delimiter of each table of text, where it is not a comma (``.csv``) or a tab (``.tsv``).
     """
 
     n_read: int = 0
@@ -90,6 +92,7 @@ class ReadCounts:
     n_empty: int = 0
     first_empty: str = ""
     left_out: tuple[str, ...] = ()
+    delimiters: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_skipped(self) -> int:
@@ -106,6 +109,17 @@ class ReadCounts:
         """Count a source that has no record."""
         self.n_empty += 1
         self.first_empty = self.first_empty or source
+
+    def delimiter_lines(self) -> list[str]:
+        """Return a line for each delimiter that is not the suffix's own, with its first table."""
+        tables: dict[str, list[str]] = {}
+        for path, delimiter in self.delimiters.items():
+            tables.setdefault(delimiter, []).append(Path(path).name)
+        return [
+            f"{'a tab' if delimiter == chr(9) else repr(delimiter)} separates the columns of "
+            f"{printable(listed(names, 3))} (--delimiter names another)"
+            for delimiter, names in tables.items()
+        ]
 
     def lines(self) -> list[str]:
         """Return a line for each reason: the number of records skipped, and the first of them."""
@@ -181,6 +195,11 @@ class Selection:
             if names.count(name) > 1:
                 raise RepeatedNameError(name)
         return [name for name in names if name in found]
+
+    def fits(self, names: list[str]) -> int:
+        """Return how many of the fields that are read the columns of a table have."""
+        wanted = (self.text, self.label, self.image, *self.span_fields.values())
+        return sum(bool(each.columns(names)) for each in wanted if each is not None)
 
     def select(self, sources: Iterable[RawSource], counts: ReadCounts) -> Iterator[Record]:
         """Yield the documents among raw records.

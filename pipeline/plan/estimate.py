@@ -151,6 +151,8 @@ class Estimate:
             yield "sample", f"{counted(self.sampled_documents, 'document')} read{scope}"
         for line in self.settings.corpus.counts.lines():
             yield "skipped", line
+        for line in self.settings.corpus.counts.delimiter_lines():
+            yield "columns", line
         for line in self.settings.corpus.counts.left_out:
             yield "left out", line
         partial = self.sampled_documents is not None or self.plan.corpus.sample != "all"

@@ -256,6 +256,7 @@ def assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: 
             sample=sample,
             n_records_read=read.n_read,
             n_records_skipped=read.n_skipped,
+            delimiters=tuple(sorted({*read.delimiters.values()})),
         ),
         windows=WindowSpec(max_length=settings.max_length, long=settings.windows.long),
         hookpoints=settings.hookpoints,
@@ -282,4 +283,5 @@ def _request(options: PlanOptions) -> dict[str, Any]:
     so that earlier versions read the plans of stores without it.
     """
     given = options.model_dump(mode="json")
-    return {name: value for name, value in given.items() if name != "prepend_bos" or value}
+    later = ("prepend_bos", "delimiter", "lines")
+    return {name: value for name, value in given.items() if name not in later or value}

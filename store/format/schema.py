@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
 from actlas.store.errors import ConfigError
 from actlas.store.format import layout
@@ -158,6 +159,16 @@ class CorpusSpec(_Spec):
     sample: Literal["all", "uniform", "head"]
     n_records_read: Count
     n_records_skipped: Count
+    delimiters: tuple[Annotated[str, Field(max_length=1)], ...] = Field(default=(), max_length=16)
+    """The delimiters of tables of text that are no comma (``.csv``) and no tab (``.tsv``)."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what earlier versions of the format did not have, unless it is there."""
+        fields: dict[str, Any] = handler(self)
+        if not self.delimiters:
+            fields.pop("delimiters", None)
+        return fields
 
 
 class WindowSpec(_Spec):

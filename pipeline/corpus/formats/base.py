@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -81,6 +81,28 @@ class Position:
     """The share of a file that a reader has covered, from 0 to 1."""
 
     fraction: float = 0.0
+
+
+@dataclass
+class TextForm:
+    """The form of text files, as far as their suffix leaves it open.
+
+    Attributes
+    ----------
+    delimiter : bytes or None
+        The byte between two cells of a table. None: it is found in each table's header.
+    lines : bool
+        Whether each line of a ``.txt`` is a document.
+    fits : callable
+        Returns how many of the fields that are read a header's columns have.
+    found : dict of str to str
+        The delimiter of each table, by its path, where it is not its suffix's own.
+    """
+
+    delimiter: bytes | None = None
+    lines: bool = False
+    fits: Callable[[list[str]], int] = len
+    found: dict[str, str] = field(default_factory=dict)
 
 
 def select(

@@ -1,4 +1,4 @@
-"""Tables of text: ``.csv`` and ``.tsv`` with a header, by RFC 4180, and nothing of them guessed.
+"""Tables of text: ``.csv`` and ``.tsv`` with a header, by RFC 4180, and no row of them guessed.
 
 The bytes are split here and not by a library: Python's ``csv`` joins lines and drops cells silently
 where a quote is missing, where a row has too many cells and where a name stands twice in the
@@ -8,13 +8,16 @@ quotes that contradict each other are an error, since no one can know where the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from actlas.pipeline.corpus.formats.base import (
     MAX_LINE_BYTES,
     NOT_UTF8,
     Raw,
+    TextForm,
     Unreadable,
     Wanted,
     oversized,
@@ -30,10 +33,24 @@ _MORE = "a row with more cells than the header"
 _FEWER = "a row with fewer cells than the header"
 
 
+DELIMITERS = (b",", b";", b"\t", b"|")
+"""The bytes between two cells that are looked for in a header."""
+
+_SEP = re.compile(rb"\"?sep=([^\"\r\n])\"?[\r\n]*")
+"""The first line of a table in which spreadsheets name the delimiter."""
+
+
 def csv_rows(
-    blocks: Iterable[bytes], path: Path, wanted: Wanted, delimiter: bytes = b","
+    blocks: Iterable[bytes],
+    path: Path,
+    wanted: Wanted,
+    delimiter: bytes = b",",
+    form: TextForm | None = None,
 ) -> Iterator[tuple[int, Raw]]:
     """Yield the rows below the header, every value a string; blank lines are no rows.
+
+    A header may have another delimiter than the suffix says. It is the one under which the header
+    has more of the fields that are read; where several have as many, it is the suffix's own.
 
     Parameters
     ----------
@@ -44,7 +61,10 @@ def csv_rows(
     wanted : callable
         Selects the columns.
     delimiter : bytes
-        The byte between two cells.
+        The byte between two cells that the suffix stands for.
+    form : TextForm, optional
+        The delimiter, where it is given; and which fields are read. Default: the delimiter is the
+        suffix's.
 
     Raises
     ------
@@ -53,7 +73,16 @@ def csv_rows(
         contradict cells that span lines; a needed name stands twice in the header; the header or
         a cell is too large.
     """
-    rows = _Rows(blocks, path, delimiter)
+    n_before = 0
+    if form is not None:
+        first, blocks = _first_line(blocks)
+        if match := _SEP.fullmatch(first):
+            n_before, blocks = 1, _without(len(first), blocks)
+            delimiter = _note_found(form, path, delimiter, form.delimiter or match[1])
+        else:
+            chosen = form.delimiter or _found(first, path, delimiter, form)
+            delimiter = _note_found(form, path, delimiter, chosen)
+    rows = _Rows(blocks, path, delimiter, n_before)
     header = next(rows, None)
     if header is None:
         return
@@ -75,6 +104,57 @@ def csv_rows(
             yield index, NOT_UTF8._replace(where=f"line {rows.line}")
 
 
+def _first_line(blocks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """Return the first line that is not blank, with all line ends around it, and all blocks."""
+    held, rest = b"", iter(blocks)
+    for block in rest:
+        held += block
+        line = held.lstrip(b"\r\n")
+        if len(held) > MAX_HEADER_BYTES or b"\n" in line or b"\r" in line[:-1]:
+            break
+    n_blank = len(held) - len(held.lstrip(b"\r\n"))
+    ends = [at for end in (b"\n", b"\r") if (at := held.find(end, n_blank)) >= 0]
+    stop = min(ends, default=len(held))
+    stop += len(held[stop : stop + 2]) if held[stop : stop + 2] == b"\r\n" else min(1, len(ends))
+    return held[:stop], chain((held,), rest)
+
+
+def _without(n_bytes: int, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield blocks without the first bytes, which lie in the first block."""
+    rest = iter(blocks)
+    yield next(rest)[n_bytes:]
+    yield from rest
+
+
+def _found(line: bytes, path: Path, own: bytes, form: TextForm) -> bytes:
+    """Return the delimiter of the table whose header begins with a line."""
+    found = [
+        (form.fits(names), len(names), each)
+        for each in (own, *DELIMITERS)
+        if (names := _names(line, path, each))
+    ]
+    most = max((n_fitting for n_fitting, *_ in found), default=0)
+    if most:
+        return next(each for n_fitting, _, each in found if n_fitting == most)
+    # No field is there: the columns are for a message.
+    return max(found, key=lambda pair: pair[1], default=(0, 0, own))[2]
+
+
+def _names(line: bytes, path: Path, delimiter: bytes) -> list[str]:
+    """Return the columns of a header under a delimiter; none if its quotes contradict that."""
+    try:
+        cells = next(_Rows((line,), path, delimiter), [])
+    except CorpusError:
+        return []
+    return [cell.decode(errors="backslashreplace") for cell in cells]
+
+
+def _note_found(form: TextForm, path: Path, own: bytes, delimiter: bytes) -> bytes:
+    if delimiter != own:
+        form.found[str(path)] = delimiter.decode(errors="replace")
+    return delimiter
+
+
 class _Rows:
     """The rows of a table as lists of cells; of too long a row only the first cells.
 
@@ -86,6 +166,8 @@ class _Rows:
         The file, for messages.
     delimiter : bytes
         The byte between two cells.
+    n_before : int
+        Lines of the file in front of these.
 
     Attributes
     ----------
@@ -95,10 +177,12 @@ class _Rows:
         Cells of the header, once it was read.
     """
 
-    def __init__(self, blocks: Iterable[bytes], path: Path, delimiter: bytes) -> None:
+    def __init__(
+        self, blocks: Iterable[bytes], path: Path, delimiter: bytes, n_before: int = 0
+    ) -> None:
         self._path, self._delimiter = path, delimiter
         self._lines = physical_lines(blocks, path)
-        self._n_lines = self.line = 0
+        self._n_lines = self.line = n_before
         self.n_cells: int | None = None
         self._stray: tuple[int, int] | None = None
         self._spanning: tuple[int, int] | None = None

@@ -6,6 +6,7 @@ import codecs
 import csv
 import gzip
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from actlas.pipeline.corpus.corpus import open_corpus
 from actlas.pipeline.corpus.formats import base, csv_table
 from actlas.pipeline.options import PlanOptions
-from actlas.store.errors import CorpusError
+from actlas.store.errors import ConfigError, CorpusError
+from actlas.store.format.schema import CorpusSpec
 
 ROWS = [
     ["1", "plain", "S"],
@@ -176,3 +178,100 @@ def test_lines_and_cells_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(CorpusError, match="header"):
         read(path, gzip.compress(b"," * 200 + b"\n"))
     assert base.MAX_LINE_BYTES == 128 << 20
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_is_found_in_the_header(tmp_path: Path, delimiter: str, quoting: Any) -> None:
+    rows = [*ROWS, ["7", "1,5; and | so on", "N"]]
+    for suffix, own in ((".csv", ","), (".tsv", "\t")):
+        path = tmp_path / f"table{suffix}"
+        path.write_bytes(written(rows, delimiter=delimiter, quoting=quoting))
+        corpus: Any = open_corpus(PlanOptions(model="-", corpus=str(path), label_field="kind"))
+        found = [(record.text, record.label) for record in corpus.records()]
+        assert found == [(text, kind or None) for _, text, kind in rows]
+        told = corpus.counts.delimiter_lines()
+        assert bool(told) is (delimiter != own)
+        if told:
+            shown = "a tab" if delimiter == "\t" else repr(delimiter)
+            assert told == [
+                f"{shown} separates the columns of table{suffix} (--delimiter names another)"
+            ]
+
+
+def test_a_header_that_fits_several_delimiters_is_read_by_its_suffix(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    assert read(path, b"text\na;b\nc|d\n")[0] == ["a;b", "c|d"]
+    assert read(path, b"text,a;b\none,two\n")[0] == ["one"]
+    assert read(path, b"Satz, deutsch;text\nGuten Tag, Welt;one\n")[0] == ["one"]
+    texts, _ = read(path, b"id;text;kind\n1;1,5 Liter, etwa;S\n", text_field="text:kind")
+    assert texts == ["1,5 Liter, etwa S"]
+    said = refusal(path, b"id;words\n1;a\n")
+    assert "Its fields are id, words: name the one with text" in said
+
+
+def test_a_given_delimiter_is_obeyed(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    assert read(path, b"text;a,text\none;two,three\n", delimiter=",", text_field="text;a")[0] == [
+        "one;two"
+    ]
+    assert read(path, b"id^text\n1^a,b\n", delimiter="^")[0] == ["a,b"]
+    assert read(path, b"id\ttext\n1\ta\n", delimiter="tab")[0] == ["a"]
+    assert read(path, b"sep=^\r\nid^text\r\n1^a\r\n2\r\n") == (
+        ["a"],
+        {"a row with fewer cells than the header": 1},
+    )
+    said = refusal(path, b'\nsep=;\nid;text\n1;"bad\n')
+    assert "line 4, column 3: a quoted cell does not end" in said
+    for bad in ("ab", "a", '"', "\n", ""):
+        with pytest.raises(ValueError, match="should be one character"):
+            PlanOptions(model="-", corpus="x", delimiter=bad)
+
+
+def test_text_files_are_tables_or_lines_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    data = b"text;label\r\nel gato, pues;S\r\n\r\nzu drei;N\r\n"
+    assert read(path, data)[0] == [data.decode()]
+    path.write_bytes(data)
+    table: Any = open_corpus(
+        PlanOptions(model="-", corpus=str(path), delimiter=";", label_field="label")
+    )
+    found = [(record.text, record.label, record.record) for record in table.records()]
+    assert found == [("el gato, pues", "S", 0), ("zu drei", "N", 1)]
+    lines: Any = open_corpus(PlanOptions(model="-", corpus=str(path), lines=True))
+    found = [(record.text, record.label, record.record) for record in lines.records()]
+    assert [(text, record) for text, _, record in found] == [
+        ("text;label", 0),
+        ("el gato, pues;S", 1),
+        ("zu drei;N", 3),
+    ]
+    texts, skipped = read(path, b"good\n\xff\n  \nlast", lines=True)
+    assert texts == ["good", "last"] and skipped == {"not UTF-8": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("a.jsonl", {"delimiter": ";"}, "delimiter= is for tables of text"),
+        ("a.csv", {"lines": True}, "lines=True is for .txt files"),
+        ("a.txt", {"lines": True, "delimiter": ";"}, "Leave one of them out"),
+        ("builtin:language", {"lines": True}, "lines=True is for files of text"),
+    ],
+)
+def test_options_of_other_files_are_refused(
+    tmp_path: Path, name: str, options: dict[str, Any], says: str
+) -> None:
+    corpus = name if ":" in name else str(tmp_path / name)
+    if ":" not in name:
+        Path(corpus).write_text("text\na\n")
+    with pytest.raises(ConfigError, match=says):
+        open_corpus(PlanOptions(model="-", corpus=corpus, **options))
+
+
+def test_only_a_plan_with_another_delimiter_says_so() -> None:
+    fields: dict[str, Any] = {"uri": "a.csv", "fingerprint": "", "text_field": "text"}
+    fields |= {"label_field": None, "lowercase": False, "sample": "all"}
+    fields |= {"n_records_read": 1, "n_records_skipped": 0}
+    plain, other = CorpusSpec(**fields), CorpusSpec(**fields, delimiters=(";",))
+    assert json.loads(plain.model_dump_json()) == fields, "as earlier versions wrote it"
+    assert CorpusSpec.model_validate_json(other.model_dump_json()) == other
