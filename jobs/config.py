@@ -32,7 +32,7 @@ LISTS = frozenset({"hookpoints", "pool", "span_fields"})
 STORE_KEY = "store"
 """Key of a file with the path or URL of the store."""
 
-_REMOTE = ("hf:", "builtin:")
+_REMOTE = ("hf:", "builtin:", "memory:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,15 @@ class Asked:
         Source of each given field (``--max-tokens``, ``run.yaml``), for messages.
     store : str, optional
         Path or URL of the store that a file gives; a command's own argument takes precedence.
+    documents : GivenDocuments, optional
+        The documents, where Python gave them instead of a corpus's name.
     """
 
     plan: Mapping[str, Any]
     run: RunOptions
     origin: Mapping[str, str] = field(default_factory=dict)
     store: str | None = None
+    documents: Any = None
 
     def plan_options(self) -> PlanOptions:
         """Return all options of the plan, with defaults.
@@ -72,7 +75,7 @@ class Asked:
                 "--model builtin:actlas-6m --corpus builtin:python-docs",
                 missing=missing,
             )
-        return PlanOptions.model_validate(dict(self.plan))
+        return PlanOptions.model_validate(dict(self.plan)).with_documents(self.documents)
 
 
 def resolve(

@@ -14,7 +14,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from actlas.store.format.dtypes import ActivationDtype
 from actlas.store.format.schema import Compression, LongDocuments, Order, Pool
@@ -165,6 +172,25 @@ class PlanOptions(_Options):
         "memory and the store has at least 16 shards.",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of every shuffle.")
+
+    _documents: Any = PrivateAttr(default=None)
+
+    @property
+    def documents(self) -> Any:
+        """The documents themselves, where they were given in Python instead of a corpus's name."""
+        return self._documents
+
+    def with_documents(self, documents: Any) -> PlanOptions:
+        """Return these options with documents that were given in Python.
+
+        Parameters
+        ----------
+        documents : GivenDocuments
+            The documents; see :mod:`actlas.pipeline.corpus.in_memory`.
+        """
+        options = self.model_copy()
+        options._documents = documents
+        return options
 
     @field_validator("delimiter")
     @classmethod

@@ -36,7 +36,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
             *("max_process_deaths", "max_node_losses", "deadline_floor_s", "start_limit_s"),
             *("writers_per_machine", "sae", "name", "accept", "out", "mask", "prompts"),
             *("new_tokens", "random", "temperature", "hookpoint", "d_sae", "k", "l1", "fraction"),
-            *("steps", "batch_size", "lr", "checkpoint_every", "contrast", "top"),
+            *("steps", "batch_size", "lr", "checkpoint_every", "contrast", "top", "figures", "dpi"),
         ),
         (),
     ),
@@ -85,8 +85,8 @@ _OPTION = re.compile(
     re.VERBOSE,
 )
 
-_NEXT_TO = re.compile(r"(--[a-z][a-z-]* [^\s,;-]+) (?=--[a-z])")
-"""An option with its value in front of another one."""
+_PROSE = re.compile(r"(and|conflicts|is|needs|or|requires|stores|was|were)\b|.*--")
+"""What follows an option that a sentence begins with, and is no value."""
 
 _TELLING = re.compile(r".*[\d/_*=:,\\].*")
 """A word that is a value and no word of the sentence."""
@@ -148,11 +148,12 @@ def in_python(text: str) -> str:
 
 
 def _options(text: str) -> str:
-    if (first := _FIRST.match(text)) and (name := _known(first[1])) in VALUES:
+    first = _FIRST.match(text)
+    if first and (name := _known(first[1])) in VALUES and not _PROSE.match(first[2]):
         known = _OPTION.match(text)
         if known is None or not _is_value(name, (known["value"] or "").rstrip(".:")):
             return f"{name}={_literal(first[2])}" + _options(text[first.end() :])
-    return _OPTION.sub(_argument, _NEXT_TO.sub(r"\1, ", text))
+    return _OPTION.sub(_argument, text)
 
 
 def _argument(found: re.Match[str]) -> str:
@@ -166,7 +167,8 @@ def _argument(found: re.Match[str]) -> str:
     trimmed = value.rstrip(".:")
     if not _is_value(name, trimmed):
         return f"{name}{'' if not value and after == ':' else '='}{rest}"
-    return f"{name}={_literal(trimmed)}{value[len(trimmed) :]}"
+    another = "," if found.string.startswith(" --", found.end()) else ""
+    return f"{name}={_literal(trimmed)}{value[len(trimmed) :]}{another}"
 
 
 def _known(name: str) -> str:

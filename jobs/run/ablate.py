@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actlas.analysis.figures import DPI, Figures
 from actlas.jobs.output import check_free, output_folder
+from actlas.jobs.run.extract import plain_value
 from actlas.store.errors import ConfigError, CorpusError, ModelError
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ N_PROMPTS = 3
 
 
 def ablate(
-    model: str,
+    model: str | os.PathLike[str],
     mask: Mask | str | os.PathLike[str],
-    corpus: str,
+    corpus: str | os.PathLike[str] | Iterable[Any],
     *,
     out: str | os.PathLike[str] | None = None,
     random: int = 5,
@@ -54,12 +55,13 @@ def ablate(
 
     Parameters
     ----------
-    model : str
+    model : str or path
         A hub id, a local folder, ``builtin:NAME``: the model that the mask was made for.
     mask : Mask or path
         A mask, its file, or the folder that ``actlas localize`` wrote.
-    corpus : str
-        The texts whose loss is measured; see :class:`~actlas.pipeline.options.PlanOptions`.
+    corpus : str, path or iterable
+        The texts whose loss is measured; see :class:`~actlas.pipeline.options.PlanOptions` and
+        :func:`actlas.extract`.
     out : path, optional
         Folder for ``ablation.csv``, ``ablation.png``, ``samples.txt`` and ``summary.json``.
         Default: nothing is written.
@@ -177,16 +179,22 @@ def _check(least: int = 0, **numbers: float) -> None:
             raise ConfigError(f"--{option} {value}: expected {least} or more.", field=name)
 
 
-def _settings(model: str, corpus: str, options: dict[str, Any], device: str) -> Settings:
+def _settings(model: Any, corpus: Any, options: dict[str, Any], device: str) -> Settings:
     from pydantic import ValidationError
 
+    from actlas.pipeline.corpus.in_memory import PREFIX, GivenDocuments
     from actlas.pipeline.options import PlanOptions
     from actlas.pipeline.plan.settings import resolve_settings
     from actlas.store.format.sealing import summarize
 
+    given = {name: plain_value(name, value) for name, value in options.items()}
+    given |= {"model": plain_value("model", model), "corpus": plain_value("corpus", corpus)}
+    documents = None
+    if not isinstance(given["corpus"], str):
+        documents, given["corpus"] = GivenDocuments(corpus), PREFIX
     try:
         # A hookpoint that every model has; the mask brings its own.
-        asked = PlanOptions(model=model, corpus=corpus, hookpoints=("resid_post.last",), **options)
+        asked = PlanOptions(hookpoints=("resid_post.last",), **given).with_documents(documents)
     except ValidationError as error:
         raise ConfigError(summarize(error)) from error
     return resolve_settings(asked, device)

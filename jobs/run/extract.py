@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from actlas.jobs.config import SECTIONS, Asked, Section, resolve
@@ -19,6 +20,7 @@ from actlas.store.errors import (
 
 if TYPE_CHECKING:
     from actlas.jobs.run.outcome import Outcome
+    from actlas.store.format.schema import Plan
     from actlas.store.store import Store
 
 
@@ -42,7 +44,10 @@ def extract(
     **options
         Any field of :class:`~actlas.pipeline.options.PlanOptions` and
         :class:`~actlas.pipeline.options.RunOptions`: ``model``, ``corpus``, ``hookpoints``,
-        ``executor``, ``workers``.
+        ``executor``, ``workers``. ``corpus`` may also be the documents themselves: an iterable of
+        strings or of mappings with a field of text, a ``Dataset`` or ``IterableDataset`` of
+        ``datasets``, a ``DataFrame``. They are written into the store when it is planned; the
+        same documents resume it.
 
     Raises
     ------
@@ -57,13 +62,89 @@ def extract(
     ...     "run.zarr", model="builtin:actlas-6m", corpus="builtin:python-docs"
     ... )
     """
-    sorted_options: dict[Section, dict[str, Any]] = {"plan": {}, "run": {}}
-    for name, value in options.items():
-        sorted_options[_section_of(name)][name] = value
-    asked = resolve(sorted_options, overrides, config)
+    asked = _asked(options, overrides, config)
     store, outcome = extract_at(os.fspath(path), asked)
     outcome.require_done()
     return store
+
+
+def plan(
+    path: str | os.PathLike[str],
+    *,
+    config: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    **options: Any,
+) -> Store:
+    """Plan a new store and return it; return the store that is there if it has the same plan.
+
+    Parameters
+    ----------
+    path : path
+        The path or URL of the store.
+    config, overrides
+        See :func:`extract`.
+    **options
+        See :func:`extract`.
+
+    Raises
+    ------
+    PlanMismatchError
+        The store at this path was planned with another value of an option.
+    ConfigError, CorpusError, ModelError, HookpointError
+        The model, the corpus or a hookpoint does not exist, or options conflict.
+
+    Examples
+    --------
+    >>> store = actlas.plan(                                           # doctest: +SKIP
+    ...     "run.zarr", model="builtin:actlas-6m", corpus=["A text.", "Another."]
+    ... )
+    """
+    return open_or_plan(os.fspath(path), _asked(options, overrides, config))
+
+
+def _asked(
+    options: Mapping[str, Any], overrides: Sequence[str], config: str | os.PathLike[str] | None
+) -> Asked:
+    """Return the options of a call in Python, where values may be objects of other libraries."""
+    sorted_options: dict[Section, dict[str, Any]] = {"plan": {}, "run": {}}
+    documents = None
+    for name, value in options.items():
+        plain = plain_value(name, value)
+        if name == "corpus" and not isinstance(plain, str):
+            from actlas.pipeline.corpus.in_memory import PREFIX, GivenDocuments
+
+            documents, plain = GivenDocuments(value), PREFIX
+        sorted_options[_section_of(name)][name] = plain
+    return replace(resolve(sorted_options, overrides, config), documents=documents)
+
+
+def plain_value(name: str, value: Any) -> Any:
+    """Return an option's value in Python as text where it is a path, a dtype or a device.
+
+    Parameters
+    ----------
+    name : str
+        The option.
+    value : object
+        Its value.
+
+    Raises
+    ------
+    ConfigError
+        It is a model or a tokenizer, and not the name of one.
+    """
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value).__module__ == "torch" and type(value).__name__ in ("dtype", "device"):
+        return str(value).removeprefix("torch.")
+    if name in ("model", "tokenizer") and hasattr(value, "save_pretrained"):
+        raise ConfigError(
+            f"{name}: got a {type(value).__name__} object, expected a hub id, a local folder or "
+            f"builtin:NAME. Save it with {name}.save_pretrained(DIR), a model's tokenizer too, and "
+            f"give {name}=DIR.",
+            key=name,
+        )
+    return value
 
 
 def extract_at(path: str, asked: Asked, *, verbose: bool = False) -> tuple[Store, Outcome]:
@@ -129,8 +210,23 @@ def open_or_plan(path: str, asked: Asked, *, verbose: bool = False) -> Store:
                     "path, or remove it.",
                     path=path,
                 ) from error
-    check_same_plan(store.plan, asked, path)
+    check_same_plan(store.plan, _with_name(asked, store.plan), path)
     return store
+
+
+def _with_name(asked: Asked, plan: Plan) -> Asked:
+    """Name the documents that Python gave, as the store's plan would have named them."""
+    if asked.documents is None:
+        return asked
+    from actlas.pipeline.corpus.in_memory import name_of
+    from actlas.pipeline.options import PlanOptions
+
+    fields = ("text_field", "label_field", "messages_field", "span_fields", "image_field")
+    planned = {name: plan.request[name] for name in fields if name in plan.request}
+    options = PlanOptions.model_validate({"model": "", "corpus": "", **planned})
+    spec = plan.corpus
+    named = name_of(asked.documents, options, spec.n_records_read, whole=spec.sample != "head")
+    return replace(asked, plan={**asked.plan, "corpus": named})
 
 
 def _section_of(name: str) -> Section:

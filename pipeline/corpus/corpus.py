@@ -4,6 +4,7 @@
 ``hf:NAME[:SPLIT]``    a data set on the hub, or a local folder in its form, streamed; or
                        ``hf:NAME:CONFIG:SPLIT`` where it has several configurations
 ``builtin:NAME``       a corpus shipped with actlas
+``memory:DIGEST``      documents that were given in Python; they can be read only by giving them
 anything else          a file, a folder (searched recursively) or a glob of ``.jsonl``, ``.json``,
                        ``.csv``, ``.tsv`` (each also ``.gz``, ``.bz2``, ``.xz``, ``.zst``),
                        ``.parquet``, ``.arrow`` and ``.txt`` (one document per file, or per line
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from actlas.pipeline.corpus.files import CorpusFiles, find_files
 from actlas.pipeline.corpus.formats.base import Position, TextForm
+from actlas.pipeline.corpus.in_memory import PREFIX, InMemoryCorpus, refuse_name
 from actlas.pipeline.corpus.readers import read_records, suffix_of
 from actlas.pipeline.corpus.records import RawSource, ReadCounts, Record, Selection
 from actlas.pipeline.options import PlanOptions
@@ -40,8 +42,6 @@ class Corpus(Protocol):
 
     Attributes
     ----------
-    uri : str
-        The corpus as given in the options.
     finite : bool
         Whether reading the whole corpus is reasonable; it is not for a stream.
     drawn : bool
@@ -52,11 +52,14 @@ class Corpus(Protocol):
         The field that the text is read from; None where records are plain text.
     """
 
-    uri: str
     finite: bool
     drawn: bool
     labelled: bool
     text_field: str | None
+
+    @property
+    def uri(self) -> str:
+        """The corpus as a plan names it."""
 
     @property
     def counts(self) -> ReadCounts:
@@ -97,8 +100,12 @@ def open_corpus(options: PlanOptions, chat: Chat | None = None) -> Corpus:
         A field is given for a corpus without fields.
     """
     kind, _, name = options.corpus.partition(":")
-    if kind in ("hf", "builtin"):
+    if options.documents is not None or kind in ("hf", "builtin"):
         refuse_file_options(options)
+    if options.documents is not None:
+        return InMemoryCorpus(options, options.documents, chat)
+    if options.corpus.startswith(PREFIX):
+        refuse_name(options.corpus)
     if kind == "hf":
         from actlas.pipeline.corpus.hub import HubCorpus
 

@@ -31,7 +31,7 @@ def open_images(options: PlanOptions) -> Corpus:
     CorpusError
         The corpus does not exist, or has no images.
     """
-    if options.image_field is not None:
+    if options.image_field is not None or options.documents is not None:
         return open_corpus(options)
     return ImageFolder(options)
 

@@ -87,8 +87,13 @@ class CorpusView:
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
-        self.uri, self.finite, self.labelled = corpus.uri, corpus.finite, corpus.labelled
+        self.finite, self.labelled = corpus.finite, corpus.labelled
         self.text_field, self.drawn = corpus.text_field, corpus.drawn
+
+    @property
+    def uri(self) -> str:
+        """The original corpus, as given in the options."""
+        return self._corpus.uri
 
     def text_of(self, record: Record) -> str | Unreadable:
         """Return the text of a document, or the reason why a record is none."""
@@ -147,6 +152,11 @@ class ImageCorpus(CorpusView):
         super().__init__(corpus)
         self.text_field = None
         self._text = "".join(patch_texts(grid))
+
+    @property
+    def uri(self) -> str:
+        """The original corpus, as given in the options."""
+        return self._corpus.uri
 
     def text_of(self, record: Record) -> str | Unreadable:
         """Return the text of the grid."""

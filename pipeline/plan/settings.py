@@ -271,7 +271,7 @@ def assemble(settings: Settings, *, fingerprint: str, sample: Sample, **counts: 
         pools=options.pool,
         dense=not options.pooled_only,
         with_loss=options.with_loss,
-        request=_request(options),
+        request=_request(options) | {"corpus": settings.corpus.uri},
         **counts,
     )
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from actlas.jobs.run.ablate import ablate as ablate
     from actlas.jobs.run.export import export as export
     from actlas.jobs.run.extract import extract as extract
+    from actlas.jobs.run.extract import plan as plan
     from actlas.jobs.run.repair import repair as repair
     from actlas.store.errors import ActlasError as ActlasError
     from actlas.store.store import Store as Store
@@ -47,6 +48,7 @@ _LAZY = {
     "load_sae": ("actlas.analysis.sae.saelens_format", "load_sae"),
     "localize": ("actlas.analysis.localizer.localize", "localize"),
     "open": ("actlas.store.store", "open_store"),
+    "plan": ("actlas.jobs.run.extract", "plan"),
     "repair": ("actlas.jobs.run.repair", "repair"),
     "train_sae": ("actlas.analysis.sae.train.api", "train_sae"),
     "verify": ("actlas.store.verify.verify", "verify"),
@@ -68,6 +70,7 @@ __all__ = [
     "load_sae",
     "localize",
     "open",
+    "plan",
     "repair",
     "train_sae",
     "verify",

@@ -97,9 +97,9 @@ def test_several_workers_are_rays(tmp_path: Path) -> None:
     file.write_text("run: {workers: 2}\n")
     assert resolve({"plan": {}}, [], file).run.executor == "ray"
     assert resolve({"run": {"executor": "inline"}}, ["run.workers=1"], file).run.workers == 1
-    with pytest.raises(ConfigError, match=r"run\.yaml and --executor: executor inline is one p"):
+    with pytest.raises(ConfigError, match=r"run\.yaml and executor: executor inline is one p"):
         resolve({"run": {"executor": "inline"}}, [], file)
-    with pytest.raises(ConfigError, match=r"^--workers and --executor: .*set workers to 1"):
+    with pytest.raises(ConfigError, match=r"^workers= and executor: .*set workers to 1"):
         resolve({"run": {"workers": 3, "executor": "inline"}})
     with pytest.raises(ConfigError, match="Ray cluster, or leave address out"):
         resolve({"run": {"executor": "inline", "address": "auto"}})
@@ -163,7 +163,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_plan_needs_model_and_corpus() -> None:
-    with pytest.raises(ConfigError, match="a plan needs model= and corpus="):
+    with pytest.raises(ConfigError, match="a plan needs model= and corpus:"):
         resolve({}).plan_options()
     with pytest.raises(ConfigError, match="a plan needs corpus:"):
         resolve({"plan": {"model": "builtin:m"}}).plan_options()

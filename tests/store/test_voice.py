@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
     ("words", "ours"),
     [
         ("a plan needs --model and --corpus: for", "a plan needs model= and corpus: for"),
+        ("--long is for texts: --top is not", "long= is for texts: top= is not"),
         (
             "for example --model builtin:actlas-6m --corpus builtin:x",
             'for example model="builtin:actlas-6m", corpus="builtin:x"',
@@ -81,7 +82,9 @@ def test_options_are_those_of_the_public_functions() -> None:
 FOREIGN = frozenset({"shm-size", "head", "object-store-memory", "include-dashboard", "upgrade"})
 """Options of other programs."""
 
-OF_VERBS = frozenset({"ray", "unit", "json", "findings", "some", "feature", "format", "address"})
+OF_VERBS = frozenset(
+    {"dry-run", "ray", "unit", "json", "findings", "some", "feature", "format", "address"}
+)
 """Options that the command line alone has."""
 
 

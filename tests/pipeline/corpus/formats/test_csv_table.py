@@ -133,8 +133,7 @@ def test_another_delimiter_in_some_rows(tmp_path: Path, delimiter: str) -> None:
     data = f"text,n\ngood,1\nbad{delimiter}2\n".encode()
     texts, skipped = read(tmp_path / "a.csv", data)
     assert texts == ["good"] and sum(skipped.values()) == 1
-    said = refusal(tmp_path / "a.csv", data.replace(b",", delimiter.encode()))
-    assert f"Its fields are text{delimiter}n".replace("\t", "") in said.replace("\t", "")
+    assert read(tmp_path / "a.csv", data.replace(b",", delimiter.encode())) == (["good", "bad"], {})
 
 
 def test_a_name_twice_is_refused_where_it_is_needed(tmp_path: Path) -> None:
