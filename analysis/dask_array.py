@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actlas.store.extras import explains_missing
 from actlas.store.format.dtypes import numpy_dtype
 from actlas.store.read.reader import StoreReader
 from actlas.store.shards.lazy_array import LazyArray
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 128 << 20
 
 
+@explains_missing
 def dask_array(
     store: StoreReader | str | os.PathLike[str],
     hookpoint: str,

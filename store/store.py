@@ -6,7 +6,6 @@ import os
 
 from actlas.store.display.html import table_html
 from actlas.store.display.text import counted
-from actlas.store.errors import ConfigError
 from actlas.store.features.features import Features, open_features
 from actlas.store.features.unit_extremes import Units
 from actlas.store.ledger.job_kinds import EXTREMES
@@ -147,13 +146,7 @@ def as_store(store: StoreReader | str | os.PathLike[str]) -> Store:
         return store
     if isinstance(store, StoreReader):
         return Store(store.objects, store.plan_file, store.plan_sha256, check=store.check)
-    if isinstance(store, str | os.PathLike):
-        return open_store(store)
-    raise ConfigError(
-        f"store: got {store!r:.100} ({type(store).__name__}), expected an open store, or the path "
-        "or URL of one.",
-        field="store",
-    )
+    return open_store(store)
 
 
 def open_store(path: str | os.PathLike[str], *, check: bool = True) -> Store:

@@ -22,6 +22,7 @@ from actlas.analysis.statistics.welch import benjamini_hochberg, count_of, selec
 from actlas.pipeline.hookpoints.globs import select_hookpoints
 from actlas.store.display.text import counted, is_are
 from actlas.store.errors import ConfigError, NonFiniteError, NotExtractedError
+from actlas.store.extras import explains_missing
 from actlas.store.format.schema import HookpointSpec, Plan
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.statistics.moments import Moments
@@ -31,6 +32,7 @@ from actlas.store.version import versions
 OnNonfinite = Literal["refuse", "omit"]
 
 
+@explains_missing
 def localize(
     store: Store | str | os.PathLike[str],
     contrast: Contrast,

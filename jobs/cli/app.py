@@ -22,6 +22,7 @@ from actlas.store.errors import (
     InterruptedRunError,
     LeaseHeldError,
 )
+from actlas.store.extras import explained
 from actlas.store.voice import shell
 
 VERBS: Mapping[str, str] = {
@@ -66,6 +67,11 @@ class Actlas(Verbs):
         except ActlasError as error:
             _print_error(error, ctx.meta)
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            if (plain := explained(error)) is None:
+                raise
+            _print_error(plain, ctx.meta, error)
+            ctx.exit(plain.exit_code)
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # click exits silently if its reader is gone

@@ -24,6 +24,7 @@ from actlas.store.errors import (
     EXIT_RESUME,
     ConfigError,
 )
+from actlas.store.extras import explains_missing
 from actlas.store.ledger import lease
 from actlas.store.ledger.job_kinds import ENCODE
 from actlas.store.store import Store, as_store, open_store
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from actlas.store.features.features import Features
 
 
+@explains_missing
 def encode_sae(
     store: Store | str | os.PathLike[str],
     sae: str | os.PathLike[str],

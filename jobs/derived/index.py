@@ -19,6 +19,7 @@ from actlas.jobs.run.run import on_stderr, run_work
 from actlas.jobs.run.work import DerivedUnits, Work
 from actlas.pipeline.options import RunOptions
 from actlas.store.errors import EXIT_DONE
+from actlas.store.extras import explains_missing
 from actlas.store.ledger import lease
 from actlas.store.ledger.job_kinds import INDEX
 from actlas.store.store import Store, as_store, open_store
@@ -32,6 +33,7 @@ PASSES_PER_DEADLINE = 10
 """The shortest deadline of a block, in times of the driver's own pass over the codes."""
 
 
+@explains_missing
 def index_sae(store: Store | str | os.PathLike[str], name: str, **run: Any) -> Features:
     """Index a set of features, as ``actlas sae index`` does, and return it.
 

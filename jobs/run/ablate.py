@@ -13,6 +13,7 @@ from actlas.analysis.figures import DPI, Figures
 from actlas.jobs.output import check_free, output_folder
 from actlas.jobs.run.extract import plain_value
 from actlas.store.errors import ConfigError, CorpusError, ModelError
+from actlas.store.extras import explains_missing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +31,7 @@ N_PROMPTS = 3
 """Documents whose beginnings are prompts, where none are given."""
 
 
+@explains_missing
 def ablate(
     model: str | os.PathLike[str],
     mask: Mask | str | os.PathLike[str],

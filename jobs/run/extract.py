@@ -17,6 +17,7 @@ from actlas.store.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
+from actlas.store.extras import explains_missing
 
 if TYPE_CHECKING:
     from actlas.jobs.run.outcome import Outcome
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from actlas.store.store import Store
 
 
+@explains_missing
 def extract(
     path: str | os.PathLike[str],
     *,
@@ -68,6 +70,7 @@ def extract(
     return store
 
 
+@explains_missing
 def plan(
     path: str | os.PathLike[str],
     *,

@@ -24,6 +24,7 @@ from actlas.store.errors import (
     InterruptedRunError,
     StoreNotFoundError,
 )
+from actlas.store.extras import explains_missing
 from actlas.store.ledger import lease
 from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
 from actlas.store.ledger.receipts import EXTRACT, POOLED
@@ -81,6 +82,7 @@ class Repaired:
     signal: int | None = None
 
 
+@explains_missing
 def repair(
     path: str | os.PathLike[str],
     *,

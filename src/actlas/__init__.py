@@ -84,7 +84,14 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     module, attribute = _LAZY[name]
-    value = getattr(import_module(module), attribute)
+    try:
+        value = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        from actlas.store.extras import explained
+
+        if (plain := explained(error)) is None:
+            raise
+        raise plain from error
     globals()[name] = value
     return value
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from actlas.store.display.contexts_html import ShadedText, contexts_html, page_html, shaded_html
 from actlas.store.display.histogram import Histogram
 from actlas.store.display.text import shortened
+from actlas.store.extras import explains_missing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,6 +161,7 @@ class Contexts(Sequence[ActivationContext]):
             lines.append(f"… and {len(self) - MAX_LINES:,} more")
         return "\n".join(lines)
 
+    @explains_missing
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per context: value, t, doc_idx, pos_idx, label, before, token, after."""
         import pandas as pd

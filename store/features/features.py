@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from actlas.store.display.html import table_html
 from actlas.store.display.text import counted, did_you_mean
 from actlas.store.errors import FeatureError
+from actlas.store.extras import explains_missing
 from actlas.store.features.codes import Codes
 from actlas.store.features.contexts import Contexts, Peak, contexts_of, one_per_document
 from actlas.store.features.distribution import of_feature
@@ -301,6 +302,7 @@ class Features:
             histogram=lambda: of_feature(self.ranked, feature, count),
         )
 
+    @explains_missing
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per feature: count, density, mean, max."""
         import pandas as pd

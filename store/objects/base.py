@@ -144,6 +144,12 @@ def open_objects(url: str | os.PathLike[str]) -> Objects:
     ConfigError
         The URL contains credentials, or names no bucket.
     """
+    if not isinstance(url, str | os.PathLike):
+        raise ConfigError(
+            f"store: got {url!r:.100} ({type(url).__name__}), expected an open store, or the path "
+            "or URL of one.",
+            field="store",
+        )
     text = os.fspath(url)
     if is_url(text):
         from actlas.store.objects.remote import RemoteObjects

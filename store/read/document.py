@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from actlas.store.display.html import marked_html, tokens_html
 from actlas.store.display.text import counted, printable, shortened
+from actlas.store.extras import explains_missing
 from actlas.store.read.context_window import context_window
 from actlas.store.read.numbers import whole_index
 
@@ -124,6 +125,7 @@ class Document:
             pos_stop=max(int(np.searchsorted(starts, stop)), pos_idx + 1),
         )
 
+    @explains_missing
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per token: id, text, token columns, and the L2 norm at each hookpoint."""
         import pandas as pd

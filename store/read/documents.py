@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from actlas.store.display.html import table_html
 from actlas.store.display.text import counted, printable
 from actlas.store.errors import CorruptDataError
+from actlas.store.extras import explains_missing
 from actlas.store.format.validation import check_codes, check_edges, check_rising, check_span
 from actlas.store.read.document import Context, Document, Source
 from actlas.store.read.numbers import whole_index
@@ -250,6 +251,7 @@ class Documents:
         """Return a token with ``words`` words on each side: see :meth:`Document.context`."""
         return self.document(doc_idx, {}).context(pos_idx, words)
 
+    @explains_missing
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per document: number of tokens, label, source and record."""
         import pandas as pd

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from actlas.store.display.html import table_html
 from actlas.store.display.text import counted, did_you_mean, listed
 from actlas.store.errors import NotExtractedError
+from actlas.store.extras import explains_missing
 from actlas.store.format.schema import Pool
 from actlas.store.format.validation import check_codes
 from actlas.store.shards.lazy_array import LazyArray
@@ -87,6 +88,7 @@ class Rows:
     def _ipython_key_completions_(self) -> list[str]:
         return list(self.columns)
 
+    @explains_missing
     def to_pandas(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
         """Return rows [start, stop) as a table, with token columns as categoricals."""
         import pandas as pd

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.store.errors import ConfigError, MissingPackageError
+from actlas.store.errors import ConfigError
+from actlas.store.extras import explained
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -39,12 +40,10 @@ def to_torch(array: Shaped[NDArray[Any], "*shape"], dtype: Any = None, device: A
     """
     try:
         torch: Any = importlib.import_module("torch")
-    except ImportError as error:
-        raise MissingPackageError(
-            "a tensor needs torch, which is not installed: pip install 'actlas[extract]'; without "
-            "it, x[...].astype('float32') is a numpy array.",
-            package="torch",
-        ) from error
+    except ModuleNotFoundError as error:
+        if (plain := explained(error)) is None:
+            raise
+        raise plain from error
     wide = array if array.flags.writeable and array.flags.c_contiguous else np.array(array)
     if wide.dtype.name == "bfloat16":
         tensor = torch.from_numpy(wide.view(np.int16)).view(torch.bfloat16)

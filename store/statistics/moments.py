@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlas.store.display.html import table_html
+from actlas.store.extras import explains_missing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +65,7 @@ class Moments:
             found.append((name, text))
         return found
 
+    @explains_missing
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per unit: n, mean, std, min and max."""
         import pandas as pd
