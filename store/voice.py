@@ -15,6 +15,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 FLAGS = frozenset(
     {
@@ -99,6 +100,9 @@ _PHRASES = (
 )
 
 _shell = False
+"""Whether this process is the command line at work."""
+
+_kept = ContextVar("_kept", default=False)
 
 
 @contextmanager
@@ -112,15 +116,19 @@ def shell() -> Iterator[None]:
         _shell = before
 
 
-def speak_shell() -> None:
-    """Leave messages in the words of the command line from now on, in a worker's process."""
-    global _shell
-    _shell = True
+@contextmanager
+def unworded() -> Iterator[None]:
+    """Leave messages as they are written in this thread, for a record that others will read."""
+    token = _kept.set(True)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def spoken(text: str) -> str:
     """Return a message in the words of the one who reads it."""
-    return text if _shell else in_python(text)
+    return text if _shell or _kept.get() else in_python(text)
 
 
 def in_python(text: str) -> str:

@@ -12,7 +12,6 @@ from actlas.jobs.scheduler.protocols import Done, Job
 from actlas.jobs.scheduler.roster import IN_FLIGHT
 from actlas.jobs.scheduler.worker_loop import WorkerLoop, write_slots
 from actlas.pipeline.options import RunOptions
-from actlas.store.voice import speak_shell
 
 
 class Loaded(NamedTuple):
@@ -35,7 +34,6 @@ class RayWorker:
     """A worker inside an actor's process. Its constructor does nothing that could fail."""
 
     def __init__(self) -> None:
-        speak_shell()  # faults are kept as they are; the driver words them for its reader
         self._answers: dict[int, Any] = {}
 
     def place(self) -> str:

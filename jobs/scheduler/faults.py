@@ -30,6 +30,7 @@ from actlas.store.errors import (
 )
 from actlas.store.objects.base import Objects
 from actlas.store.objects.faults import run_fault
+from actlas.store.voice import unworded
 
 FaultKind = Literal["task", "process", "node"]
 
@@ -126,8 +127,9 @@ def fault_of(
         stops = run_fault(error, str(error.filename or where))
     elif shard is None and isinstance(error, ActlasError):
         stops = error
-    text = redacted(f"{type(error).__name__}: {error}")
-    return Fault(shard, "task", text, redacted(traceback.format_exc()), worker, stops)
+    with unworded():  # the quarantine keeps it, for readers of either kind
+        text = redacted(f"{type(error).__name__}: {error}")
+        return Fault(shard, "task", text, redacted(traceback.format_exc()), worker, stops)
 
 
 class FaultBudget:

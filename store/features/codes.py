@@ -61,6 +61,13 @@ class Codes(NamedTuple):
     indices: NDArray[Any]
     data: NDArray[np.float32]
 
+    def __repr__(self) -> str:
+        n_tokens, stop = len(self.indptr) - 1, self.start + len(self.indptr) - 1
+        return (
+            f"<feature activations of tokens [{self.start:,}, {stop:,}): {len(self.data):,} above "
+            f"zero, {len(self.data) / max(n_tokens, 1):.1f} per token>"
+        )
+
     @classmethod
     def joined(cls, start: int, parts: Sequence[Codes], n_features: int) -> Codes:
         """Return the activations of consecutive ranges of tokens as one.

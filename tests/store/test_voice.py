@@ -13,7 +13,7 @@ import pytest
 import actlas
 from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.store.errors import ConfigError
-from actlas.store.voice import FLAGS, VALUES, in_python, shell, spoken
+from actlas.store.voice import FLAGS, VALUES, in_python, shell, spoken, unworded
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,6 +66,8 @@ def test_one_error_speaks_to_both() -> None:
     with shell():
         assert str(error) == "give --max-length 64"
     assert str(error) == "give max_length=64"
+    with unworded():
+        assert str(error) == "give --max-length 64", "a record is the same, whoever made it"
 
 
 def test_options_are_those_of_the_public_functions() -> None:
