@@ -67,6 +67,7 @@ _CALLS: Mapping[tuple[str, ...], tuple[str, tuple[str, ...]]] = {
     ("verify",): ("actlas.verify", ()),
     ("repair",): ("actlas.repair", ()),
     ("info",): ("actlas.open", ()),
+    ("status",): ("actlas.open", ()),
     ("localize",): ("actlas.localize", ("contrast",)),
     ("ablate",): ("actlas.ablate", ("mask", "corpus")),
     ("sae", "train"): ("actlas.train_sae", ("hookpoint", "out")),

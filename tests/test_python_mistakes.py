@@ -77,7 +77,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda x: next(iter(actlas.batches(x.path, "blocks.1.hook_resid_post"))),
         r"which is resid_post\.1 here: this store has",
     ),
-    "a column's typo": (lambda x: x.store.rows["docidx"], r"Did you mean doc_idx\?"),
+    "a column's typo": (lambda x: x.store.rows["docidx"], "Did you mean doc_idx or pos_idx"),
     "a set of features that is not there": (
         lambda x: x.store.features("sae"),
         r"it has none\. `actlas\.encode_sae\(\".*\", DIR\)` encodes some",

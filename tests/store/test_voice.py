@@ -49,7 +49,8 @@ ROOT = Path(__file__).resolve().parents[2]
             '`actlas.open("a.zarr").units("h.1")`',
         ),
         ("`actlas verify --full` lists", "`actlas.verify(full=True)` lists"),
-        ("`actlas status a.zarr` shows", "`actlas status a.zarr` shows"),
+        ("`actlas status a.zarr` shows", '`actlas.open("a.zarr")` shows'),
+        ("`actlas doctor` looks", "`actlas doctor` looks"),
         ("run the same command again", "repeat the same call"),
     ],
 )
