@@ -254,7 +254,8 @@ def _parsed(
         if name in FLAGS:
             options[name] = True
         elif name in VALUES or name in more:
-            options[name] = next(rest, "...")
+            if (value := next(rest, None)) is not None:
+                options[name] = value
         else:
             return None
     return paths, options

@@ -50,6 +50,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ),
         ("`actlas verify --full` lists", "`actlas.verify(full=True)` lists"),
         ("`actlas status a.zarr` shows", '`actlas.open("a.zarr")` shows'),
+        ("it belongs to `actlas ablate --mask`", "it belongs to `actlas.ablate`"),
         ("`actlas doctor` looks", "`actlas doctor` looks"),
         ("run the same command again", "repeat the same call"),
     ],
