@@ -166,21 +166,26 @@ def _match_module(pattern: str, known: Survey, paths: list[str]) -> list[NamedHo
 
 def _match_own(pattern: str, known: Survey, paths: list[str]) -> list[NamedHookpoint]:
     """Return the hookpoints that a name, a module's path or a glob of either matches."""
-    stem, _, layer = pattern.rpartition(".")
-    fits = glob_regex(pattern)
-    if layer in ("middle", "last") and any(glob_regex(stem).fullmatch(kind) for kind in KINDS):
-        n_layers = known.n_layers
-        fits = glob_regex(f"{stem}.{n_layers // 2 if layer == 'middle' else n_layers - 1}")
+    fits = _regex(pattern, known)
     matched = [place for place in known.named if fits.fullmatch(place.name)]
     if not matched:
         matched = [NamedHookpoint(path, path, "output") for path in paths if fits.fullmatch(path)]
     return matched
 
 
+def _regex(pattern: str, known: Survey) -> re.Pattern[str]:
+    """Return the regular expression of a pattern, in which ``middle`` and ``last`` are layers."""
+    stem, _, layer = pattern.rpartition(".")
+    if layer in ("middle", "last") and any(glob_regex(stem).fullmatch(kind) for kind in KINDS):
+        n_layers = known.n_layers
+        return glob_regex(f"{stem}.{n_layers // 2 if layer == 'middle' else n_layers - 1}")
+    return glob_regex(pattern)
+
+
 def _refuse(pattern: str, known: Survey, paths: list[str]) -> NoReturn:
     """Raise the error for a pattern that matches nothing."""
     stem = pattern.rpartition(".")[0]
-    fits = glob_regex(pattern)
+    fits = _regex(pattern, known)
     names = [place.name for place in known.named]
     kinds = glob_regex(stem) if not known.n_layers else fits
     why = next((w for n, w in known.absent.items() if fits.fullmatch(n) or kinds.fullmatch(n)), "")

@@ -16,6 +16,7 @@ from support.stores import create, fill, plan_for, words_columns
 import actlas
 from actlas.analysis.features.extremes import Best, gather_extremes
 from actlas.store.errors import ConfigError, FeatureError, HookpointError, NotExtractedError
+from actlas.store.features.unit_extremes import open_units
 from actlas.store.store import Store
 from actlas.store.verify.verify import verify
 from actlas.store.write.commit import commit_shard
@@ -59,7 +60,7 @@ def test_a_stores_extremes(tmp_path: Path, order: str) -> None:
     fill(store)
     rows = rows_by_token(store, "mlp.1")
     with pytest.raises(FeatureError, match="not computed yet"):
-        store.units("mlp.1")
+        open_units(store, "mlp.1")
     gather_extremes(store, "mlp.1", attempt="test", k=30)
     units = actlas.open(store.path).units("mlp.1")
     n_ties = 0
