@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := true
 # Waiting threads give way instead of spinning: on a shared machine they would eat the others' time.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: schemas survey configurations demo test test-fast check lint types contracts pytest test-newest chaos bench clean help
+.PHONY: docs schemas survey configurations demo test test-fast check lint types contracts pytest test-newest chaos bench clean help
 
 help:
 	@echo "make demo      all of it on the embedded model: extract, verify, localize, ablate, train, look"
@@ -24,6 +24,7 @@ help:
 	@echo "make survey    try every architecture of transformers and write docs/architectures.md"
 	@echo "make schemas   write docs/json, the JSON schemas of the command line's output"
 	@echo "make configurations  write docs/configurations.md, from transformers (minutes)"
+	@echo "make docs      the documentation's site, in site/; fails on every warning"
 	@echo "make bench     every benchmark, each a table"
 	@echo "make clean     remove the environments and what the demo made"
 
@@ -64,6 +65,16 @@ survey: $(VENV)/.installed
 configurations: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -W ignore -m support.configurations > docs/configurations.tmp
 	mv docs/configurations.tmp docs/configurations.md
+
+# The site needs packages that nothing else does, so it has an environment of its own.
+$(VENV)-docs/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)-docs/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
+	@echo "open site/index.html"
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
@@ -109,4 +120,4 @@ bench: $(VENV)/.installed
 	PYTHONSAFEPATH= $(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-docs site $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis
