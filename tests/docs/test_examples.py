@@ -32,6 +32,9 @@ SMALLER = (
     (r"\bMODEL\b|\bgpt2\b", MODEL),
     (r"workers: 2\b", "workers: 1"),
     (r" run\.workers=4", " run.workers=1"),
+    (r"batch_size=\d+", "batch_size=64"),
+    (r"1000, 2000\)", "1000, 1500)"),
+    (r"skip=", "batch_size=64, skip="),
     (r"random=20\)", "random=2, max_tokens=200, new_tokens=2)"),
 )
 """What the test replaces, in commands and in Python: a pattern, and the text instead."""
