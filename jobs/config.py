@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,6 @@ from pydantic import BaseModel, ValidationError
 from actlas.jobs.formatting import parse_count
 from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.store.errors import ConfigError
-from actlas.store.format.sealing import summarize
 
 Section = Literal["plan", "run"]
 
@@ -267,7 +267,21 @@ def _validate(model: type[Any], values: Mapping[str, Any], origin: Mapping[str, 
             raise ConfigError(f"{' and '.join(sources)}: {reason}.", fields=named) from error
         key = str(first["loc"][0])
         where = origin.get(f"{section}.{key}", section)
-        raise ConfigError(f"{where}: {summarize(error)}", key=key) from error
+        named = "" if where == f"--{key.replace('_', '-')}" else f"{key}: "
+        got = repr(first.get("input"))[:80]
+        raise ConfigError(f"{where}: {named}got {got}, {_wanted(first['msg'])}", key=key) from error
+
+
+def _wanted(message: str) -> str:
+    """Return what pydantic expected, as the other messages say it.
+
+    >>> _wanted("Input should be greater than 0"), _wanted("Input should be 'last' or 'mean'")
+    ('expected a value greater than 0', "expected 'last' or 'mean'")
+    """
+    what = re.sub(r"^(Value error, )?(Input )?should be ", "", message)
+    if what == message:
+        return message.removeprefix("Value error, ")
+    return f"expected {'a value ' if what.startswith(('greater', 'less')) else ''}{what}"
 
 
 def _absolute(value: str) -> str:

@@ -40,8 +40,9 @@ def parse_count(text: str) -> int:
         value = float(match["number"]) * _UNITS[match["unit"].lower()]
         if math.isfinite(value) and value == int(value):
             return int(value)
+    least = " of 0 or more" if cleaned.startswith("-") else ""
     raise ConfigError(
-        f"got {text!r}, expected a whole number such as 2000000, 2_000_000, 2e6 or 2M"
+        f"got {text!r}, expected a whole number{least} such as 2000000, 2_000_000, 2e6 or 2M"
     )
 
 

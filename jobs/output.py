@@ -72,6 +72,7 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
     """
     final = Path(path).expanduser().absolute()
     refuse_url(final)
+    refuse_inside_store(final)
     with writing(final):
         if final.is_dir() or not final.parent.is_dir():
             raise ConfigError(f"{final}: expected the name of a file in an existing folder.")
@@ -81,12 +82,31 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
 
 def refuse_url(path: Path) -> None:
     """Raise ``ConfigError`` for a URL, because results are written to this machine only."""
-    if any(re.fullmatch(r"[a-z][a-z0-9+]+:", part) for part in path.parts):
+    schemes = [i for i, part in enumerate(path.parts) if re.fullmatch(r"[a-z][a-z0-9+]+:", part)]
+    if schemes:
+        scheme, *rest = path.parts[schemes[0] :]
         raise ConfigError(
-            f"{path}: got a URL, expected a folder or a file of this machine: results are written "
-            "locally, wherever the store is.",
+            f"{scheme}//{'/'.join(rest)}: got a URL, expected a folder or a file of this "
+            "machine: results are written locally, wherever the store is.",
             field="out",
         )
+
+
+def refuse_inside_store(path: Path) -> None:
+    """Raise ``ConfigError`` for a path inside a store, whose files are all its own.
+
+    Parameters
+    ----------
+    path : Path
+        The output folder or file.
+    """
+    for folder in path.expanduser().absolute().parents:
+        if (folder / "ledger/plan.json").exists():
+            raise ConfigError(
+                f"{path}: lies in the store {folder}, where `actlas verify` would report it as an "
+                "orphan. Give a path outside of it.",
+                field="out",
+            )
 
 
 def check_free(path: Path, *, overwrite: bool = False) -> None:
@@ -104,6 +124,7 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
         Whether its contents may be replaced.
     """
     refuse_url(path)
+    refuse_inside_store(path)
     with writing(path):
         _sweep(path)
         _require_free(path, overwrite=overwrite)

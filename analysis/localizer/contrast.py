@@ -203,10 +203,10 @@ def split_contrast(
     if not known:
         unknown = [label for label in pairs[0] if label not in names]
         of = "" if column is None else f" in column {column}"
-        near = did_you_mean(unknown[0], names) if unknown else ""
+        hint = "".join(did_you_mean(label, names, 1) for label in unknown)
         raise ConfigError(
             f"contrast {contrast!r}: no label {' and no label '.join(map(repr, unknown))}"
-            f"{of}. {_labels(names, column)}{near}",
+            f"{of}. {_labels(names, column)}{hint}",
             labels=list(names),
         )
     if len(known) > 1:

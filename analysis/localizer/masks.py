@@ -228,7 +228,10 @@ class Mask:
         try:
             record = unseal(_bytes_of(file), _MaskFile, str(file))
         except FileNotFoundError as error:
-            raise _error(f"{file}: no such mask. `actlas localize` makes one", "path") from error
+            what = "no such mask"
+            if file.parent == Path(path):
+                what = f"the folder has no {FILE_NAME}, so it is no result of `actlas localize`"
+            raise _error(f"{path}: {what}. `actlas localize` makes one", "path") from error
         except CorruptDataError as error:
             raise _error(
                 f"{file}: expected a mask that ends with its own sha256; this file is not "

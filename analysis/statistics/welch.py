@@ -135,9 +135,15 @@ def count_of(top: str | int, n_units: int) -> int:
             return int(text)
     except ValueError:
         pass
+    hint = ""
+    try:
+        if 0 < float(text) < 1:
+            hint = f". The share {text} is {100 * float(text):g}%"
+    except ValueError:
+        pass
     raise ConfigError(
         f"top: got {text!r}, expected a share such as 1% (above 0%, at most 100%) or a count such "
-        f"as 128 (from 1 to the {counted(n_units, 'unit')} that are tested)",
+        f"as 128 (from 1 to the {counted(n_units, 'unit')} that are tested){hint}",
         top=text,
     )
 

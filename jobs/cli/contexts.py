@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
-from actlas.jobs.cli.options import asked_for, run_options
+from actlas.jobs.cli.options import AtLeast, asked_for, run_options
 from actlas.jobs.derived.extremes import units_of
 from actlas.jobs.output import write_whole
 from actlas.jobs.run.reports.analysis import ContextsReport, FeatureContexts
@@ -107,14 +107,14 @@ _WHICH = ("sae", "feature", "some", "hookpoint", "unit")
 @click.option("--feature", type=int, help="Index of a feature of that set.  [default: none]")
 @click.option(
     "--some",
-    type=click.IntRange(1),
+    type=AtLeast(1),
     metavar="N",
     help="Show N features of the set, drawn from those active on 0.1 % to 5 % of the tokens.  "
     "[default: none]",
 )
 @click.option("--hookpoint", help="Hookpoint of a raw unit.  [default: none]")
 @click.option("--unit", type=int, help="Index of a unit of that hookpoint.  [default: none]")
-@click.option("-k", type=click.IntRange(1), default=20, help="Number of contexts.  [default: 20]")
+@click.option("-k", type=AtLeast(1), default=20, help="Number of contexts.  [default: 20]")
 @click.option(
     "--bottom",
     is_flag=True,
@@ -122,7 +122,7 @@ _WHICH = ("sae", "feature", "some", "hookpoint", "unit")
 )
 @click.option(
     "--words",
-    type=click.IntRange(0),
+    type=AtLeast(0),
     default=20,
     help="Words of context on each side.  [default: 20]",
 )

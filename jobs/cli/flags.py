@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from actlas.analysis.figures import DPI, DPI_MAX, DPI_MIN
+from actlas.analysis.figures import DPI
+from actlas.jobs.cli.counts import Count
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,7 +64,7 @@ def figure_options(function: F) -> F:
     """Add ``--figures`` and ``--dpi`` to a command that draws."""
     function = click.option(
         "--dpi",
-        type=click.IntRange(DPI_MIN, DPI_MAX),
+        type=Count(),
         default=DPI,
         help=f"Pixels per inch of the pictures.  [default: {DPI}]",
     )(function)

@@ -5,53 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from actlas.jobs.cli.counts import AtLeast as AtLeast
+from actlas.jobs.cli.counts import Count as Count
+from actlas.jobs.cli.counts import CountOrAuto as CountOrAuto
 from actlas.jobs.config import LISTS, SECTIONS, Asked, Section, resolve, split_names
-from actlas.jobs.formatting import parse_count
-from actlas.store.errors import ConfigError
-
-if TYPE_CHECKING:
-    _IntType = click.ParamType[int]
-else:
-    _IntType = click.ParamType
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _DEFAULT = " Default: "
 
 _FIELD = re.compile(r"`(\w+)`")
-
-
-class Count(_IntType):
-    """Whole number, also written 2_000_000, 2e6 or 2M."""
-
-    name = "count"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse a value; fail with click's usage error."""
-        try:
-            return value if isinstance(value, int) else parse_count(str(value))
-        except ConfigError as error:
-            self.fail(error.message, param, ctx)
-
-
-class CountOrAuto(Count):
-    """Whole number, or auto."""
-
-    name = "count|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse a value; fail with click's usage error."""
-        try:
-            return value if isinstance(value, int) or value == "auto" else parse_count(str(value))
-        except ConfigError as error:
-            self.fail(f"{error.message}, or auto", param, ctx)
 
 
 def section_options(section: Section) -> Callable[[F], F]:

@@ -15,7 +15,7 @@ from actlas.jobs.cli.options import model_options
 from actlas.jobs.formatting import command as shell
 from actlas.jobs.formatting import count, counted, duration
 from actlas.jobs.logs import NowAndThen
-from actlas.jobs.output import refuse_url
+from actlas.jobs.output import refuse_inside_store, refuse_url
 from actlas.jobs.run.reports.analysis import SaeTrainReport
 from actlas.jobs.scheduler.stop import Stop
 from actlas.jobs.terminal import echo
@@ -66,6 +66,7 @@ def command(
     same command resumes an interrupted training; a finished training is left as it is.
     """
     refuse_url(out)
+    refuse_inside_store(out)
     opened = open_store(store)
     from actlas.analysis.sae.train.api import train_sae
     from actlas.pipeline.model.device import resolve_device

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import click
 
 from actlas.jobs.cli.flags import debug_option, json_option
+from actlas.jobs.cli.options import AtLeast
 from actlas.jobs.formatting import count, counted, printable
 from actlas.jobs.run.describe import show_of
 from actlas.jobs.run.reports.contents import ShowReport
@@ -88,13 +89,13 @@ def _short(text: str) -> str:
 @click.argument("store")
 @click.option(
     "--doc",
-    type=click.IntRange(min=0),
+    type=AtLeast(0),
     required=True,
     help="Index of the document (doc_idx), from 0.",
 )
 @click.option(
     "--pos",
-    type=click.IntRange(min=0),
+    type=AtLeast(0),
     help="Position of a token (pos_idx) to mark and show with its context.  [default: the "
     "document's beginning]",
 )

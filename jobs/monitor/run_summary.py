@@ -40,8 +40,9 @@ def head_parts(stats: RunStats) -> list[str]:
     if stats.first_busy is None:
         return [headline(stats)]
     done = stats.n_rows_before + stats.n_rows_done
+    rows = counted(stats.n_rows, stats.rows.removesuffix("s"))
     return [
-        f"{stats.share():4.0%}  {count(done)} of {count(stats.n_rows)} {stats.rows}",
+        f"{stats.share():4.0%}  {count(done)} of {rows}",
         *rate_parts(stats),
         _left(stats),
     ]

@@ -26,7 +26,7 @@ from actlas.store.errors import (
 )
 from actlas.store.extras import explains_missing
 from actlas.store.ledger import lease
-from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY
+from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY, instead_of_store
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.objects.base import open_objects
 from actlas.store.objects.leftovers import temporary_folder
@@ -168,7 +168,7 @@ def repair_at(
     objects = open_objects(path)
     if all(objects.size(key) is None for key in (ROOT_KEY, PLAN_KEY, PLAN_COPY_KEY)):
         raise StoreNotFoundError(
-            f"{objects.url}: there is no store here to repair. Is the path right?", path=objects.url
+            f"{objects.url}: there is no store here{instead_of_store(path)}", path=objects.url
         )
     pooled = make_pooled_repairer or functools.partial(open_repairer, job=POOLED)
     workers = {EXTRACT: make_repairer, POOLED: pooled}

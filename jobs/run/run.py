@@ -265,14 +265,15 @@ def _tracebacks(store: StoreReader, work: Work) -> str:
 
 def _made(work: Work, stats: RunStats) -> str:
     """Return what this run made, with its size and speed, in words."""
+    row = work.rows.removesuffix("s")
     if not stats.n_rows_done:
-        before = f"{count(stats.n_rows_before)} {work.rows} x {work.per_row} were stored already"
+        before = f"{counted(stats.n_rows_before, row)} x {work.per_row} were stored already"
         return before if stats.n_rows_before else "nothing"
     share = stats.share_of_bare()
     measured = share is not None and share <= MAX_SHARE
     bare = f", {share:.2f} of the bare forward pass" if measured else ""
     text = (
-        f"{count(stats.n_rows_done)} {work.rows} x {work.per_row}, {n_bytes(stats.n_bytes)} in "
+        f"{counted(stats.n_rows_done, row)} x {work.per_row}, {n_bytes(stats.n_bytes)} in "
         f"{duration(stats.seconds_made())} ({count(stats.mean_rate())} {work.rows}/s{bare})"
     )
     if stats.n_nonfinite:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from actlas.pipeline.corpus.readers import KNOWN, suffix_of
 from actlas.store.display.text import printable
 from actlas.store.errors import CorpusError
+from actlas.store.objects.folders import kind_of_folder
 
 SHOWN_NAMES = 4
 """Names of files that a line about the left-out ones gives."""
@@ -95,6 +96,12 @@ def find_files(pattern: str) -> CorpusFiles:
     """
     path = Path(pattern).expanduser()
     if path.is_dir():
+        if kind := kind_of_folder(path):
+            raise CorpusError(
+                f"{pattern}: got {kind}, expected a corpus: a file, folder or glob of {KNOWN}; "
+                "hf:NAME[:SPLIT]; or builtin:NAME.",
+                path=pattern,
+            )
         left_out = LeftOut()
         every = choose_files([path], path, left_out, _is_record_file)
         files = [file for file in every if not _is_note(file)] or every

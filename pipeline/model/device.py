@@ -13,10 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from actlas.store.display.text import did_you_mean
 from actlas.store.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
+
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+"""Names of devices; cuda may have a number behind a colon."""
 
 
 def resolve_device(device: str) -> str:
@@ -40,9 +45,12 @@ def resolve_device(device: str) -> str:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
+        if "device type at start of device string" in reason:
+            reason = f"no kind of device has this name.{did_you_mean(device, DEVICES)}"
+        stop = "" if reason.endswith(("?", ".")) else "."
         raise ConfigError(
-            f"--device {device}: {reason}. Expected auto, cpu, cuda, cuda:N or mps, and one that "
-            "this machine has.",
+            f"--device {device}: {reason}{stop} Expected auto, cpu, cuda, cuda:N or mps, and one "
+            "that this machine has.",
             field="device",
         ) from error
     return device

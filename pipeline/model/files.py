@@ -74,6 +74,7 @@ def locate_model(
     check_line(model, "the model")
     check_line(revision or "", "the revision")
     folder = Path(model).expanduser()
+    option = "--model" if weights else "--tokenizer"
     builtin = model.startswith(BUILTIN_PREFIX)
     if (builtin or folder.is_dir()) and revision is not None:
         raise ModelError(
@@ -82,14 +83,14 @@ def locate_model(
             model=model,
         )
     if builtin:
-        return Located(model, _builtin_folder(model), None)
+        return Located(model, _builtin_folder(model, option), None)
     if folder.is_dir():
         check_line(str(folder.absolute()), "the model")
         return Located(str(folder.absolute()), folder.absolute(), None)
     if _looks_like_path(model):
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise ModelError(
-            f"--model {model}: {what}. Expected a folder with {CONFIG_FILE} and {SINGLE_FILE}, "
+            f"{option} {model}: {what}. Expected a folder with {CONFIG_FILE} and {SINGLE_FILE}, "
             "a hub id such as EleutherAI/pythia-70m, or builtin:NAME.",
             model=model,
         )
@@ -127,7 +128,7 @@ def download(model: str, revision: str | None, *, code: bool = False, weights: b
         reason = str(error).strip().splitlines() or [type(error).__name__]
         at = f" at revision {revision}" if revision else ""
         raise ModelError(
-            f"--model {model}{at}: no local folder has this name, and the hub provides none "
+            f"{'--model' if weights else '--tokenizer'} {model}{at}: no local folder has this name, and the hub provides none "
             f"(tried {constants.ENDPOINT} and the cache {constants.HF_HUB_CACHE}: {reason[0]}). "
             "Check the name; without a network, give a local folder with "
             f"{CONFIG_FILE} and {SINGLE_FILE}, or builtin:NAME; for a gated model, set HF_TOKEN.",
@@ -137,14 +138,14 @@ def download(model: str, revision: str | None, *, code: bool = False, weights: b
     return Path(folder)
 
 
-def _builtin_folder(model: str) -> Path:
+def _builtin_folder(model: str, option: str = "--model") -> Path:
     from actlas.pipeline.builtin import builtin_model_path
 
     try:
         return Path(builtin_model_path(model.removeprefix(BUILTIN_PREFIX)))
     except ValueError as error:
         raise ModelError(
-            f"--model {model}: {error}. Expected one of these after {BUILTIN_PREFIX}, a local "
+            f"{option} {model}: {error}. Expected one of these after {BUILTIN_PREFIX}, a local "
             "folder, or a hub id.",
             model=model,
         ) from error

@@ -155,6 +155,8 @@ class Estimate:
             yield "columns", line
         for line in self.settings.corpus.counts.left_out:
             yield "left out", line
+        if n_empty := int((np.diff(self.columns.start) == 0).sum()):
+            yield "warning", f"{counted(n_empty, 'document')} without a token: no text"
         partial = self.sampled_documents is not None or self.plan.corpus.sample != "all"
         for line in label_doubts(self.columns, partial=partial):
             yield "warning", line

@@ -272,8 +272,8 @@ def content_length(max_length: int, n_special: int) -> int:
     length = max_length - n_special
     if length < 1:
         raise ValueError(
-            f"max_length {max_length} leaves no room beside {n_special} special tokens: "
-            f"give at least {n_special + 1}"
+            f"max_length {max_length} leaves no room beside the {n_special} special tokens of a "
+            f"window: give at least {n_special + 1}"
         )
     return length
 

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+from actlas.store.display.text import did_you_mean
 from actlas.store.errors import ConflictError, CorruptDataError, FormatError, StoreNotFoundError
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.schema import PlanFile
@@ -15,6 +17,7 @@ from actlas.store.format.sealing import FORMAT_VERSION, seal_of, unseal, version
 from actlas.store.format.validation import check_objects
 from actlas.store.format.zarr_json import metadata_bytes
 from actlas.store.objects.base import Objects, is_url
+from actlas.store.objects.folders import kind_of_folder
 from actlas.store.statistics.shard import EARLIER_STATISTICS, STATISTICS
 
 PLAN_KEY = "ledger/plan.json"
@@ -46,15 +49,14 @@ def read_plan(objects: Objects, path: str | os.PathLike[str]) -> tuple[PlanFile,
         root = read_json(objects, "zarr.json")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreNotFoundError(
-            f"{objects.url}: there is no store here. `actlas plan {path} --model M --corpus C` "
-            "creates one.",
-            path=objects.url,
+            f"{objects.url}: there is no store here{instead_of_store(path)}", path=objects.url
         ) from error
     ours = attributes_of(root).get("actlas")
     version = ours.get("format_version") if isinstance(ours, dict) else None
     if version is None:
+        store = "" if is_url(path) else _store_around(Path(path))
         raise FormatError(
-            f"{objects.url}: got a Zarr group, expected a store of actlas.", path=path
+            f"{objects.url}: got a Zarr group, expected a store of actlas.{store}", path=path
         )
     if version != FORMAT_VERSION:
         raise version_error(objects.url, version)
@@ -69,6 +71,39 @@ def read_plan(objects: Objects, path: str | os.PathLike[str]) -> tuple[PlanFile,
             + again,
             path=objects.url,
         ) from error
+
+
+def instead_of_store(path: str | os.PathLike[str]) -> str:
+    """Return what is at a path that is no store, or the store nearest in name, and what to do.
+
+    Parameters
+    ----------
+    path : path or URL
+        The location as the user gave it.
+    """
+    at = Path(path)
+    if not is_url(path) and at.is_file():
+        return ", but a file. Give the folder of a store."
+    if not is_url(path) and at.is_dir() and any(at.iterdir()):
+        kind = kind_of_folder(at) or "a folder of other files"
+        return f", but {kind}. Give the folder of a store."
+    near = "" if is_url(path) else did_you_mean(at.name, _stores_beside(at))
+    return f".{near} `actlas plan {path} --model M --corpus C` creates one."
+
+
+def _stores_beside(path: Path) -> list[str]:
+    """Return the names of the stores in the folder of a path."""
+    try:
+        return sorted(each.name for each in path.parent.iterdir() if (each / PLAN_KEY).exists())
+    except OSError:
+        return []
+
+
+def _store_around(path: Path) -> str:
+    """Return the advice to give the store that a folder lies in; empty if it lies in none."""
+    folders = Path(os.path.abspath(path)).parents  # noqa: PTH100 - keep links
+    around = next((folder for folder in folders if (folder / PLAN_KEY).exists()), None)
+    return f" It is a part of the store {around}: give that." if around is not None else ""
 
 
 def read_sealed_plan(objects: Objects, key: str) -> tuple[PlanFile, str]:

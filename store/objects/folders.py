@@ -1,0 +1,24 @@
+"""What a folder is that was given in place of another: a store, a mask, an autoencoder, a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_KINDS = {
+    "ledger/plan.json": "a store of actlas",
+    "cfg.json": "the folder of a sparse autoencoder",
+    "checkpoint.safetensors": "the folder of an unfinished training",
+    "mask.json": "the result of `actlas localize`",
+    "config.json": "the folder of a model",
+}
+
+
+def kind_of_folder(path: Path) -> str | None:
+    """Return what a folder is by its files, with an article; None for a folder of other files.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    """
+    return next((kind for name, kind in _KINDS.items() if (path / name).exists()), None)
