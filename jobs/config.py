@@ -267,9 +267,11 @@ def _validate(model: type[Any], values: Mapping[str, Any], origin: Mapping[str, 
             raise ConfigError(f"{' and '.join(sources)}: {reason}.", fields=named) from error
         key = str(first["loc"][0])
         where = origin.get(f"{section}.{key}", section)
-        named = "" if where == f"--{key.replace('_', '-')}" else f"{key}: "
+        prefix = "" if where == f"--{key.replace('_', '-')}" else f"{key}: "
         got = repr(first.get("input"))[:80]
-        raise ConfigError(f"{where}: {named}got {got}, {_wanted(first['msg'])}", key=key) from error
+        raise ConfigError(
+            f"{where}: {prefix}got {got}, {_wanted(first['msg'])}", key=key
+        ) from error
 
 
 def _wanted(message: str) -> str:

@@ -127,8 +127,9 @@ def download(model: str, revision: str | None, *, code: bool = False, weights: b
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         at = f" at revision {revision}" if revision else ""
+        option = "--model" if weights else "--tokenizer"
         raise ModelError(
-            f"{'--model' if weights else '--tokenizer'} {model}{at}: no local folder has this name, and the hub provides none "
+            f"{option} {model}{at}: no local folder has this name, and the hub provides none "
             f"(tried {constants.ENDPOINT} and the cache {constants.HF_HUB_CACHE}: {reason[0]}). "
             "Check the name; without a network, give a local folder with "
             f"{CONFIG_FILE} and {SINGLE_FILE}, or builtin:NAME; for a gated model, set HF_TOKEN.",

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from actlas.store.display.text import counted
+
 if TYPE_CHECKING:
     from jaxtyping import Int64, Integer, UInt64
 
@@ -272,8 +274,8 @@ def content_length(max_length: int, n_special: int) -> int:
     length = max_length - n_special
     if length < 1:
         raise ValueError(
-            f"max_length {max_length} leaves no room beside the {n_special} special tokens of a "
-            f"window: give at least {n_special + 1}"
+            f"max_length {max_length} leaves no room beside {counted(n_special, 'special token')}: "
+            f"give at least {n_special + 1}"
         )
     return length
 
