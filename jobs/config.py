@@ -150,7 +150,7 @@ def read_file(file: str | os.PathLike[str]) -> tuple[str | None, dict[str, dict[
                 "of values. Write the values out.",
                 path=where,
             )
-        body = yaml.safe_load(data)
+        body = yaml.load(data, _Loader)
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror})", path=where) from error
     except (yaml.YAMLError, RecursionError) as error:
@@ -198,7 +198,8 @@ def read_override(text: str) -> dict[str, dict[str, Any]]:
     section, dot, key = name.strip().partition(".")
     if not equals or not dot:
         raise ConfigError(
-            f"got {text!r}, expected an override such as run.workers=4 or plan.seed=1"
+            f"got {text!r}, expected an override such as run.workers=4 or plan.seed=1."
+            + _instead_of_override(name.strip(), equals)
         )
     _known(section, SECTIONS, text, "section")
     _known(key, SECTIONS[section].model_fields, text, f"key of {section}")
@@ -208,6 +209,28 @@ def read_override(text: str) -> dict[str, dict[str, Any]]:
         raise ConfigError(
             f"{text}: the value is not YAML: {' '.join(str(error).split())}"
         ) from error
+
+
+def _instead_of_override(name: str, equals: str) -> str:
+    """Return what a trailing argument is likely to be that is no override."""
+    if not equals:
+        return " A model is given with --model, a corpus with --corpus."
+    sections = [section for section, model in SECTIONS.items() if name in model.model_fields]
+    return f" Did you mean {sections[0]}.{name}=...?" if sections else ""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key that is given twice: only the last would count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                problem = f"the key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _known(name: str, known: Iterable[str], where: str, what: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from actlas.store.errors import ConfigError, StoreExistsError
 from actlas.store.objects import leftovers
 from actlas.store.objects.faults import writing
+from actlas.store.objects.folders import store_around
 
 
 @contextmanager
@@ -70,14 +71,31 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
     ConfigError
         The folder does not exist, or the path is a folder.
     """
+    final = check_file(path)
+    with writing(final), leftovers.staged_file(final) as staged:
+        staged.write_text(text, encoding="utf-8")
+
+
+def check_file(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a file to write; also called before long work.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+
+    Raises
+    ------
+    ConfigError
+        The folder does not exist, or the path is a folder, a URL, or inside a store.
+    """
     final = Path(path).expanduser().absolute()
     refuse_url(final)
     refuse_inside_store(final)
     with writing(final):
         if final.is_dir() or not final.parent.is_dir():
             raise ConfigError(f"{final}: expected the name of a file in an existing folder.")
-        with leftovers.staged_file(final) as staged:
-            staged.write_text(text, encoding="utf-8")
+    return final
 
 
 def refuse_url(path: Path) -> None:
@@ -100,13 +118,12 @@ def refuse_inside_store(path: Path) -> None:
     path : Path
         The output folder or file.
     """
-    for folder in path.expanduser().absolute().parents:
-        if (folder / "ledger/plan.json").exists():
-            raise ConfigError(
-                f"{path}: lies in the store {folder}, where `actlas verify` would report it as an "
-                "orphan. Give a path outside of it.",
-                field="out",
-            )
+    if (store := store_around(path.expanduser())) is not None:
+        raise ConfigError(
+            f"{path}: lies in the store {store}, where `actlas verify` would report it as an "
+            "orphan. Give a path outside of it.",
+            field="out",
+        )
 
 
 def check_free(path: Path, *, overwrite: bool = False) -> None:

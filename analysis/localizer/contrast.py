@@ -203,7 +203,8 @@ def split_contrast(
     if not known:
         unknown = [label for label in pairs[0] if label not in names]
         of = "" if column is None else f" in column {column}"
-        hint = "".join(did_you_mean(label, names, 1) for label in unknown)
+        near = [did_you_mean(label, names, 1)[len(" Did you mean ") : -1] for label in pairs[0]]
+        hint = f" Did you mean {':'.join(near)}?" if all(near) else ""
         raise ConfigError(
             f"contrast {contrast!r}: no label {' and no label '.join(map(repr, unknown))}"
             f"{of}. {_labels(names, column)}{hint}",

@@ -230,7 +230,7 @@ class Mask:
         except FileNotFoundError as error:
             what = "no such mask"
             if file.parent == Path(path):
-                what = f"the folder has no {FILE_NAME}, so it is no result of `actlas localize`"
+                what = f"the folder has no {FILE_NAME}"
             raise _error(f"{path}: {what}. `actlas localize` makes one", "path") from error
         except CorruptDataError as error:
             raise _error(

@@ -11,7 +11,7 @@ import click
 from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.cli.options import AtLeast, asked_for, run_options
 from actlas.jobs.derived.extremes import units_of
-from actlas.jobs.output import write_whole
+from actlas.jobs.output import check_file, write_whole
 from actlas.jobs.run.reports.analysis import ContextsReport, FeatureContexts
 from actlas.jobs.terminal import Line, Span, echo, is_terminal
 from actlas.pipeline.options import RunOptions
@@ -144,6 +144,8 @@ def command(store: str, html: str | None, as_json: bool, **options: Any) -> None
     """
     if as_json and html is not None:
         raise ConfigError("--json prints, --html writes a page: give one of them.")
+    if html is not None:
+        check_file(html)
     found = _contexts(open_store(store), options, asked_for(options).run)
     if as_json:
         bodies = [FeatureContexts(**contexts.to_json()) for contexts in found]

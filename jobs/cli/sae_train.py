@@ -13,7 +13,7 @@ from actlas.analysis.sae.train.options import TrainOptions
 from actlas.jobs.cli.flags import debug_option, figure_options, json_option
 from actlas.jobs.cli.options import model_options
 from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import count, counted, duration
+from actlas.jobs.formatting import count, counted, duration, is_are
 from actlas.jobs.logs import NowAndThen
 from actlas.jobs.output import refuse_inside_store, refuse_url
 from actlas.jobs.run.reports.analysis import SaeTrainReport
@@ -71,6 +71,12 @@ def command(
     from actlas.analysis.sae.train.api import train_sae
     from actlas.pipeline.model.device import resolve_device
 
+    if opened.plan.dense and (n_missing := len(opened.missing())):
+        echo(
+            f"{n_missing:,} of {counted(opened.n_shards(), 'shard')} {is_are(n_missing)} not "
+            "extracted: training on the rows of the others",
+            err=True,
+        )
     stop = Stop(lambda _: echo("saving a checkpoint after this step", err=True))
     with stop, _Progress() as progress:
         made = train_sae(

@@ -127,8 +127,11 @@ def encode(
     from actlas.analysis.sae.differences import check_accepted
     from actlas.analysis.sae.saelens_format import load_sae
     from actlas.analysis.sae.trained_on import FIELDS
+    from actlas.pipeline.model.device import resolve_device
     from actlas.store.ledger.feature_sets import names
 
+    if run.executor != "ray":
+        resolve_device(run.device)  # before anything is written
     check_accepted(accept)
     folder, begun = _folder_of(store, sae, name)
     name = begun or folder.name

@@ -17,7 +17,7 @@ from actlas.store.format.sealing import FORMAT_VERSION, seal_of, unseal, version
 from actlas.store.format.validation import check_objects
 from actlas.store.format.zarr_json import metadata_bytes
 from actlas.store.objects.base import Objects, is_url
-from actlas.store.objects.folders import kind_of_folder
+from actlas.store.objects.folders import kind_of_folder, store_around
 from actlas.store.statistics.shard import EARLIER_STATISTICS, STATISTICS
 
 PLAN_KEY = "ledger/plan.json"
@@ -54,9 +54,10 @@ def read_plan(objects: Objects, path: str | os.PathLike[str]) -> tuple[PlanFile,
     ours = attributes_of(root).get("actlas")
     version = ours.get("format_version") if isinstance(ours, dict) else None
     if version is None:
-        store = "" if is_url(path) else _store_around(Path(path))
+        around = None if is_url(path) else store_around(Path(path))
+        advice = "" if around is None else f" It is a part of the store {around}: give that."
         raise FormatError(
-            f"{objects.url}: got a Zarr group, expected a store of actlas.{store}", path=path
+            f"{objects.url}: got a Zarr group, expected a store of actlas.{advice}", path=path
         )
     if version != FORMAT_VERSION:
         raise version_error(objects.url, version)
@@ -87,7 +88,7 @@ def instead_of_store(path: str | os.PathLike[str]) -> str:
     if not is_url(path) and at.is_dir() and any(at.iterdir()):
         kind = kind_of_folder(at) or "a folder of other files"
         return f", but {kind}. Give the folder of a store."
-    near = "" if is_url(path) else did_you_mean(at.name, _stores_beside(at))
+    near = "" if is_url(path) else did_you_mean(at.name, _stores_beside(at), 1)
     return f".{near} `actlas plan {path} --model M --corpus C` creates one."
 
 
@@ -97,13 +98,6 @@ def _stores_beside(path: Path) -> list[str]:
         return sorted(each.name for each in path.parent.iterdir() if (each / PLAN_KEY).exists())
     except OSError:
         return []
-
-
-def _store_around(path: Path) -> str:
-    """Return the advice to give the store that a folder lies in; empty if it lies in none."""
-    folders = Path(os.path.abspath(path)).parents  # noqa: PTH100 - keep links
-    around = next((folder for folder in folders if (folder / PLAN_KEY).exists()), None)
-    return f" It is a part of the store {around}: give that." if around is not None else ""
 
 
 def read_sealed_plan(objects: Objects, key: str) -> tuple[PlanFile, str]:

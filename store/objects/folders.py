@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _KINDS = {
@@ -22,3 +23,15 @@ def kind_of_folder(path: Path) -> str | None:
         The folder.
     """
     return next((kind for name, kind in _KINDS.items() if (path / name).exists()), None)
+
+
+def store_around(path: Path) -> Path | None:
+    """Return the store that a path lies in, below its top; None if it lies in none.
+
+    Parameters
+    ----------
+    path : Path
+        Anything, existing or not.
+    """
+    folders = Path(os.path.abspath(path)).parents  # noqa: PTH100 - keep links
+    return next((folder for folder in folders if (folder / "ledger/plan.json").exists()), None)

@@ -6,19 +6,29 @@ import os
 import tempfile
 from pathlib import Path
 
-from actlas.store.errors import FormatError, StoreExistsError
+from actlas.store.errors import ConfigError, FormatError, StoreExistsError
 from actlas.store.ledger.plan_file import PLAN_KEY, read_json
 from actlas.store.objects.base import Objects, is_url, open_objects
 from actlas.store.objects.faults import writing
+from actlas.store.objects.folders import store_around
 from actlas.store.objects.local import STAGING
 
 
 def refuse_existing(path: str | os.PathLike[str]) -> None:
-    """Raise ``StoreExistsError`` where the path of a new store is occupied."""
+    """Raise ``StoreExistsError`` where the path of a new store is occupied.
+
+    ``ConfigError`` where it lies in another store.
+    """
     if is_url(path):
         _refuse_objects(open_objects(path))
     else:
         with writing(path):
+            if (store := store_around(Path(path))) is not None:
+                raise ConfigError(
+                    f"{path}: lies in the store {store}, and a store holds no other. Give a path "
+                    "outside of it.",
+                    path=str(path),
+                )
             _refuse_files(Path(path).absolute())
 
 
