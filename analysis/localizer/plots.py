@@ -106,15 +106,17 @@ def brain_map(found: Plotted) -> Figure:
             part = slice(edges[i], edges[i + 1])
             image = _row(ax, row, found.test.t[part], found.selected[part], norm)
         _label_rows(ax, [specs[i] for i in panel])
-    _title(axes[0], found, f"selected: marked below each row{_at_least(found)}")
+    _title(axes[0], found, f"selected{_at_least(found)}: marked below each row")
     if image is not None:
         bar = figure.colorbar(
             image, ax=list(axes), extend=beyond, fraction=0.03, pad=0.01, aspect=25
         )
-        bar.set_label(f"{_t_of(found)}\n{_words('red: {0} above {1}', found)}", parse_math=False)
+        bar.set_label(
+            f"{_t_of(found)}\n{_words('red: {0} above {1}; line: smallest selected', found)}",
+            parse_math=False,
+        )
         if np.isfinite(found.t_threshold) and abs(found.t_threshold) < float(norm.vmax or 0):
-            bar.ax.axhline(found.t_threshold, color=DARK, linewidth=1.5)
-            bar.ax.text(0.5, found.t_threshold, "selected", fontsize=7, ha="center", va="bottom")
+            bar.ax.axhline(found.t_threshold, color=DARK, linewidth=2)
     return figure
 
 
@@ -297,6 +299,7 @@ def _t_of(found: Plotted) -> str:
 
 
 def _at_least(found: Plotted) -> str:
+    """Return the smallest selected t, which is a line in the scale of colours too."""
     return f" (t ≥ {shown(found.t_threshold)})" if np.isfinite(found.t_threshold) else ""
 
 

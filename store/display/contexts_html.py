@@ -30,7 +30,6 @@ h1 {{ font-size: 1.5em }} h3 {{ font-size: 1.15em; margin: 0 }} hr {{ opacity: .
 nav ol {{ columns: 18em; padding-left: 2em }} section {{ scroll-margin-top: 1em }}
 </style>
 <body>
-<h1>{title}</h1>
 {body}
 </body>
 </html>
@@ -109,8 +108,9 @@ def legend_html(texts: Sequence[ShadedText], scale: float) -> str:
         for share in shares
     )
     return (
-        f"<p style='{_SMALL}'>Shade: activation {swatches}; "
-        f'<span style="{_PEAK}">outlined</span>: the token of the heading; ↵: a line break</p>'
+        f"<p style='font-size:.85em'>Shade: activation {swatches}; "
+        f'<span style="{_PEAK};padding:0 .3em;margin:0 .2em">outlined</span> the token of the '
+        "heading; ↵ a line break</p>"
     )
 
 
@@ -169,5 +169,6 @@ def page_html(title: str, sections: Iterable[tuple[str, str]]) -> str:
             f"<li><a href='#s{number}'>{html_text(name)}</a></li>"
             for number, (name, _) in enumerate(named, 1)
         )
-        body = f"<nav aria-label='Contents'><ol>{entries}</ol></nav><hr>{body}"
+        head = f"<h1>{html_text(title)}</h1><nav aria-label='Contents'><ol>{entries}</ol></nav>"
+        body = f"{head}<hr>{body}"
     return _PAGE.format(title=html_text(title), body=body)

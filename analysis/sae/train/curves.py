@@ -86,19 +86,17 @@ def draw(
     if not any(point.dead_share for point in points):
         panels.pop("dead_share")
         constant.append("no dead features")
-    n_rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(10, 0.7 + 3 * n_rows), layout="constrained")
-    axes = list(figure.subplots(n_rows, 2, squeeze=False, sharex=True).flat)
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    for number, (axis, (field, label)) in enumerate(zip(axes, panels.items(), strict=False)):
+    n_rows, n_columns = (2, 2) if len(panels) == 4 else (1, len(panels))
+    size = 5 * n_columns - (n_columns == 3), 0.7 + 3 * n_rows
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True).flat
+    for number, (axis, (field, label)) in enumerate(zip(axes, panels.items(), strict=True)):
         _panel(axis, field, label, points)
         if field == "explained_variance":
             _held_out(axis, points, final)
-        if number + 2 >= len(panels):
+        if number >= len(panels) - n_columns:
             axis.set_xlabel("tokens seen")
-            axis.tick_params(labelbottom=True)
-    note = f"\n{', '.join(constant)} at every point" if constant else ""
+    note = f"\n{' and '.join(constant)} throughout" if constant else ""
     figure.suptitle(title + note, fontsize=12, parse_math=False)
     return figure
 
