@@ -204,7 +204,9 @@ def split_contrast(
         unknown = [label for label in pairs[0] if label not in names]
         of = "" if column is None else f" in column {column}"
         near = [did_you_mean(label, names, 1)[len(" Did you mean ") : -1] for label in pairs[0]]
-        hint = f" Did you mean {':'.join(near)}?" if all(near) else ""
+        hint = did_you_mean(unknown[0], names) if unknown else ""
+        if all(near):
+            hint = f" Did you mean {':'.join(near)}?"
         raise ConfigError(
             f"contrast {contrast!r}: no label {' and no label '.join(map(repr, unknown))}"
             f"{of}. {_labels(names, column)}{hint}",

@@ -28,6 +28,12 @@ PLAN = f"plan new.zarr {MODEL}"
 SAE = "--hookpoint resid_post.0 --width 16 --k 4 --batch-size 32 --steps 5"
 
 MISTAKES: tuple[tuple[str, str], ...] = (
+    # Verbs and options
+    ("stats run.zarr", "No such command 'stats'. Did you mean status?"),
+    ("localise run.zarr", "No such command 'localise'. Did you mean localize?"),
+    ("sae trian run.zarr", "No such command 'trian'. Did you mean train?"),
+    ("extract new.zarr --modle gpt2", "No such option '--modle'."),
+    ("extract", "Missing argument 'STORE'"),
     # Paths of stores
     ("status rn.zarr", "rn.zarr: there is no store here. Did you mean run.zarr? `actlas plan "),
     ("status corpus.jsonl", "there is no store here, but a file. Give the folder of a store."),
