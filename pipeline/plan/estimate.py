@@ -256,7 +256,8 @@ class Estimate:
         if self.seconds is None:
             yield "time", f"unknown: {self.how}"
         else:
-            yield "time", f"{time_range(*self.seconds)} for one process ({self.how})"
+            dtype = self.settings.model.compute_dtype.name
+            yield "time", f"{time_range(*self.seconds)} for one process in {dtype} ({self.how})"
 
     def _load(self, bucket: bool) -> Lines:
         if self.seconds is None or not self.n_shards:

@@ -48,7 +48,7 @@ def test_three_lines_and_all_of_them(corpus: Path) -> None:
     tokens, size, seconds = found.lines(verbose=False)
     assert re.match(r"corpus   [\d,]+ tokens in 60 documents, 60 windows .*; labels: N 30", tokens)
     assert re.match(r"store    [\d.]+ MB on disk; 1 shard of [\d,]+ rows, 6 hookpoints$", size)
-    assert re.match(r"time     .* s for one process \(made up\)$", seconds)
+    assert re.match(r"time     .* s for one process in \w+ \(made up\)$", seconds)
     whole = found.lines()
     assert {line.split()[0] for line in whole} >= {"labels", "pinned", "objects", "load", "memory"}
     assert "S3" not in "".join(whole), "the store is a folder"
