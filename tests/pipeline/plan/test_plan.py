@@ -367,7 +367,7 @@ def test_speed_is_measured_or_reckoned(
     options = PlanOptions(model=stories, corpus=str(tmp_path / "a.jsonl"))
     guess = estimate(options)
     assert guess.seconds is not None and 0 < guess.seconds[0] <= guess.seconds[1]
-    assert "for one process (the model timed here on cpu with empty weights" in str(guess)
+    assert "(the model timed here on cpu with empty weights" in str(guess)
     monkeypatch.setattr(speed, "TIMED_PARAMETERS", 1000)
     assert "(1 of 5 blocks timed here on cpu with empty weights" in str(estimate(options))
 
