@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from actlas.store.display.folders import store_around
 from actlas.store.errors import ConfigError, StoreExistsError
 from actlas.store.objects import leftovers
 from actlas.store.objects.faults import writing
-from actlas.store.objects.folders import store_around
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from actlas.pipeline.corpus.readers import KNOWN, suffix_of
+from actlas.store.display.folders import kind_of_folder
 from actlas.store.display.text import printable
 from actlas.store.errors import CorpusError
-from actlas.store.objects.folders import kind_of_folder
 
 SHOWN_NAMES = 4
 """Names of files that a line about the left-out ones gives."""

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from actlas.store.display.folders import kind_of_folder, store_around
 from actlas.store.display.text import did_you_mean
 from actlas.store.errors import ConflictError, CorruptDataError, FormatError, StoreNotFoundError
 from actlas.store.format.catalog import StoreArrays
@@ -17,7 +18,6 @@ from actlas.store.format.sealing import FORMAT_VERSION, seal_of, unseal, version
 from actlas.store.format.validation import check_objects
 from actlas.store.format.zarr_json import metadata_bytes
 from actlas.store.objects.base import Objects, is_url
-from actlas.store.objects.folders import kind_of_folder, store_around
 from actlas.store.statistics.shard import EARLIER_STATISTICS, STATISTICS
 
 PLAN_KEY = "ledger/plan.json"

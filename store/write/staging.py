@@ -6,11 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
+from actlas.store.display.folders import store_around
 from actlas.store.errors import ConfigError, FormatError, StoreExistsError
 from actlas.store.ledger.plan_file import PLAN_KEY, read_json
 from actlas.store.objects.base import Objects, is_url, open_objects
 from actlas.store.objects.faults import writing
-from actlas.store.objects.folders import store_around
 from actlas.store.objects.local import STAGING
 
 

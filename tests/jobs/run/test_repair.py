@@ -195,7 +195,7 @@ def test_only_the_damaged_shard_is_computed(store: Path) -> None:
     flip(store / opened.arrays.activations["resid_post.2"].key(1))
     made = call("repair", store)
     assert made.exit_code == EXIT_DONE, made.output
-    assert "repairing 1 of 4 shards" in made.output and "shards 1" in made.output
+    assert "repairing 1 of 4 shards" in made.output and "shard 1" in made.output
     assert verify(open_store(str(store)), full=True).ok
     repaired = list((store / "ledger/repairs").rglob("*.json"))
     assert len(repaired) <= 1  # none, where the bits came out the same
@@ -226,7 +226,7 @@ def test_what_is_damaged_and_has_no_receipt_is_named_and_removed(store: Path) ->
     (store / finished_key("extract")).unlink()  # the job was not finished
     flip(store / harmed)
     looked = call("verify", store)
-    assert "shards 1" in looked.output and harmed not in looked.output  # its size is right
+    assert "shard 1" in looked.output and harmed not in looked.output  # its size is right
     found = call("verify", store, "--full")
     assert found.exit_code == EXIT_DAMAGE
     assert f"damaged: {harmed}" in found.output and whole not in found.output
