@@ -150,7 +150,7 @@ def read_file(file: str | os.PathLike[str]) -> tuple[str | None, dict[str, dict[
                 "of values. Write the values out.",
                 path=where,
             )
-        body = yaml.load(data, _Loader)
+        body = _Loader(data).get_single_data()
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror})", path=where) from error
     except (yaml.YAMLError, RecursionError) as error:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from actlas.jobs.cli.flags import debug_option
 from actlas.jobs.cli.options import asked_for, section_options
 from actlas.jobs.formatting import command as shell
-from actlas.jobs.formatting import counted, ranges
+from actlas.jobs.formatting import counted, numbered
 from actlas.jobs.run.repair import Repaired, repair_at
 from actlas.jobs.run.reports.checks import DamageEntry
 from actlas.jobs.run.run import on_stderr
@@ -67,8 +67,8 @@ def line_of(path: str, made: Repaired) -> str:
     if made.plan:
         parts.append(f"{counted(len(made.plan), 'object')} of the plan and its documents")
     for job, numbers in made.shards.items():
-        noun = {EXTRACT: "shards", POOLED: "shards of documents"}[job]
-        parts.append(f"{noun} {ranges(list(numbers))}")
+        of = {EXTRACT: "", POOLED: " of documents"}[job]
+        parts.append(f"{numbered(list(numbers), 'shard')}{of}")
     if made.derived:
         parts.append(f"derived data ({', '.join(made.derived)})")
     if made.removed:

@@ -47,7 +47,7 @@ def test_unknown_formats_are_refused(formats: str) -> None:
 @pytest.mark.parametrize(
     ("name", "title"),
     [
-        ("/home/me/models/gpt2/", "gpt2"),
+        ("/data/me/models/gpt2/", "gpt2"),
         ("~/gpt2", "gpt2"),
         ("./gpt2", "gpt2"),
         (r"C:\models\gpt2", "gpt2"),
