@@ -14,6 +14,7 @@ from benchmarks import (
     peers,
     records,
     scheduling,
+    startup,
     storage,
     welch,
 )
@@ -24,7 +25,7 @@ def run(quick: bool) -> Report:
     """Run every benchmark."""
     whole = Report("Benchmarks")
     modules = (
-        *(storage, records, compression, extraction, peers),
+        *(startup, storage, records, compression, extraction, peers),
         *(moments, batches, welch, lookup, scheduling),
     )
     for module in modules:

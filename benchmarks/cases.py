@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from actlas.pipeline.builtin import builtin_model_path
+from actlas.pipeline.model.compute_dtype import CLEARLY_SLOWER, product_slowdown
 from actlas.pipeline.options import PlanOptions, RunOptions
 from actlas.pipeline.plan.make import make_plan
 from benchmarks import corpus
@@ -26,17 +27,32 @@ class Case:
     name: str
     model: str
     hookpoints: str
-    shard_rows: int
+    shard_rows: int | None
+    """None: what a user gets, without an option, for the first n_tokens of builtin:python-docs."""
     n_shards: int = 8
     n_timed: int = 4
     max_length: int = 512
     rounds: int = 3
     threads: int | None = THREADS
+    n_tokens: int = 0
+    model_dtype: str = "auto"
     memory: bool = True
     """Whether to measure peak memory, with one shard and with all."""
 
     def options(self) -> RunOptions:
         return RunOptions(device="cpu", threads=self.threads)
+
+
+def default_cases() -> list[Case]:
+    """Return what a user gets without options: in float32, and in the dtype that is chosen here."""
+    more: dict[str, Any] = {"n_tokens": 100_000, "n_shards": 100, "n_timed": 100, "rounds": 2}
+    more |= {"shard_rows": None, "memory": False}
+    name, every = "builtin:actlas-6m", "resid_post.*"
+    found = [
+        Case("defaults, float32", name, every, model_dtype="float32", **more),
+        Case("defaults, bfloat16", name, every, **more),
+    ]
+    return found[:1] if product_slowdown("bfloat16") > CLEARLY_SLOWER else found
 
 
 def cases(folder: Path, quick: bool) -> list[Case]:
@@ -93,6 +109,17 @@ def plan_case(case: Case, folder: Path, **changes: Any) -> Path:
     """Plan a store of the case's shards over text written for it."""
     from transformers import AutoTokenizer
 
+    path = folder / "planned.zarr"
+    if case.shard_rows is None:
+        options = PlanOptions(
+            model=case.model,
+            corpus="builtin:python-docs",
+            hookpoints=tuple(case.hookpoints.split(",")),
+            max_tokens=case.n_tokens,
+            model_dtype=case.model_dtype,
+        )
+        make_plan(path, options, lambda _text: None)
+        return path
     n_tokens = case.shard_rows * case.n_shards
     tokenizer = AutoTokenizer.from_pretrained(case.model)
     text = corpus.write_jsonl(folder / "corpus.jsonl", tokenizer, n_tokens)
@@ -105,6 +132,5 @@ def plan_case(case: Case, folder: Path, **changes: Any) -> Path:
         sample="uniform",
         **changes,
     )
-    path = folder / "planned.zarr"
     make_plan(path, options, lambda _text: None)
     return path

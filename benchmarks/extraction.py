@@ -7,6 +7,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from actlas.pipeline.extract.extract import Extractor
 from actlas.pipeline.extract.inputs import batch_inputs, range_batches
+from actlas.pipeline.forward.batching import Batch
 from actlas.pipeline.forward.capture import Capture
 from actlas.pipeline.model.config import quiet
 from actlas.pipeline.model.device import to_device
@@ -21,8 +23,11 @@ from actlas.pipeline.options import RunOptions
 from actlas.store.format.schema import Receipt
 from actlas.store.store import open_store
 from benchmarks import corpus, harness
-from benchmarks.cases import THREADS, Case, cases, plan_case
+from benchmarks.cases import THREADS, Case, cases, default_cases, plan_case
 from benchmarks.harness import Contender, Report, Table, alternate, figure_name
+
+BUDGETS = (512, 1024, 2048, 4096, 8192)
+"""Token budgets of a batch among which the bare pass takes its best."""
 
 BARE, OURS, DURABLE = "bare forward", "actlas", "durable write"
 
@@ -38,16 +43,28 @@ class Timed:
         plan = self.extractor.plan
         self.shards = range(min(case.n_timed, plan.n_shards))
         self.n_rows = min(len(self.shards) * plan.shard_rows, plan.n_tokens)
-        own = self.extractor
-        self.best = range_batches(
-            own.store,
-            0,
-            self.n_rows,
-            own.tokens_per_batch,
-            own.strategy._replace(chunked_prefill=False),
-        )
+        self.shapes = self._shapes()
+        self.best_tokens = min(self.shapes, key=self.shapes.__getitem__)
+        self.best = self._batches(self.n_rows, self.best_tokens)
         self.noise = np.random.default_rng(0).bytes(8 << 20)
         self.n_stored = self.n_rows * 2 * sum(h.width for h in plan.hookpoints)
+
+    def _batches(self, n_rows: int, n_tokens: int) -> list[Batch]:
+        own = self.extractor
+        strategy = own.strategy._replace(chunked_prefill=False)
+        return range_batches(own.store, 0, n_rows, n_tokens, strategy)
+
+    def _shapes(self) -> dict[int, float]:
+        """Return processor seconds by the token budget of a batch, over a part of the rows."""
+        seconds: dict[int, float] = {}
+        self.best = self._batches(max(1, self.n_rows // 16), BUDGETS[1])
+        self.bare()
+        for n_tokens in BUDGETS:
+            self.best = self._batches(max(1, self.n_rows // 5), n_tokens)
+            began = time.process_time()
+            self.bare()
+            seconds[n_tokens] = time.process_time() - began
+        return seconds
 
     def fresh(self) -> None:
         shutil.rmtree(self.copy, ignore_errors=True)
@@ -57,7 +74,8 @@ class Timed:
     def bare(self) -> None:
         """Run the tokens of all shards as deep as the deepest hookpoint; nothing is kept.
 
-        The batches are the best possible: of all shards together, sorted by length.
+        The batches are the best that were found: of all shards together, sorted by length, with
+        the token budget that took the least time.
         """
         own = self.extractor
         with quiet(), torch.inference_mode(), Capture(own.model, own.plan.hookpoints) as capture:
@@ -126,6 +144,7 @@ def _add_case(case: Case, report: Report, tables: list[Table], folder: Path) -> 
         **{f"share.{name}": share for name, share in stages.items()},
         "padding": max(1e-9, statistics.mean(float(r.run["padding_share"]) for r in receipts[-1])),
         "bytes_per_token": stored / timed.n_rows,
+        "best_batch_tokens": float(timed.best_tokens),
         "raw_bytes_per_token": sum(h.width for h in plan.hookpoints) * 2.0,
     }
     del timed
@@ -138,7 +157,14 @@ def _add_case(case: Case, report: Report, tables: list[Table], folder: Path) -> 
         report.figures[figure_name(case.name, name)] = float(value)
     cells = {k: f"{v:,.0f}" if v >= 100 else f"{v:.2f}" for k, v in values.items()}
     speed, shares = tables
-    rate = ("bare.rows_per_s", "durable.rows_per_s", "rows_per_s", "ratio", "cpu_ratio")
+    rate = (
+        "best_batch_tokens",
+        "bare.rows_per_s",
+        "durable.rows_per_s",
+        "rows_per_s",
+        "ratio",
+        "cpu_ratio",
+    )
     size = ("raw_bytes_per_token", "bytes_per_token", "extra_mb.one_shards", "extra_mb.all_shards")
     what = f"{plan.n_shards} x {plan.shard_rows:,}"
     speed.rows.append((case.name, *(cells[key] for key in rate)))
@@ -168,15 +194,20 @@ def _stages(receipts: list[list[Receipt]], seconds: tuple[float, ...]) -> dict[s
     return {name: max(1e-9, statistics.median(values)) for name, values in shares.items()}
 
 
-def run(quick: bool) -> Report:
-    """Extract activations, committed durably, against the bare forward pass."""
+def run(quick: bool, long: bool = False) -> Report:
+    """Extract activations, committed durably, against the bare forward pass.
+
+    By default the defaults of `actlas extract` over 100,000 tokens, in about two minutes; ``long``
+    adds hookpoints, models and memory.
+    """
     report = Report("Extraction", notes=[f"Threads of torch: {THREADS or 'as many as cores'}."])
     speed = Table(
         "Rows per second, and as a share of the limit",
-        ("model, resid_post", BARE, DURABLE, OURS, "of the limit", "of CPU"),
+        ("model, resid_post", "batch", BARE, DURABLE, OURS, "of the limit", "of CPU"),
         notes=(
-            f"`{BARE}`: the tokens of all the shards, in the best batches they can have, to "
-            "the deepest hookpoint, in the same process; nothing is kept. "
+            f"`{BARE}`: the tokens of all the shards, sorted by length over all of them, in "
+            f"batches of the best of {', '.join(f'{n:,}' for n in BUDGETS)} tokens (column "
+            "`batch`), to the deepest hookpoint, in the same process; nothing is kept. "
             f"`{DURABLE}`: as many bytes as the rows have before compression, written and synced. "
             f"The limit is the slower of the two. `{OURS}`: a shard is committed while the next is "
             "computed, as every executor does; the last one has nothing to be beside. Committed: "
@@ -200,7 +231,9 @@ def run(quick: bool) -> Report:
     shares.columns += ("raw B/token", "stored B/token", "extra MB, 1 shard", "all shards")
     with tempfile.TemporaryDirectory(prefix="actlas-bench-") as name:
         folder = Path(name)
-        for i, case in enumerate(cases(folder, quick)):
+        chosen = [] if quick else default_cases()
+        chosen += cases(folder, quick) if quick or long else []
+        for i, case in enumerate(chosen):
             _add_case(case, report, [speed, shares], folder / str(i))
     report.tables += [speed, shares]
     return report

@@ -12,6 +12,7 @@ import datetime
 import gc
 import importlib
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -237,15 +238,19 @@ def _child(function: str, arguments: str) -> None:
     print(json.dumps(value))
 
 
-def main(module: str, run: Callable[[bool], Report], argv: Sequence[str] | None = None) -> int:
-    """Run a benchmark as a command."""
+def main(module: str, run: Callable[..., Report], argv: Sequence[str] | None = None) -> int:
+    """Run a benchmark as a command: ``run(quick)``, or ``run(quick, long=...)`` if it has both."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=run.__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs")
     parser.add_argument("--json", action="store_true", help="print one JSON object of figures")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables as Markdown")
+    if "long" in inspect.signature(run).parameters:
+        parser.add_argument("--long", action="store_true", help="all cases: many minutes")
     given = parser.parse_args(argv)
-    report = run(given.quick)
-    text = report.markdown(f"python -m {module}{' --quick' if given.quick else ''}")
+    long = getattr(given, "long", False)
+    report = run(given.quick, long=True) if long else run(given.quick)
+    shown = "".join(f" --{name}" for name in ("quick", "long") if getattr(given, name, False))
+    text = report.markdown(f"python -m {module}{shown}")
     if given.out is not None:
         given.out.write_text(text)
     print(json.dumps(report.figures, indent=1) if given.json else text)

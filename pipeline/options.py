@@ -169,7 +169,7 @@ class PlanOptions(_Options):
         ge=16,
         le=1 << 24,
         description="Rows per shard, a power of two. Default: 65,536, halved until a shard fits in "
-        "memory and the store has at least 16 shards.",
+        "memory and the store has at least 16 shards, for small models at most to 16,384.",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of every shuffle.")
 

@@ -12,6 +12,7 @@ from actlas.jobs.config import SECTIONS, Asked, Section, resolve
 from actlas.jobs.formatting import command, counted
 from actlas.jobs.ray.cluster import planning_device
 from actlas.jobs.run.resume import check_model_files, check_same_plan, moved_model
+from actlas.jobs.terminal import echo
 from actlas.store.errors import (
     ConfigError,
     StoreExistsError,
@@ -21,6 +22,7 @@ from actlas.store.extras import explains_missing
 
 if TYPE_CHECKING:
     from actlas.jobs.run.outcome import Outcome
+    from actlas.pipeline.options import PlanOptions
     from actlas.store.format.schema import Plan
     from actlas.store.store import Store
 
@@ -255,11 +257,19 @@ def make(path: str, asked: Asked, *, verbose: bool = False) -> Store:
     verbose : bool
         Whether all lines of the plan's estimate are printed.
     """
-    options = asked.plan_options()
+    options = _announced(asked)
     from actlas.jobs.run.run import on_stderr
     from actlas.pipeline.plan.make import make_plan
 
     return make_plan(path, options, on_stderr, planning_device(asked.run), verbose=verbose)
+
+
+def _announced(asked: Asked) -> PlanOptions:
+    """Return the options of a plan, and print what comes first, before torch is imported for it."""
+    options = asked.plan_options()
+    what = "configuration" if options.untrained is not None else "configuration, weights' sha256"
+    echo(f"reading {options.model}: {what}, tokenizer", err=True)
+    return options
 
 
 def dry_run(path: str, asked: Asked, *, verbose: bool = False) -> list[str]:
@@ -283,7 +293,6 @@ def dry_run(path: str, asked: Asked, *, verbose: bool = False) -> list[str]:
     StoreExistsError
         The path holds something that is not a store.
     """
-    from actlas.pipeline.plan.dry_run import estimate
     from actlas.store.objects.base import is_url
     from actlas.store.store import open_store
     from actlas.store.write.staging import refuse_existing
@@ -292,7 +301,10 @@ def dry_run(path: str, asked: Asked, *, verbose: bool = False) -> list[str]:
         store = open_store(path)
     except StoreNotFoundError:
         refuse_existing(path)
-        found = estimate(asked.plan_options(), planning_device(asked.run))
+        options = _announced(asked)
+        from actlas.pipeline.plan.dry_run import estimate
+
+        found = estimate(options, planning_device(asked.run))
         nothing = "dry run: nothing was written -> next: run the command without --dry-run"
         return [*found.lines(verbose=verbose, bucket=is_url(path)), nothing]
     check_same_plan(store.plan, asked, path)

@@ -223,6 +223,8 @@ def _introduce(work: Work, run: RunOptions, observer: PlainProgress, n_units: in
     if not whole:
         todo = f"{n_units:,} of {todo} (the rest is done)"
     observer.log(f"{work.doing} {todo}: {work.what} ({run.executor}{workers})")
+    if work.job in (EXTRACT, POOLED) and run.executor == "inline":
+        observer.log("loading the model; it is tested and timed first")
 
 
 def _outcome(

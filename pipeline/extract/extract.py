@@ -27,7 +27,7 @@ from actlas.pipeline.forward.prefill import Prefill
 from actlas.pipeline.forward.run import Clock, Consume, run_batches
 from actlas.pipeline.forward.strategy import PassStrategy, decide_strategy
 from actlas.pipeline.forward.transfer import transfer_for
-from actlas.pipeline.model.config import quiet
+from actlas.pipeline.model.config import build_skeleton, quiet
 from actlas.pipeline.model.describe import find_model, load_config
 from actlas.pipeline.model.device import default_tokens_per_batch, device_name, resolve_device
 from actlas.pipeline.model.host import n_cpus
@@ -112,10 +112,15 @@ class Extractor:
         config = load_config(folder, trust_remote_code=spec.trust_remote_code)
         check_windows(config, spec.context_length, self.plan.windows.max_length)
         chunked = spec.causal and spec.modality == "text"
-        projection = project(self.plan, config, run, chunked_prefill=chunked)
+        skeleton = build_skeleton(
+            config, spec.architecture, trust_remote_code=spec.trust_remote_code
+        )
+        projection = project(self.plan, config, run, chunked_prefill=chunked, skeleton=skeleton)
         check_memory(projection, run, self.device)
         reached = () if self.plan.with_loss else self.plan.hookpoints
-        self.model = load_model(spec, str(folder), self.device, hookpoints=reached, run=run)
+        self.model = load_model(
+            spec, str(folder), self.device, hookpoints=reached, run=run, skeleton=skeleton
+        )
         self._loss = NextTokenLoss(self.model) if self.plan.with_loss else None
         pad = getattr(config.get_text_config(), "pad_token_id", None)
         self.pad_id = pad if isinstance(pad, int) and pad >= 0 else 0
@@ -124,7 +129,7 @@ class Extractor:
             with quiet():
                 check_causal(self.model, self._read_at, self.plan.processor)
         if chunked and not self.strategy.chunked_prefill:  # the weights are in memory already
-            whole = project(self.plan, config, run)._replace(weights=0)
+            whole = project(self.plan, config, run, skeleton=skeleton)._replace(weights=0)
             check_memory(whole, run, self.device)
         self._prefill = Prefill(self.model)
         self._transfer = transfer_for(self.device)

@@ -61,6 +61,7 @@ def load_model(
     *,
     hookpoints: Sequence[HookpointSpec] = (),
     run: RunOptions | None = None,
+    skeleton: nn.Module | None = None,
 ) -> nn.Module:
     """Load the model of a plan; files of any other model are refused.
 
@@ -79,6 +80,8 @@ def load_model(
         on the meta device. Default: the whole model is loaded.
     run : RunOptions, optional
         ``device_map``, ``max_device_bytes`` and ``offload_folder`` are read.
+    skeleton : torch.nn.Module, optional
+        The model on the meta device; it is built where it is needed and not given.
 
     Returns
     -------
@@ -101,8 +104,7 @@ def load_model(
     spread = run is not None and run.device_map is not None
     if spec.untrained_seed is not None:
         return _finished(_untrained(spec, config, spread).to(numbers), device)
-    skeleton = None
-    if hookpoints or spread:
+    if skeleton is None and (hookpoints or spread):
         code = spec.trust_remote_code
         skeleton = build_skeleton(config, spec.architecture, trust_remote_code=code)
     left_out: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -140,8 +141,23 @@ def trace(model: nn.Module) -> Trace:
     Parameters
     ----------
     model : torch.nn.Module
-        A transformers model. On the meta device a pass takes milliseconds, whatever its size.
+        A transformers model. On the meta device a pass takes some tenths of a second, whatever its
+        size, and is made once for a model as long as its modules are the same.
     """
+    modules = {path: id(module) for path, module in model.named_modules(remove_duplicate=False)}
+    before = _TRACED.get(model)
+    if before is not None and before[0] == modules:
+        return before[1]
+    traced = _traced(model)
+    if _on_meta(traced.probe) and traced.failure is None:  # an error would keep the model alive
+        _TRACED[model] = modules, traced
+    return traced
+
+
+_TRACED: WeakKeyDictionary[nn.Module, tuple[dict[str, int], Trace]] = WeakKeyDictionary()
+
+
+def _traced(model: nn.Module) -> Trace:
     probe = probe_inputs(model)
     traced = _run(model, probe, numbers=False)
     if traced.failure is not None and _on_meta(probe):

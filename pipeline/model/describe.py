@@ -73,6 +73,7 @@ def describe_model(
     options: PlanOptions,
     has_images: Callable[[], bool] | None = None,
     device: str | None = "auto",
+    log: Callable[[str], None] | None = None,
 ) -> ModelDescription:
     """Describe a model from its files without loading its weights into memory.
 
@@ -86,6 +87,8 @@ def describe_model(
     device : str or None
         The device that the model will run on, where ``model_dtype`` is ``auto``: see
         :func:`~actlas.pipeline.model.compute_dtype.choose_compute_dtype`.
+    log : callable, optional
+        Receives lines of progress while large weights are hashed.
 
     Raises
     ------
@@ -108,7 +111,7 @@ def describe_model(
         id=identity,
         revision=revision,
         architecture=architecture,
-        weights_sha256=_weights_sha256(options, config, architecture, files),
+        weights_sha256=_weights_sha256(options, config, architecture, files, log),
         config_sha256=file_sha256(folder / CONFIG_FILE),
         d_model=size_of(text, "hidden_size", folder, counted),
         n_layers=size_of(text, "num_hidden_layers", folder, counted),
@@ -139,10 +142,14 @@ def describe_model(
 
 
 def _weights_sha256(
-    options: PlanOptions, config: Any, architecture: str, files: tuple[Path, ...]
+    options: PlanOptions,
+    config: Any,
+    architecture: str,
+    files: tuple[Path, ...],
+    log: Callable[[str], None] | None,
 ) -> str:
     if options.untrained is None:
-        return weights_sha256(files)
+        return weights_sha256(files, log)
     from actlas.pipeline.model.untrained import fresh_model, state_sha256
 
     code = options.trust_remote_code

@@ -10,8 +10,8 @@ import json
 import math
 import os
 import struct
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,9 @@ from actlas.store.format.validation import check_line
 BUILTIN_PREFIX = "builtin:"
 
 _HASH_BLOCK_BYTES = 8 << 20
+
+HASH_LOG_S = 5.0
+"""Seconds between two lines while weights are hashed."""
 
 _DOWNLOAD = ("*.json", "*.model", "*.txt", "*.jinja")
 
@@ -217,7 +220,7 @@ def _sha256(path: Path, _n_bytes: int, _changed_ns: int, _touched_ns: int) -> st
     return digest.hexdigest()
 
 
-def weights_sha256(files: Sequence[Path]) -> str:
+def weights_sha256(files: Sequence[Path], log: Callable[[str], None] | None = None) -> str:
     """Return one sha256 over the names and bytes of all weight files.
 
     It is the sha256 of one line per file, sorted by name: the sha256 of its bytes, a space, its
@@ -227,11 +230,21 @@ def weights_sha256(files: Sequence[Path]) -> str:
     ----------
     files : sequence of Path
         The weight files.
+    log : callable, optional
+        Receives a line every few seconds of a long pass.
     """
     ordered = sorted(files, key=lambda path: path.name)
     workers = max(1, min(len(ordered), os.cpu_count() or 1))
     with ThreadPoolExecutor(workers) as pool:
-        digests = list(pool.map(file_sha256, ordered))
+        running = [pool.submit(file_sha256, path) for path in ordered]
+        while wait(running, timeout=HASH_LOG_S).not_done:
+            if log is not None:
+                n_done = sum(future.done() for future in running)
+                n_bytes = sum(path.stat().st_size for path in ordered)
+                log(
+                    f"hashing the weights, {n_bytes / 1e9:.1f} GB: {n_done} of {len(ordered)} files"
+                )
+        digests = [future.result() for future in running]
     lines = [f"{digest} {path.name}\n" for digest, path in zip(digests, ordered, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

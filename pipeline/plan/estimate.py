@@ -313,7 +313,9 @@ def summarize(
         stored=store_size(plan, rates, labelled=columns.label is not None, files=model.files),
         seconds=speed.seconds(share * fed.n_tokens, share * fed.n_pairs),
         how=speed.how,
-        memory=project(plan, config, RunOptions(), chunked_prefill=chunked),
+        memory=project(
+            plan, config, RunOptions(), chunked_prefill=chunked, skeleton=model.skeleton
+        ),
         crossing_share=crossing_share,
         sampled_documents=sampled_documents,
         scaled=scaled,

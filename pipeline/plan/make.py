@@ -60,8 +60,8 @@ def make_plan(
         The disk is full or fails. Nothing is left behind.
     """
     refuse_existing(path)
-    settings = resolve_settings(options, device)
-    return plan_settings(path, settings, progress or (lambda _: None), verbose=verbose)
+    log = progress or (lambda _: None)
+    return plan_settings(path, resolve_settings(options, device, log), log, verbose=verbose)
 
 
 def plan_settings(

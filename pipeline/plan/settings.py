@@ -16,7 +16,7 @@ from actlas.pipeline.model.describe import ModelDescription, describe_model
 from actlas.pipeline.model.device import resolve_device
 from actlas.pipeline.model.windows import check_windows
 from actlas.pipeline.options import PlanOptions
-from actlas.pipeline.plan.draft import Sample
+from actlas.pipeline.plan.draft import Log, Sample
 from actlas.pipeline.plan.image_settings import (
     Reading,
     read_images,
@@ -92,10 +92,13 @@ class Settings:
             return self.options.shard_rows or layout.choose_pooled_shard_rows(n_tokens)
         item = numpy_dtype(self.options.dtype).itemsize
         widths = [hookpoint.width * item for hookpoint in self.hookpoints]
-        return self.options.shard_rows or layout.choose_shard_rows(n_tokens, widths)
+        n_parameters = self.model.n_parameters
+        return self.options.shard_rows or layout.choose_shard_rows(n_tokens, widths, n_parameters)
 
 
-def resolve_settings(options: PlanOptions, device: str | None = "auto") -> Settings:
+def resolve_settings(
+    options: PlanOptions, device: str | None = "auto", log: Log | None = None
+) -> Settings:
     """Find model, tokenizer and corpus, and decide every option that was left open.
 
     Parameters
@@ -104,6 +107,8 @@ def resolve_settings(options: PlanOptions, device: str | None = "auto") -> Setti
         The options as given.
     device : str or None
         The device that the model will run on; None where it runs on other machines.
+    log : callable, optional
+        Receives lines of progress while large weights are hashed.
 
     Raises
     ------
@@ -115,7 +120,7 @@ def resolve_settings(options: PlanOptions, device: str | None = "auto") -> Setti
     _check_shard_rows(options.shard_rows)
     _check_pools(options)
     check_line(options.corpus, "the corpus")
-    model = describe_model(options, lambda: has_images(options), device)
+    model = describe_model(options, lambda: has_images(options), device, log)
     _check_loss(options, model)
     reading = _reading(options, model)
     labelled = reading.corpus.labelled

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from actlas.store.version import VERSION as __version__  # noqa: N811 - the name that Python has for it
 from actlas.store.zarr_hook import register_with_zarr
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from actlas.store.store import Store as Store
     from actlas.store.store import open_store as open  # noqa: A004 - as gzip.open is: actlas.open
     from actlas.store.verify.verify import verify as verify
+    from actlas.store.version import VERSION as __version__  # noqa: N811 - Python's name for it
 
 register_with_zarr()
 
@@ -37,6 +37,7 @@ _LAZY = {
     "ActlasError": ("actlas.store.errors", "ActlasError"),
     "Mask": ("actlas.analysis.localizer.masks", "Mask"),
     "Store": ("actlas.store.store", "Store"),
+    "__version__": ("actlas.store.version", "VERSION"),
     "ablate": ("actlas.jobs.run.ablate", "ablate"),
     "ablated": ("actlas.analysis.interventions.ablation", "ablated"),
     "batches": ("actlas.analysis.batches.api", "batches"),

@@ -32,6 +32,12 @@ SHARD_ROWS_FLOOR = 1_024
 SHARDS_WANTED = 16
 """A store has at least so many shards if its shards need not be smaller than the floor."""
 
+SHARD_ROWS_SMALL = 16_384
+"""Rows of a shard that are enough for full batches of any model."""
+
+SHARD_WORK = 100_000_000_000
+"""Rows of a shard times parameters of the model that are enough: some seconds of a CPU's work."""
+
 POOLED_SHARD_ROWS_FLOOR = 8_192
 
 SHARD_BYTES_MAX = 512 * MIB
@@ -158,11 +164,13 @@ def shard_range(shard: int, shard_rows: int, n_tokens: int) -> tuple[int, int]:
     return start, min(start + shard_rows, n_tokens)
 
 
-def choose_shard_rows(n_tokens: int, row_bytes: Iterable[int]) -> int:
+def choose_shard_rows(n_tokens: int, row_bytes: Iterable[int], n_parameters: int = 0) -> int:
     """Return the number of rows per shard: a power of two from 1,024 to 65,536.
 
     It is halved until the widest array's shard has at most 512 MiB, all arrays of a shard together
-    have at most 4 GiB, and there are at least 16 shards.
+    have at most 4 GiB, and there are at least 16 shards. To get 16 shards it is not halved below
+    the rows of SHARD_WORK, which are at most 16,384: batches are sorted by length within a shard,
+    so small shards mean small batches and padding, and each has its files.
 
     Parameters
     ----------
@@ -170,13 +178,16 @@ def choose_shard_rows(n_tokens: int, row_bytes: Iterable[int]) -> int:
         The number of rows of the store.
     row_bytes : iterable of int
         The size in bytes of one row of each array of activations.
+    n_parameters : int
+        The parameters of the model; 0 where they do not matter.
     """
     widths = list(row_bytes)
     rows = SHARD_ROWS_MAX
+    enough = min(SHARD_ROWS_SMALL, SHARD_WORK // n_parameters) if n_parameters else 0
     while rows > SHARD_ROWS_FLOOR and (
         rows * max(widths) > SHARD_BYTES_MAX
         or rows * sum(widths) > SHARD_MEMORY_BYTES
-        or n_shards(n_tokens, rows) < SHARDS_WANTED
+        or (n_shards(n_tokens, rows) < SHARDS_WANTED and rows > min(enough, n_tokens))
     ):
         rows //= 2
     return rows

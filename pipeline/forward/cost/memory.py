@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actlas.pipeline.forward.prefill import MAX_MASK, cache_bytes
 from actlas.pipeline.hookpoints.reached import unreached
@@ -15,6 +15,9 @@ from actlas.store.errors import MemoryBudgetError
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.dtypes import numpy_dtype
 from actlas.store.format.schema import Plan
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SHARDS_IN_MEMORY = 2
 """Shards of a worker in memory: one is computed while another is written."""
@@ -95,14 +98,16 @@ def batch_bytes(
     return n_tokens * (item * computed + gathered) + cache
 
 
-def _weight_bytes(plan: Plan, config: Any) -> int:
+def _weight_bytes(plan: Plan, config: Any, skeleton: nn.Module | None) -> int:
     """Return the bytes of the weights that a worker loads, without blocks that no pass reaches.
 
     They are those of the model that is built, tied ones once; a checkpoint may hold others too,
     such as a head that is not loaded.
     """
     spec = plan.model
-    skeleton = build_skeleton(config, spec.architecture, trust_remote_code=spec.trust_remote_code)
+    if skeleton is None:
+        code = spec.trust_remote_code
+        skeleton = build_skeleton(config, spec.architecture, trust_remote_code=code)
     if spec.untrained_seed is not None:  # all are initialized, in float32, then rounded
         return 4 * sum(parameter.numel() for parameter in skeleton.parameters())
     mixed = spec.modality == "mixed"
@@ -117,7 +122,12 @@ def _weight_bytes(plan: Plan, config: Any) -> int:
 
 
 def project(
-    plan: Plan, config: Any, run: RunOptions, *, chunked_prefill: bool = False
+    plan: Plan,
+    config: Any,
+    run: RunOptions,
+    *,
+    chunked_prefill: bool = False,
+    skeleton: nn.Module | None = None,
 ) -> Projection:
     """Project the peak memory of one worker.
 
@@ -132,10 +142,12 @@ def project(
         accelerate places them where they fit.
     chunked_prefill : bool
         Whether sequences longer than the token budget are computed in chunks.
+    skeleton : torch.nn.Module, optional
+        The model on the meta device; it is built where it is not given.
     """
     budget = run.tokens_per_batch or DEFAULT_TOKENS_PER_BATCH
     return Projection(
-        weights=0 if run.device_map is not None else _weight_bytes(plan, config),
+        weights=0 if run.device_map is not None else _weight_bytes(plan, config, skeleton),
         shards=SHARDS_IN_MEMORY * shard_bytes(plan),
         batch=batch_bytes(plan, config, budget, chunked_prefill=chunked_prefill),
     )

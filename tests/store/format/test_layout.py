@@ -82,14 +82,16 @@ def test_sequences_keep_every_token_once_in_its_own_window(
 @given(
     n_tokens=st.integers(1, 10**10),
     row_bytes=st.lists(st.integers(2, 10**6), min_size=1, max_size=40),
+    n_parameters=st.integers(0, 10**12),
 )
-def test_shards_fit_their_limits(n_tokens: int, row_bytes: list[int]) -> None:
-    rows = layout.choose_shard_rows(n_tokens, row_bytes)
+def test_shards_fit_their_limits(n_tokens: int, row_bytes: list[int], n_parameters: int) -> None:
+    rows = layout.choose_shard_rows(n_tokens, row_bytes, n_parameters)
     assert 1024 <= rows <= 65_536 and rows & (rows - 1) == 0
     if rows > 1024:
         assert rows * max(row_bytes) <= 512 << 20
         assert rows * sum(row_bytes) <= 4 << 30
-        assert -(-n_tokens // rows) >= 16
+        enough = min(16_384, 10**11 // n_parameters) if n_parameters else 0
+        assert -(-n_tokens // rows) >= 16 or rows <= min(enough, n_tokens)
     for width in row_bytes:
         chunk = layout.chunk_rows(width, rows)
         assert rows % chunk == 0
@@ -100,6 +102,14 @@ def test_known_sizes() -> None:
     assert layout.chunk_rows(6144, 65_536) == 128  # 0.79 MB, nearer to 1 MiB than 256 rows
     assert layout.chunk_rows(512, 65_536) == 2048
     assert layout.choose_shard_rows(20_000, [512]) == 1024
+    small, smol, large = 5_800_000, 135_000_000, 7_000_000_000  # parameters
+    assert layout.choose_shard_rows(100_000, [512] * 6, small) == 16_384
+    assert layout.choose_shard_rows(100_000, [1152] * 30, smol) == 4096
+    assert layout.choose_shard_rows(10_000, [1152] * 30, smol) == 1024
+    assert layout.choose_shard_rows(20_000, [8192], large) == 1024
+    assert layout.choose_shard_rows(500, [512], small) == 1024  # one shard is enough
+    assert layout.choose_shard_rows(3_000, [512], small) == 2048
+    assert layout.choose_shard_rows(82_000_000, [6144], small) == 65_536
 
 
 def test_no_room_beside_the_special_tokens() -> None:
