@@ -112,7 +112,7 @@ def resolve(
         for section, values in layer.items():
             for key, value in values.items():
                 source = where or f"--{key.replace('_', '-')}"
-                _known(key, SECTIONS[section].model_fields, source, f"option of the {section}")
+                _known(key, SECTIONS[section].model_fields, where, f"option of the {section}")
                 origin[f"{section}.{key}"] = source
                 given[section][key] = _read_value(SECTIONS[section], key, value, source)
     plan = _validate(PlanOptions, {"model": "", "corpus": "", **given["plan"]}, origin)
@@ -239,7 +239,8 @@ def _known(name: str, known: Iterable[str], where: str, what: str) -> None:
         return
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are: {', '.join(names)}."
-    raise ConfigError(f"{where}: unknown {what}: {name!r}. {hint}", key=name, near=near)
+    at = f"{where}: " if where else ""
+    raise ConfigError(f"{at}unknown {what}: {name!r}. {hint}", key=name, near=near)
 
 
 def _read_value(model: type[BaseModel], key: str, value: Any, source: str) -> Any:

@@ -46,8 +46,9 @@ class PlanOptions(_Options):
     hookpoints: tuple[str, ...] = Field(
         default=("resid_post.*",),
         description="Hookpoints to store: names and globs (resid_post.*, attn_z.3, "
-        "mlp_hidden.last), or module paths; on the command line separated by commas, or with the "
-        "option repeated. `actlas hookpoints MODEL` lists them.",
+        "mlp_hidden.last), module paths, or names of TransformerLens and nnsight; on the command "
+        "line separated by commas, or with the option repeated. `actlas hookpoints MODEL` lists "
+        "them.",
     )
     tokenizer: str | None = Field(
         default=None,

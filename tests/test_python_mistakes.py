@@ -113,6 +113,10 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda x: actlas.extract(x.new, modle=MODEL, corpus="builtin:language"),
         r"unknown option 'modle'\. Did you mean model",
     ),
+    "an option's typo, of a run": (
+        lambda x: actlas.repair(x.path, wokers=2),
+        r"^unknown option of the run: 'wokers'\. Did you mean workers",
+    ),
     "nothing to plan": (lambda x: actlas.extract(x.new), "a plan needs model= and corpus"),
     "a number as words": (
         lambda x: actlas.plan(x.new, model=MODEL, corpus="builtin:language", max_tokens="many"),

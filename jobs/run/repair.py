@@ -20,7 +20,6 @@ from actlas.store.errors import (
     EXIT_DAMAGE,
     EXIT_DONE,
     EXIT_RESUME,
-    ActlasError,
     InterruptedRunError,
     StoreNotFoundError,
 )
@@ -29,13 +28,11 @@ from actlas.store.ledger import lease
 from actlas.store.ledger.plan_file import PLAN_COPY_KEY, PLAN_KEY, instead_of_store
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.objects.base import open_objects
-from actlas.store.objects.leftovers import temporary_folder
 from actlas.store.store import Store, open_store
 from actlas.store.verify.damage import Damage
 from actlas.store.verify.orphans import remove_orphan
 from actlas.store.verify.repair_plan import (
     ROOT_KEY,
-    put_back_from,
     repair_descriptions,
     repair_metadata,
     repair_plan,
@@ -45,6 +42,7 @@ from actlas.store.verify.verify import verify
 
 if TYPE_CHECKING:
     from actlas.jobs.scheduler.protocols import MakeWorker
+    from actlas.pipeline.corpus.in_memory import GivenDocuments
     from actlas.pipeline.options import RunOptions
 
 Log = Callable[[str], None]
@@ -90,6 +88,7 @@ def repair(
     full: bool = True,
     remove_orphans: bool = False,
     remove_strays: bool = False,
+    corpus: Any = None,
     **run: Any,
 ) -> Repaired:
     """Recompute the damaged parts of a store, as ``actlas repair`` does.
@@ -102,6 +101,9 @@ def repair(
         See :func:`repair_at`.
     remove_strays : bool
         Former name of ``remove_orphans``.
+    corpus : iterable, optional
+        The documents of a store whose corpus was given in Python, from which damaged documents are
+        restored. Default: the corpus is read again by its name.
     **run
         Fields of :class:`~actlas.pipeline.options.RunOptions`: ``executor``, ``workers``,
         ``device``.
@@ -113,13 +115,17 @@ def repair(
     KeyboardInterrupt, SignalledExit
         SIGINT or SIGTERM stopped the repair; the same call continues it.
     """
+    from actlas.pipeline.corpus.in_memory import GivenDocuments
+
     asked = resolve({"plan": {}, "run": run}).run
+    documents = None if corpus is None else GivenDocuments(corpus)
     repaired = repair_at(
         os.fspath(path),
         asked,
         findings=findings,
         full=full,
         remove_orphans=remove_orphans or remove_strays,
+        documents=documents,
     )
     if repaired.signal is not None:
         raise interruption(repaired.signal, "the repair was stopped; the same call continues it")
@@ -136,6 +142,7 @@ def repair_at(
     make_repairer: MakeWorker = open_repairer,
     make_pooled_repairer: MakeWorker | None = None,
     log: Log = lambda _: None,
+    documents: GivenDocuments | None = None,
 ) -> Repaired:
     """Recompute the damaged parts of a store, and nothing else.
 
@@ -155,6 +162,8 @@ def repair_at(
         Open a worker for shards of tokens, and for shards of documents.
     log : callable
         Called with a line for each step.
+    documents : GivenDocuments, optional
+        The documents of a store whose corpus was given in Python.
 
     Raises
     ------
@@ -180,7 +189,8 @@ def repair_at(
         for key in restored:
             log(f"restored: {key}")
         damages = _find(store, findings, full, log)
-        return _Repair(store, run, held, log, restored).repair(damages, workers, remove_orphans)
+        repairing = _Repair(store, run, held, log, restored, documents)
+        return repairing.repair(damages, workers, remove_orphans)
 
 
 class _Repair:
@@ -198,11 +208,20 @@ class _Repair:
         Called with a line for each step.
     restored : list of str
         The keys of the objects that were restored before.
+    documents : GivenDocuments or None
+        The documents of a store whose corpus was given in Python.
     """
 
     def __init__(
-        self, store: Store, run: RunOptions, held: lease.Lease, log: Log, restored: list[str]
+        self,
+        store: Store,
+        run: RunOptions,
+        held: lease.Lease,
+        log: Log,
+        restored: list[str],
+        documents: GivenDocuments | None,
     ) -> None:
+        self._documents = documents
         self._store, self._run, self._held, self._log = store, run, held, log
         self._restored = restored
         self._shards: dict[str, tuple[int, ...]] = {}
@@ -257,7 +276,9 @@ class _Repair:
             return
         written = repair_metadata(self._store, keys)
         if left := [key for key in keys if key not in written]:
-            written += _restore_from_corpus(self._store, left, self._log)
+            from actlas.pipeline.plan.make import restore_documents
+
+            written += restore_documents(self._store, left, self._log, self._documents)
         for key in written:
             self._log(f"restored: {key}")
         self._restored += written
@@ -309,24 +330,3 @@ def _find(store: Store, findings: Sequence[Damage] | None, full: bool, log: Log)
             progress=lambda done, of: say(f"{count(done)} of {counted(of, 'object')} checked"),
         )
     return list(report.damages)
-
-
-def _restore_from_corpus(store: Store, keys: Sequence[str], log: Log) -> list[str]:
-    """Plan again in a temporary folder, and copy the objects that come out as they were."""
-    from actlas.pipeline.options import PlanOptions
-    from actlas.pipeline.plan.make import make_plan
-
-    # Neither the plan nor its request is trusted: a stranger may have written either.
-    if store.plan.model.trust_remote_code or store.plan.request.get("trust_remote_code"):
-        log(f"{keys[0]}: the model comes with code of its own, which a repair does not run")
-        return []
-    damaged = counted(len(keys), "damaged object")
-    log(f"{damaged} of documents: planning again from the corpus")
-    with temporary_folder("repair") as folder:
-        try:
-            options = PlanOptions.model_validate(store.plan.request)
-            again = make_plan(folder / "again.zarr", options)
-        except (ActlasError, ValueError) as error:
-            log(f"planning again failed: {error}")
-            return []
-        return put_back_from(store, again, keys)

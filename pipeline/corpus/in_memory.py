@@ -164,8 +164,9 @@ def refuse_name(uri: str) -> None:
     """Raise ``CorpusError``: documents that were given in Python cannot be read by their name."""
     raise CorpusError(
         f"{uri}: these documents were given in Python, and can be read again only by giving them "
-        "again: actlas.extract(store, corpus=documents). A store that is planned needs them no "
-        "more: leave the corpus out.",
+        "again: corpus=documents, in Python. A store that is planned needs them no more (leave the "
+        "corpus out), except where its documents are damaged: actlas.repair(store, "
+        "corpus=documents).",
         corpus=uri,
     )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
+from actlas.pipeline.corpus.in_memory import GivenDocuments
 from actlas.pipeline.corpus.spans import span_columns
 from actlas.pipeline.options import PlanOptions
 from actlas.pipeline.plan.borders import crossing_share, fit_borders
@@ -13,11 +15,14 @@ from actlas.pipeline.plan.estimate import summarize
 from actlas.pipeline.plan.settings import Settings, assemble, resolve_settings
 from actlas.pipeline.plan.spool import Spool, open_spool
 from actlas.pipeline.plan.store_size import sample_rates
-from actlas.store.errors import ModelError
+from actlas.store.display.text import counted
+from actlas.store.errors import ActlasError, ModelError
 from actlas.store.format import layout
 from actlas.store.format.schema import Plan
 from actlas.store.objects.base import is_url
+from actlas.store.objects.leftovers import temporary_folder
 from actlas.store.store import Store, open_store
+from actlas.store.verify.repair_plan import put_back_from
 from actlas.store.write.create import create
 from actlas.store.write.staging import refuse_existing
 
@@ -159,3 +164,43 @@ def _plan(settings: Settings, draft: Draft, columns: DraftColumns) -> Plan:
         n_image_bytes=columns.n_image_bytes,
         n_windows=layout.n_windows(draft.lengths, settings.windows.kept),
     )
+
+
+def restore_documents(
+    store: Store,
+    keys: Sequence[str],
+    log: Log,
+    documents: GivenDocuments | None = None,
+) -> list[str]:
+    """Plan again in a temporary folder, and copy the objects that come out as they were.
+
+    Parameters
+    ----------
+    store : Store
+        A store with damaged objects of documents.
+    keys : sequence of str
+        Their keys.
+    log : callable
+        Called with a line for each step.
+    documents : GivenDocuments, optional
+        The documents, where the corpus was given in Python.
+
+    Returns
+    -------
+    list of str
+        The keys of the objects that were restored.
+    """
+    # Neither the plan nor its request is trusted: a stranger may have written either.
+    if store.plan.model.trust_remote_code or store.plan.request.get("trust_remote_code"):
+        log(f"{keys[0]}: the model comes with code of its own, which a repair does not run")
+        return []
+    damaged = counted(len(keys), "damaged object")
+    log(f"{damaged} of documents: planning again from the corpus")
+    with temporary_folder("repair") as folder:
+        try:
+            options = PlanOptions.model_validate(store.plan.request)
+            again = make_plan(folder / "again.zarr", options.with_documents(documents))
+        except (ActlasError, ValueError) as error:
+            log(f"planning again failed: {error}")
+            return []
+        return put_back_from(store, again, keys)

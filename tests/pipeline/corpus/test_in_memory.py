@@ -17,7 +17,7 @@ from actlas.jobs.cli.app import cli
 from actlas.pipeline.corpus.corpus import open_corpus
 from actlas.pipeline.corpus.in_memory import GivenDocuments, name_of
 from actlas.pipeline.options import PlanOptions
-from actlas.store.errors import ConfigError, CorpusError, PlanMismatchError
+from actlas.store.errors import EXIT_DAMAGE, ConfigError, CorpusError, PlanMismatchError
 
 ROWS = [{"text": f"text {i}", "kind": "SN"[i % 2], "more": i} for i in range(5)]
 TEXTS = [row["text"] for row in ROWS]
@@ -118,6 +118,11 @@ def test_planned_extracted_and_resumed(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     again = actlas.extract(store, corpus=documents, device="cpu", threads=1, **asked)
     assert len(again) == again.plan.n_tokens and actlas.verify(store, full=True).ok
+    (store / "documents/text/c/0").write_bytes(b"damaged")
+    assert "documents/text/c/0" in str(actlas.verify(store, full=True))
+    assert actlas.repair(store, device="cpu").exit_code == EXIT_DAMAGE
+    mended = actlas.repair(store, corpus=documents, device="cpu")
+    assert mended.exit_code == 0 and actlas.verify(store, full=True).ok
     name = again.plan.corpus.uri
     assert actlas.plan(store, corpus=name).plan == again.plan
     with pytest.raises(CorpusError, match=r"given in Python.*giving them again"):
