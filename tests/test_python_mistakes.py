@@ -44,7 +44,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
     # a path that is no store, half-made things
     "no such path": (
         lambda x: actlas.open(x.folder / "nowhere.zarr"),
-        r"there is no store here\. `actlas\.plan\(\"[^`]*nowhere\.zarr\", model=M, corpus=C\)`",
+        r"there is no store here\. Did you mean whole\.zarr\? `actlas\.plan\(\"[^`]*nowhere\.zarr\", model=M, corpus=C\)`",
     ),
     "another folder": (lambda x: actlas.open(x.folder / "notes"), "there is no store here"),
     "an empty folder": (lambda x: actlas.verify(x.folder / "half.zarr"), "there is no store here"),
@@ -97,7 +97,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
     "a label's typo": (
         lambda x: actlas.localize(x.path, "sentense:nonword"),
         r"no label 'sentense'\. This store's labels are: sentence, nonword\. "
-        r"Did you mean sentence\?",
+        r"Did you mean sentence:nonword\?",
     ),
     "one label": (lambda x: actlas.localize(x.store, "sentence"), "expected two labels, POSITIVE"),
     "no labels": (
@@ -140,7 +140,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "an executor's typo": (
         lambda x: actlas.extract(x.path, executor="rya"),
-        r"executor: .*should be 'inline' or 'ray'",
+        "executor: got 'rya', expected 'inline' or 'ray'",
     ),
     # autoencoders, masks
     "no such autoencoder": (lambda x: actlas.load_sae(x.folder / "no"), "no"),
