@@ -44,7 +44,8 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
     # a path that is no store, half-made things
     "no such path": (
         lambda x: actlas.open(x.folder / "nowhere.zarr"),
-        r"there is no store here\. Did you mean whole\.zarr\? `actlas\.plan\(\"[^`]*nowhere\.zarr\", model=M, corpus=C\)`",
+        r"there is no store here\. Did you mean whole\.zarr\? "
+        r"`actlas\.plan\(\"[^`]*nowhere\.zarr\", model=M, corpus=C\)` creates one",
     ),
     "another folder": (lambda x: actlas.open(x.folder / "notes"), "there is no store here"),
     "an empty folder": (lambda x: actlas.verify(x.folder / "half.zarr"), "there is no store here"),
