@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from actlas.analysis.batches.sampler import Epoch, select
+from actlas.analysis.batches.sampler import Epoch, Schedule, select
 from actlas.store.format import layout
 from benchmarks.harness import Report, Table, figure_name
 
@@ -44,7 +44,7 @@ def in_store(document: Integers, order: str, shard_rows: int) -> Integers:
 
 
 def by_sampler(
-    row_document: Integers, shard_rows: int, chunk_rows: int, buffer_rows: int
+    row_document: Integers, shard_rows: int, chunk_rows: int, buffer_rows: int, batch_size: int
 ) -> Iterator[Integers]:
     """Yield the documents of an epoch's rows, group by group, in the order of batches."""
     n_chunks = len(row_document) // chunk_rows
@@ -52,10 +52,11 @@ def by_sampler(
     usable = np.full(n_chunks, chunk_rows)
     selection = select(0, chunk // (shard_rows // chunk_rows), chunk, usable)
     epoch = Epoch(selection, 0, 0)
-    for start in range(0, selection.n_rows, buffer_rows):
-        wanted = epoch.request(start, min(start + buffer_rows, selection.n_rows))
+    schedule = Schedule(selection.n_rows, batch_size, buffer_rows)
+    for i in range(schedule.n_groups):
+        wanted = epoch.request(schedule.group(i), batch_size, schedule.group_size(i))
         sizes = wanted.stop - wanted.start
-        first = wanted.chunk * chunk_rows + wanted.start - (np.cumsum(sizes) - sizes)
+        first = wanted.block * chunk_rows + wanted.start - (np.cumsum(sizes) - sizes)
         rows = np.repeat(first, sizes) + np.arange(sizes.sum())
         yield row_document[rows[wanted.order]]
 
@@ -127,7 +128,7 @@ def _orders(
     yield "independent", np.random.default_rng(5).permutation(document)
     for order, chunk in (("shuffled", 256), ("shuffled", 1024), ("corpus", 1024)):
         rows = in_store(document, order, shard_rows)
-        groups = by_sampler(rows, shard_rows, chunk, buffer_rows)
+        groups = by_sampler(rows, shard_rows, chunk, buffer_rows, batch_size)
         yield f"actlas {order} {chunk}", np.concatenate(list(groups))
     yield "buffer", reservoir(document, min(65_536, 8 * batch_size))
     yield "in order", document

@@ -6,18 +6,19 @@ import hashlib
 import operator
 import os
 from collections.abc import Sequence
-from typing import SupportsIndex
+from functools import partial
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import torch
 
 from actlas.analysis.batches.sampler import Selection, buffer_slots
-from actlas.analysis.batches.selection import SpecialRows, select_rows
+from actlas.analysis.batches.selection import SpecialRows, in_blocks, select_rows
 from actlas.analysis.batches.shuffle_buffer import ShuffleBuffer
 from actlas.analysis.batches.state import BatchState
 from actlas.analysis.batches.stream import Batch, Batches
 from actlas.store.errors import ConfigError, NotExtractedError
-from actlas.store.format.array_spec import ArraySpec
+from actlas.store.format.layout import ceil_div
 from actlas.store.read.reader import StoreReader
 from actlas.store.store import as_store
 
@@ -27,10 +28,57 @@ BUFFER_ROWS = 262_144
 
 BUFFER_BYTES_MAX = 1 << 30
 
+DIGEST = 16
+"""Hexadecimal digits of a digest in a state."""
 
+
+@overload
 def batches(
     store: StoreReader | str | os.PathLike[str],
     hookpoint: str,
+    *,
+    batch_size: int = ...,
+    seed: int = ...,
+    fraction: float = ...,
+    skip: float = ...,
+    epochs: int | None = ...,
+    rank: int = ...,
+    world_size: int = ...,
+    drop_last: bool = ...,
+    buffer_rows: int | None = ...,
+    dtype: torch.dtype = ...,
+    special: bool = ...,
+    prefetch: bool = ...,
+    threads: int | None = ...,
+    pool_rows: int | None = ...,
+) -> Batches[torch.Tensor]: ...
+
+
+@overload
+def batches(
+    store: StoreReader | str | os.PathLike[str],
+    hookpoint: list[str] | tuple[str, ...],
+    *,
+    batch_size: int = ...,
+    seed: int = ...,
+    fraction: float = ...,
+    skip: float = ...,
+    epochs: int | None = ...,
+    rank: int = ...,
+    world_size: int = ...,
+    drop_last: bool = ...,
+    buffer_rows: int | None = ...,
+    dtype: torch.dtype = ...,
+    special: bool = ...,
+    prefetch: bool = ...,
+    threads: int | None = ...,
+    pool_rows: int | None = ...,
+) -> Batches[dict[str, torch.Tensor]]: ...
+
+
+def batches(
+    store: StoreReader | str | os.PathLike[str],
+    hookpoint: str | list[str] | tuple[str, ...],
     *,
     batch_size: int = 8192,
     seed: int = 0,
@@ -46,24 +94,26 @@ def batches(
     prefetch: bool = True,
     threads: int | None = None,
     pool_rows: int | None = None,
-) -> Batches:
-    """Return a stream of shuffled batches of one hookpoint's rows.
+) -> Batches[Any]:
+    """Return a stream of shuffled batches of a hookpoint's rows, or of several, row by row.
 
     Each selected row comes once in an epoch, on one rank. Whole chunks from all over the store are
-    read into a shuffle buffer of ``buffer_rows`` rows, permuted there and cut into batches. Since
-    rows are stored shuffled within their shards, a batch is close to an independent sample, at the
-    speed of a sequential read. The order depends only on the options and on the shards that are
-    extracted at the time of the call.
+    read into a shuffle buffer of ``buffer_rows`` rows, and each batch takes an even, random share
+    of them. Since rows are stored shuffled within their shards, a batch is close to an independent
+    sample, at the speed of a sequential read. The order depends only on the options and on the
+    shards that are extracted at the time of the call. It is the same for any number of ranks.
 
     Parameters
     ----------
     store : Store, path or URL
         The store to read. Shards that are not extracted yet are left out; if the extraction was
         finished, none is.
-    hookpoint : str
-        The name of a hookpoint, such as ``resid_post.3``.
+    hookpoint : str, or list of str
+        The name of a hookpoint, such as ``resid_post.3``. Of several names the batches give the
+        same rows: ``activations`` is then a dict of tensors by name, for crosscoders and
+        transcoders.
     batch_size : int
-        Rows of a batch; the last batch of an epoch may be shorter.
+        Rows of a batch, of all ranks together; the last batch of an epoch may be shorter.
     seed : int
         The seed of the selection and of the order.
     fraction : float
@@ -76,14 +126,15 @@ def batches(
     epochs : int or None
         Epochs of one loop; None never ends.
     rank, world_size : int
-        This rank, from 0, and the number of ranks. All ranks give the same number of batches, of
-        different rows.
+        This rank, from 0, and the number of ranks, which divides ``batch_size``. Each rank gives
+        its ``batch_size / world_size`` rows of every batch.
     drop_last : bool
-        Whether to leave out the rows at the end of an epoch that make no full batch on every rank;
-        they differ from epoch to epoch.
+        Whether to leave out the rows at the end of an epoch that make no full batch; they differ
+        from epoch to epoch.
     buffer_rows : int, optional
-        Rows of the shuffle buffer, permuted together; rounded down to a multiple of ``batch_size``.
-        Default: 262,144, or as many as fit 1 GiB. ``Batches.buffer_bytes`` is the memory.
+        Rows of the shuffle buffer, of all ranks together; rounded down to a multiple of
+        ``batch_size``. Default: 262,144, or as many as fit 1 GiB. ``Batches.buffer_bytes`` is the
+        memory of this rank.
     dtype : torch dtype
         The dtype of the batches.
     special : bool
@@ -105,7 +156,8 @@ def batches(
     NotExtractedError
         No shard is extracted yet.
     ConfigError
-        An option is out of range, or the selection has fewer rows than a batch.
+        An option is out of range, the selection has fewer rows than a batch, or a hookpoint is
+        named twice.
     CorruptDataError
         The extraction was finished, and receipts are lost since. During iteration: stored bytes
         differ from the bytes that were written, or lie in another's place; the message names the
@@ -118,8 +170,9 @@ def batches(
     ...     store.rows.token_id[rows]                   # the tokens of these rows
     """
     store = as_store(store)
-    array = store.activations[hookpoint]
-    hookpoint = store.name_of(hookpoint)
+    names = _names(store, hookpoint)
+    arrays = [store.activations[name] for name in names]
+    blocks = in_blocks([array.spec for array in arrays])
     seed, batch_size = _whole("seed", seed), _whole("batch_size", batch_size)
     rank, world_size = _whole("rank", rank), _whole("world_size", world_size)
     buffer_rows = _alias(buffer_rows, pool_rows)
@@ -129,44 +182,64 @@ def batches(
         raise NotExtractedError(f"{store.path}: no shard is extracted yet: run `actlas extract`.")
     left_out = None
     if store.rows.special is not None and not special:
-        left_out = SpecialRows(array.spec, store.rows.special, done)
-    selection = select_rows(array.spec, done, left_out, seed, fraction, skip)
-    _check_enough(selection, batch_size, world_size)
-    rows = _buffer_rows(array.spec, batch_size, buffer_rows)
+        left_out = SpecialRows(blocks, store.rows.special, done)
+    selection = select_rows(blocks, done, left_out, seed, fraction, skip)
+    _check_enough(selection, batch_size)
+    row_bytes = sum(array.spec.row_bytes for array in arrays)
+    rows = _buffer_rows(row_bytes, batch_size, buffer_rows)
     key = BatchState(
         epoch=0,
-        base=0,
-        batch=0,
-        plan_sha256=store.plan_sha256,
-        hookpoint=hookpoint,
-        shards_sha256=_digest(store.plan_sha256, done),
-        n_shards=len(done),
-        n_rows=selection.n_rows,
+        step=0,
+        hookpoint=names[0] if isinstance(hookpoint, str) else _digest_of_names(names),
+        rows=_digest(store.plan_sha256, done),
+        shards=len(done),
         seed=seed,
         fraction=float(fraction),
         skip=float(skip),
         special=special,
         batch_size=batch_size,
-        pool_rows=rows,
+        buffer_rows=rows,
         drop_last=drop_last,
-        world_size=world_size,
     )
+    part = ceil_div(min(rows, selection.n_rows), world_size)
     return Batches(
         store,
-        hookpoint,
+        names,
         selection,
         ShuffleBuffer(
-            array,
-            buffer_slots(selection.sizes, rows),
+            arrays,
+            blocks,
+            buffer_slots(selection.sizes, part),
             left_out,
-            ahead=prefetch,
+            ahead=prefetch and (rows < selection.n_rows or epochs != 1),
             threads=threads or max(4, min(16, 2 * (os.cpu_count() or 1)), store.objects.n_readers),
         ),
         key,
+        _first if isinstance(hookpoint, str) else partial(_by_name, names),
         epochs=epochs,
         rank=rank,
+        world_size=world_size,
         dtype=dtype,
     )
+
+
+def _names(hookpoint: str | list[str] | tuple[str, ...]) -> list[str]:
+    """Return the names of the hookpoints, of which there is one at least, each once."""
+    names = [hookpoint] if isinstance(hookpoint, str) else list(hookpoint)
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(
+            f"hookpoint: got {names}, expected a name, or several different names.",
+            field="hookpoint",
+        )
+    return names
+
+
+def _first(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0]
+
+
+def _by_name(names: list[str], tensors: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return dict(zip(names, tensors, strict=True))
 
 
 def _alias(buffer_rows: int | None, pool_rows: int | None) -> int | None:
@@ -179,15 +252,20 @@ def _alias(buffer_rows: int | None, pool_rows: int | None) -> int | None:
     return None if rows is None else _whole("buffer_rows", rows)
 
 
-def _buffer_rows(spec: ArraySpec, batch_size: int, asked: int | None) -> int:
-    rows = asked or min(BUFFER_ROWS, BUFFER_BYTES_MAX // spec.row_bytes)
+def _buffer_rows(row_bytes: int, batch_size: int, asked: int | None) -> int:
+    rows = asked or min(BUFFER_ROWS, BUFFER_BYTES_MAX // row_bytes)
     return max(rows // batch_size, 1) * batch_size
 
 
 def _digest(plan_sha256: str, done: Sequence[int]) -> str:
     digest = hashlib.sha256(plan_sha256.encode())
     digest.update(np.array(done, dtype="<i8").tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:DIGEST]
+
+
+def _digest_of_names(names: Sequence[str]) -> str:
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return f"{len(names)} hookpoints {digest[:DIGEST]}"
 
 
 def _whole(field: str, value: SupportsIndex) -> int:
@@ -221,6 +299,8 @@ def _check(
         refuse("buffer_rows", f"{buffer_rows:,}", f"at least one batch of {batch_size:,} rows")
     if not 0 <= rank < world_size:
         refuse("rank", rank, f"one of 0 to {world_size - 1}: world_size is {world_size}")
+    if batch_size % world_size:
+        refuse("world_size", world_size, f"a number that divides batch_size, {batch_size:,}")
     if not 0 < fraction <= 1:
         refuse("fraction", fraction, "a share above 0 and at most 1 (0.1: one row in ten)")
     if not 0 <= skip < 1:
@@ -229,11 +309,10 @@ def _check(
         refuse("skip + fraction", f"{skip} + {fraction}", "at most 1 together")
 
 
-def _check_enough(selection: Selection, batch_size: int, world_size: int) -> None:
-    n_rows = selection.n_rows
-    if n_rows < max(batch_size, world_size):
+def _check_enough(selection: Selection, batch_size: int) -> None:
+    if selection.n_rows < batch_size:
         raise ConfigError(
-            f"batch_size: got {batch_size:,} on {world_size} rank(s), but the selection has "
-            f"{n_rows:,} rows. Take a larger fraction, a smaller batch_size, or extract more.",
+            f"batch_size: got {batch_size:,}, but the selection has {selection.n_rows:,} rows. "
+            "Take a larger fraction, a smaller batch_size, or extract more.",
             field="batch_size",
         )

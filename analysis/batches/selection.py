@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,12 +16,12 @@ Integers = NDArray[np.int64]
 
 
 class SpecialRows:
-    """The rows of special tokens, one bit per row, and the usable rows of a chunk: all others.
+    """The rows of special tokens, one bit per row, and the usable rows of a block: all others.
 
     Parameters
     ----------
     spec : ArraySpec
-        The layout of the array whose chunks are read.
+        The layout of the array, with the rows of a block as those of a chunk.
     column : LazyArray of int, shape [rows]
         Not 0 for rows of special tokens.
     shards : sequence of int
@@ -34,14 +35,14 @@ class SpecialRows:
         }
 
     def counts(self, shard: int) -> Integers:
-        """Return the number of usable rows in each chunk of a shard; shape [chunks]."""
+        """Return the number of usable rows in each block of a shard; shape [blocks]."""
         usable = ~self._flags(shard)
         starts = np.arange(0, len(usable), self._spec.chunk_rows)
         return np.add.reduceat(usable, starts, dtype=np.int64)
 
-    def __call__(self, chunk: int) -> Integers:
-        """Return the usable rows of a chunk, counted from the chunk's first row; shape [rows]."""
-        shard, within = divmod(chunk, self._spec.chunks_per_shard)
+    def __call__(self, block: int) -> Integers:
+        """Return the usable rows of a block, counted from the block's first row; shape [rows]."""
+        shard, within = divmod(block, self._spec.chunks_per_shard)
         start = within * self._spec.chunk_rows
         return np.flatnonzero(~self._flags(shard, start, start + self._spec.chunk_rows))
 
@@ -52,6 +53,20 @@ class SpecialRows:
         return bits[start % 8 : start % 8 + stop - start].astype(np.bool_)
 
 
+def in_blocks(specs: Sequence[ArraySpec]) -> ArraySpec:
+    """Return the layout of arrays of the same rows in blocks that are whole chunks of each.
+
+    Chunks are a power of two of rows, or a whole shard: the longest ones are blocks of all.
+
+    Parameters
+    ----------
+    specs : sequence of ArraySpec
+        The layouts of the arrays.
+    """
+    longest = max(spec.chunk_rows for spec in specs)
+    return dataclasses.replace(specs[0], chunk_rows=longest)
+
+
 def select_rows(
     spec: ArraySpec,
     done: Sequence[int],
@@ -60,12 +75,12 @@ def select_rows(
     fraction: float,
     skip: float,
 ) -> Selection:
-    """Return the selected chunks of the extracted shards.
+    """Return the selected blocks of the extracted shards.
 
     Parameters
     ----------
     spec : ArraySpec
-        The layout of the array whose chunks are read.
+        The layout of the array, with the rows of a block as those of a chunk.
     done : sequence of int
         The extracted shards, ascending.
     left_out : SpecialRows, optional
@@ -80,5 +95,5 @@ def select_rows(
         counts.append(np.diff(edges) if left_out is None else left_out.counts(shard))
     shard_of = np.repeat(np.array(done, dtype=np.int64), [len(c) for c in counts])
     within = np.concatenate([np.arange(len(c), dtype=np.int64) for c in counts])
-    chunk = shard_of * spec.chunks_per_shard + within
-    return select(seed, shard_of, chunk, np.concatenate(counts), fraction, skip)
+    block = shard_of * spec.chunks_per_shard + within
+    return select(seed, shard_of, block, np.concatenate(counts), fraction, skip)

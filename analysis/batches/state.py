@@ -10,57 +10,53 @@ from actlas.store.errors import ConfigError
 
 
 class Position(NamedTuple):
-    """The position of a stream: its next batch.
+    """The position of a stream: its next batch; the same on all ranks.
 
     Attributes
     ----------
     epoch : int
         The epoch, from 0.
-    base : int
-        Rows of the epoch that were given before the present number of ranks took over.
-    batch : int
-        Batches that each rank has given since.
+    step : int
+        Batches given in this epoch.
     """
 
     epoch: int
-    base: int
-    batch: int
+    step: int
 
 
 class BatchState(BaseModel):
-    """The content of a ``state_dict``: the position, and all that the order depends on."""
+    """The content of a ``state_dict``: the position, and all that the order depends on.
+
+    The number of ranks is not in it: the order is the same for any number.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: Literal["actlas.batches"] = "actlas.batches"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     epoch: NonNegativeInt
-    base: NonNegativeInt
-    batch: NonNegativeInt
-    plan_sha256: str
+    step: NonNegativeInt
     hookpoint: str
-    shards_sha256: str
-    n_shards: int
-    n_rows: int
+    """The hookpoint; of several, their number and a digest of their names."""
+    rows: str
+    """A digest of the store's plan and of the shards that were extracted."""
+    shards: int
+    """The number of those shards."""
     seed: int
     fraction: float
     skip: float
     special: bool
     batch_size: int
-    pool_rows: int
-    """Rows of the shuffle buffer; saved states have the name that it had first."""
+    buffer_rows: int
     drop_last: bool
-    world_size: int
 
     @property
     def position(self) -> Position:
         """The position of the stream."""
-        return Position(self.epoch, self.base, self.batch)
+        return Position(self.epoch, self.step)
 
     def require_same_order(self, expected: BatchState) -> None:
         """Check that this state belongs to batches in the expected order.
-
-        The number of ranks may differ: it may change at the end of a round.
 
         Parameters
         ----------
@@ -72,18 +68,20 @@ class BatchState(BaseModel):
         ConfigError
             The orders differ; ``details["field"]`` names the first field that does.
         """
-        free = {"epoch", "base", "batch", "world_size", "n_shards"}
+        free = {"epoch", "step", "shards"}
         for field in type(self).model_fields:
             got, wanted = getattr(self, field), getattr(expected, field)
             if field in free or got == wanted:
                 continue
             hint = "Give the options that the state was saved with, or start again without it."
-            if field == "shards_sha256":
+            if field == "rows" and self.shards != expected.shards:
                 hint = (
-                    f"The store had {self.n_shards} extracted shards then and has "
-                    f"{expected.n_shards} now, which changes the order: start again without the "
+                    f"The store had {self.shards} extracted shards then and has "
+                    f"{expected.shards} now, which changes the order: start again without the "
                     "state."
                 )
+            elif field == "rows":
+                hint = "The state belongs to another store: give the store that it was saved of."
             raise ConfigError(
                 f"the state of these batches has {field} {got!r}, expected {wanted!r}. {hint}",
                 field=field,
@@ -103,8 +101,18 @@ def parse_state(state: Any) -> BatchState:
     Raises
     ------
     ConfigError
-        The object is no such state; the message names the first wrong field.
+        The object is no such state, and the message names the first wrong field; or an earlier
+        version of actlas saved it, whose order of batches was another one.
     """
+    if isinstance(state, dict) and state.get("version") == 1:
+        raise ConfigError(
+            "the state of these batches is of version 1, expected version 2: an earlier actlas "
+            "saved it, which gave the rows in another order. Finish with that actlas, or start "
+            "again without the state.",
+            field="version",
+            got=1,
+            expected=2,
+        )
     try:
         return BatchState.model_validate(state)
     except ValidationError as error:

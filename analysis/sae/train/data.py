@@ -14,6 +14,8 @@ from actlas.store.errors import ConfigError, NonFiniteError
 from actlas.store.read.reader import StoreReader
 from actlas.store.statistics.moments import Moments
 
+Stream = Batches[torch.Tensor]
+
 EVALUATED_SHARE = 0.1
 
 EVALUATED_ROWS = 1_000_000
@@ -41,7 +43,7 @@ class TrainingRows(NamedTuple):
         Variance of the scaled rows, summed over units.
     """
 
-    stream: Batches
+    stream: Stream
     scale: float
     mean: torch.Tensor
     variance: float
@@ -58,11 +60,11 @@ class EvaluationRows(NamedTuple):
         Whether the rows are kept from training.
     """
 
-    rows: Batches
+    rows: Stream
     held_out: bool
 
 
-def train_stream(store: StoreReader, options: TrainOptions, epochs: int | None = None) -> Batches:
+def train_stream(store: StoreReader, options: TrainOptions, epochs: int | None = None) -> Stream:
     """Return the batches to train on.
 
     Parameters
@@ -85,7 +87,7 @@ def train_stream(store: StoreReader, options: TrainOptions, epochs: int | None =
     )
 
 
-def evaluation_rows(store: StoreReader, options: TrainOptions, stream: Batches) -> EvaluationRows:
+def evaluation_rows(store: StoreReader, options: TrainOptions, stream: Stream) -> EvaluationRows:
     """Return the rows to evaluate on: held-out rows, or training rows where none are left.
 
     Parameters
@@ -160,7 +162,7 @@ def followed_rows(
     return rows
 
 
-def training_rows(store: StoreReader, options: TrainOptions, stream: Batches) -> TrainingRows:
+def training_rows(store: StoreReader, options: TrainOptions, stream: Stream) -> TrainingRows:
     """Return the rows to train on, with their scale, mean and variance.
 
     Mean and variance are exact, from the statistics that the extraction wrote. Those include
@@ -207,7 +209,7 @@ def training_rows(store: StoreReader, options: TrainOptions, stream: Batches) ->
     return TrainingRows(stream, scale, mean, variance * scale**2)
 
 
-def _measured(store: StoreReader, options: TrainOptions, stream: Batches) -> tuple[Moments, int]:
+def _measured(store: StoreReader, options: TrainOptions, stream: Stream) -> tuple[Moments, int]:
     wanted = min(MEASURED_ROWS, stream.n_rows)
     parts, n_rows = [], 0
     with closing(iter(train_stream(store, options, epochs=1))) as first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from actlas.analysis.batches.sampler import (
     Epoch,
-    RankSchedule,
+    Request,
+    Schedule,
     Selection,
     buffer_slots,
     even_order,
@@ -37,12 +39,26 @@ def listed(chunk: Any, start: Any, stop: Any) -> list[tuple[int, int]]:
     ]
 
 
-def rows_of(epoch: Epoch, start: int, stop: int) -> list[tuple[int, int]]:
-    """A segment's rows in the order in which they are given, by plain Python."""
-    request = epoch.request(start, stop)
-    laid = listed(request.chunk, request.start, request.stop)
-    assert sorted(request.order.tolist()) == list(range(stop - start))
-    return [laid[i] for i in request.order.tolist()]
+def batches_of(request: Request) -> list[list[tuple[int, int]]]:
+    """The rows of each batch of a request, by plain Python."""
+    laid = listed(request.block, request.start, request.stop)
+    assert len(set(request.order.tolist())) == len(request.order) <= len(laid)
+    rows = [laid[i] for i in request.order.tolist()]
+    edges = request.edges.tolist()
+    return [rows[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def epoch_of(
+    epoch: Epoch, schedule: Schedule, rank: int = 0, ranks: int = 1
+) -> list[list[tuple[int, int]]]:
+    """All batches of a rank."""
+    found = []
+    for i in range(schedule.n_groups):
+        size = schedule.group_size(i)
+        request = epoch.request(schedule.group(i), schedule.batch_size, size, rank, ranks)
+        assert request.n_batches == size
+        found += batches_of(request)
+    return found
 
 
 shard_sizes = st.lists(
@@ -55,60 +71,75 @@ shard_sizes = st.lists(
     sizes=shard_sizes,
     seed=st.integers(0, 2**40),
     epoch=st.integers(0, 5),
-    batch=st.integers(1, 9),
+    share=st.integers(1, 4),
     groups=st.integers(1, 4),
     ranks=st.integers(1, 5),
     drop_last=st.booleans(),
-    share=st.floats(0.01, 1),
+    fraction=st.floats(0.01, 1),
 )
 @settings(max_examples=300, deadline=None)
-def test_an_epoch_gives_each_selected_row_once(
+def test_an_epoch_gives_each_selected_row_once_and_any_ranks_the_same_batches(
     sizes: list[list[int]],
     seed: int,
     epoch: int,
-    batch: int,
+    share: int,
     groups: int,
     ranks: int,
     drop_last: bool,
-    share: float,
+    fraction: float,
 ) -> None:
-    selection = select(seed, *chunks(sizes), fraction=share)
-    n = selection.n_rows
-    assert n == round(share * sum(map(sum, sizes)))
+    selection = select(seed, *chunks(sizes), fraction=fraction)
+    n, batch = selection.n_rows, share * ranks
+    assert n == round(fraction * sum(map(sum, sizes)))
     if n == 0:
         return
     line = Epoch(selection, seed, epoch)
-    slots = buffer_slots(selection.sizes, groups * batch)
-    given_rows: list[tuple[int, int]] = []
-    counts = set()
-    for rank in range(ranks):
-        schedule = RankSchedule(n, batch, groups * batch, rank, ranks, drop_last)
-        mine = []
-        for index in range(schedule.n_segments):
-            segment = schedule.segment(index)
-            assert len(line.request(segment.start, segment.stop).chunk) <= slots
-            rows = rows_of(line, segment.start, segment.stop)
-            mine += [rows[a:b] for a, b in zip(segment.edges[:-1], segment.edges[1:], strict=True)]
-        assert len(mine) == schedule.n_batches
-        assert all(len(b) == batch for b in (mine if drop_last else mine[:-2]))
-        assert all(len(b) <= batch for b in mine)
-        if n >= ranks and batch > 1 and (n % (ranks * groups * batch)) // ranks >= 1:
-            assert all(mine)
-        for index in range(schedule.n_batches):
-            segment_index, within = schedule.locate(index)
-            segment = schedule.segment(segment_index)
-            assert len(mine[index]) == segment.edges[within + 1] - segment.edges[within]
-        counts.add(len(mine))
-        given_rows += [row for rows in mine for row in rows]
-    assert len(counts) == 1
-    once = Counter(given_rows)
-    assert set(once.values()) <= {1}
-    wanted = set(listed(selection.chunk, selection.start, selection.stop))
-    if drop_last:
-        assert once.keys() <= wanted
-        assert n - len(once) < ranks * batch
-    else:
-        assert once.keys() == wanted
+    schedule = Schedule(n, batch, groups * batch, drop_last)
+    alone = epoch_of(line, schedule)
+    each = [epoch_of(line, schedule, rank, ranks) for rank in range(ranks)]
+    assert [[row for part in parts for row in part] for parts in zip(*each, strict=True)] == alone
+    slots = buffer_slots(selection.sizes, -(-min(n, groups * batch) // ranks))
+    for index in range(schedule.n_groups):
+        for rank in range(ranks):
+            part = line.request(schedule.group(index), batch, 1, rank, ranks)
+            assert len(part.block) <= slots
+    # Sizes: full ones, and at the end what is left; a rank's share is a row more or less.
+    wanted = [batch] * (n // batch) + [n % batch] * (n % batch > 0 and not drop_last)
+    assert [len(rows) for rows in alone] == wanted
+    for parts in zip(*each, strict=True):
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    once = Counter(row for rows in alone for row in rows)
+    every = set(listed(selection.block, selection.start, selection.stop))
+    assert set(once.values()) <= {1} and once.keys() <= every
+    assert drop_last or once.keys() == every
+    for step in range(len(alone)):
+        group, within = schedule.locate(step)
+        found = batches_of(line.request(schedule.group(group), batch, schedule.group_size(group)))
+        assert found[within] == alone[step]
+
+
+@given(
+    n=st.integers(1, 300),
+    batch=st.integers(1, 12),
+    groups=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_batch_takes_one_row_of_each_lane(n: int, batch: int, groups: int, seed: int) -> None:
+    """The lanes written out: the l-th of B begins at l n / B, rounded down."""
+    selection = select(seed, *chunks([[1] * n]))
+    line, schedule = Epoch(selection, seed, 0), Schedule(n, batch, groups * batch)
+    for index in range(schedule.n_groups):
+        start, stop = schedule.group(index)
+        size = stop - start
+        edges = [lane * size // batch for lane in range(batch + 1)]
+        request = line.request((start, stop), batch, schedule.group_size(index))
+        for a, b in zip(request.edges[:-1], request.edges[1:], strict=True):
+            places = request.order[a:b].tolist()
+            lanes = [max(k for k in range(batch) if edges[k] <= place) for place in places]
+            assert lanes == sorted(set(lanes))
+            full = [k for k in range(batch) if edges[k + 1] - edges[k] > size // batch]
+            assert len(places) == batch or lanes == full
 
 
 @given(sizes=shard_sizes, seed=st.integers(0, 99), cut=st.floats(0.1, 0.9))
@@ -119,8 +150,8 @@ def test_what_is_skipped_and_what_is_taken_make_the_whole(
     table = chunks(sizes)
     first = select(seed, *table, fraction=cut)
     second = select(seed, *table, fraction=1 - cut, skip=cut)
-    one = listed(first.chunk, first.start, first.stop)
-    two = listed(second.chunk, second.start, second.stop)
+    one = listed(first.block, first.start, first.stop)
+    two = listed(second.block, second.start, second.stop)
     assert sorted(one + two) == sorted(listed(table[1], 0 * table[2], table[2]))
 
 
@@ -145,12 +176,16 @@ def test_every_prefix_is_even_over_shards(n_chunks: list[int], seed: int, share:
 def test_seeds_and_epochs_give_other_orders_of_which_none_is_preferred() -> None:
     shard, number, usable = chunks([[4] * 8] * 4)
     selection = select(0, shard, number, usable)
-    lines = [tuple(rows_of(Epoch(selection, seed, e), 0, 64)) for seed in (0, 1) for e in (0, 1, 2)]
-    assert len(set(lines)) == 6
+    schedule = Schedule(128, 16, 64)
+
+    def order(seed: int, epoch: int) -> list[tuple[int, int]]:
+        return [row for rows in epoch_of(Epoch(selection, seed, epoch), schedule) for row in rows]
+
+    assert len({tuple(order(seed, e)) for seed in (0, 1) for e in (0, 1, 2)}) == 6
     # Where a row comes is uniform: 600 epochs, chi-squared of 8 places, 7 degrees of freedom.
     places = np.zeros((4, 8))
     for e in range(600):
-        line = rows_of(Epoch(selection, 5, e), 0, 128)
+        line = order(5, e)
         for i, row in enumerate([(0, 0), (7, 3), (13, 1), (37, 2)]):
             places[i, line.index(row) // 16] += 1
     chi2 = ((places - 75) ** 2 / 75).sum(axis=1)
@@ -163,51 +198,9 @@ def test_a_fraction_takes_each_chunk_equally_often() -> None:
     hits = np.zeros(14)
     for seed in range(2000):
         taken = select(seed, *table, fraction=0.5)
-        hits[np.searchsorted(table[1], taken.chunk)] += 1
+        hits[np.searchsorted(table[1], taken.block)] += 1
     expected, deviation = 1000, np.sqrt(2000 * 0.25)
     assert (abs(hits - expected) < 5 * deviation).all(), hits
-
-
-@given(
-    n=st.integers(1, 400),
-    batch=st.integers(1, 6),
-    groups=st.integers(1, 4),
-    ranks=st.lists(st.integers(1, 4), min_size=2, max_size=5),
-    data=st.data(),
-)
-@settings(max_examples=200, deadline=None)
-def test_ranks_may_change_at_round_ends_and_lose_nothing(
-    n: int, batch: int, groups: int, ranks: list[int], data: st.DataObject
-) -> None:
-    base, seen = 0, np.zeros(n, int)
-    for i, world in enumerate(ranks):
-        schedules = [
-            RankSchedule(n, batch, groups * batch, r, world, base=base) for r in range(world)
-        ]
-        last = i == len(ranks) - 1
-        rounds = schedules[0].n_rounds if last else data.draw(st.integers(0, schedules[0].n_rounds))
-        for schedule in schedules:
-            for index in range(schedule.n_segments if last else rounds):
-                segment = schedule.segment(index)
-                seen[segment.start : segment.stop] += 1
-        before = schedules[0].rows_before(rounds * groups)
-        assert before is not None
-        if groups > 1:
-            assert schedules[0].rows_before(rounds * groups + 1) is None
-        base = before
-    assert (seen == 1).all()
-
-
-def test_segments_of_the_tail_differ_by_at_most_one_row_and_leave_no_batch_empty() -> None:
-    schedules = [
-        RankSchedule(n_rows=33, batch_size=4, buffer_rows=16, rank=r, world_size=4)
-        for r in range(4)
-    ]
-    segments = [schedule.segment(0) for schedule in schedules]
-    sizes = [segment.stop - segment.start for segment in segments]
-    assert sorted(sizes) == [8, 8, 8, 9]
-    assert [np.diff(segment.edges).tolist() for segment in segments][sizes.index(9)] == [4, 4, 1]
-    assert [np.diff(segment.edges).tolist() for segment in segments][sizes.index(8)] == [4, 3, 1]
 
 
 def test_a_billion_rows_take_seconds_not_minutes() -> None:
@@ -216,13 +209,13 @@ def test_a_billion_rows_take_seconds_not_minutes() -> None:
     shard = np.repeat(np.arange(n_shards), 64)
     usable = np.full(len(shard), 1024)
     selection: Selection = select(1, shard, np.arange(len(shard)), usable, fraction=0.1)
-    request = Epoch(selection, 1, 0).request(10 * 262_144, 11 * 262_144)
-    assert len(np.unique(request.chunk // 64)) >= 256  # from all over the store
+    request = Epoch(selection, 1, 0).request((10 * 262_144, 11 * 262_144), 8192, 32)
+    assert len(np.unique(request.block // 64)) >= 256  # from all over the store
 
 
 @pytest.mark.parametrize("rows", [256, 2560])
 def test_a_group_holds_equal_parts_of_every_shard(rows: int) -> None:
     shard, number, usable = chunks([[8] * 10] * 32)
-    request = Epoch(select(0, shard, number, usable), 0, 0).request(0, rows)
-    parts = np.bincount(request.chunk // 10, minlength=32)
+    request = Epoch(select(0, shard, number, usable), 0, 0).request((0, rows), 32, rows // 32)
+    parts = np.bincount(request.block // 10, minlength=32)
     assert parts.max() - parts.min() <= 2
