@@ -29,13 +29,12 @@ OTHERS = {"annbatch": "annbatch", "MosaicML Streaming": "streaming"}
 
 @dataclass(frozen=True)
 class Case:
-    """The sizes; by default 403 MB in 16 shards, read in four groups."""
+    """The sizes; by default 403 MB in 16 shards."""
 
     n_rows: int = 262_144
     width: int = 768
     shard_rows: int = 16_384
     batch_size: int = 8_192
-    buffer_rows: int = 65_536
     few_batches: int = 2
     """Batches of random rows, which are slow."""
     rounds: int = 5
@@ -63,7 +62,6 @@ def ours(store: Store, case: Case, dtype: torch.dtype, **options: Any) -> NDArra
         store,
         HOOKPOINT,
         batch_size=case.batch_size,
-        buffer_rows=case.buffer_rows,
         dtype=dtype,
         **options,
     )
@@ -122,7 +120,7 @@ def contenders(
         return partial(ours, store, case, dtype, **more)
 
     every = case.n_rows
-    stream = batches(store, HOOKPOINT, batch_size=case.batch_size, buffer_rows=case.buffer_rows)
+    stream = batches(store, HOOKPOINT, batch_size=case.batch_size)
     batch = next(iter(stream))
     assert np.array_equal(batch.activations.numpy(), rows[batch.rows].astype(np.float32))
     found = [
@@ -173,7 +171,7 @@ def speed_table(case: Case, folder: Path, report: Report) -> None:
         notes=(
             f"GB/s of raw bytes and rows a second (median of {case.rounds}): {case.n_rows:,} x "
             f"{case.width} bfloat16 in shards of {case.shard_rows:,}, batches of "
-            f"{case.batch_size:,}, a shuffle buffer of {case.buffer_rows:,} rows. actlas checks "
+            f"{case.batch_size:,}, all else by default. actlas checks "
             "each chunk's crc32c and gives row numbers with each batch. The limit reads the same "
             "files from end to end with readinto, without decoding or checks; its ratio is "
             f"by rows. Random rows: {case.few_batches} batches only, widened to float32. "
@@ -207,7 +205,7 @@ def run(quick: bool) -> Report:
     report = Report("Batches")
     case = Case()
     if quick:
-        case = Case(4096, 64, 1024, 128, 1024, few_batches=1, rounds=1)
+        case = Case(4096, 64, 1024, 128, few_batches=1, rounds=1)
     with tempfile.TemporaryDirectory(prefix="actlas-bench-") as folder:
         speed_table(case, Path(folder), report)
     mixing_table(report, quick)

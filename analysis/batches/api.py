@@ -12,14 +12,16 @@ from typing import Any, SupportsIndex, overload
 import numpy as np
 import torch
 
-from actlas.analysis.batches.sampler import Selection, buffer_slots
+from actlas.analysis.batches.sampler import Selection
 from actlas.analysis.batches.selection import SpecialRows, in_blocks, select_rows
 from actlas.analysis.batches.shuffle_buffer import ShuffleBuffer
 from actlas.analysis.batches.state import BatchState
 from actlas.analysis.batches.stream import Batch, Batches
 from actlas.store.errors import ConfigError, NotExtractedError
+from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.layout import ceil_div
 from actlas.store.read.reader import StoreReader
+from actlas.store.shards.lazy_array import LazyArray
 from actlas.store.store import as_store
 
 __all__ = ["Batch", "Batches", "batches"]
@@ -27,6 +29,9 @@ __all__ = ["Batch", "Batches", "batches"]
 BUFFER_ROWS = 262_144
 
 BUFFER_BYTES_MAX = 1 << 30
+
+GROUPS = 8
+"""Groups in an epoch at least, where a group can be as small as that."""
 
 DIGEST = 16
 """Hexadecimal digits of a digest in a state."""
@@ -133,8 +138,9 @@ def batches(
         from epoch to epoch.
     buffer_rows : int, optional
         Rows of the shuffle buffer, of all ranks together; rounded down to a multiple of
-        ``batch_size``. Default: 262,144, or as many as fit 1 GiB. ``Batches.buffer_bytes`` is the
-        memory of this rank.
+        ``batch_size``. Default: one block of each shard, or an eighth of the rows if that is more;
+        at most 262,144, and as many as fit 1 GiB. ``Batches.buffer_bytes`` is the memory of this
+        rank.
     dtype : torch dtype
         The dtype of the batches.
     special : bool
@@ -185,8 +191,8 @@ def batches(
         left_out = SpecialRows(blocks, store.rows.special, done)
     selection = select_rows(blocks, done, left_out, seed, fraction, skip)
     _check_enough(selection, batch_size)
-    row_bytes = sum(array.spec.row_bytes for array in arrays)
-    rows = _buffer_rows(row_bytes, batch_size, buffer_rows)
+    rows = _buffer_rows(selection, blocks, arrays, buffer_rows)
+    rows = max(rows // batch_size, 1) * batch_size
     key = BatchState(
         epoch=0,
         step=0,
@@ -201,7 +207,6 @@ def batches(
         buffer_rows=rows,
         drop_last=drop_last,
     )
-    part = ceil_div(min(rows, selection.n_rows), world_size)
     return Batches(
         store,
         names,
@@ -209,7 +214,7 @@ def batches(
         ShuffleBuffer(
             arrays,
             blocks,
-            buffer_slots(selection.sizes, part),
+            ceil_div(min(rows, selection.n_rows), world_size),
             left_out,
             ahead=prefetch and (rows < selection.n_rows or epochs != 1),
             threads=threads or max(4, min(16, 2 * (os.cpu_count() or 1)), store.objects.n_readers),
@@ -252,9 +257,20 @@ def _alias(buffer_rows: int | None, pool_rows: int | None) -> int | None:
     return None if rows is None else _whole("buffer_rows", rows)
 
 
-def _buffer_rows(row_bytes: int, batch_size: int, asked: int | None) -> int:
-    rows = asked or min(BUFFER_ROWS, BUFFER_BYTES_MAX // row_bytes)
-    return max(rows // batch_size, 1) * batch_size
+def _buffer_rows(
+    selection: Selection, blocks: ArraySpec, arrays: Sequence[LazyArray], asked: int | None
+) -> int:
+    """Return the rows of the shuffle buffer: at most :data:`BUFFER_ROWS`, and what fits memory.
+
+    With a block of each shard, a group is as even as the whole store; and several groups in an
+    epoch let reading go on beside the training.
+    """
+    if asked is not None:
+        return asked
+    n_shards = len(np.unique(selection.shard))
+    enough = max(n_shards * blocks.chunk_rows, ceil_div(selection.n_rows, GROUPS))
+    row_bytes = sum(array.spec.row_bytes for array in arrays)
+    return max(1, min(BUFFER_ROWS, enough, BUFFER_BYTES_MAX // row_bytes))
 
 
 def _digest(plan_sha256: str, done: Sequence[int]) -> str:

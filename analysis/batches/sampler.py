@@ -303,17 +303,3 @@ class Epoch:
         batch = np.arange(len(lane), dtype=np.int64) - np.searchsorted(lane, lane)
         order = by_lane[np.argsort(batch, kind="stable")]
         return order, np.bincount(batch, minlength=ceil_div(n, lanes))
-
-
-def buffer_slots(sizes: Int64[Integers, " blocks"], buffer_rows: int) -> int:
-    """Return the largest number of blocks that ``buffer_rows`` rows of an epoch order can touch.
-
-    Parameters
-    ----------
-    sizes : ndarray of int64, shape [n]
-        Rows of each block, above zero.
-    buffer_rows : int
-        Rows of the shuffle buffer.
-    """
-    whole = np.cumsum(np.sort(sizes))  # the smallest blocks inside, and a partial one at each end
-    return min(len(sizes), int(np.searchsorted(whole, buffer_rows - 2, side="right")) + 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -28,8 +29,6 @@ Tag = TypeVar("Tag")
 _Memory = list[NDArray[Any]]
 """The rows of a group, of each array; shape [rows, units]."""
 
-CUT_BYTES = 1 << 19
-
 _TORCH = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -40,30 +39,27 @@ _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32:
 
 
 class Group(NamedTuple):
-    """The rows of a group in the shuffle buffer, with their random order.
+    """The rows of a group in memory, batch after batch.
 
     Attributes
     ----------
-    arrays : tuple of ndarray of int, each of shape [rows of the buffer, units]
+    arrays : tuple of ndarray of int, each of shape [n, units]
         The stored bits of each array.
-    places : ndarray of int64, shape [n]
-        The index in each array of the n rows, in the order of the batches.
     rows : ndarray of int64, shape [n]
-        The row numbers in the store, in the same order.
+        The row numbers in the store.
     edges : list of int
-        Where batches begin and end in ``places``.
+        Where batches begin and end in ``rows``.
     dtypes : tuple of torch dtype
         The dtype whose bits each array holds.
     """
 
     arrays: tuple[NDArray[Any], ...]
-    places: Integers
     rows: Integers
     edges: list[int]
     dtypes: tuple[torch.dtype, ...]
 
     def cut(self, batch: int, dtype: torch.dtype) -> tuple[list[torch.Tensor], Integers]:
-        """Return a batch.
+        """Return a batch, in memory of its own.
 
         Parameters
         ----------
@@ -80,34 +76,66 @@ class Group(NamedTuple):
             Row numbers in the store.
         """
         start, stop = self.edges[batch : batch + 2]
-        places = self.places[start:stop]
         each = zip(self.arrays, self.dtypes, strict=True)
-        taken = [_take(values, stored, places, dtype) for values, stored in each]
-        return taken, self.rows[start:stop].copy()
+        tensors = [_converted(values[start:stop], stored, dtype) for values, stored in each]
+        return tensors, self.rows[start:stop].copy()
 
 
-def _take(
-    values: NDArray[Any], stored: torch.dtype, places: Integers, dtype: torch.dtype
-) -> torch.Tensor:
-    """Return rows of a buffer as a new tensor, converted from the stored dtype."""
-    out = torch.empty((len(places), values.shape[1]), dtype=dtype)
-    # "clip" lets numpy write into `out` at once; no place is outside the buffer.
+def _converted(values: NDArray[Any], stored: torch.dtype, dtype: torch.dtype) -> torch.Tensor:
+    """Return stored bits as a new tensor of a dtype."""
+    out = torch.empty(values.shape, dtype=dtype)
     if dtype == stored:
-        np.take(values, places, axis=0, mode="clip", out=out.view(_BITS[dtype]).numpy())
-        return out
-    # Through a small buffer that stays in the cache, and on this thread alone: torch's own
-    # threads would wait actively, on the cores that read and decode.
-    step = max(1, min(len(places), CUT_BYTES // max(1, values[0].nbytes)))
-    picked = np.empty((step, values.shape[1]), dtype=values.dtype)
-    for first in range(0, len(places), step):
-        part = out[first : first + step]
-        some = picked[: len(part)]
-        np.take(values, places[first : first + step], axis=0, mode="clip", out=some)
-        if stored == torch.bfloat16 and dtype == torch.float32:
-            np.copyto(part.numpy(), some.view(ml_dtypes.bfloat16))
-        else:
-            part.copy_(torch.from_numpy(some).view(stored))
+        np.copyto(out.view(_BITS[dtype]).numpy(), values)
+    elif stored == torch.bfloat16 and dtype == torch.float32:
+        # On this thread alone: torch's own threads would wait actively, on the cores that read
+        # and decode.
+        np.copyto(out.numpy(), values.view(ml_dtypes.bfloat16))
+    else:
+        out.copy_(torch.from_numpy(values).view(stored))
     return out
+
+
+class _Arranged(NamedTuple):
+    """Where the rows of a group's blocks go.
+
+    Attributes
+    ----------
+    within : ndarray of int64, shape [n]
+        For each row, in the order of reading: its number in its block, ascending in a block.
+    place : ndarray of int64, shape [n]
+        Its place in the order of the batches.
+    first : ndarray of int64, shape [blocks + 1]
+        Where the rows of each block begin.
+    group : Group
+        The group, whose rows are not read yet.
+    """
+
+    within: Integers
+    place: Integers
+    first: Integers
+    group: Group
+
+
+class _Scratch(threading.local):
+    """Memory of a reading thread that stays in the processor's cache: a chunk, and its bytes."""
+
+    def __init__(self) -> None:
+        self.encoded = memoryview(bytearray())
+        self.rows: dict[str, NDArray[Any]] = {}
+
+    def read(self, array: LazyArray, shard: int, chunk: int) -> NDArray[Any]:
+        """Return the rows of a chunk, which are valid until the next call."""
+        spec = array.spec
+        n_bytes = spec.chunk_rows * spec.row_bytes
+        if len(self.encoded) < n_bytes:
+            self.encoded = memoryview(bytearray(n_bytes))
+        out = None
+        if spec.blosc is not None:
+            if spec.path not in self.rows:
+                shape = (spec.chunk_rows, *spec.shape[1:])
+                self.rows[spec.path] = np.empty(shape, dtype=spec.numpy_dtype)
+            out = self.rows[spec.path]
+        return array.reader(shard).read_chunk(chunk, out, self.encoded)
 
 
 class _Reading(NamedTuple, Generic[Tag]):
@@ -116,7 +144,7 @@ class _Reading(NamedTuple, Generic[Tag]):
     tag: Tag
     memory: _Memory
     chunks: list[Future[None]]
-    group: Future[Group]
+    arranged: Future[_Arranged]
 
     def result(self) -> Group:
         """Wait for the group and return it; raise the first error of its threads."""
@@ -126,7 +154,7 @@ class _Reading(NamedTuple, Generic[Tag]):
                 future.cancel()
         for future in done:
             future.result()
-        return self.group.result()
+        return self.arranged.result().group
 
 
 class ShuffleBuffer(Generic[Tag]):
@@ -142,8 +170,8 @@ class ShuffleBuffer(Generic[Tag]):
     blocks : ArraySpec
         The layout of the arrays, with the rows of a block as those of a chunk; a block is one chunk
         of each array, or several.
-    slots : int
-        The largest number of blocks in a group.
+    rows : int
+        The largest number of rows in a group.
     usable : callable, optional
         Returns the usable rows of a block. Default: all rows are usable.
     ahead : bool
@@ -157,7 +185,7 @@ class ShuffleBuffer(Generic[Tag]):
         self,
         arrays: Sequence[LazyArray],
         blocks: ArraySpec,
-        slots: int,
+        rows: int,
         usable: Usable | None,
         *,
         ahead: bool,
@@ -165,7 +193,7 @@ class ShuffleBuffer(Generic[Tag]):
     ) -> None:
         self.arrays = tuple(arrays)
         self.blocks = blocks
-        self.slots = slots
+        self.rows = rows
         self.usable = usable
         self.ahead = ahead
         self.threads = threads
@@ -174,8 +202,7 @@ class ShuffleBuffer(Generic[Tag]):
     @property
     def n_bytes(self) -> int:
         """Memory of the buffer in bytes; of two groups where it reads ahead."""
-        rows = self.slots * self.blocks.chunk_rows
-        return (1 + self.ahead) * rows * sum(array.spec.row_bytes for array in self.arrays)
+        return (1 + self.ahead) * self.rows * sum(array.spec.row_bytes for array in self.arrays)
 
     def groups(self, requests: Iterator[tuple[Tag, Request]]) -> Generator[tuple[Tag, Group]]:
         """Yield the rows of each request. A group is valid until the next one is asked for.
@@ -197,12 +224,15 @@ class ShuffleBuffer(Generic[Tag]):
         first = next(requests, None)
         if first is not None:  # a chunk of another width fails here, before memory is allocated
             for array in self.arrays:
-                self._read(array, *self._chunks_of(array, int(first[1].block.min()))[0], None)
+                shard, block = divmod(int(first[1].block.min()), self.blocks.chunks_per_shard)
+                each = self.blocks.chunk_rows // array.spec.chunk_rows
+                array.reader(shard).read_chunk(block * each)
             requests = itertools.chain([first], requests)
         # Bound here: when a generator is left open to the interpreter's end, modules are empty.
         getpid, ending = os.getpid, sys.is_finalizing
         process = getpid()
         free, self._kept = self._kept, []
+        scratch = _Scratch()
         every = list(free)
         executor = ThreadPoolExecutor(self.threads, thread_name_prefix="actlas-batches")
 
@@ -213,7 +243,7 @@ class ShuffleBuffer(Generic[Tag]):
             if not free:
                 free.append(self._memory())
                 every.append(free[0])
-            return self._begin(executor, *request, free.pop())
+            return self._begin(executor, *request, free.pop(), scratch)
 
         try:
             begun = begin()
@@ -237,51 +267,67 @@ class ShuffleBuffer(Generic[Tag]):
                     self._kept = every
 
     def _memory(self) -> _Memory:
-        rows = self.slots * self.blocks.chunk_rows
+        """Return memory for a group."""
         specs = [array.spec for array in self.arrays]
-        return [np.empty((rows, *spec.shape[1:]), dtype=spec.numpy_dtype) for spec in specs]
+        return [np.empty((self.rows, *spec.shape[1:]), dtype=spec.numpy_dtype) for spec in specs]
 
     def _begin(
-        self, executor: ThreadPoolExecutor, tag: Tag, wanted: Request, memory: _Memory
+        self,
+        executor: ThreadPoolExecutor,
+        tag: Tag,
+        wanted: Request,
+        memory: _Memory,
+        scratch: _Scratch,
     ) -> _Reading[Tag]:
-        rows = self.blocks.chunk_rows
-        # By shard, so that a file is opened once and read in one direction.
-        chunks = []
-        for array, buffer in zip(self.arrays, memory, strict=True):
-            size = array.spec.chunk_rows
-            for i in np.argsort(wanted.block).tolist():
-                for k, (shard, chunk) in enumerate(self._chunks_of(array, int(wanted.block[i]))):
-                    out = buffer[i * rows + k * size :][:size]
-                    chunks.append(executor.submit(self._read, array, shard, chunk, out))
-        return _Reading(tag, memory, chunks, executor.submit(self._arrange, wanted, memory))
+        arranged = executor.submit(self._arrange, wanted, memory)  # the first, so none waits for it
+        chunks = [
+            executor.submit(self._read, k, int(wanted.block[i]), i, arranged, scratch)
+            for i in np.argsort(wanted.block).tolist()  # by shard: a file is read in one direction
+            for k in range(len(self.arrays))
+        ]
+        return _Reading(tag, memory, chunks, arranged)
 
-    def _chunks_of(self, array: LazyArray, block: int) -> list[tuple[int, int]]:
-        """Return the shard and the number in it of each chunk of an array that a block has."""
-        shard, within = divmod(block, self.blocks.chunks_per_shard)
-        each = self.blocks.chunk_rows // array.spec.chunk_rows
-        stop = min((within + 1) * each, array.spec.n_chunks(shard))
-        return [(shard, chunk) for chunk in range(within * each, stop)]
+    def _read(
+        self, k: int, block: int, i: int, arranged: Future[_Arranged], scratch: _Scratch
+    ) -> None:
+        """Read the i-th block of a group of the k-th array, and put its rows into their places."""
+        within, place, first, group = arranged.result()
+        array, out = self.arrays[k], group.arrays[k]
+        within, place = within[first[i] : first[i + 1]], place[first[i] : first[i + 1]]
+        size, each = array.spec.chunk_rows, self.blocks.chunk_rows // array.spec.chunk_rows
+        shard, block = divmod(block, self.blocks.chunks_per_shard)
+        edges = np.searchsorted(within, np.arange(each + 1) * size).tolist()
+        for chunk, (start, stop) in enumerate(itertools.pairwise(edges)):
+            if stop > start:
+                rows = scratch.read(array, shard, block * each + chunk).view(out.dtype)
+                wanted = within[start:stop] - chunk * size
+                if wanted[-1] - wanted[0] == stop - start - 1:  # nearly always: no copy
+                    rows = rows[wanted[0] : wanted[-1] + 1]
+                else:
+                    rows = rows[wanted]
+                out[place[start:stop]] = rows
 
-    def _read(self, array: LazyArray, shard: int, chunk: int, out: NDArray[Any] | None) -> None:
-        array.reader(shard).read_chunk(chunk, out)
-
-    def _arrange(self, wanted: Request, memory: _Memory) -> Group:
-        """Compute the place of each row in the buffer, in the order of the batches."""
+    def _arrange(self, wanted: Request, memory: _Memory) -> _Arranged:
+        """Compute the place of each row of a group in the order of the batches."""
         spec = self.blocks
         counts = wanted.stop - wanted.start
-        first = np.cumsum(counts) - counts
-        slot = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-        within = np.arange(len(slot), dtype=np.int64) - np.repeat(first - wanted.start, counts)
+        first = np.concatenate([[0], np.cumsum(counts)])
+        within = np.arange(first[-1], dtype=np.int64) - np.repeat(first[:-1] - wanted.start, counts)
         if self.usable is not None:
-            for i, (lo, n) in enumerate(zip(first.tolist(), counts.tolist(), strict=True)):
+            for i, (lo, n) in enumerate(zip(first.tolist(), counts.tolist(), strict=False)):
                 within[lo : lo + n] = self.usable(int(wanted.block[i]))[within[lo : lo + n]]
         shard, block = np.divmod(wanted.block, spec.chunks_per_shard)
         row = np.repeat(shard * spec.shard_rows + block * spec.chunk_rows, counts) + within
-        place = slot * spec.chunk_rows + within
-        return Group(
+        place = np.full(len(within), -1, dtype=np.int64)
+        place[wanted.order] = np.arange(len(wanted.order), dtype=np.int64)
+        given = place >= 0  # not those that drop_last leaves out
+        rows = row[wanted.order]
+        within, place = within[given], place[given]
+        first = np.concatenate([[0], np.cumsum(given)])[first]
+        group = Group(
             arrays=tuple(buffer.view(f"i{buffer.dtype.itemsize}") for buffer in memory),
-            places=place[wanted.order],
-            rows=row[wanted.order],
+            rows=rows,
             edges=wanted.edges.tolist(),
             dtypes=tuple(_TORCH[array.spec.dtype] for array in self.arrays),
         )
+        return _Arranged(within, place, first, group)

@@ -83,6 +83,29 @@ class Objects(Protocol):
             The object does not exist.
         """
 
+    def read_into(self, key: str, offset: int, out: memoryview) -> int:
+        """Read an object's bytes from ``offset`` on into memory that is used again.
+
+        Parameters
+        ----------
+        key : str
+            The object's key.
+        offset : int
+            The first byte.
+        out : memoryview of bytes
+            Receives the bytes.
+
+        Returns
+        -------
+        int
+            The number of bytes: those of ``out``, or fewer at the object's end.
+
+        Raises
+        ------
+        FileNotFoundError
+            The object does not exist.
+        """
+
     def stream(self, key: str, n_bytes: int) -> Iterator[bytes]:
         """Yield an object's bytes in order, about ``n_bytes`` at a time.
 

@@ -141,6 +141,20 @@ class RemoteObjects:
 
         return self._ask(key, get, settle=settle)
 
+    def read_into(self, key: str, offset: int, out: memoryview) -> int:
+        """Read a range of an object's bytes and copy them; fewer come only at its end.
+
+        Raises
+        ------
+        FileNotFoundError
+            The object does not exist.
+        RunFaultError
+            The store does not answer, or refuses the request.
+        """
+        data = self.read(key, offset, len(out))
+        out[: len(data)] = data
+        return len(data)
+
     def stream(self, key: str, n_bytes: int) -> Iterator[bytes]:
         """Yield an object's bytes in order, about ``n_bytes`` at a time.
 

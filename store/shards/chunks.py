@@ -107,7 +107,7 @@ def _fill(spec: ArraySpec) -> Any:
 
 def decode_chunk(
     spec: ArraySpec,
-    data: bytes,
+    data: bytes | memoryview,
     where: str,
     out: Shaped[NDArray[Any], "chunk_rows ..."] | None = None,
     recorded: int | None = None,
@@ -121,7 +121,7 @@ def decode_chunk(
     ----------
     spec : ArraySpec
         The array.
-    data : bytes
+    data : bytes or memoryview
         The encoded chunk.
     where : str
         The chunk's object and rows, for messages.

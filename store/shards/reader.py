@@ -152,7 +152,10 @@ class ShardReader:
         return data[-n_bytes:]
 
     def read_chunk(
-        self, chunk: int, out: Shaped[NDArray[Any], "chunk_rows ..."] | None = None
+        self,
+        chunk: int,
+        out: Shaped[NDArray[Any], "chunk_rows ..."] | None = None,
+        scratch: memoryview | None = None,
     ) -> Shaped[NDArray[Any], "chunk_rows ..."]:
         """Return all rows of one inner chunk, checked; shape [chunk_rows, ...].
 
@@ -162,13 +165,22 @@ class ShardReader:
             The chunk's number in the shard.
         out : ndarray, shape [chunk_rows, ...], contiguous, optional
             Receives the rows.
+        scratch : memoryview of bytes, optional
+            Receives the encoded bytes, if they fit. Of an uncompressed chunk the result is then a
+            view of it, unless ``out`` is given.
         """
         with self._explained():
-            return self._read_chunk(chunk, out)
+            return self._read_chunk(chunk, out, scratch)
 
-    def _read_chunk(self, chunk: int, out: NDArray[Any] | None) -> NDArray[Any]:
+    def _read_chunk(
+        self, chunk: int, out: NDArray[Any] | None, scratch: memoryview | None
+    ) -> NDArray[Any]:
         offset, n_bytes = (int(v) for v in self.index[chunk])
-        data = self.objects.read(self.key, offset, n_bytes)
+        data: bytes | memoryview
+        if scratch is None or len(scratch) < n_bytes:
+            data = self.objects.read(self.key, offset, n_bytes)
+        else:
+            data = scratch[: self.objects.read_into(self.key, offset, scratch[:n_bytes])]
         where = self._where(chunk)
         if len(data) != n_bytes:
             raise CorruptDataError(
