@@ -228,9 +228,10 @@ def batches(
     )
 
 
-def _names(hookpoint: str | list[str] | tuple[str, ...]) -> list[str]:
-    """Return the names of the hookpoints, of which there is one at least, each once."""
-    names = [hookpoint] if isinstance(hookpoint, str) else list(hookpoint)
+def _names(store: StoreReader, hookpoint: str | list[str] | tuple[str, ...]) -> list[str]:
+    """Return the store's names of the hookpoints, of which there is one at least, each once."""
+    given = [hookpoint] if isinstance(hookpoint, str) else hookpoint
+    names = [store.name_of(name) for name in given]
     if not names or len(set(names)) < len(names):
         raise ConfigError(
             f"hookpoint: got {names}, expected a name, or several different names.",

@@ -54,11 +54,11 @@ def unpacked(name: str) -> Path:
     return Path(name)
 
 
-def call(*arguments: object, code: int = 0) -> str:
+def call(*arguments: object, code: int = 0, of: str = "stdout") -> str:
     """Run ``actlas``, which must exit with ``code``, and return its output."""
     made = command([str(argument) for argument in arguments])
     assert made["code"] == code, made
-    output: str = made["stdout"]
+    output: str = made[of]
     return output
 
 
@@ -303,10 +303,20 @@ def test_batches_and_localize_read_an_old_store() -> None:
     assert len(found) == sum(array.shape[1] for array in store.activations.values())
 
 
-def test_a_half_trained_autoencoder_is_resumed() -> None:
+def test_a_half_trained_autoencoder_of_another_order_is_refused_and_left_alone() -> None:
     unpacked("whole")
-    trained, half = unpacked("trained"), unpacked("half-trained")
-    call(*commands.training("whole", "half-trained"))
+    half = unpacked("half-trained")
+    files = {path: path.read_bytes() for path in half.iterdir()}
+    error = call(*commands.training("whole", "half-trained"), code=2, of="stderr")
+    for part in ("half-trained", "in another order", "Finish with that actlas, or remove"):
+        assert part in error
+    assert {path: path.read_bytes() for path in half.iterdir()} == files
+
+
+def test_a_trained_autoencoder_is_read_and_a_new_one_is_alike() -> None:
+    unpacked("whole")
+    trained, half = unpacked("trained"), Path("again")
+    call(*commands.training("whole", "again"))
     assert {path.name for path in trained.iterdir()} == {
         path.name for path in half.iterdir() if path.suffix != ".png"
     }

@@ -22,7 +22,7 @@ from actlas.analysis.sae.train.curves import Point
 from actlas.analysis.sae.train.data import EvaluationRows, TrainingRows
 from actlas.analysis.sae.train.options import TrainOptions
 from actlas.analysis.sae.train.trainer import Progress, Trainer, fold
-from actlas.store.errors import InterruptedRunError, NonFiniteError
+from actlas.store.errors import ConfigError, InterruptedRunError, NonFiniteError
 from actlas.store.objects.faults import writing
 from actlas.store.read.reader import StoreReader
 
@@ -79,8 +79,21 @@ class TrainingRun:
         self._begun_with = 0, 0.0
 
     def resume(self, saved: checkpoint.Saved) -> None:
-        """Restore the state of a checkpoint."""
+        """Restore the state of a checkpoint.
+
+        Raises
+        ------
+        ConfigError
+            An earlier version saved it, which gave the rows in another order.
+        """
         state = saved.state
+        if state["batches"].get("version") == 1:
+            raise ConfigError(
+                f"{self.folder}: an earlier actlas trained the first {state['step']:,} steps, and "
+                "gave the rows in another order than this one, so that they cannot be continued "
+                "exactly. Finish with that actlas, or remove the folder and train again.",
+                field="batches",
+            )
         self.data.stream.load_state_dict(state["batches"])
         self.trainer.load_state(state["step"], saved.tensors)
         measured = dict(state.get("held_out", ()))  # earlier versions saved none
