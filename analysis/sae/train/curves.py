@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,11 +42,20 @@ class Point(NamedTuple):
 
 
 def write_csv(path: Path, points: Sequence[Point]) -> None:
-    """Write the points as CSV, with a header."""
+    """Write the measurements of the batches as CSV, with a header."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Point._fields)
-        writer.writerows(points)
+        writer.writerow(Point._fields[:-1])
+        writer.writerows(point[:-1] for point in points)
+
+
+def held_out_curve(points: Sequence[Point]) -> list[dict[str, float]]:
+    """Return the points at which held-out rows were measured, as plain values for JSON."""
+    return [
+        {"step": point.step, "tokens": point.tokens, "explained_variance": value}
+        for point in points
+        if (value := point.held_out_explained_variance) is not None and math.isfinite(value)
+    ]
 
 
 def draw(
@@ -141,14 +151,11 @@ def _panel(axis: Axes, field: str, label: str, points: Sequence[Point]) -> None:
 
 def _held_out(axis: Axes, points: Sequence[Point], final: tuple[float, str] | None) -> None:
     """Add the held-out curve, and the final metric of all evaluation rows."""
-    measured = [
-        (point.tokens, value)
-        for point in points
-        if (value := point.held_out_explained_variance) is not None
-    ]
+    measured = held_out_curve(points)
     if measured:
         axis.plot(
-            *zip(*measured, strict=True),
+            [point["tokens"] for point in measured],
+            [point["explained_variance"] for point in measured],
             color=ORANGE,
             linewidth=1.2,
             marker="s",

@@ -227,6 +227,7 @@ class TrainingRun:
         return {
             "explained_variance_is": "1 - sum |x - x'|^2 / sum |x - mean|^2 over the whole set",
             "evaluated_on": "held-out rows" if on.held_out else "training rows",
+            "held_out_curve": curves.held_out_curve(self.points),
             "options": self.key,
             "n_steps": self.trainer.step_number,
             "n_tokens_seen": self.tokens,

@@ -166,6 +166,17 @@ class DensityHistogram(Part):
     """Remark on the first bin and on dead features."""
 
 
+class HeldOutPoint(Part):
+    """A measurement of held-out rows during the training."""
+
+    step: int
+    """Steps taken."""
+    tokens: int
+    """Rows seen in training."""
+    explained_variance: float
+    """Explained variance of up to 8,192 held-out rows."""
+
+
 class SaeTrainReport(Report):
     """Output of ``actlas sae train --json``: the folder, and the contents of its metrics.json."""
 
@@ -197,6 +208,8 @@ class SaeTrainReport(Report):
     """Formula of ``explained_variance``."""
     evaluated_on: Literal["held-out rows", "training rows"]
     """Rows of the evaluation."""
+    held_out_curve: tuple[HeldOutPoint, ...] = ()
+    """Measurements during the training; empty where no rows are held out."""
     options: dict[str, Any]
     """Options of the training, and the digest of the store's plan."""
     n_steps: int

@@ -61,6 +61,11 @@ def test_a_training_that_was_stopped_ends_the_same(store: Store, tmp_path: Path,
     for name in ("curve.csv", "sae_weights.safetensors", "cfg.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert cut.n_tokens == whole.n_tokens
+    followed = [
+        json.loads((folder / "metrics.json").read_text())["held_out_curve"]
+        for folder in (cut.folder, whole.folder)
+    ]
+    assert followed[0] == followed[1] and len(followed[0]) == 5
     names = {"actlas.json", "cfg.json", "sae_weights.safetensors", "metrics.json", "density.npy"}
     assert {p.name for p in cut.folder.iterdir()} == names | {"curve.csv", "curves.png"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -70,11 +69,10 @@ def test_the_held_out_curve(store: Store, tmp_path: Path, monkeypatch: pytest.Mo
     out = tmp_path / "sae"
     result = CliRunner().invoke(cli, arguments(store, out, "--steps", 30))
     assert result.exit_code == EXIT_DONE, result.output
-    with (out / "curve.csv").open() as file:
-        column = [row["held_out_explained_variance"] for row in csv.DictReader(file)]
-    measured = {step + 1: float(value) for step, value in enumerate(column) if value}
+    metrics = json.loads((out / "metrics.json").read_text())
+    measured = {p["step"]: p["explained_variance"] for p in metrics["held_out_curve"]}
     assert list(measured) == [1, 11, 21, 30]
-    final = json.loads((out / "metrics.json").read_text())["explained_variance"]
+    final = metrics["explained_variance"]
     assert measured[30] == pytest.approx(final, abs=1e-5) and measured[30] > measured[1]
     lines = [line for line in result.stderr.splitlines() if line.startswith("step ")]
     assert len(lines) == 30
