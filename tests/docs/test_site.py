@@ -15,6 +15,8 @@ from docs_site.links import local_targets, page_of, repository_path, rewritten, 
 from docs_site.notebooks import as_markdown, code_of
 from support.pages import PAGES, ROOT
 
+import actlas
+
 DOCS = ROOT / "docs"
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 
@@ -47,6 +49,12 @@ def test_every_page_is_linked_from_the_first_one_or_a_guide() -> None:
     }
     pages = {path.relative_to(ROOT).as_posix() for path in [*PAGES, *NOTEBOOKS]}
     assert pages - linked <= {"README.md", "docs/README.md"}
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    names = re.findall(r"^::: actlas\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    base = {"ActlasError", "__version__"}  # the error is among its subclasses
+    assert sorted({*names, *base}) == sorted(actlas.__all__)
 
 
 def test_links_lead_to_pages_of_the_site() -> None:
