@@ -15,7 +15,12 @@ from actlas.store.errors import ActlasError, CorruptDataError, FormatError, Inte
 from actlas.store.format.zarr_json import group_metadata, metadata_bytes
 from actlas.store.ledger.derived import group_of
 from actlas.store.ledger.feature_sets import NAME, names, spec_key
-from actlas.store.ledger.finished import PREFIX, forget_finished, note_finished
+from actlas.store.ledger.finished import (
+    PREFIX,
+    forget_finished,
+    note_finished,
+    put_back_finished,
+)
 from actlas.store.ledger.job_kinds import by_inputs, depth, job_receipts, kind_of, kinds, made_from
 from actlas.store.ledger.receipts import receipt_key
 from actlas.store.verify.damage import Damage
@@ -55,7 +60,10 @@ def drop_derived(store: Store, damages: Iterable[Damage], log: Log) -> None:
     damages = list(damages)
     units: dict[tuple[str, int], Damage] = {}
     for damage in damages:
-        if damage.job not in (None, *store.jobs) and damage.shard is not None:
+        job = damage.job or ""
+        if job.startswith(PREFIX) and put_back_finished(store.objects, job.removeprefix(PREFIX)):
+            log(f"restored: {damage.key}, from its copy")
+        elif damage.job not in (None, *store.jobs) and damage.shard is not None:
             units.setdefault((damage.job or "", damage.shard), damage)
     _remember(store, {job for job, _ in units if _is_known(job)})
     for (job, unit), damage in sorted(units.items(), key=lambda item: item[0]):

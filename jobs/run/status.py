@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from actlas.jobs.monitor.heartbeat import HolderState, observe_holder
 from actlas.jobs.run.reports.progress import (
@@ -19,8 +19,9 @@ from actlas.jobs.run.reports.progress import (
 from actlas.jobs.scheduler.faults import FaultBudget
 from actlas.pipeline.options import RunOptions
 from actlas.store.format.schema import Receipt
-from actlas.store.ledger.finished import PREFIX, lost_units
+from actlas.store.ledger.finished import PREFIX
 from actlas.store.ledger.job_kinds import kind_of
+from actlas.store.ledger.lost import finished_jobs, lost_derived
 from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.read.reader import StoreReader
 
@@ -50,6 +51,7 @@ def status_of(
     holding : HolderState, optional
         The state of the lease; by default it is read now.
     """
+    lost = lost_derived(store)
     main, *others = (_job_status(store, job, full) for job in store.jobs)
     held = holding or observe_holder(store.objects)
     if held.holder is None:
@@ -66,7 +68,7 @@ def status_of(
         last_heard_s=held.heard_s_ago(),
         run=RunProgress(**held.snapshot.plain()) if running else None,
         pooled=others[0] if others else None,
-        derived=[_derived(store, job) for job in derived_jobs(store)],
+        derived=[_derived(store, job, lost.get(job, ())) for job in derived_jobs(store)],
     )
 
 
@@ -92,7 +94,7 @@ def _job_status(store: StoreReader, job: str, full: bool) -> JobProgress:
             all=n_shards,
             done=len(done),
             missing=n_shards - len(done) - len(kept_out),
-            lost=tuple(lost_units(store.objects, job, n_shards, done)),
+            lost=tuple(store.completion.lost(job, done)),
             quarantined=kept_out,
         ),
         rows=RowCounts(all=n_all, done=n_rows),
@@ -123,10 +125,10 @@ def derived_jobs(store: StoreReader) -> list[str]:
     """Return the names of derived jobs with receipts or a quarantine, such as ``encode.sae``."""
     found = {*store.objects.names("ledger/receipts"), *store.objects.names("ledger/quarantine")}
     found = {job.removeprefix(PREFIX) for job in found}  # a lost folder of receipts shows too
-    return sorted(found - {EXTRACT, POOLED})
+    return sorted({*found, *finished_jobs(store)} - {EXTRACT, POOLED})
 
 
-def _derived(store: StoreReader, job: str) -> DerivedProgress:
+def _derived(store: StoreReader, job: str, lost: Sequence[int]) -> DerivedProgress:
     """Return the progress of a derived job, counted from the names of its receipts.
 
     ``all`` is None while the number of units is unknown: of an index, until the table over all
@@ -144,7 +146,6 @@ def _derived(store: StoreReader, job: str) -> DerivedProgress:
             n_all = kind.n_units(store, subject)
         elif finished:
             n_all = len(done)
-    lost = [] if n_all is None else lost_units(store.objects, job, n_all, done)
     return DerivedProgress(
         job=job,
         all=n_all,

@@ -16,10 +16,11 @@ from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.recorded import SWAPPED
 from actlas.store.format.validation import CHANGED, check_edges, check_span
 from actlas.store.ledger.derived import flat, group_named, group_of
-from actlas.store.ledger.finished import is_finished, lost_error
+from actlas.store.ledger.finished import lost_error
 from actlas.store.ledger.guards import UnitGuard
 from actlas.store.ledger.job_kind import JobKind
 from actlas.store.ledger.job_kinds import ENCODE, ENCODED, INDEX, INDEXED
+from actlas.store.ledger.lost import was_finished
 from actlas.store.ledger.receipts import receipt_key
 from actlas.store.shards.lazy_array import LazyArray
 
@@ -222,10 +223,9 @@ class FeatureTables:
         try:
             return table.receipts(self.store, self.name).read(0)
         except FileNotFoundError as error:
-            job = table.job(self.name)
-            if is_finished(self.store.objects, job):
+            if was_finished(self.store, table, self.name):
                 what = f"the table over all {verb}ed features of {self.name!r}"
-                raise lost_error(self.store.path, job, [0], what) from error
+                raise lost_error(self.store.path, table.job(self.name), [0], what) from error
             raise FeatureError(
                 f"{self.store.path}: features {self.name!r} are not {table.name} yet: "
                 f"`actlas sae {verb} {self.store.path} --sae {self.name}`.",

@@ -210,6 +210,19 @@ class StoreArrays:
     ) -> ArraySpec:
         return column(f"documents/{name}", n, dtype, DOCUMENT_SHARD_ROWS, dimension, names)
 
+    def in_shards(self, *, pooled: bool) -> tuple[ArraySpec, ...]:
+        """Return the arrays of which each shard of pooled rows, or of token rows, has an object.
+
+        Parameters
+        ----------
+        pooled : bool
+            Whether the shards are those of pooled rows.
+        """
+        if pooled:
+            return tuple(self.pooled.values())
+        groups = (self.rows, self.activations, self.statistics)
+        return tuple(spec for group in groups for spec in group.values())
+
     def all(self) -> dict[str, ArraySpec]:
         """Return the spec of every array by its path."""
         groups = (self.rows, self.activations, self.statistics, self.documents)

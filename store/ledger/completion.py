@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from actlas.store.errors import ActlasError, CorruptDataError, NotExtractedError
 from actlas.store.format import layout
+from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.recorded import Recorded
 from actlas.store.format.schema import Receipt
 from actlas.store.format.validation import CHANGED
-from actlas.store.ledger.finished import is_finished, lost_error, lost_units
+from actlas.store.ledger.finished import is_finished, lost_error
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts
 from actlas.store.objects.base import Objects
 from actlas.store.objects.threads import OncePerKey
@@ -37,6 +38,10 @@ class JobShards:
         0 if the plan pools nothing.
     dense : bool
         Whether every token has a row.
+    arrays : tuple of ArraySpec
+        The arrays of which each shard of a job over rows has an object.
+    pooled : tuple of ArraySpec
+        The arrays of which each shard of pooled rows has an object.
     """
 
     n_tokens: int
@@ -44,13 +49,23 @@ class JobShards:
     n_documents: int
     shard_documents: int
     dense: bool
+    arrays: tuple[ArraySpec, ...]
+    pooled: tuple[ArraySpec, ...]
 
     @classmethod
     def of(cls, arrays: StoreArrays) -> JobShards:
         """Return how the jobs of a plan are split, given the plan's arrays."""
         plan = arrays.plan
         shard_documents = next((spec.shard_rows for spec in arrays.pooled.values()), 0)
-        return cls(plan.n_tokens, plan.shard_rows, plan.n_documents, shard_documents, plan.dense)
+        return cls(
+            plan.n_tokens,
+            plan.shard_rows,
+            plan.n_documents,
+            shard_documents,
+            plan.dense,
+            arrays.in_shards(pooled=False),
+            arrays.in_shards(pooled=True),
+        )
 
     def n_shards(self, job: str) -> int:
         """Return a job's number of shards; derived jobs over rows have as many as extraction."""
@@ -66,6 +81,12 @@ class JobShards:
         if job == POOLED:
             return layout.shard_range(shard, self.shard_documents, self.n_documents)
         return layout.shard_range(shard, self.shard_rows, self.n_tokens)
+
+    def keys(self, job: str) -> Iterator[str]:
+        """Yield the keys of all objects of all shards of a job, those of the last shard first."""
+        arrays = {EXTRACT: self.arrays, POOLED: self.pooled}.get(job, ())
+        for shard in reversed(range(self.n_shards(job))):
+            yield from (spec.key(shard) for spec in arrays)
 
 
 class Completion:
@@ -159,9 +180,35 @@ class Completion:
             The job was finished, and receipts are lost since: their rows would be left out.
         """
         done = self.done(job)
-        if lost := lost_units(self._objects, job, self._job_shards.n_shards(job), done):
+        if lost := self.lost(job, done):
             raise self._lost(lost, job)
         return sorted(done)
+
+    def lost(self, job: str, done: Collection[int]) -> list[int]:
+        """Return the shards whose receipts are lost: those without one, if the job was finished.
+
+        That a job was finished is recorded. Stores of earlier versions may lack the record: there a
+        job was finished if it has no receipt at all, and all objects of its shards, of which there
+        are several. Workers that were killed leave fewer: each writes one shard at a time, and its
+        receipt at once.
+
+        Parameters
+        ----------
+        job : str
+            The job.
+        done : collection of int
+            The shards that have a receipt.
+        """
+        n_shards = self._job_shards.n_shards(job)
+        if len(done) >= n_shards:
+            return []
+        finished = is_finished(self._objects, job) or (not done and self._has_all_objects(job))
+        return sorted(set(range(n_shards)) - set(done)) if finished else []
+
+    def _has_all_objects(self, job: str) -> bool:
+        keys = self._job_shards.keys(job)
+        several = self._job_shards.n_shards(job) > 1 and job in (EXTRACT, POOLED)
+        return several and all(self._objects.size(key) is not None for key in keys)
 
     def record(self, shard: int, key: str, job: str) -> Recorded:
         """Return what a shard's receipt records of one of its objects.
@@ -204,7 +251,7 @@ class Completion:
         return lost_error(self._objects.url, job, lost, f"{of} [{start}, {stop})")
 
     def _not_done(self, absent: list[int], job: str) -> ActlasError:
-        if is_finished(self._objects, job):
+        if self.lost(job, self._seen.get(job, frozenset())):
             return self._lost(absent, job)
         path, first = self._objects.url, absent[0]
         start, stop = self._job_shards.covered(first, job)

@@ -1,13 +1,16 @@
 """The records that a job was finished: without them a lost receipt looks like a missing shard.
 
-When every unit of a job has its receipt, one more record is written, create-only::
+When every unit of a job has its receipt, one more record is written, and then a copy of it::
 
     ledger/receipts/finished.extract/00000000.json     every shard of ``extract`` had a receipt
+    ledger/repairing/finished.extract.json             the same bytes
 
 A unit that has no receipt although its job was finished is *lost*: readers refuse it, `verify`
 names it, `repair` writes its receipt again. The record has the form of a receipt of a derived job,
-so that earlier versions verify it like any other. Stores of earlier versions have none until the
-next run of the job. A repair that drops units of a derived job removes the job's record first.
+so that earlier versions verify it like any other; the copy is outside of the folder of receipts, so
+that a store knows that it was finished if that folder is lost. Stores of earlier versions have
+neither until the next run of the job; see :mod:`actlas.store.ledger.lost` for what their data
+shows. A repair that drops units of a derived job removes the job's record first.
 """
 
 from __future__ import annotations
@@ -16,15 +19,18 @@ import socket
 import time
 from collections.abc import Collection
 
-from actlas.store.errors import CorruptDataError
+from actlas.store.errors import CorruptDataError, FormatError, RunFaultError, of_one_object
 from actlas.store.format.schema import Receipt
-from actlas.store.format.sealing import FORMAT_VERSION, seal_of
+from actlas.store.format.sealing import FORMAT_VERSION, seal_of, unseal
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.objects.base import Objects
 from actlas.store.version import versions
 
 PREFIX = "finished."
 """What the name of a record's job begins with."""
+
+COPIES = "ledger/repairing"
+"""The folder of the records' copies."""
 
 LOST = "its receipt is lost: the job was finished, and the receipt is no longer there"
 """What is wrong with a lost unit."""
@@ -39,16 +45,42 @@ def finished_key(job: str) -> str:
     return receipt_key(f"{PREFIX}{job}", 0)
 
 
+def finished_copy_key(job: str) -> str:
+    """Return the key of the record's copy.
+
+    >>> finished_copy_key("extract")
+    'ledger/repairing/finished.extract.json'
+    """
+    return f"{COPIES}/{PREFIX}{job}.json"
+
+
+def noted_jobs(objects: Objects) -> set[str]:
+    """Return the jobs of which a record, or its copy, says that they were finished.
+
+    Parameters
+    ----------
+    objects : Objects
+        The store's objects.
+    """
+    records = (name for name in objects.names("ledger/receipts") if name.startswith(PREFIX))
+    copies = (name for name in objects.names(COPIES) if name.startswith(PREFIX))
+    names = (*records, *(name.removesuffix(".json") for name in copies))
+    jobs = {name.removeprefix(PREFIX) for name in names}
+    return {job for job in jobs if is_finished(objects, job)}  # a folder may be left empty
+
+
 def is_finished(objects: Objects, job: str) -> bool:
-    """Return whether a job was finished once, by its record."""
-    return objects.size(finished_key(job)) is not None
+    """Return whether a job was finished once, by its record or the record's copy."""
+    keys = (finished_key(job), finished_copy_key(job))
+    return any(objects.size(key) is not None for key in keys)
 
 
 def note_finished(objects: Objects, plan_sha256: str, job: str, n_units: int) -> bool:
     """Record that every unit of a job has its receipt; return False if that was recorded before.
 
-    The record of a derived job of one unit names the seal of that unit's receipt: with another
-    receipt the record is stale.
+    The record of a derived job of one unit names the seal of that unit's receipt, and those of the
+    derived units that it was made from: with another receipt the record is stale, and a receipt
+    that is named and not there is lost.
 
     Parameters
     ----------
@@ -61,39 +93,42 @@ def note_finished(objects: Objects, plan_sha256: str, job: str, n_units: int) ->
     n_units : int
         The number of its units.
     """
-    if is_finished(objects, job):
+    key, copy = finished_key(job), finished_copy_key(job)
+    noted = objects.size(key) is not None
+    if noted and objects.size(copy) is not None:
         return False
-    key = receipt_key(job, 0)
-    of_one_unit = n_units == 1 and job not in (EXTRACT, POOLED)
-    inputs = {key: seal_of(objects.read(key))} if of_one_unit else {}
-    receipts = Receipts(objects, f"{PREFIX}{job}", 1, plan_sha256)
-    receipts.write(
-        Receipt(
-            format_version=FORMAT_VERSION,
-            plan_sha256=plan_sha256,
-            job=receipts.job,
-            shard=0,
-            start=0,
-            stop=n_units,
-            attempt="finished",
-            host=socket.gethostname(),
-            created_unix_s=time.time(),
-            versions=versions(),
-            objects=(),
-            n_nonfinite={},
-            inputs=inputs,
+    if not noted:
+        receipts = Receipts(objects, f"{PREFIX}{job}", 1, plan_sha256)
+        of_one_unit = n_units == 1 and job not in (EXTRACT, POOLED)
+        receipts.write(
+            Receipt(
+                format_version=FORMAT_VERSION,
+                plan_sha256=plan_sha256,
+                job=receipts.job,
+                shard=0,
+                start=0,
+                stop=n_units,
+                attempt="finished",
+                host=socket.gethostname(),
+                created_unix_s=time.time(),
+                versions=versions(),
+                objects=(),
+                n_nonfinite={},
+                inputs=_derived_units(objects, plan_sha256, job) if of_one_unit else {},
+            )
         )
-    )
-    return True
+    objects.replace(copy, objects.read(key))
+    return not noted
 
 
 def forget_finished(objects: Objects, job: str) -> None:
     """Remove the record that a job was finished, before units of the job are dropped."""
+    objects.delete(finished_copy_key(job))  # first: a copy without its record is damage
     objects.delete(finished_key(job))
 
 
-def lost_units(objects: Objects, job: str, n_units: int, done: Collection[int]) -> list[int]:
-    """Return the units of a finished job that have no receipt, ascending.
+def read_finished(objects: Objects, job: str) -> Receipt | None:
+    """Return the record that a job was finished, or its copy; None if neither can be read.
 
     Parameters
     ----------
@@ -101,14 +136,43 @@ def lost_units(objects: Objects, job: str, n_units: int, done: Collection[int]) 
         The store's objects.
     job : str
         The job.
-    n_units : int
-        The number of its units.
-    done : collection of int
-        The units that have a receipt.
     """
-    if len(done) >= n_units or not is_finished(objects, job):
-        return []
-    return sorted(set(range(n_units)) - set(done))
+    for key in (finished_key(job), finished_copy_key(job)):
+        try:
+            return unseal(objects.read(key), Receipt, f"{objects.url}/{key}")
+        except (FileNotFoundError, FormatError, CorruptDataError):
+            continue  # another check reports it
+        except RunFaultError as error:
+            if not of_one_object(error):
+                raise
+    return None
+
+
+def put_back_finished(objects: Objects, job: str) -> bool:
+    """Restore a record that is lost from its copy; return whether it was restored.
+
+    Parameters
+    ----------
+    objects : Objects
+        The store's objects.
+    job : str
+        The job.
+    """
+    if objects.size(finished_key(job)) is not None or read_finished(objects, job) is None:
+        return False
+    return objects.create(finished_key(job), [objects.read(finished_copy_key(job))])
+
+
+def _derived_units(objects: Objects, plan_sha256: str, job: str) -> dict[str, str]:
+    """Return the seals of the receipt of a job's only unit, and of derived units it is made from.
+
+    Those of extraction have a record of their own, and repairs write them anew.
+    """
+    key = receipt_key(job, 0)
+    receipt = Receipts(objects, job, 1, plan_sha256).read(0)
+    units = (k for k in receipt.inputs if k.startswith("ledger/receipts/"))
+    derived = {k: receipt.inputs[k] for k in units if k.split("/")[2] != EXTRACT}
+    return {key: seal_of(objects.read(key)), **derived}
 
 
 def lost_error(url: str, job: str, units: Collection[int], what: str) -> CorruptDataError:

@@ -20,9 +20,17 @@ from actlas.store.ledger.feature_sets import (
     read_description,
     spec_key,
 )
-from actlas.store.ledger.finished import LOST, PREFIX, lost_units
+from actlas.store.ledger.finished import (
+    LOST,
+    PREFIX,
+    finished_copy_key,
+    finished_key,
+    noted_jobs,
+    read_finished,
+)
 from actlas.store.ledger.job_kind import MARK_DIGITS
 from actlas.store.ledger.job_kinds import ENCODE, is_root, job_receipts, kind_of, kinds
+from actlas.store.ledger.lost import lost_derived
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.objects.digests import object_digest
 from actlas.store.objects.threads import map_in_order
@@ -71,34 +79,30 @@ def derived_checks(store: StoreReader, full: bool) -> Iterator[Check]:
         yield Check(partial(_check_copy, store, name), partial(Damage, copy_key(name)))
     for key in plain_groups(store):
         yield Check(partial(_check_plain, store, key), partial(Damage, key))
+    yield from _lost_checks(store)
     for job, units in derived_jobs(store).items():
         receipts = job_receipts(store, job)
-        if job.startswith(PREFIX) and units:
-            yield from _lost_checks(store, job.removeprefix(PREFIX))
         for unit in units:
             damage = partial(Damage, job=job, shard=unit)
             check = partial(_check_receipt, store, receipts, unit, full, damage)
             yield Check(check, partial(damage, receipt_key(job, unit)))
 
 
-def _lost_checks(store: StoreReader, job: str) -> Iterator[Check]:
-    """Yield a check of each unit of a derived job that was finished and has lost its receipt."""
-    kind, subject = kind_of(job)
-    if kind is None or kind.sparse:
-        return
-    try:
-        n_units = kind.n_units(store, subject)
-    except (ActlasError, OSError) as error:  # its description is damaged, which is reported
-        raise_if_outside(error)
-        return
-    done = kind.receipts(store, subject).done()
-    for unit in lost_units(store.objects, job, n_units, done):
-        lost = partial(Damage, receipt_key(job, unit), job=job, shard=unit)
-        yield Check(partial(_lost, lost), lost)
+def _lost_checks(store: StoreReader) -> Iterator[Check]:
+    """Yield a check of each lost receipt, and of each record of a finished job that is lost."""
+    for job in sorted(noted_jobs(store.objects)):
+        lost = partial(Damage, finished_key(job), job=f"{PREFIX}{job}", shard=0)
+        if store.objects.size(finished_key(job)) is None and read_finished(store.objects, job):
+            what = f"the record that {job} was finished is lost: {finished_copy_key(job)} is there"
+            yield Check(partial(_found, lost(what)), lost)
+    for job, units in lost_derived(store).items():
+        for unit in units:
+            lost = partial(Damage, receipt_key(job, unit), job=job, shard=unit)
+            yield Check(partial(_found, lost(LOST)), lost)
 
 
-def _lost(damage_of: Callable[[str], Damage]) -> Checked:
-    return Checked(1, 0, [damage_of(LOST)])
+def _found(damage: Damage) -> Checked:
+    return Checked(1, 0, [damage])
 
 
 def claimed(store: StoreReader) -> frozenset[str]:
@@ -233,7 +237,7 @@ def _check_receipt(
     damages = [
         damage_of(key, f"was made from another {source} than lies there now", *tokens)
         for source, seal in receipt.inputs.items()
-        if _seal_there(store, source) != seal
+        if _seal_there(store, source) != seal and not _is_lost(store, job, source)
     ]
     n_bytes = 0
     for record in receipt.objects:
@@ -246,6 +250,11 @@ def _check_receipt(
             what = "its bytes are not those that the receipt describes"
             damages.append(damage_of(record.key, what, *tokens))
     return Checked(1 + len(receipt.objects), n_bytes, damages)
+
+
+def _is_lost(store: StoreReader, job: str, source: str) -> bool:
+    """Whether a receipt is lost that a record of a finished job names: it is reported itself."""
+    return job.startswith(PREFIX) and store.objects.size(source) is None
 
 
 def _seal_there(store: StoreReader, key: str) -> str | None:

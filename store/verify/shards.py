@@ -13,7 +13,7 @@ from actlas.store.errors import ActlasError, CorruptDataError
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.recorded import Recorded
 from actlas.store.format.schema import ObjectRecord
-from actlas.store.ledger.finished import LOST, lost_units
+from actlas.store.ledger.finished import LOST
 from actlas.store.ledger.receipts import EXTRACT, POOLED, Receipts, receipt_key
 from actlas.store.objects.digests import object_digest
 from actlas.store.read.reader import StoreReader
@@ -48,12 +48,7 @@ def shard_of(store: StoreReader, job: str, number: int) -> Shard:
 
 def shard_specs(store: StoreReader, job: str, number: int) -> dict[str, ArraySpec]:
     """Return the spec of every array of a shard, by the key of the shard's object."""
-    arrays = store.arrays
-    specs = [*arrays.pooled.values()]
-    if job == EXTRACT:
-        groups = (arrays.rows, arrays.activations, arrays.statistics)
-        specs = [spec for group in groups for spec in group.values()]
-    return {spec.key(number): spec for spec in specs}
+    return {spec.key(number): spec for spec in store.arrays.in_shards(pooled=job == POOLED)}
 
 
 def shard_checks(store: StoreReader, shard: Shard, full: bool) -> Iterator[Check]:
@@ -99,7 +94,7 @@ def lost_shards(store: StoreReader, done: Mapping[str, Collection[int]]) -> list
     return [
         shard_of(store, job, number)
         for job, numbers in done.items()
-        for number in lost_units(store.objects, job, store.n_shards(job), numbers)
+        for number in store.completion.lost(job, numbers)
     ]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from support import state_machine as machine
 from support.oracle import Snapshot, contents, files
 from support.workers import fake_store, make_fake
 
+import actlas
 from actlas.jobs.cli.app import cli
 from actlas.jobs.run.run import run_extraction
 from actlas.pipeline.options import RunOptions
-from actlas.store.errors import CorruptDataError
+from actlas.store.errors import CorruptDataError, NotExtractedError
 from actlas.store.format import layout
-from actlas.store.ledger.finished import finished_key
+from actlas.store.ledger.finished import COPIES, finished_copy_key, finished_key, forget_finished
 from actlas.store.store import open_store
 from actlas.store.verify.verify import verify
 
@@ -86,6 +88,76 @@ def test_all_receipts_of_a_job_lost_at_once(path: Path) -> None:
         open_store(path).statistics(machine.HOOKPOINT)
 
 
+def receipts_of(path: Path) -> set[str]:
+    return {k for k in files(path) if k.startswith("ledger/receipts/")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("earlier", [False, True], ids=["today's", "of an earlier version"])
+def test_a_store_knows_that_it_was_finished_without_any_receipt(
+    whole: Path, path: Path, earlier: bool
+) -> None:
+    """The folder of receipts is left out of a restored backup: nothing of it is there."""
+    shutil.rmtree(path / "ledger/receipts")
+    unnamed: set[str] = set()
+    if earlier:  # no record says that a job was finished: what was made from it shows that
+        shutil.rmtree(path / COPIES)
+        singles = ("indexed.made", f"extremes.{machine.HOOKPOINT}")  # nothing is made from these
+        unnamed = {k for k in receipts_of(whole) if "finished" in k or k.split("/")[2] in singles}
+    for full in (False, True):
+        report = verify(open_store(path), full=full)
+        assert {d.key for d in report.damages} == receipts_of(whole) - unnamed
+        assert report.n_lost > 3 and not report.missing and not report.missing_pooled
+    opened = open_store(path)
+    reading: list[Callable[[], object]] = [
+        lambda: opened.activations[machine.HOOKPOINT][:],
+        lambda: opened.statistics(machine.HOOKPOINT),
+        lambda: [*actlas.batches(opened, machine.HOOKPOINT, batch_size=8)],
+        lambda: opened.pooled[machine.HOOKPOINT]["mean"][:],
+        lambda: opened.features(machine.FEATURES).codes(0, 4),
+    ]
+    for read in reading:
+        with pytest.raises(CorruptDataError, match="its receipt is lost"):
+            read()
+    call("verify", path, code=4)
+    assert "lost" in call("status", path, code=0)
+    made, _ = machine.mend(str(path))
+    assert made.exit_code == 0 and not made.left, made
+    machine.go_on(str(path))  # what a repair does not make: extremes
+    assert verify(open_store(path), full=True).ok
+    assert contents(path) == contents(whole)
+    assert Snapshot(path).broken_promises() == []
+
+
+@pytest.mark.slow
+def test_a_lost_receipt_is_named_whatever_else_is_lost(whole: Path, path: Path) -> None:
+    """Every pair of jobs, the records that a job was finished among them."""
+    receipts = {key.split("/")[2]: key for key in sorted(receipts_of(whole))}.values()
+    for pair in itertools.combinations(receipts, 2):
+        for key in pair:
+            (path / key).unlink()
+        found = {damage.key for damage in verify(open_store(path)).damages}
+        assert found >= {*pair}, pair
+        for key in pair:
+            shutil.copy(whole / key, path / key)
+
+
+def test_what_was_planned_or_begun_is_not_accused(tmp_path: Path) -> None:
+    """Workers were killed after they wrote their first shard, and before its receipt."""
+    path = tmp_path / "run.zarr"
+    store = machine.plan_store(str(path), "first")
+    assert verify(open_store(path), full=True).ok
+    for shard in range(store.n_shards() - 1):
+        machine.commit_one(str(path), "first", shard)
+    shutil.rmtree(path / "ledger/receipts")
+    report = verify(open_store(path), full=True)
+    assert report.ok and not report.n_lost and len(report.missing) == store.n_shards()
+    with pytest.raises(NotExtractedError, match="are not extracted yet"):
+        open_store(path).activations[machine.HOOKPOINT][:]
+    machine.commit_all(str(path), "second")
+    assert verify(open_store(path), full=True).ok
+
+
 def test_the_command_line_says_what_is_lost(path: Path) -> None:
     (path / "ledger/receipts/extract/00000001.json").unlink()
     (path / "ledger/receipts/extremes.resid_post.0/00000000.json").unlink()
@@ -128,9 +200,10 @@ def test_a_driver_records_that_a_job_is_finished_and_no_more_than_once(tmp_path:
     before = files(path)
     run_extraction(open_store(path), RUN, make_fake)
     assert files(path) == before
-    note.unlink()  # as in a store of an earlier version: the next run of the job records it
+    forget_finished(store.objects, "extract")  # as in a store of an earlier version
     run_extraction(open_store(path), RUN, make_fake)
-    assert note.exists()
+    assert note.exists()  # the next run of the job records it
+    assert note.read_bytes() == (path / finished_copy_key("extract")).read_bytes()
 
 
 def test_a_finished_store_of_an_earlier_version_that_cannot_be_written_is_as_before(
@@ -139,7 +212,7 @@ def test_a_finished_store_of_an_earlier_version_that_cannot_be_written_is_as_bef
     store = fake_store(tmp_path)
     path = Path(store.path)
     run_extraction(open_store(path), RUN, make_fake)
-    shutil.rmtree((path / finished_key("extract")).parent)
+    forget_finished(store.objects, "extract")
     with pytest.MonkeyPatch.context() as patch:
 
         def refuse(*_: Any, **__: Any) -> None:

@@ -23,7 +23,7 @@ from actlas.analysis.localizer.masks import Mask
 from actlas.jobs.cli.app import cli
 from actlas.jobs.run.run import run_extraction
 from actlas.store.errors import EXIT_DAMAGE, NotExtractedError
-from actlas.store.ledger.finished import finished_key
+from actlas.store.ledger.finished import forget_finished
 from actlas.store.ledger.receipts import POOLED
 from actlas.store.store import Store
 from actlas.store.verify.verify import verify
@@ -163,7 +163,7 @@ def test_what_a_killed_worker_left_is_adopted_only_if_it_is_alike(tmp_path: Path
     receipt = folder / "ledger/receipts/pooled/00000001.json"
     written = files_of(store)
     receipt.unlink()
-    (folder / finished_key(POOLED)).unlink()  # the job was not finished
+    forget_finished(store.objects, POOLED)  # the job was not finished
     report = verify(actlas.open(store.path), full=True)
     assert report.ok and report.missing_pooled == (1,) and len(report.unclaimed) == 4
     assert call("extract", store.path, "--threads", "1").exit_code == 0
@@ -172,7 +172,7 @@ def test_what_a_killed_worker_left_is_adopted_only_if_it_is_alike(tmp_path: Path
     assert all(attempt.startswith("before ") for attempt in attempts)
     # Another shard's documents under this one's name: written whole, and not what the model gives.
     receipt.unlink()
-    (folder / finished_key(POOLED)).unlink()
+    forget_finished(store.objects, POOLED)
     mean = folder / "pooled/resid_post.0/mean/c"
     (mean / "1/0").write_bytes((mean / "0/0").read_bytes())
     refused = call("extract", store.path, "--threads", "1", "--max-task-faults", "1")

@@ -30,7 +30,7 @@ from actlas.jobs.scheduler import stop as stop_module
 from actlas.jobs.scheduler.stop import Stop
 from actlas.jobs.scheduler.worker_loop import WorkerLoop
 from actlas.store.errors import ActlasError, InterruptedRunError, RunFaultError, SignalledExit
-from actlas.store.ledger.finished import finished_key
+from actlas.store.ledger.finished import forget_finished
 from actlas.store.store import open_store
 
 RAISES = {signal.SIGTERM: SignalledExit, signal.SIGINT: KeyboardInterrupt}
@@ -85,7 +85,7 @@ def path(encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def drop(path: Path, job: str, *shards: int) -> None:
     """Make shards of a job missing, as before the job was finished."""
-    (path / finished_key(job)).unlink(missing_ok=True)
+    forget_finished(actlas.open(path).objects, job)
     for shard in shards:
         (path / f"ledger/receipts/{job}/{shard:08d}.json").unlink()
 
