@@ -21,7 +21,7 @@ MAX_NAMES = 12
 
 def _lines(info: InfoReport) -> Iterable[str]:
     yield info.store
-    yield from _plan_lines(info.plan)
+    yield from _plan_lines(info)
     for name, values in info.token_columns.items():
         more = f" and {len(values) - MAX_NAMES:,} more" if len(values) > MAX_NAMES else ""
         known = ", ".join(values[:MAX_NAMES]) or "nothing"
@@ -31,7 +31,8 @@ def _lines(info: InfoReport) -> Iterable[str]:
     yield from _table(info)
 
 
-def _plan_lines(plan: Plan) -> Iterable[str]:
+def _plan_lines(info: InfoReport) -> Iterable[str]:
+    plan = info.plan
     model, corpus, windows = plan.model, plan.corpus, plan.windows
     yield labelled(
         "model",
@@ -46,6 +47,8 @@ def _plan_lines(plan: Plan) -> Iterable[str]:
     if corpus.n_records_skipped:
         skipped, read = count(corpus.n_records_skipped), count(corpus.n_records_read)
         yield labelled("skipped", f"{skipped} of {read} records")
+    for line in info.corpus_left_out:
+        yield labelled("left out", line)
     if model.modality != "image":
         yield labelled(
             "windows",

@@ -12,6 +12,7 @@ from actlas.jobs.run.reports.contents import (
 )
 from actlas.store.errors import ConfigError, NotExtractedError
 from actlas.store.ledger.feature_sets import names
+from actlas.store.ledger.model_files import read_model_files
 from actlas.store.ledger.receipts import POOLED
 from actlas.store.read.document import Document
 from actlas.store.statistics.total import Statistics
@@ -28,6 +29,7 @@ def info_of(store: Store) -> InfoReport:
     """
     plan = store.plan
     done = store.done()
+    files = read_model_files(store.objects, store.plan_file)
     return InfoReport(
         store=store.path,
         plan=plan,
@@ -35,6 +37,7 @@ def info_of(store: Store) -> InfoReport:
         n_shards_done=len(done),
         n_pooled_shards=store.n_shards(POOLED),
         n_pooled_shards_done=len(store.done(POOLED)) if plan.pools else 0,
+        corpus_left_out=[*files.corpus_left_out] if files else [],
         token_columns={n: list(v) for n, v in store.documents.token_column_names.items()},
         n_stored_bytes=store.n_stored_bytes(),
         features=[_features(store, name) for name in names(store)],

@@ -19,6 +19,9 @@ from actlas.store.errors import CorpusError
 SHOWN_NAMES = 4
 """Names of files that a line about the left-out ones gives."""
 
+SHOWN_CHARACTERS = 300
+"""Characters of a name that such a line gives; a store records the line."""
+
 _ABOUT = frozenset({"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"})
 """Files about a data set, that the ``datasets`` library writes beside its records."""
 
@@ -57,10 +60,15 @@ class LeftOut:
         """Return a line for each reason, with the number of files and the first of their names."""
         found = []
         for reason, n in sorted(self.n_files.items()):
-            names = ", ".join(printable(name) for name in sorted(self.names[reason]))
+            names = ", ".join(map(_shown, sorted(self.names[reason])))
             more = f" and {n - SHOWN_NAMES:,} more" if n > SHOWN_NAMES else ""
             found.append(f"{n:,} {reason}: {names}{more}")
         return tuple(found)
+
+
+def _shown(name: str) -> str:
+    shown = printable(name)
+    return shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[:SHOWN_CHARACTERS]}…"
 
 
 class CorpusFiles(NamedTuple):

@@ -310,7 +310,7 @@ def summarize(
         settings,
         plan,
         columns,
-        stored=store_size(plan, rates, labelled=columns.label is not None, files=model.files),
+        stored=store_size(plan, rates, labelled=columns.label is not None, files=settings.files),
         seconds=speed.seconds(share * fed.n_tokens, share * fed.n_pairs),
         how=speed.how,
         memory=project(

@@ -104,7 +104,7 @@ def plan_settings(
         )
         for line in found.lines(verbose=verbose, bucket=is_url(path)):
             log(line)
-        create(path, plan, columns, images, settings.model.files)
+        create(path, plan, columns, images, settings.files)
     return open_store(path)
 
 

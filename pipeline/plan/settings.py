@@ -29,6 +29,7 @@ from actlas.store.format.dtypes import numpy_dtype
 from actlas.store.format.schema import (
     CorpusSpec,
     HookpointSpec,
+    ModelFiles,
     Order,
     Plan,
     ProcessorSpec,
@@ -80,6 +81,12 @@ class Settings:
     sample: Literal["uniform", "head"]
     max_length: int
     processor: ProcessorSpec | None = None
+
+    @property
+    def files(self) -> ModelFiles:
+        """The record of the files that were read, and of those of the corpus that were not."""
+        left_out = self.corpus.counts.left_out
+        return self.model.files.model_copy(update={"corpus_left_out": left_out})
 
     @property
     def token_columns(self) -> tuple[str, ...]:

@@ -47,6 +47,8 @@ MAX_HOOKPOINTS = 4096
 
 MAX_FILES = 1 << 16
 
+MAX_REASONS = 64
+
 LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 
 Line = Annotated[str, Field(max_length=4096, pattern=LINE)]
@@ -272,7 +274,8 @@ class FolderFiles(BaseModel):
 class ModelFiles(BaseModel):
     """The files that a store's rows and tokens depend on: ``ledger/model_files.json``.
 
-    ``tokenizer`` is the folder of a tokenizer that is not the model's own.
+    ``tokenizer`` is the folder of a tokenizer that is not the model's own. ``corpus_left_out`` has
+    a line for each reason for which files of the corpus were not read, with the first names.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -280,6 +283,7 @@ class ModelFiles(BaseModel):
     format_version: int
     model: FolderFiles
     tokenizer: FolderFiles | None = None
+    corpus_left_out: tuple[Line, ...] = Field(default=(), max_length=MAX_REASONS)
 
 
 class ObjectRecord(_Spec):

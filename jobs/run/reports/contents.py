@@ -113,6 +113,9 @@ class InfoReport(Report):
     """Number of shards of pooled rows."""
     n_pooled_shards_done: int
     """Number of finished shards of pooled rows."""
+    corpus_left_out: list[Text]
+    """A line for each reason for which files of the corpus were not read; empty also for stores of
+    earlier versions, which do not record it."""
     token_columns: dict[str, list[Text]]
     """Names of the values of each column of tokens."""
     n_stored_bytes: int

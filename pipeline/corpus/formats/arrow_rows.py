@@ -33,12 +33,9 @@ def rows_of(batch: Any) -> Iterator[Raw]:
     import pyarrow as pa
 
     columns = list(zip(batch.schema.names, batch.columns, strict=True))
-    # A slice of a column that refers to a dictionary counts all of it.
-    sized = [column for _, column in columns if not pa.types.is_dictionary(column.type)]
-    if batch.nbytes <= MAX_DOCUMENT_BYTES:
-        sized = []
+    sized = [column for _, column in columns if _n_bytes(column) > MAX_DOCUMENT_BYTES]
     for i in range(batch.num_rows):
-        if any(column.slice(i, 1).nbytes > MAX_DOCUMENT_BYTES + _SLACK for column in sized):
+        if any(_n_bytes(column.slice(i, 1)) > MAX_DOCUMENT_BYTES + _SLACK for column in sized):
             yield TOO_LONG
             continue
         try:
@@ -48,6 +45,25 @@ def rows_of(batch: Any) -> Iterator[Raw]:
         except (ValueError, OverflowError, LookupError, pa.ArrowException):
             row = _NO_VALUE  # a date beyond the year 9999, an object with a name twice
         yield row
+
+
+def _n_bytes(array: Any) -> int:
+    """Return the bytes of an array's values, of a value as often as the array refers to it."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    of = array.type
+    if pa.types.is_dictionary(of):
+        try:
+            lengths = pc.binary_length(array.dictionary)
+        except pa.ArrowNotImplementedError:  # no texts: numbers, of at most 32 bytes
+            return 32 * len(array)
+        return pc.sum(lengths.take(array.indices.cast(pa.int64()))).as_py() or 0
+    if pa.types.is_list(of) or pa.types.is_large_list(of):
+        return _n_bytes(array.flatten())
+    if pa.types.is_struct(of):
+        return sum(_n_bytes(field) for field in array.flatten())
+    return int(array.nbytes)
 
 
 def field_paths(schema: Any) -> list[str]:

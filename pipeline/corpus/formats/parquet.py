@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from actlas.pipeline.corpus.formats.arrow_rows import field_paths, rows_of
 from actlas.pipeline.corpus.formats.base import (
@@ -14,7 +16,7 @@ from actlas.pipeline.corpus.formats.base import (
     damaged,
     select,
 )
-from actlas.pipeline.corpus.formats.parquet_pages import batch_rows
+from actlas.pipeline.corpus.formats.parquet_pages import batches
 from actlas.store.display.text import counted
 
 
@@ -49,14 +51,10 @@ def parquet_rows(path: Path, wanted: Wanted, position: Position) -> Iterator[tup
 
 
 def _rows(path: Path, wanted: Wanted, position: Position) -> Iterator[tuple[int, Raw]]:
-    import pyarrow.parquet as pq
-
     index = 0
     with (
         path.open("rb") as raw,
-        pq.ParquetFile(
-            path, pre_buffer=False, buffer_size=BLOCK_BYTES, page_checksum_verification=True
-        ) as file,
+        _open(path) as file,
     ):
         n_rows = file.metadata.num_rows
         schema = file.schema_arrow
@@ -65,11 +63,25 @@ def _rows(path: Path, wanted: Wanted, position: Position) -> Iterator[tuple[int,
             yield from ((i, {}) for i in range(n_rows))
             return
         for place in range(file.num_row_groups):
-            at_once = batch_rows(raw, path, file.metadata.row_group(place), columns)
-            for batch in file.iter_batches(at_once, row_groups=[place], columns=columns):
-                for row in rows_of(batch):
-                    yield index, row
-                    index += 1
-                position.fraction = index / n_rows
+            n, shared = batches(raw, path, file.metadata.row_group(place), columns)
+            with _open(path, shared) if shared else nullcontext(file) as source:
+                for batch in source.iter_batches(n, row_groups=[place], columns=columns):
+                    for row in rows_of(batch):
+                        yield index, row
+                        index += 1
+                    position.fraction = index / n_rows
         if index != n_rows:
             raise damaged(path, f"it states {counted(n_rows, 'row')} and has {index:,}")
+
+
+def _open(path: Path, shared: Sequence[str] = ()) -> Any:
+    """Open a file; the columns ``shared`` are read as indices into their dictionaries."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(
+        path,
+        read_dictionary=list(shared),
+        pre_buffer=False,
+        buffer_size=BLOCK_BYTES,
+        page_checksum_verification=True,
+    )

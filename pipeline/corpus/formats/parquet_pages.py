@@ -1,9 +1,10 @@
 """How much memory the pages of a Parquet file unpack to, read from their headers before they are.
 
 Arrow decodes a batch of rows whole: 256 rows that all name one dictionary value of 10 MB take
-2.6 GB, from a file of 7 kB, and no option of Arrow's bounds it. The headers are Thrift in its
-compact protocol (https://github.com/apache/parquet-format, ``PageHeader``), of which three integers
-are needed.
+2.6 GB, from a file of 7 kB, and so does one row with a list that names it as often. A column of
+which that may be true is read as indices into its dictionary, which is in memory once. The headers
+are Thrift in its compact protocol (https://github.com/apache/parquet-format, ``PageHeader``), of
+which three integers are needed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from actlas.pipeline.corpus.formats.base import (
 BATCH_ROWS = 256
 """Most rows that are decoded at once."""
 
-_BATCH_BYTES = 256 << 20
+_BATCH_BYTES = 64 << 20
 """Bytes that the rows decoded at once may take, where one row does not take more."""
 
 _HEADER_BYTES = 1 << 16
@@ -34,6 +35,21 @@ _REPEATED_BYTES = 8
 _DICTIONARY_PAGE = 2
 
 _ADVICE = "Write it again with smaller pages and row groups, or as .jsonl."
+
+
+class Batches(NamedTuple):
+    """How a row group is decoded.
+
+    Attributes
+    ----------
+    n_rows : int
+        Rows to decode at once.
+    shared : tuple of str
+        The paths of the columns to read as indices into their dictionaries.
+    """
+
+    n_rows: int
+    shared: tuple[str, ...]
 
 
 class Page(NamedTuple):
@@ -55,8 +71,8 @@ class Page(NamedTuple):
     n_header: int
 
 
-def batch_rows(file: BinaryIO, path: Path, group: Any, columns: list[str]) -> int:
-    """Return how many rows of a row group can be decoded at once.
+def batches(file: BinaryIO, path: Path, group: Any, columns: list[str]) -> Batches:
+    """Return how a row group is decoded within the memory that is allowed.
 
     Parameters
     ----------
@@ -74,17 +90,23 @@ def batch_rows(file: BinaryIO, path: Path, group: Any, columns: list[str]) -> in
     CorpusError
         A page or a row may need more memory than is allowed, or a page's header is damaged.
     """
-    total = 0
+    total, shared = 0, []
     for i in range(group.num_columns):
         chunk = group.column(i)
         head = chunk.path_in_schema
         if any(head == name or head.startswith(name + ".") for name in columns):
-            total += _row_bytes(file, path, chunk, group.num_rows)
-    return max(1, min(BATCH_ROWS, _BATCH_BYTES // max(total, 1)))
+            row_bytes, by_index = _row_bytes(file, path, chunk, group.num_rows)
+            total += row_bytes
+            shared += [head] if by_index else []
+    return Batches(max(1, min(BATCH_ROWS, _BATCH_BYTES // max(total, 1))), tuple(shared))
 
 
-def _row_bytes(file: BinaryIO, path: Path, chunk: Any, n_rows: int) -> int:
-    """Return a bound of the bytes of one row in a chunk of a column."""
+def _row_bytes(file: BinaryIO, path: Path, chunk: Any, n_rows: int) -> tuple[int, bool]:
+    """Return a bound of the bytes of one row in a chunk of a column, and whether to share values.
+
+    Values are shared, that is read as indices, if those of one batch may take more than a batch
+    should, whatever their distribution over the rows.
+    """
     column = f"column {chunk.path_in_schema!r}"
     plain = dictionary = 0
     for page in pages(file, path, chunk):
@@ -97,7 +119,14 @@ def _row_bytes(file: BinaryIO, path: Path, chunk: Any, n_rows: int) -> int:
             plain = max(plain, page.n_unpacked)
     if "DELTA_BYTE_ARRAY" in chunk.encodings:  # a value repeats that before, and is copied often
         dictionary = max(dictionary, 8 * chunk.total_uncompressed_size)
+        can_share = False
+    else:
+        can_share = chunk.physical_type == "BYTE_ARRAY" and dictionary > 0
     per_row = -(-chunk.num_values // max(n_rows, 1))
+    most = chunk.num_values if per_row > 1 else min(BATCH_ROWS, chunk.num_values)
+    shared = can_share and dictionary * most > _BATCH_BYTES
+    if shared:
+        dictionary = 0  # in memory once, whatever the number of rows
     if per_row > 1:
         values = chunk.num_values * _REPEATED_BYTES
         if chunk.physical_type == "BYTE_ARRAY":
@@ -106,7 +135,7 @@ def _row_bytes(file: BinaryIO, path: Path, chunk: Any, n_rows: int) -> int:
             what = f"a row group's lists in {column}"
             raise oversized(path, what, values, MAX_UNPACKED_BYTES, _ADVICE)
         plain = max(plain, values)
-    return max(plain, dictionary)
+    return max(plain, dictionary), shared
 
 
 def pages(file: BinaryIO, path: Path, chunk: Any) -> Iterator[Page]:

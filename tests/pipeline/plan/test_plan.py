@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from actlas.jobs.cli.app import cli
+from actlas.jobs.run.describe import info_of
 from actlas.pipeline.forward.cost import speed
 from actlas.pipeline.model.describe import load_tokenizer
 from actlas.pipeline.options import PlanOptions
@@ -29,7 +32,9 @@ from actlas.store.errors import (
     StoreExistsError,
 )
 from actlas.store.format import layout
-from actlas.store.store import Store
+from actlas.store.store import Store, open_store
+from actlas.store.verify.repair_plan import repair_metadata
+from actlas.store.verify.verify import verify
 
 BOS = 1
 
@@ -113,6 +118,25 @@ def test_a_plan_holds_every_document_in_its_seeded_order(
     raw = [texts[record].encode() for record in records]
     header = struct.pack("<q", 100) + b"".join(struct.pack("<q", len(t)) for t in raw)
     assert got.corpus.fingerprint == hashlib.sha256(header + b"".join(raw)).hexdigest()
+
+
+def test_what_a_folder_leaves_out_is_recorded(tmp_path: Path, stories: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    texts = write(folder / "a.jsonl", ["one two", "three"])
+    for name in ("b\x1b[2J.pdf", *(f"{i}.zip" for i in range(9)), "n" * 250 + ".bin", ".hidden"):
+        (folder / name).write_text("x")
+    store = plan(tmp_path, stories, corpus=str(folder))
+    (folder / "later.pdf").write_text("x")
+    kept = info_of(open_store(store.path)).corpus_left_out
+    assert kept == ["1 hidden: .hidden", kept[1]] and kept[1].startswith("11 of a kind that is not")
+    assert "0.zip, 1.zip" in kept[1] and kept[1].endswith("and 7 more")
+    shown = CliRunner().invoke(cli, ["info", store.path]).stdout
+    assert kept[1] in shown and "left out" in shown and "\x1b" not in shown
+    assert verify(store, full=True).ok and len(store.documents) == len(texts)
+    (Path(store.path) / "ledger/model_files.json").unlink()  # it has a copy
+    assert repair_metadata(store, ["ledger/model_files.json"]) and verify(store, full=True).ok
+    assert info_of(store).corpus_left_out == kept
 
 
 @pytest.mark.slow

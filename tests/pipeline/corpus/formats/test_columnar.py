@@ -1,9 +1,11 @@
 """Parquet and Arrow: bytes that expand, names twice, files cut short. The oracle is what the test
-wrote, and the peak of the memory that Arrow's own allocator counts."""
+wrote, and the peak of the memory, as Arrow's own allocator counts it or the kernel."""
 
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from pyarrow import feather, ipc
 
 from actlas.pipeline.corpus.corpus import open_corpus
 from actlas.pipeline.corpus.formats import base, parquet_pages
+from actlas.pipeline.corpus.formats.parquet import parquet_rows
 from actlas.pipeline.options import PlanOptions
 from actlas.store.errors import CorpusError
 
@@ -135,6 +138,66 @@ def test_rows_that_share_one_large_value(tmp_path: Path) -> None:
         n += record.text == value
         most = max(most, pa.total_allocated_bytes() - before)
     assert n == 150 and most < 320 * MIB and pool.bytes_allocated() - before < MIB
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+import pyarrow.parquet
+from actlas.pipeline.corpus.formats.base import Position
+from actlas.pipeline.corpus.formats.parquet import parquet_rows
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+before = peak()
+for _ in parquet_rows(Path(sys.argv[1]), lambda names, fields: ["text"], Position()):
+    pass
+print((peak() - before) >> 10)
+"""
+_VALUE = "ab " * (4 << 20)
+_SHARED = pa.DictionaryArray.from_arrays(pa.array([0] * 90, pa.int32()), [_VALUE])
+AMPLIFIED = {
+    "a value in every row": _SHARED,
+    "a list of ten in every row": pa.ListArray.from_arrays(list(range(0, 91, 10)), _SHARED),
+    "a list of all in one row": pa.ListArray.from_arrays([0, 90, *[90] * 99], _SHARED),
+    "values of structures": pa.ListArray.from_arrays(
+        [0, 90], pa.StructArray.from_arrays([_SHARED], names=["content"])
+    ),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's VmHWM")
+@pytest.mark.parametrize("kind", AMPLIFIED)
+def test_a_small_file_takes_no_multiple_of_its_largest_value(tmp_path: Path, kind: str) -> None:
+    """A value of 12 MiB that is named 90 times, in a file of 3 kB: 1.1 GB if it is decoded."""
+    path = tmp_path / "a.parquet"
+    table, options = pa.table({"text": AMPLIFIED[kind]}), {"dictionary_pagesize_limit": 1 << 30}
+    pq.write_table(table, path, compression="zstd", store_schema=False, **options)
+    assert path.stat().st_size < 5000
+    command = [sys.executable, "-c", _PEAK, str(path)]
+    peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(peak) < 160, peak
+
+
+def test_a_column_of_which_values_are_shared_is_read_as_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its dictionary ends within the column, so that the last values have none."""
+    monkeypatch.setattr(parquet_pages, "_BATCH_BYTES", 1000)
+    turns = [[f"{i} {j} " + "w" * (i % 50) for j in range(i % 4)] for i in range(300)]
+    texts = [None if i % 7 == 0 else f"text {i % 90}" for i in range(300)]
+    path = tmp_path / "a.parquet"
+    options: Any = {"dictionary_pagesize_limit": 2000, "data_page_size": 500, "write_batch_size": 9}
+    pq.write_table(pa.table({"turns": turns, "text": texts}), path, **options)
+    with path.open("rb") as file:
+        group = pq.read_metadata(path).row_group(0)
+        names = ["turns", "text"]
+        shared = parquet_pages.batches(file, path, group, names).shared
+    assert shared == ("turns.list.element", "text")
+    rows = [row for _, row in parquet_rows(path, lambda *_: names, base.Position())]
+    assert rows == [{"turns": a, "text": b} for a, b in zip(turns, texts, strict=True)]
 
 
 def test_what_one_row_unpacks_to_is_bounded(
