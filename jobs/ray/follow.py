@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,9 +27,6 @@ ANSWER_S = 30.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 10.0
 """Seconds between tries to connect: doubled after each that fails."""
 
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-"""Characters that could steer a terminal."""
-
 
 class _OutputError(Exception):
     """What was heard cannot be written: no fault of the connection. It has the cause."""
@@ -42,7 +38,7 @@ class JobLog:
     Parameters
     ----------
     write : callable
-        Receives the text that was not shown yet.
+        Receives the text that was not shown yet, as it is: whatever prints it escapes it.
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -63,7 +59,7 @@ class JobLog:
             return
         self._n_shown = self._n_read
         try:
-            self._write(CONTROL.sub(escaped, text[-n_new:]))
+            self._write(text[-n_new:])
         except OSError as error:
             raise _OutputError from error
 
@@ -164,11 +160,6 @@ def _connection_errors() -> tuple[type[Exception], ...]:
 
 
 def first_line(error: object) -> str:
-    """Return the first line of an error's text, without characters that steer a terminal."""
+    """Return the first line of an error's text."""
     lines = str(error).strip().splitlines()
-    return CONTROL.sub(escaped, lines[0])[:300] if lines else type(error).__name__
-
-
-def escaped(match: re.Match[str]) -> str:
-    """Return a control character as an escape sequence of Python."""
-    return match[0].encode("unicode_escape").decode()
+    return lines[0][:300] if lines else type(error).__name__

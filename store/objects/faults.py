@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 from actlas.store.errors import ActlasError, PlaceError, RunFaultError
@@ -134,8 +134,7 @@ def run_fault(error: OSError, path: str | os.PathLike[str]) -> RunFaultError | N
     return _fault(error, os.fspath(path), rule) if known else None
 
 
-@contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+def writing(path: str | os.PathLike[str]) -> AbstractContextManager[None]:
     """Turn errors of the operating system into those of :func:`write_fault`.
 
     Parameters
@@ -143,16 +142,10 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     path : path
         The path that messages name.
     """
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, ActlasError):
-            raise
-        raise write_fault(error, path) from error
+    return _turned(path, write_fault)
 
 
-@contextmanager
-def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+def reading(path: str | os.PathLike[str]) -> AbstractContextManager[None]:
     """Turn errors of the operating system into those of :func:`run_fault`; others pass.
 
     Parameters
@@ -160,10 +153,19 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     path : path
         The path that messages name.
     """
+    return _turned(path, run_fault)
+
+
+@contextmanager
+def _turned(
+    path: str | os.PathLike[str],
+    fault_of: Callable[[OSError, str | os.PathLike[str]], RunFaultError | None],
+) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if (fault := run_fault(error, path)) is None:
+        fault = None if isinstance(error, ActlasError) else fault_of(error, path)
+        if fault is None:
             raise
         raise fault from error
 

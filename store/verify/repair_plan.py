@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, TypeVar
 
 from actlas.store.errors import CorruptDataError, FormatError, RunFaultError, of_one_object
 from actlas.store.format.catalog import StoreArrays
-from actlas.store.format.schema import ModelFiles, PlanFile
+from actlas.store.format.schema import FeaturesSpec, ModelFiles, PlanFile
 from actlas.store.format.sealing import unseal
 from actlas.store.format.zarr_json import (
     group_metadata,
@@ -31,6 +32,8 @@ from actlas.store.verify.damage import raise_if_outside
 
 ROOT_KEY = "zarr.json"
 
+Record = TypeVar("Record")
+
 
 def repair_plan(objects: Objects) -> list[str]:
     """Restore the plan, its copy and the root's metadata; return the keys that were written.
@@ -40,7 +43,7 @@ def repair_plan(objects: Objects) -> list[str]:
     CorruptDataError
         Neither the plan nor its copy can be read, or they are two different plans.
     """
-    found = {key: _read_plan(objects, key) for key in (PLAN_KEY, PLAN_COPY_KEY)}
+    found = {key: _read_record(objects, key, _plan_of) for key in (PLAN_KEY, PLAN_COPY_KEY)}
     whole = {key: plan for key, plan in found.items() if plan is not None}
     if not whole:
         raise CorruptDataError(
@@ -81,8 +84,8 @@ def repair_metadata(store: StoreReader, keys: Iterable[str]) -> list[str]:
             wanted.remove(key)
     pair = (MODEL_FILES_KEY, MODEL_FILES_COPY_KEY)
     for key, other in (pair, pair[::-1]):
-        whole = _read_model_files(store.objects, other) if key in wanted else None
-        if whole is not None and _put_back(store.objects, store.plan_file, key, whole):
+        whole = _read_record(store.objects, other, _model_files_of) if key in wanted else None
+        if whole is not None and _put_back(store.objects, store.plan_file, key, whole[0]):
             written.append(key)
     return written
 
@@ -95,13 +98,14 @@ def repair_descriptions(store: StoreReader) -> list[str]:
     written = []
     for name in sorted({*names(store), *copies(store)}):
         keys = (spec_key(name), copy_key(name))
-        found = {key: _read_description(store.objects, key, name) for key in keys}
-        whole = [data for data in found.values() if data is not None]
+        described_in = partial(_description_of, name=name)
+        found = {key: _read_record(store.objects, key, described_in) for key in keys}
+        whole = [record for record in found.values() if record is not None]
         if len(whole) == 1:
+            [(data, described)] = whole
             lost = keys[0] if found[keys[0]] is None else keys[1]
-            described = read_description(whole[0], name, name)
             if lost == keys[0] or described.has_copy or store.objects.size(lost) is not None:
-                store.objects.replace(lost, whole[0])
+                store.objects.replace(lost, data)
                 written.append(lost)
     return written
 
@@ -119,41 +123,30 @@ def put_back_from(store: StoreReader, other: StoreReader, keys: Iterable[str]) -
     return written
 
 
-def _read_description(objects: Objects, key: str, name: str) -> bytes | None:
-    """Return the sealed description of a set, or None if it cannot be read or is another's."""
+def _read_record(
+    objects: Objects, key: str, record_of: Callable[[bytes, str], Record]
+) -> tuple[bytes, Record] | None:
+    """Return a sealed record with its bytes, or None if it cannot be read or is another's."""
     try:
         data = objects.read(key)
-        read_description(data, name, f"{objects.url}/{key}")
+        return data, record_of(data, f"{objects.url}/{key}")
     except (FileNotFoundError, FormatError, CorruptDataError):
         return None
     except RunFaultError as error:
         raise_if_outside(error)
         return None
-    return data
 
 
-def _read_model_files(objects: Objects, key: str) -> bytes | None:
-    """Return the sealed record of the model's files, or None if it cannot be read."""
-    try:
-        data = objects.read(key)
-        unseal(data, ModelFiles, f"{objects.url}/{key}")
-    except (FileNotFoundError, FormatError, CorruptDataError):
-        return None
-    except RunFaultError as error:
-        raise_if_outside(error)
-        return None
-    return data
+def _description_of(data: bytes, where: str, *, name: str) -> FeaturesSpec:
+    return read_description(data, name, where)
 
 
-def _read_plan(objects: Objects, key: str) -> tuple[bytes, PlanFile] | None:
-    try:
-        data = objects.read(key)
-        return data, unseal(data, PlanFile, f"{objects.url}/{key}")
-    except (FileNotFoundError, FormatError, CorruptDataError):
-        return None
-    except RunFaultError as error:
-        raise_if_outside(error)
-        return None
+def _plan_of(data: bytes, where: str) -> PlanFile:
+    return unseal(data, PlanFile, where)
+
+
+def _model_files_of(data: bytes, where: str) -> ModelFiles:
+    return unseal(data, ModelFiles, where)
 
 
 def _put_back(objects: Objects, plan_file: PlanFile, key: str, data: bytes) -> bool:
