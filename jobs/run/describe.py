@@ -37,7 +37,7 @@ def info_of(store: Store) -> InfoReport:
         n_shards_done=len(done),
         n_pooled_shards=store.n_shards(POOLED),
         n_pooled_shards_done=len(store.done(POOLED)) if plan.pools else 0,
-        corpus_left_out=[*files.corpus_left_out] if files else [],
+        corpus_left_out=files.corpus_left_out if files else (),
         token_columns={n: list(v) for n, v in store.documents.token_column_names.items()},
         n_stored_bytes=store.n_stored_bytes(),
         features=[_features(store, name) for name in names(store)],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from actlas.jobs.run.reports.base import Part, Report, Text
+from actlas.jobs.run.reports.base import MayLack, Part, Report, Text
 from actlas.store.format.schema import FeaturesSpec, HookpointSpec, Plan
 
 
@@ -98,8 +98,10 @@ class HookpointStatistics(Part):
     """Largest value."""
 
 
-class InfoReport(Report):
+class InfoReport(MayLack, Report):
     """Output of ``actlas info --json``."""
+
+    MAY_LACK: ClassVar[tuple[str, ...]] = ("corpus_left_out",)
 
     store: Text
     """Path or URL of the store."""
@@ -113,9 +115,9 @@ class InfoReport(Report):
     """Number of shards of pooled rows."""
     n_pooled_shards_done: int
     """Number of finished shards of pooled rows."""
-    corpus_left_out: list[Text]
-    """A line for each reason for which files of the corpus were not read; empty also for stores of
-    earlier versions, which do not record it."""
+    corpus_left_out: tuple[Text, ...] = ()
+    """A line for each reason for which files of the corpus were not read. Absent if there is none,
+    and for stores of earlier versions, which do not record it."""
     token_columns: dict[str, list[Text]]
     """Names of the values of each column of tokens."""
     n_stored_bytes: int

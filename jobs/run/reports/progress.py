@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
-
-from actlas.jobs.run.reports.base import Part, Report, Text
+from actlas.jobs.run.reports.base import MayLack, Part, Report, Text
 
 
-class _MayHaveLost(Part):
-    """An object whose field ``lost`` is left out of the output if it is empty."""
-
-    @model_serializer(mode="wrap")
-    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        return fields if fields["lost"] else {k: v for k, v in fields.items() if k != "lost"}
-
-
-class ShardCounts(_MayHaveLost):
+class ShardCounts(MayLack):
     """Shards of a job."""
+
+    MAY_LACK: ClassVar[tuple[str, ...]] = ("lost",)
 
     all: int
     """Number of shards."""
@@ -80,8 +71,10 @@ class JobProgress(Part):
     """Shards in quarantine with their errors."""
 
 
-class DerivedProgress(_MayHaveLost):
+class DerivedProgress(MayLack):
     """Progress of a job derived from the rows, such as ``encode.NAME`` or ``index.NAME``."""
+
+    MAY_LACK: ClassVar[tuple[str, ...]] = ("lost",)
 
     job: Text
     """Name of the job."""

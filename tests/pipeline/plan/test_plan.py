@@ -129,7 +129,7 @@ def test_what_a_folder_leaves_out_is_recorded(tmp_path: Path, stories: str) -> N
     store = plan(tmp_path, stories, corpus=str(folder))
     (folder / "later.pdf").write_text("x")
     kept = info_of(open_store(store.path)).corpus_left_out
-    assert kept == ["1 hidden: .hidden", kept[1]] and kept[1].startswith("11 of a kind that is not")
+    assert kept == ("1 hidden: .hidden", kept[1]) and kept[1].startswith("11 of a kind that is not")
     assert "0.zip, 1.zip" in kept[1] and kept[1].endswith("and 7 more")
     shown = CliRunner().invoke(cli, ["info", store.path]).stdout
     assert kept[1] in shown and "left out" in shown and "\x1b" not in shown
