@@ -13,7 +13,7 @@ from actlas.store.ledger.receipts import EXTRACT, POOLED
 from actlas.store.store import open_store
 
 if TYPE_CHECKING:
-    from actlas.pipeline.extract.extract import ComputedShard
+    from actlas.pipeline.extract.computed import ComputedShard
 
 MIN_MEASURED_S = 0.3
 """The bare forward pass must run for so many seconds, for its speed to be reported."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from actlas.pipeline.extract.computed import ComputedShard
 from actlas.pipeline.extract.inputs import batch_inputs, shard_batches
 from actlas.pipeline.extract.loss import NextTokenLoss, next_tokens
 from actlas.pipeline.forward.batching import Batch, Inputs, padding_share
@@ -45,28 +44,6 @@ from actlas.store.write.commit import commit_shard
 
 MIN_CHUNK_TOKENS = 16
 """Smallest token budget of a chunk, when a device runs out of memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class ComputedShard:
-    """The activations of one shard, computed and not yet written.
-
-    Attributes
-    ----------
-    shard : int
-        The shard, from 0.
-    activations : dict of str to ndarray, shape [rows of the shard, units]
-        By hookpoint, in the plan's dtype and in storage order.
-    run : dict
-        Facts about the computation, for the receipt.
-    loss : ndarray of float32, shape [rows of the shard], or None
-        The next-token loss of each row in nats, where the plan includes it.
-    """
-
-    shard: int
-    activations: dict[str, NDArray[Any]]
-    run: dict[str, Any]
-    loss: NDArray[np.float32] | None = None
 
 
 class Extractor:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 
+from actlas.pipeline.extract.computed import ComputedPooledShard
 from actlas.pipeline.extract.extract import Extractor
 from actlas.pipeline.extract.inputs import range_batches
 from actlas.pipeline.extract.pooling import Pooler
@@ -18,26 +16,6 @@ from actlas.store.ledger.receipts import POOLED
 from actlas.store.read.reader import StoreReader
 from actlas.store.verify.repair_shard import repair_pooled
 from actlas.store.write.commit import commit_pooled
-from actlas.store.write.outputs import PooledRows
-
-
-@dataclass(frozen=True, slots=True)
-class ComputedPooledShard:
-    """The pooled rows of one shard, computed and not yet written.
-
-    Attributes
-    ----------
-    shard : int
-        The shard, from 0.
-    pooled : dict of (hookpoint, pool) to ndarray of float32, shape [documents, units]
-        The pooled rows.
-    run : dict
-        Facts about the computation, for the receipt.
-    """
-
-    shard: int
-    pooled: PooledRows
-    run: dict[str, Any]
 
 
 class PooledExtractor(Extractor):
