@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from support.pages import (
@@ -16,6 +17,8 @@ from support.pages import (
     options_of,
     spans,
 )
+
+from actlas.jobs.config import resolve
 
 LANGUAGES = {"sh", "python", "text", "json", "yaml"}
 """``sh`` and ``python`` are run, or marked; the others are shown."""
@@ -59,8 +62,25 @@ def test_each_command_line_has_known_options_and_all_arguments(block: Block) -> 
 
 
 @pytest.mark.parametrize("page", [*PAGES, ALL_PAGES[-2]], ids=lambda page: str(page.name))
-def test_commands_in_the_text_have_known_options(page: object) -> None:
-    for words in spans(page):  # type: ignore[arg-type]
+def test_commands_in_the_text_have_known_options(page: Path) -> None:
+    for words in spans(page):
         command, rest = command_of([w for w in words if w not in ("…", "...")])
         unknown = {w.split("=")[0] for w in rest if re.match(r"--?[a-z]", w)} - options_of(command)
         assert not unknown, f"actlas {' '.join(words)}: {unknown}"
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=place)
+def test_each_configuration_has_known_keys(block: Block, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(block.text)
+    assert resolve({"plan": {}, "run": {}}, (), str(file)).plan
+
+
+def test_the_commands_of_the_demo_parse() -> None:
+    demo = (ROOT / "docs" / "demo.sh").read_text()
+    lines = re.findall(r"^run (actlas (?:.*\\\n)*.*)$", demo, re.MULTILINE)
+    commands = [words for words, _ in command_lines("\n".join(lines))]
+    assert len(commands) > 10
+    for words in commands:
+        command, rest = command_of(words[1:])
+        command.make_context(command.name, rest).close()
