@@ -287,6 +287,8 @@ def test_every_error_with_evil_names(tmp_path: Path, verb: Verb, model: Path) ->
         ("sae", "encode", store, "--sae", foreign),
         ("sae", "encode", store, "--sae", write_sae(tmp_path / evil("sae"), 24)),
         ("sae", "index", store, "--sae", name),
+        ("export", store, tmp_path / evil("plain"), "--hookpoints", name),
+        ("export", tmp_path / name, tmp_path / "plain"),
         ("contexts", store, "--sae", name, "--feature", 1),
         ("contexts", store, "--hookpoint", name, "--unit", 1),
     ]
