@@ -34,4 +34,12 @@ def store_around(path: Path) -> Path | None:
         Anything, existing or not.
     """
     folders = Path(os.path.abspath(path)).parents  # noqa: PTH100 - keep links
-    return next((folder for folder in folders if (folder / "ledger/plan.json").exists()), None)
+    return next((folder for folder in folders if _there(folder / "ledger/plan.json")), None)
+
+
+def _there(file: Path) -> bool:
+    """Return whether a file exists; not where its path is none that a file system could have."""
+    try:
+        return file.exists()
+    except OSError:
+        return False

@@ -213,7 +213,8 @@ def unchanged(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def check(done: Result, code: int, words: str) -> None:
     assert done.exit_code == code, done.output
-    said = [line for line in done.stderr.splitlines() if not line.startswith("planning ")]
+    progress = ("planning ", "reading ")
+    said = [line for line in done.stderr.splitlines() if not line.startswith(progress)]
     assert words in said[-1], done.stderr
     assert said[0].startswith(("error: ", "Usage: ")) and "Traceback" not in done.output
     assert len(said) == 1 or said[0].startswith("Usage: "), "one line, or click's four"

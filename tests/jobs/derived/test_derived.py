@@ -168,7 +168,8 @@ def test_a_pass_makes_blocks_as_long_as_they_come_in_turn(
 def test_blocks_in_quarantine(executor: str, store: Store, whole: Store, tmp_path: Path) -> None:
     first, poison, *_ = blocks(whole)
     plant(tmp_path, {poison: ["raise"] * 3})
-    run = {"executor": executor, "workers": 2, "max_memory_bytes": MEMORY_BYTES}
+    n_workers = 2 if executor == "ray" else 1
+    run = {"executor": executor, "workers": n_workers, "max_memory_bytes": MEMORY_BYTES}
     with pytest.raises(QuarantineError, match=f"blocks in quarantine \\({poison}\\)") as error:
         actlas.index_sae(store, "made", **run)
     assert error.value.exit_code == EXIT_QUARANTINE
@@ -342,7 +343,7 @@ def check_repair(store: Store, run: Any, tmp_path: Path) -> None:
     assert (found[key].job, found[key].shard) == ("norms.resid_post.0", 2)
     assert (found[key].start, found[key].stop) == store.shard_range(2)
     stray.unlink()
-    made = repair(store.path, executor=run.executor, workers=2)
+    made = repair(store.path, executor=run.executor, workers=run.workers)
     assert made.exit_code == EXIT_DONE and made.derived == ("norms.resid_post.0",), made
     store = actlas.open(store.path)
     assert verify(store, full=True).ok
