@@ -117,11 +117,14 @@ class _Arranged(NamedTuple):
 
 
 class _Scratch(threading.local):
-    """Memory of a reading thread that stays in the processor's cache: a chunk, and its bytes."""
+    """Memory of a reading thread that stays in the processor's cache: a chunk, and its bytes.
+
+    There is one of each for all arrays, and it is as large as the largest chunk.
+    """
 
     def __init__(self) -> None:
         self.encoded = memoryview(bytearray())
-        self.rows: dict[str, NDArray[Any]] = {}
+        self.decoded = np.empty(0, dtype=np.uint8)
 
     def read(self, array: LazyArray, shard: int, chunk: int) -> NDArray[Any]:
         """Return the rows of a chunk, which are valid until the next call."""
@@ -131,10 +134,10 @@ class _Scratch(threading.local):
             self.encoded = memoryview(bytearray(n_bytes))
         out = None
         if spec.blosc is not None:
-            if spec.path not in self.rows:
-                shape = (spec.chunk_rows, *spec.shape[1:])
-                self.rows[spec.path] = np.empty(shape, dtype=spec.numpy_dtype)
-            out = self.rows[spec.path]
+            if len(self.decoded) < n_bytes:
+                self.decoded = np.empty(n_bytes, dtype=np.uint8)
+            shape = (spec.chunk_rows, *spec.shape[1:])
+            out = self.decoded[:n_bytes].view(spec.numpy_dtype).reshape(shape)
         return array.reader(shard).read_chunk(chunk, out, self.encoded)
 
 
@@ -222,11 +225,8 @@ class ShuffleBuffer(Generic[Tag]):
             The generator is continued in a forked process, which does not have its threads.
         """
         first = next(requests, None)
-        if first is not None:  # a chunk of another width fails here, before memory is allocated
-            for array in self.arrays:
-                shard, block = divmod(int(first[1].block.min()), self.blocks.chunks_per_shard)
-                each = self.blocks.chunk_rows // array.spec.chunk_rows
-                array.reader(shard).read_chunk(block * each)
+        if first is not None:
+            self._try(first[1])
             requests = itertools.chain([first], requests)
         # Bound here: when a generator is left open to the interpreter's end, modules are empty.
         getpid, ending = os.getpid, sys.is_finalizing
@@ -265,6 +265,19 @@ class ShuffleBuffer(Generic[Tag]):
                 executor.shutdown(wait=getpid() == process, cancel_futures=True)
                 if getpid() == process:
                     self._kept = every
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for another process, which allocates memory of its own."""
+        return {**self.__dict__, "_kept": []}
+
+    def _try(self, request: Request) -> None:
+        """Read a chunk of each array: one of another width fails before memory is allocated."""
+        if not len(request.block):  # a rank's part of a group may be empty
+            return
+        shard, block = divmod(int(request.block.min()), self.blocks.chunks_per_shard)
+        for array in self.arrays:
+            each = self.blocks.chunk_rows // array.spec.chunk_rows
+            array.reader(shard).read_chunk(block * each)
 
     def _memory(self) -> _Memory:
         """Return memory for a group."""

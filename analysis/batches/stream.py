@@ -21,7 +21,7 @@ Rows = TypeVar("Rows")
 
 
 class Batch(NamedTuple, Generic[Rows]):
-    """A batch of rows in random order.
+    """A batch of rows, drawn at random from all over the group.
 
     Attributes
     ----------

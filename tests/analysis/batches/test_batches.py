@@ -6,6 +6,7 @@ import gc
 import itertools
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -261,6 +262,29 @@ def test_several_hookpoints_give_the_same_rows(tmp_path: Path) -> None:
                 batches(store, wrong)
         with pytest.raises(HookpointError, match="this store has"):
             batches(store, [names[0], "resid_post.9"])
+
+
+def test_a_rank_whose_part_of_the_next_group_is_empty_goes_on(store: Store) -> None:
+    options: dict[str, Any] = {"batch_size": 50, "buffer_rows": 50}
+    whole = list(batches(store, HOOKPOINT, **options))
+    assert 0 < len(whole[-1].rows) < 50
+    rest = []
+    for rank in range(50):
+        stream = batches(store, HOOKPOINT, **options, rank=rank, world_size=50)
+        stream.load_state_dict({**stream.state_dict(), "step": len(whole) - 1})
+        rest += list(stream)
+    assert {len(batch.rows) for batch in rest} == {0, 1}
+    assert np.array_equal(rows_of(rest), whole[-1].rows)
+
+
+def test_a_stream_is_pickled_without_its_memory(store: Store) -> None:
+    stream = batches(store, HOOKPOINT, **OPTIONS)
+    size = len(pickle.dumps(stream))
+    first = list(stream)
+    assert abs(len(pickle.dumps(stream)) - size) < 100
+    again = pickle.loads(pickle.dumps(stream))
+    again.load_state_dict(batches(store, HOOKPOINT, **OPTIONS).state_dict())
+    assert same(list(again), first)
 
 
 def test_memory_is_kept_between_loops_and_one_group_takes_half(store: Store) -> None:
