@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actlas.pipeline.corpus.formats.base import Raw, Unreadable
+from actlas.pipeline.corpus.formats.base import Raw, Unreadable, select
 from actlas.pipeline.corpus.records import RawSource, ReadCounts, Record, Selection
 from actlas.pipeline.options import PlanOptions
 from actlas.store.display.text import listed
@@ -29,6 +29,9 @@ PREFIX = "memory:"
 
 DIGITS = 32
 """Hexadecimal digits of the digest in the name: 128 bits."""
+
+_MISSING = ("NAType", "NaTType")
+"""The types of pandas that stand for a missing value, beside NaN."""
 
 _EXPECTED = (
     "Expected strings, or mappings with a field of text ({'text': ..., 'label': ...}): a list or "
@@ -69,6 +72,7 @@ class GivenDocuments:
         source = self._source
         if hasattr(source, "itertuples"):
             names = [str(name) for name in source.columns]
+            select(selection.columns, names, names, Path("corpus"), f"the {self.kind}")
             rows: Iterable[Any] = (
                 dict(zip(names, row, strict=True))
                 for row in source.itertuples(index=False, name=None)
@@ -180,6 +184,12 @@ def _refuse(source: Any) -> None:
             "them, such as corpus=dataset['train'].",
             field="corpus",
         )
+    if isinstance(source, set | frozenset):
+        raise CorpusError(
+            f"corpus: got a {kind}, whose order is another one in each process. Expected documents "
+            "in an order, such as corpus=sorted(documents).",
+            field="corpus",
+        )
     if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
         raise CorpusError(f"corpus: got a {kind}. {_EXPECTED}", field="corpus")
     if not isinstance(source, list | tuple):
@@ -240,12 +250,11 @@ def _raw(row: Any, selection: Selection) -> Raw:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value without numpy's types; None for the NaN that pandas has for a missing one."""
+    """Return a value without numpy's types; None for what pandas has for a missing one."""
     if hasattr(value, "tolist"):  # arrays and numbers of numpy
         value = value.tolist()
-    if isinstance(value, float) and value != value:
-        return None
-    return value
+    nan = isinstance(value, float) and value != value
+    return None if nan or type(value).__name__ in _MISSING else value
 
 
 def _update(digest: Any, raw: Raw) -> None:

@@ -62,8 +62,14 @@ def test_plain_texts_and_missing_values() -> None:
     assert read(TEXTS)[0] == [(text, None) for text in TEXTS]
     assert read(np.array(TEXTS))[0] == [(text, None) for text in TEXTS]
     assert read(pd.Series(TEXTS))[0] == [(text, None) for text in TEXTS]
+    plain = [("a", None), ("b", None)]
     frame = pd.DataFrame({"text": ["a", "b"], "kind": ["S", float("nan")]})
     assert read(frame, label_field="kind")[0] == [("a", "S"), ("b", None)]
+    for missing in ("string", "Int64", "category", "datetime64[ns]"):
+        kinds = pd.Series([None, None]).astype(missing)
+        assert read(pd.DataFrame({"text": ["a", "b"], "kind": kinds}))[0] == plain
+        with pytest.raises(CorpusError, match="none of 2 records has a label"):
+            read(pd.DataFrame({"text": ["a", "b"], "kind": kinds}), label_field="kind")
     corpus = open_corpus(options_for(["a", {"words": "b"}, {"text": 3}, {"text": "c"}]))
     assert [record.text for record in corpus.records()] == ["a", "c"]
     assert sum(corpus.counts.skipped.values()) == 2
@@ -88,6 +94,7 @@ def test_the_name_is_that_of_what_a_plan_has_read() -> None:
         ({"text": ["a"]}, "corpus: got a dict. Expected strings, or mappings"),
         (b"text", "corpus: got a bytes"),
         (7, "corpus: got a int"),
+        ({"a", "b"}, "corpus: got a set, whose order .*sorted"),
         ([], "corpus: got an empty list"),
         ([("a", "S")], r"got a list with a tuple in it \(\('a', 'S'\)\)"),
         (datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)), r"dataset\['train'\]"),
@@ -97,6 +104,13 @@ def test_the_name_is_that_of_what_a_plan_has_read() -> None:
 def test_what_is_no_documents_is_refused(source: object, says: str) -> None:
     with pytest.raises(CorpusError, match=says):
         GivenDocuments(source)
+
+
+def test_a_name_of_two_columns_is_refused() -> None:
+    frame = pd.DataFrame([["a", "b", 1]], columns=["text", "text", "more"])
+    with pytest.raises(CorpusError, match=r"2 columns have the name 'text' \(columns 1, 2\)"):
+        read(frame)
+    assert read(frame.set_axis(["text", "more", "more"], axis=1))[0] == [("a", None)]
 
 
 def test_planned_extracted_and_resumed(tmp_path: Path) -> None:
