@@ -18,7 +18,7 @@ from actlas.analysis.figures import DPI, Figures, shown
 from actlas.analysis.localizer.contrast import Condition
 from actlas.analysis.localizer.masks import FILE_NAME, Mask
 from actlas.analysis.statistics.welch import Welch
-from actlas.store.display.text import counted, html_text
+from actlas.store.display.text import counted, html_text, printable
 from actlas.store.errors import StoreExistsError
 from actlas.store.statistics.moments import Moments
 
@@ -249,7 +249,7 @@ class Localization:
         self.mask.save(where / FILE_NAME)
 
     def __repr__(self) -> str:
-        return "\n".join([f"<{self._words()}>", *self.notes])
+        return "\n".join(map(printable, [f"<{self._words()}>", *self.notes]))
 
     def _words(self) -> str:
         a, b = self.conditions

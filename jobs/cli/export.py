@@ -45,13 +45,16 @@ def command(
     store.
     """
     opened = open_store(store)
-    say = NowAndThen()
-
-    def progress(done: int, total: int) -> None:
-        say(f"{count(done)} of {count(total)} chunks")
-
-    export(opened, out, dtype=dtype, hookpoints=hookpoints, overwrite=overwrite, progress=progress)
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    with NowAndThen() as say:
+        copy = export(
+            opened,
+            out,
+            dtype=dtype,
+            hookpoints=hookpoints,
+            overwrite=overwrite,
+            progress=lambda done, of: say(f"{count(done)} of {counted(of, 'chunk')} written"),
+        )
+    size = sum(file.stat().st_size for file in copy.rglob("*") if file.is_file())
     echo(
         f"done: {counted(opened.plan.n_tokens, 'row')} as {dtype}, {n_bytes(size)} -> "
         f"zarr.open({str(out)!r})"

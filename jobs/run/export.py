@@ -52,7 +52,7 @@ def export(
     HookpointError
         The store has no such hookpoint.
     ConfigError
-        A value is beyond the range of float16.
+        ``dtype`` is another one, or a value is beyond the range of float16.
     StoreExistsError
         The folder is not empty.
 
@@ -64,4 +64,4 @@ def export(
     chosen = [spec.name for spec in select_hookpoints(opened, hookpoints)]
     with output_folder(out, overwrite=overwrite) as staged:
         write_plain(opened, staged, dtype=dtype, hookpoints=chosen, progress=progress)
-    return Path(out)
+    return Path(out).expanduser()

@@ -153,11 +153,6 @@ class ImageCorpus(CorpusView):
         self.text_field = None
         self._text = "".join(patch_texts(grid))
 
-    @property
-    def uri(self) -> str:
-        """The original corpus, as given in the options."""
-        return self._corpus.uri
-
     def text_of(self, record: Record) -> str | Unreadable:
         """Return the text of the grid."""
         return Unreadable("no image") if record.image is None else self._text

@@ -10,8 +10,12 @@ _KINDS = {
     "cfg.json": "the folder of a sparse autoencoder",
     "checkpoint.safetensors": "the folder of an unfinished training",
     "mask.json": "the result of `actlas localize`",
-    "config.json": "the folder of a model",
 }
+
+_MODEL = b'"model_type"'
+"""What the configuration of a model has, and other files of this name do not have."""
+
+_LOOK_BYTES = 1 << 20
 
 
 def kind_of_folder(path: Path) -> str | None:
@@ -22,7 +26,16 @@ def kind_of_folder(path: Path) -> str | None:
     path : Path
         The folder.
     """
-    return next((kind for name, kind in _KINDS.items() if (path / name).exists()), None)
+    kind = next((kind for name, kind in _KINDS.items() if (path / name).exists()), None)
+    return "the folder of a model" if kind is None and _has_model(path) else kind
+
+
+def _has_model(path: Path) -> bool:
+    try:
+        with (path / "config.json").open("rb") as file:
+            return _MODEL in file.read(_LOOK_BYTES)
+    except OSError:
+        return False
 
 
 def store_around(path: Path) -> Path | None:

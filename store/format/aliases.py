@@ -115,7 +115,7 @@ _POST_NORM = re.compile(
 
 _INDEX = re.compile(r"\[(-?\d+|\*|:)\]")
 
-_SIDE = re.compile(r"(.+?)\.(output|input|inputs)((?:\.-?\w+)*)")
+_SIDE = re.compile(r"(.+)\.(output|input|inputs)((?:\.-?\w+)*)")
 
 Side = Literal["input", "output"]
 
@@ -269,8 +269,10 @@ def stored_name(
         ours = f"{stem}.{n_layers - 1 if layer == 'last' else n_layers // 2}"
     if ours in names:
         return ours
+    places = {(each.module, each.side): each.name for each in hookpoints}
+    if (ours, "output") in places:  # a path in which `output` may be the name of a module
+        return places[ours, "output"]
     if (place := module_place(ours)) is not None:
-        places = {(each.module, each.side): each.name for each in hookpoints}
         for path in place.paths:
             path = re.sub(r"\.-(\d+)\b", lambda found: f".{n_layers - int(found[1])}", path)
             if (path, place.side) in places:

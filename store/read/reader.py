@@ -244,7 +244,7 @@ class StoreReader:
         return self.documents[doc_idx]
 
     def _activations_of(self, start: int, stop: int) -> DocumentActivations:
-        activations = self.activations if self.plan.dense else Activations({}, self.name_of)
+        activations = self.activations if self.plan.dense else Activations({}, self._no_rows)
         return DocumentActivations(activations, self.row_of(np.arange(start, stop)))
 
     def statistics(self, hookpoint: str) -> Statistics:
@@ -335,6 +335,10 @@ class StoreReader:
                 "--pooled-only.",
                 path=self.path,
             )
+
+    def _no_rows(self, hookpoint: str) -> str:
+        self._require_dense()
+        return self.name_of(hookpoint)
 
     def _lazy(self, spec: ArraySpec) -> LazyArray:
         guard = JobGuard(self.completion, EXTRACT)

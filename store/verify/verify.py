@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
+from actlas.store.display.text import counted, printable
 from actlas.store.errors import CorruptDataError, FormatError, RunFaultError, StoreNotFoundError
 from actlas.store.format.schema import PlanFile
 from actlas.store.format.sealing import seal_of, unseal
@@ -58,9 +59,9 @@ class Report:
 
     def __repr__(self) -> str:
         read = "every byte" if self.full else "sizes and metadata"
-        found = f"{len(self.damages):,} damages" if self.damages else "no damage"
-        first = f", the first: {self.damages[0]}" if self.damages else ""
-        return f"<verified {read} of {self.n_objects:,} objects: {found}{first}>"
+        found = counted(len(self.damages), "damaged part") if self.damages else "no damage"
+        first = f", the first: {printable(str(self.damages[0]))}" if self.damages else ""
+        return f"<verified {read} of {counted(self.n_objects, 'object')}: {found}{first}>"
 
     @property
     def ok(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numcodecs.blosc import Blosc
@@ -108,8 +108,14 @@ def write_plain(
     NotExtractedError
         A shard has no receipt.
     ConfigError
-        A value is beyond float16's range; the message names hookpoint, row and value.
+        ``dtype`` is another one; or a value is beyond float16's range, and the message names
+        hookpoint, row and value.
     """
+    if dtype not in get_args(PlainDtype):
+        raise ConfigError(
+            f"dtype: got {dtype!r}, expected {' or '.join(map(repr, get_args(PlainDtype)))}.",
+            field="dtype",
+        )
     missing = {job: len(store.missing(job)) for job in store.jobs}
     if any(missing.values()):
         raise NotExtractedError(

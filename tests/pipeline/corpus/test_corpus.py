@@ -228,6 +228,17 @@ def test_a_missing_path(tmp_path: Path, name: str) -> None:
         corpus_of(tmp_path / name)
 
 
+def test_the_folder_of_a_model_is_no_corpus_but_a_folder_with_a_config_may_be(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}')
+    (tmp_path / "config.json").write_text('{"text": "b"}')
+    assert sorted(texts_of(tmp_path)) == ["a", "b"]
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(CorpusError, match="got the folder of a model, expected a corpus"):
+        corpus_of(tmp_path)
+
+
 def test_nothing_that_can_be_read(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"no corpus files in it"):
         corpus_of(tmp_path)

@@ -57,6 +57,14 @@ def test_a_stored_hookpoint_is_found_by_any_of_its_names(key: object, ours: str)
     assert stored(key) == ours
 
 
+def test_a_module_may_be_called_output() -> None:
+    """The blocks of BERT have such modules."""
+    path = "encoder.layer.3.output.dense"
+    spec = HookpointSpec(name="mlp_out.3", module=path, side="output", width=8)
+    assert stored_name(path, [spec], "BertModel", 6) == "mlp_out.3"
+    assert stored_name(f"{path}.output", [spec], "BertModel", 6) == "mlp_out.3"
+
+
 @pytest.mark.parametrize(
     ("key", "says"),
     [

@@ -15,7 +15,7 @@ import torch
 from support.stores import fill, words_columns
 
 import actlas
-from actlas.store.errors import MissingPackageError
+from actlas.store.errors import MissingPackageError, NotExtractedError
 from actlas.store.store import Store, as_store
 
 Make = Callable[..., Store]
@@ -36,6 +36,8 @@ def test_lengths_and_shapes_are_those_of_numpy_and_zarr(make: Make) -> None:
     assert lazy.chunks == theirs.chunks and lazy.shards == theirs.shards
     pooled = make(name="pooled.zarr", dense=False, pools=("mean",), hookpoints=(HOOKPOINT,))
     assert len(pooled) == pooled.plan.n_documents
+    with pytest.raises(NotExtractedError, match="none per token"):
+        pooled.document(0).activations["resid_post.0"]
 
 
 HOOKPOINT = {"name": "resid_post.0", "module": "layers.0", "side": "output", "width": 24}

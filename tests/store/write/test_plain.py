@@ -180,6 +180,8 @@ def test_what_cannot_be_exported_is_refused(make: Make, tmp_path: Path) -> None:
         actlas.export(store, tmp_path / "plain.zarr")
     with pytest.raises(HookpointError, match=r"'mlp\.\?\?': this store has resid_post\.0, mlp\.1"):
         actlas.export(store, tmp_path / "plain.zarr", hookpoints="mlp.??")
+    with pytest.raises(ConfigError, match=r"got 'bfloat16', expected 'float32' or 'float16'"):
+        actlas.export(store, tmp_path / "plain.zarr", dtype="bfloat16")  # type: ignore[arg-type]
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(StoreExistsError):
