@@ -82,6 +82,20 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "swin": {"embed_dim": 24, "image_size": 64},
     "swinv2": {"embed_dim": 24, "image_size": 64},
+    "donut-swin": {"embed_dim": 24, "image_size": 64},
+    "maskformer-swin": {"embed_dim": 24, "image_size": 64},
+    "swin2sr": {"embed_dim": 24, "image_size": 64},
+    "mimi": {"upsample_groups": 32},
+    "mimi_decoder": {"upsample_groups": 32},
+    "pocket_tts_audio_tokenizer": {"upsample_groups": 32},
+    "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 32},
+    "granite_speech5_ctc": {"context_size": 32},
+    "granite_speech5_encoder": {"context_size": 32},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
 }
 
