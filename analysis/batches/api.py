@@ -22,6 +22,7 @@ from actlas.store.format.array_spec import ArraySpec
 from actlas.store.format.layout import ceil_div
 from actlas.store.read.reader import StoreReader
 from actlas.store.shards.lazy_array import LazyArray
+from actlas.store.shards.tensors import torch_dtype
 from actlas.store.store import as_store
 
 __all__ = ["Batch", "Batches", "batches"]
@@ -94,7 +95,7 @@ def batches(
     world_size: int = 1,
     drop_last: bool = False,
     buffer_rows: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     special: bool = False,
     prefetch: bool = True,
     threads: int | None = None,
@@ -141,8 +142,8 @@ def batches(
         ``batch_size``. Default: one block of each shard, or an eighth of the rows if that is more;
         at most 262,144, and as many as fit 1 GiB. ``Batches.buffer_bytes`` is the memory of this
         rank.
-    dtype : torch dtype
-        The dtype of the batches.
+    dtype : torch dtype or str
+        The dtype of the batches, such as ``torch.bfloat16`` or ``"bfloat16"``.
     special : bool
         Whether to give the rows of special tokens too, in a store that keeps them. They are few,
         have nearly one direction and a very large norm, and a sparse autoencoder would learn little
@@ -224,7 +225,7 @@ def batches(
         epochs=epochs,
         rank=rank,
         world_size=world_size,
-        dtype=dtype,
+        dtype=torch_dtype(dtype),
     )
 
 

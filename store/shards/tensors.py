@@ -49,9 +49,24 @@ def to_torch(array: Shaped[NDArray[Any], "*shape"], dtype: Any = None, device: A
         tensor = torch.from_numpy(wide.view(np.int16)).view(torch.bfloat16)
     else:
         tensor = torch.from_numpy(wide)
-    if isinstance(dtype, str):
-        named = getattr(torch, dtype.removeprefix("torch."), None)
-        if not isinstance(named, torch.dtype):
-            raise ConfigError(f"dtype: got {dtype!r}, expected a torch dtype such as 'float32'.")
-        dtype = named
-    return tensor.to(dtype=dtype, device=device)
+    return tensor.to(dtype=None if dtype is None else torch_dtype(dtype), device=device)
+
+
+def torch_dtype(dtype: Any) -> Any:
+    """Return a dtype of torch, given itself or its name.
+
+    Parameters
+    ----------
+    dtype : torch dtype or str
+        ``torch.float32``, ``"float32"`` or ``"torch.float32"``.
+
+    Raises
+    ------
+    ConfigError
+        torch has no such dtype.
+    """
+    torch: Any = importlib.import_module("torch")
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise ConfigError(f"dtype: got {dtype!r}, expected a torch dtype such as 'float32'.")
+    return found

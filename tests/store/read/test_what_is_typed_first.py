@@ -114,6 +114,8 @@ def test_every_function_of_a_store_takes_it_or_its_path(make: Make, tmp_path: Pa
     for each in (store, store.path, Path(store.path)):
         assert as_store(each).plan == store.plan
         assert next(iter(actlas.batches(each, "mlp.1", batch_size=8)))[0].shape == (8, 40)
+        batch = next(iter(actlas.batches(each, "mlp.1", batch_size=8, dtype="bfloat16")))[0]
+        assert batch.dtype == torch.bfloat16
         assert actlas.dask_array(each, "mlp.1").shape == store.activations["mlp.1"].shape
     trained = actlas.train_sae(
         store.path, "mlp.1", tmp_path / "sae", d_sae=16, k=2, steps=2, batch_size=32
