@@ -10,11 +10,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actlas.analysis.batches.batch_memory import BatchMemory
 from actlas.analysis.batches.sampler import Request
 from actlas.store.format.array_spec import ArraySpec
 from actlas.store.shards.lazy_array import LazyArray
@@ -35,8 +35,6 @@ _TORCH = {
     "float32": torch.float32,
 }
 
-_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-
 
 class Group(NamedTuple):
     """The rows of a group in memory, batch after batch.
@@ -51,12 +49,15 @@ class Group(NamedTuple):
         Where batches begin and end in ``rows``.
     dtypes : tuple of torch dtype
         The dtype whose bits each array holds.
+    given : BatchMemory
+        The memory that batches are given in.
     """
 
     arrays: tuple[NDArray[Any], ...]
     rows: Integers
     edges: list[int]
     dtypes: tuple[torch.dtype, ...]
+    given: BatchMemory
 
     def cut(self, batch: int, dtype: torch.dtype) -> tuple[list[torch.Tensor], Integers]:
         """Return a batch, in memory of its own.
@@ -71,28 +72,16 @@ class Group(NamedTuple):
         Returns
         -------
         list of Tensor, each of shape [rows, units]
-            A new tensor of each array.
+            A tensor of each array.
         ndarray of int64, shape [rows]
             Row numbers in the store.
         """
         start, stop = self.edges[batch : batch + 2]
         each = zip(self.arrays, self.dtypes, strict=True)
-        tensors = [_converted(values[start:stop], stored, dtype) for values, stored in each]
+        tensors = [
+            self.given.converted(values[start:stop], stored, dtype) for values, stored in each
+        ]
         return tensors, self.rows[start:stop].copy()
-
-
-def _converted(values: NDArray[Any], stored: torch.dtype, dtype: torch.dtype) -> torch.Tensor:
-    """Return stored bits as a new tensor of a dtype."""
-    out = torch.empty(values.shape, dtype=dtype)
-    if dtype == stored:
-        np.copyto(out.view(_BITS[dtype]).numpy(), values)
-    elif stored == torch.bfloat16 and dtype == torch.float32:
-        # On this thread alone: torch's own threads would wait actively, on the cores that read
-        # and decode.
-        np.copyto(out.numpy(), values.view(ml_dtypes.bfloat16))
-    else:
-        out.copy_(torch.from_numpy(values).view(stored))
-    return out
 
 
 class _Arranged(NamedTuple):
@@ -201,6 +190,7 @@ class ShuffleBuffer(Generic[Tag]):
         self.ahead = ahead
         self.threads = threads
         self._kept: list[_Memory] = []
+        self._given = BatchMemory(2 * len(self.arrays))
 
     @property
     def n_bytes(self) -> int:
@@ -342,5 +332,6 @@ class ShuffleBuffer(Generic[Tag]):
             rows=rows,
             edges=wanted.edges.tolist(),
             dtypes=tuple(_TORCH[array.spec.dtype] for array in self.arrays),
+            given=self._given,
         )
         return _Arranged(within, place, first, group)

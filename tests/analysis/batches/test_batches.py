@@ -470,6 +470,31 @@ def test_memory_is_two_pools_and_does_not_grow(store: Store) -> None:
     assert max(held[2:]) < held[1] + stream.buffer_bytes
 
 
+def test_a_batch_is_memory_of_its_own_as_long_as_anything_refers_to_it(store: Store) -> None:
+    truth = plain(store)
+    stream = batches(store, HOOKPOINT, **OPTIONS, epochs=3)
+    kept: list[tuple[Any, NDArray[np.int64]]] = []
+    places = set()
+    for i, (x, rows) in enumerate(stream):
+        places.add(x.data_ptr())
+        if i % 5 == 0:
+            kept.append((x[3:].numpy() if i % 2 else x.view(-1)[:7].detach(), rows))
+        elif i % 5 == 1:
+            kept.append((x, rows))
+        else:
+            x.zero_()  # a trainer may write into it
+    for i, (some, rows) in enumerate(kept):
+        whole = truth[rows]
+        wanted = [whole, whole[3:], whole.reshape(-1)[:7]]
+        assert any(
+            np.array_equal(np.asarray(some), w) for w in wanted if w.shape == tuple(some.shape)
+        ), i
+    assert len(places) > len(kept) / 2
+    del some, kept, x
+    again = {x.data_ptr() for x, _ in batches(store, HOOKPOINT, **OPTIONS)}
+    assert len(again) <= 3
+
+
 def our_threads() -> int:
     return sum(t.name.startswith("actlas-batches") for t in threading.enumerate())
 
