@@ -112,7 +112,7 @@ def brain_map(found: Plotted) -> Figure:
             image, ax=list(axes), extend=beyond, fraction=0.03, pad=0.01, aspect=25
         )
         bar.set_label(
-            f"{_t_of(found)}\n{_words('red: {0} above {1}; line: smallest selected', found)}",
+            f"{_t_of(found)}\n{_words('red: {0} above {1}', found)}\nline: smallest selected",
             parse_math=False,
         )
         if np.isfinite(found.t_threshold) and abs(found.t_threshold) < float(norm.vmax or 0):
