@@ -266,7 +266,15 @@ def _update(digest: Any, raw: Raw) -> None:
     digest.update(data)
 
 
-def _hashable(value: object) -> str:
+def _hashable(value: object) -> Any:
+    """Return the JSON of a value of another type; it differs where what is read of it differs."""
     if isinstance(value, bytes | bytearray):
         return hashlib.sha256(value).hexdigest()
-    return value.isoformat() if hasattr(value, "isoformat") else type(value).__name__
+    if isinstance(value, Mapping):
+        return dict(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    text = str(value)
+    return f"{type(value).__name__} {'' if ' at 0x' in text else text}"  # no address in memory

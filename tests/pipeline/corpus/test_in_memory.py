@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import datasets
@@ -104,6 +106,13 @@ def test_the_name_is_that_of_what_a_plan_has_read() -> None:
 def test_what_is_no_documents_is_refused(source: object, says: str) -> None:
     with pytest.raises(CorpusError, match=says):
         GivenDocuments(source)
+
+
+@pytest.mark.parametrize("kind", [Decimal, Path, lambda x: MappingProxyType({"is": x})])
+def test_labels_of_any_type_are_part_of_the_digest(kind: Callable[[str], Any]) -> None:
+    rows = [[{"text": "a", "kind": "S"}, {"text": "b", "kind": kind(x)}] for x in "112"]
+    same, again, other = (read(each, label_field="kind")[1] for each in rows)
+    assert same == again != other
 
 
 def test_a_name_of_two_columns_is_refused() -> None:
