@@ -32,6 +32,10 @@ class BatchMemory:
         self.n_kept = n_kept
         self._kept: list[tuple[NDArray[np.uint8], weakref.ref[Any]]] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for another process, which allocates memory of its own."""
+        return {"n_kept": self.n_kept, "_kept": []}
+
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor with any content; nothing else refers to its memory.
 
