@@ -19,7 +19,7 @@ EXPECTED = {
     "records": ["fast.activations_whole.times", "none.token_id_whole.times"],
     "compression": ["embedded.fast.ratio", "document.none.cold.ms"],
     "extraction": ["embedded_all.ratio", "embedded_all.bytes_per_token"],
-    "startup": ["actlas_info.s", "actlas_help.cpu_s"],
+    "startup": ["actlas_info.s", "actlas_--help.cpu_s"],
     "peers": ["peers.embedded.actlas_fast.tokens_per_s"],
     "moments": ["64.the_pile.cpu_s_per_gb", "256.12_tokens_each.times_plain"],
     "batches": ["cold.none.actlas_float32.ratio", "mixing.long.in_order"],

@@ -62,7 +62,7 @@ def candidates(annotation: Any) -> list[Any]:
         bool: [True, False],
         int: [3, 64, 128],
         float: [0.5, 77.0],
-        str: ["another"],
+        str: ["another", ";"],
         type(None): [],
     }
     return made[annotation]

@@ -264,7 +264,7 @@ def test_from_python_by_the_name_of_a_set(tmp_path: Path, sae: Path) -> None:
     store = made_store(tmp_path / "run.zarr")
     assert actlas.encode_sae(store, sae, name="other", device="cpu").name == "other"
     assert actlas.encode_sae(store, "other", device="cpu").name == "other"
-    with pytest.raises(ConfigError, match="--name third is another"):
+    with pytest.raises(ConfigError, match="name= third is another"):
         actlas.encode_sae(store, "other", name="third", device="cpu")
 
 
