@@ -281,7 +281,8 @@ def test_a_stream_is_pickled_without_its_memory(store: Store) -> None:
     stream = batches(store, HOOKPOINT, **OPTIONS)
     size = len(pickle.dumps(stream))
     first = list(stream)
-    assert abs(len(pickle.dumps(stream)) - size) < 100
+    # What the store has read of its receipts since is small; a group alone is 16,000 bytes.
+    assert len(pickle.dumps(stream)) < size + 4000
     again = pickle.loads(pickle.dumps(stream))
     again.load_state_dict(batches(store, HOOKPOINT, **OPTIONS).state_dict())
     assert same(list(again), first)
