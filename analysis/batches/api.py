@@ -133,7 +133,8 @@ def batches(
         Epochs of one loop; None never ends.
     rank, world_size : int
         This rank, from 0, and the number of ranks, which divides ``batch_size``. Each rank gives
-        its ``batch_size / world_size`` rows of every batch.
+        its ``batch_size / world_size`` rows of every batch; of the last batch of an epoch it may
+        give fewer, or none, unless ``drop_last``.
     drop_last : bool
         Whether to leave out the rows at the end of an epoch that make no full batch; they differ
         from epoch to epoch.

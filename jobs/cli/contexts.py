@@ -11,6 +11,7 @@ import click
 from actlas.jobs.cli.flags import debug_option, json_option
 from actlas.jobs.cli.options import AtLeast, asked_for, run_options
 from actlas.jobs.derived.extremes import units_of
+from actlas.jobs.formatting import counted
 from actlas.jobs.output import check_file, write_whole
 from actlas.jobs.run.reports.analysis import ContextsReport, FeatureContexts
 from actlas.jobs.terminal import Line, Span, echo, is_terminal
@@ -147,6 +148,12 @@ def command(store: str, html: str | None, as_json: bool, **options: Any) -> None
     if html is not None:
         check_file(html)
     found = _contexts(open_store(store), options, asked_for(options).run)
+    if not found:
+        echo(
+            f"no feature of {options['sae']} is active on 0.1 % to 5 % of the tokens, from which "
+            "--some draws: give --feature F",
+            err=True,
+        )
     if as_json:
         bodies = [FeatureContexts(**contexts.to_json()) for contexts in found]
         several = options["some"] is not None
@@ -154,7 +161,7 @@ def command(store: str, html: str | None, as_json: bool, **options: Any) -> None
     elif html is not None:
         write_whole(html, contexts_page(found))
         n, titles = sum(map(len, found)), "; ".join(contexts.title for contexts in found)
-        echo(f"done: {n} contexts of {titles} -> {Path(html)}")
+        echo(f"done: {counted(n, 'context')} of {titles or 'no feature'} -> {Path(html)}")
     else:
         for number, contexts in enumerate(found):
             echo(*([""] if number else []), *lines(contexts, colour=is_terminal()))

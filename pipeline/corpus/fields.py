@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,13 +87,6 @@ def field_names(record: Mapping[str, Any]) -> list[str]:
         nested = field_names(value) if isinstance(value, Mapping) else []
         names += [f"{name}.{inner}" for inner in nested] or [str(name)]
     return names
-
-
-def listed(names: Iterable[str], limit: int = 20) -> str:
-    """Return at most ``limit`` names for a message, and the number of the others."""
-    shown = list(names)
-    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
-    return ", ".join(shown[:limit]) + more
 
 
 def label_of(value: Any) -> str | None:

@@ -15,7 +15,6 @@ from actlas.pipeline.corpus.fields import (
     Field,
     field_names,
     label_of,
-    listed,
 )
 from actlas.pipeline.corpus.formats.base import (
     MAX_DOCUMENT_BYTES,
@@ -27,7 +26,7 @@ from actlas.pipeline.corpus.formats.base import (
 from actlas.pipeline.corpus.image_files import image_of
 from actlas.pipeline.corpus.spans import ROLE, Span, column_name, spans_of
 from actlas.pipeline.options import PlanOptions
-from actlas.store.display.text import counted, printable
+from actlas.store.display.text import counted, listed, printable
 from actlas.store.errors import CorpusError
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from actlas.pipeline.hookpoints.names import collapse
 from actlas.pipeline.model.describe import load_config
 from actlas.pipeline.options import RunOptions
 from actlas.pipeline.plan.columns import DraftColumns, input_lengths
-from actlas.pipeline.plan.labels import label_doubts, names_with_counts, shortened
+from actlas.pipeline.plan.labels import label_doubts, names_with_counts
 from actlas.pipeline.plan.settings import Settings
 from actlas.pipeline.plan.store_size import Rates, StoreSize, store_size
-from actlas.store.display.text import counted, n_bytes
+from actlas.store.display.text import counted, listed, n_bytes
 from actlas.store.format.catalog import StoreArrays
 from actlas.store.format.schema import Plan
 
@@ -118,9 +118,9 @@ class Estimate:
                 continue
             names = [*folder.read]
             n_files = counted(len(names), "file")
-            yield "pinned", f"{n_files} of {of} by their sha256: {shortened(names)}"
+            yield "pinned", f"{n_files} of {of} by their sha256: {listed(names)}"
             if folder.ignored:
-                left = shortened(folder.ignored)
+                left = listed(folder.ignored)
                 yield "ignored", f"in the folder of {of}, and not read: {left}"
 
     def _tokens(self, *, labels: bool = False) -> Lines:

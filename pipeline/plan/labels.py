@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from actlas.pipeline.plan.columns import DraftColumns
-from actlas.store.display.text import counted, plural
+from actlas.store.display.text import counted, listed, plural
 
 MAX_NAMES = 20
 """Labels, names in a column of tokens, or files, that a line lists."""
@@ -26,8 +26,9 @@ def label_doubts(columns: DraftColumns, *, partial: bool) -> Iterator[str]:
     left_out, names = columns.labels_left_out, columns.label_names
     if left_out:
         noun = "label" if len(left_out) == 1 else plural("label")
+        names_of = listed(left_out, MAX_NAMES)
         yield (
-            f"no document of the plan has the {noun} {shortened(left_out)}, which the corpus has: "
+            f"no document of the plan has the {noun} {names_of}, which the corpus has: "
             "take more tokens (--max-tokens), or --sample uniform"
         )
     elif len(names) == 1 and partial:
@@ -52,15 +53,3 @@ def names_with_counts(names: Mapping[str, int], limit: int = MAX_NAMES) -> str:
     shown = sorted(names.items(), key=lambda pair: (-pair[1], pair[0]))
     more = f", and {len(shown) - limit:,} more" if len(shown) > limit else ""
     return ", ".join(f"{name} {n:,}" for name, n in shown[:limit]) + more
-
-
-def shortened(names: Sequence[str]) -> str:
-    """Return the first names of a list, and how many more there are.
-
-    Parameters
-    ----------
-    names : sequence of str
-        The names, in order.
-    """
-    more = f", and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more

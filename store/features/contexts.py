@@ -195,7 +195,7 @@ def contexts_page(several: Sequence[Contexts]) -> str:
     titles = [contexts.title for contexts in several]
     more = f" and {len(titles) - 1:,} more" if len(titles) > 1 else ""
     sections = zip(titles, (contexts._repr_html_() for contexts in several), strict=True)
-    return page_html(f"Contexts of {titles[0]}{more}", sections)
+    return page_html(f"Contexts of {titles[0]}{more}" if titles else "No contexts", sections)
 
 
 def _numbers(values: Sequence[float]) -> list[float | None]:

@@ -17,7 +17,7 @@ COUNTED, COUNTED_PARTS = 1 << 18, 64
 """Activations of a histogram, and runs of ranks that they come from where there are more."""
 
 SAMPLED_ROWS = 1 << 12
-"""Rows of the first shard that the histogram of a unit counts: documents are shuffled there."""
+"""Rows of the first shard that the histogram of a unit counts."""
 
 
 def of_feature(

@@ -109,9 +109,10 @@ _IN_BLOCK = re.compile(r"blocks\.([^.]+)\.(.*hook_.*)")
 _SCALED_EMBEDDING = re.compile(r"(Recurrent|T5)?Gemma|Bloom")
 
 _POST_NORM = re.compile(
-    r"(?!Modern)\w*?(Bert|Roberta|Electra|Deberta|MPNet|Camembert|Albert|XLM|Flaubert)"
+    r"(?!\w*(Modern|EuroBert|MegatronBert|PreLayerNorm|RobertaXL))"
+    r"\w*?(Bert|Roberta|Electra|Deberta|MPNet|Camembert|Albert|XLM|Flaubert)"
 )
-"""Architectures whose blocks norm the residual stream itself."""
+"""Architectures whose blocks norm the residual stream itself, without those with names alike."""
 
 _INDEX = re.compile(r"\[(-?\d+|\*|:)\]")
 

@@ -105,7 +105,8 @@ def test_what_a_hook_is_depends_on_the_model(name: str, architecture: str, says:
         lens_name(name, architecture)
     assert lens_name(name, "LlamaForCausalLM") is not None
     assert lens_name("blocks.1.hook_normalized_resid_post", architecture) == "resid_post.1"
-    assert lens_name("blocks.1.hook_resid_mid", "ModernBertModel") == "resid_mid.1"
+    for first in ("ModernBert", "EuroBert", "MegatronBert", "RobertaPreLayerNorm", "XLMRobertaXL"):
+        assert lens_name("blocks.1.hook_resid_mid", f"{first}Model") == "resid_mid.1", first
 
 
 def test_globs_are_answered_with_globs_and_other_names_are_left_alone() -> None:

@@ -33,6 +33,10 @@ def contexts(title: str, *entries: ActivationContext) -> Contexts:
     return Contexts(entries, title, {"density": "0.01"}, 2.0, of)
 
 
+def test_a_page_without_a_feature_says_so() -> None:
+    assert "<title>No contexts</title>" in contexts_page([])
+
+
 ENTRY = context(("one\n\n\ntwo ", "three", "\nfour"), (0.0, 2.0, 1.0))
 
 
