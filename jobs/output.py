@@ -169,7 +169,7 @@ def _require_free(path: Path, *, overwrite: bool) -> None:
     elif not path.exists() and not path.is_symlink():
         return
     raise StoreExistsError(
-        f"{path}: exists and is not empty; it is left as it is. Give another --out"
+        f"{path}: exists and is not empty; it is left as it is. Give another folder"
         + (", or --overwrite." if path.is_dir() and not overwrite else "."),
         path=str(path),
     )
