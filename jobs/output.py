@@ -12,6 +12,7 @@ from actlas.store.display.folders import store_around
 from actlas.store.errors import ConfigError, StoreExistsError
 from actlas.store.objects import leftovers
 from actlas.store.objects.faults import writing
+from actlas.store.write.plain import EXPORTED
 
 
 @contextmanager
@@ -162,7 +163,7 @@ def _sweep(path: Path) -> None:
 
 def _require_free(path: Path, *, overwrite: bool) -> None:
     if path.is_dir() and not path.is_symlink():
-        if overwrite and not (path / "zarr.json").exists():
+        if overwrite and not _is_array_data(path):
             return
         if not any(path.iterdir()):
             return
@@ -172,6 +173,14 @@ def _require_free(path: Path, *, overwrite: bool) -> None:
         f"{path}: exists and is not empty; it is left as it is. Give another folder"
         + (", or --overwrite." if path.is_dir() and not overwrite else "."),
         path=str(path),
+    )
+
+
+def _is_array_data(path: Path) -> bool:
+    """Whether a folder is a store or other Zarr data, which is never replaced; copies are."""
+    root = path / "zarr.json"
+    return (path / "ledger").exists() or (
+        root.exists() and EXPORTED.encode() not in root.read_bytes()
     )
 
 

@@ -28,6 +28,9 @@ from actlas.store.shards.lazy_array import LazyArray
 
 PlainDtype = Literal["float32", "float16"]
 
+EXPORTED = "actlas_export"
+"""The attribute of a copy that says what it was copied from."""
+
 CHUNK_BYTES = 4 << 20
 """The largest chunk of a plain array, uncompressed."""
 
@@ -129,7 +132,7 @@ def write_plain(
         "dtype": dtype,
         "plan": store.plan.model_dump(mode="json"),
     }
-    n_bytes = _write(folder / "zarr.json", metadata_bytes(group_metadata({"actlas_export": about})))
+    n_bytes = _write(folder / "zarr.json", metadata_bytes(group_metadata({EXPORTED: about})))
     groups = {parent for a in arrays for parent in Path(a.spec.path).parents} - {Path()}
     for group in sorted(groups):
         n_bytes += _write(folder / group / "zarr.json", metadata_bytes(group_metadata()))

@@ -157,6 +157,13 @@ def test_a_plain_copy_has_the_rows_in_plain_chunks(
         np.testing.assert_array_equal(copy[f"documents/{name}"][:], column[:])
     assert copy["documents/source"].attrs["names"] == list(store.documents.source_names)
     assert "sharding" not in (out / "activations/resid_post.0/zarr.json").read_text()
+    with pytest.raises(StoreExistsError, match=r"Give another folder, or overwrite=True"):
+        actlas.export(store, out)
+    actlas.export(store, out, hookpoints="mlp.1", overwrite=True)
+    assert sorted(zarr.open(out, mode="r")["activations"]) == ["mlp.1"]
+    with pytest.raises(StoreExistsError, match="it is left as it is"):
+        actlas.export(store, store.path, overwrite=True)
+    assert actlas.verify(store, full=True).ok
 
 
 def test_values_beyond_float16_are_refused_and_nothing_is_left(make: Make, tmp_path: Path) -> None:
