@@ -304,23 +304,27 @@ class Extractor:
             self.store, shard, self.tokens_per_batch, self.strategy, resume=self._prefill.cached
         )
 
-    def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.0) -> Rate:
-        """Measure the forward pass alone; see :mod:`actlas.pipeline.forward.cost.speed`.
+    def bare_forward_rate(self, shard: int = 0, *, max_seconds: float = 2.1) -> Rate:
+        """Measure the forward pass alone, in the best of some batch sizes on a CPU.
 
         Parameters
         ----------
         shard : int
             The shard whose batches are run.
         max_seconds : float
-            See :func:`actlas.pipeline.forward.cost.speed.bare_forward_rate`.
+            Seconds of all passes, as :func:`actlas.pipeline.forward.cost.speed.bare_forward_rate`
+            takes them for each batch size.
         """
-        batches = [batch for batch in self.batches(shard) if batch.chunk is None]
-        if not batches:
-            return Rate(0, 0.0)
+        own = self.tokens_per_batch
+        sizes = (own, own // 2, 2 * own) if self.device == "cpu" and own > 1 else (own,)
         inputs = partial(batch_inputs, self.store, pad_id=self.pad_id)
-        return bare_forward_rate(
-            self.model, self._read_at, batches, inputs, self.device, max_seconds
-        )
+        found = [Rate(0, 0.0)]
+        for n_tokens in sizes:
+            batches = shard_batches(self.store, shard, n_tokens, self.strategy)
+            if whole := [batch for batch in batches if batch.chunk is None]:
+                about = self.model, self._read_at, whole, inputs, self.device
+                found.append(bare_forward_rate(*about, max_seconds / len(sizes)))
+        return max(found, key=lambda rate: rate.tokens_per_s)
 
     def _record(self, batches: list[Batch], clock: Clock, waited_s: float) -> dict[str, Any]:
         return {

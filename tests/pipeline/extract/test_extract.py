@@ -30,6 +30,7 @@ from actlas.pipeline.extract.extract import Extractor
 from actlas.pipeline.forward.cost import memory
 from actlas.pipeline.forward.cost import speed as rate_module
 from actlas.pipeline.forward.cost.memory import Projection, batch_bytes, check_memory, shard_bytes
+from actlas.pipeline.forward.cost.speed import Rate
 from actlas.pipeline.forward.load import load_model
 from actlas.pipeline.model import host
 from actlas.pipeline.model.describe import load_tokenizer
@@ -434,13 +435,29 @@ def test_the_bare_forward_pass_is_measured_long_enough(
     llama: Store, monkeypatch: pytest.MonkeyPatch, pass_s: float, n_passes: int
 ) -> None:
     extractor = Extractor(llama, run_options(tokens_per_batch=16))
+    extractor.device = "cpu:0"  # a device by its number: one batch size is measured
     passes: list[int] = []
     extractor.model.model.layers[0].register_forward_hook(lambda *_args: passes.append(1))
     clock = itertools.count(0.0, pass_s)
     monkeypatch.setattr(rate_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    rate = extractor.bare_forward_rate(0)
+    rate = extractor.bare_forward_rate(0, max_seconds=2.0)
     assert rate.seconds == pytest.approx(n_passes * pass_s)
     assert len(passes) == 1 + n_passes  # the first runs once more before
+
+
+def test_a_run_is_compared_with_the_best_batch_size(
+    llama: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def rate(_model: Any, _read: Any, batches: list[Any], *_: Any) -> Rate:
+        sizes.append(max(batch.n_padded for batch in batches))
+        return Rate(100, 1.0 + abs(sizes[-1] - 30))  # the middle one is the fastest
+
+    monkeypatch.setattr(extract_module, "bare_forward_rate", rate)
+    found = Extractor(llama, run_options(tokens_per_batch=64)).bare_forward_rate(0)
+    assert len(sizes) == 3 and sizes[1] < sizes[0] < sizes[2] and sizes[2] <= 128
+    assert found == min((Rate(100, 1.0 + abs(n - 30)) for n in sizes), key=lambda r: r.seconds)
 
 
 def test_devices() -> None:
