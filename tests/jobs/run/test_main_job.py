@@ -115,6 +115,7 @@ def test_every_row_of_every_block_is_transformers_own(
         model=str(shared / "models/stories260K"),
         corpus=str(corpus),
         dtype="float32",
+        shard_rows=1024,  # so that documents cross borders
         order=order,
         executor=executor,
         workers=2 if executor == "ray" else 1,
