@@ -12,8 +12,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import ml_dtypes
+import numpy as np
+
 from benchmarks import harness
 from benchmarks.harness import ROOT, Report, Table, figure_name
+from benchmarks.stores import store_of
 
 ROUNDS = 3
 TORCH = "python -c 'import torch'"
@@ -31,11 +35,11 @@ class Start(NamedTuple):
     until: str = ""
 
 
-def starts(store: str, new: str, n_tokens: int) -> list[Start]:
+def starts(store: str, new: str) -> list[Start]:
     """Return the commands, each with its bar."""
     actlas = [sys.executable, "-m", "actlas.jobs.cli"]
     extract = [*actlas, "extract", new, "--model", "builtin:actlas-6m"]
-    extract += ["--corpus", "builtin:python-docs", "--max-tokens", str(n_tokens)]
+    extract += ["--corpus", "builtin:python-docs", "--max-tokens", "30000"]
     return [
         Start(TORCH, [sys.executable, "-c", "import torch"], None),
         Start("actlas --help", [*actlas, "--help"], 0.3),
@@ -94,16 +98,14 @@ def run(quick: bool) -> Report:
     with tempfile.TemporaryDirectory(prefix="actlas-bench-") as name:
         folder = Path(name)
         store = str(folder / "s.zarr")
-        n_tokens = 500 if quick else 30_000
-        whole = [each for each in starts("", store, n_tokens) if each.name.endswith("rows")]
-        timed(whole[0])
+        store_of(Path(store), np.zeros((4096, 256), ml_dtypes.bfloat16), "dense", 1024)
         seconds: dict[str, list[tuple[float, float]]] = {}
-        listed = starts(store, "", n_tokens)
+        listed = starts(store, "")[: 4 if quick else None]
         for n in range(1 if quick else ROUNDS):
             for i in range(len(listed)):
                 new = str(folder / f"{n}-{i}.zarr")
                 at = i if n % 2 == 0 else len(listed) - 1 - i
-                start = starts(store, new, n_tokens)[at]
+                start = starts(store, new)[at]
                 seconds.setdefault(start.name, []).append(timed(start))
     torch_s = statistics.median(wall for wall, _ in seconds[TORCH])
     for start in listed:

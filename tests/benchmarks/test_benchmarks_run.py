@@ -33,7 +33,7 @@ LIBRARIES = {
     "records": (),
     "compression": ("torch", "transformers"),
     "extraction": ("torch", "transformers"),
-    "startup": ("torch", "transformers"),
+    "startup": ("torch",),
     "peers": ("torch", "transformers"),
     "moments": (),
     "batches": ("torch",),

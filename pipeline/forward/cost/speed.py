@@ -29,7 +29,7 @@ from actlas.pipeline.model.vision import blank_pixels
 from actlas.store.errors import HookpointError
 from actlas.store.format.schema import HookpointSpec
 
-MAX_SECONDS = 1.2
+MAX_SECONDS = 0.8
 """Seconds of passes for an estimate; building a model for them takes some tenths more."""
 
 TIMED_PARAMETERS = 4_000_000
