@@ -143,14 +143,14 @@ def ablate(
     masks = masks_to_compare(chosen, random, seed)
     windows, texts = read_windows(settings, max_tokens)
     continued = read_prompts(settings, prompts, new_tokens, texts)
-    computed = settings.model.compute_dtype
-    on_stderr(f"loading {settings.model.spec.id}; computed in {computed.name} ({computed.reason})")
     loaded = load_model(settings.model.spec, str(settings.model.folder), device)
     sampling = Sampling(new_tokens, temperature, seed, _stop_ids(settings, loaded))
     with quiet(), torch_threads(threads), NowAndThen() as say:
         batching, why = loss_batching(loaded, windows)
         if batching != "padded":
             on_stderr(f"batches: {BATCHING[batching]}, because {why}")
+        dtype = settings.model.compute_dtype
+        on_stderr(f"compute: {dtype.name}, {dtype.reason}")
         conditions, samples = compare(
             loaded,
             masks,
