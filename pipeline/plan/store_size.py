@@ -169,7 +169,7 @@ def store_size(
     jobs = {job: specs for job, specs in jobs.items() if specs}
     n_shards = {job: specs[0].n_shards for job, specs in jobs.items()}
     receipts = sum(n_shards[job] * _receipt_bytes(plan, specs) for job, specs in jobs.items())
-    receipts += len(jobs) * RECEIPT_BYTES  # a record that the job was finished
+    receipts += 2 * len(jobs) * RECEIPT_BYTES  # a record that the job was finished, and its copy
     entries = {f"ledger/receipts/{job}": n for job, n in n_shards.items()}
     entries |= {f"{spec.path}/c": spec.n_shards for spec in arrays.all().values()}
     first = next(iter(jobs.values()))
@@ -177,7 +177,7 @@ def store_size(
     return StoreSize(
         parts=(
             *(_part(name, specs, rates) for name, specs in groups.items() if specs),
-            Part("receipts", sum(n_shards.values()) + len(jobs), receipts),
+            Part("receipts", sum(n_shards.values()) + 2 * len(jobs), receipts),
             _metadata(plan, arrays, files),
         ),
         ratio=ratio,

@@ -208,7 +208,9 @@ def test_every_answer_is_lost_and_is_asked_for_again(
         monkeypatch.setattr(module, "PING_S", 0.02)
     plant(tmp_path, {3: ["raise"]})
     assert run_extraction(store, options("ray"), make_fake).exit_code == EXIT_DONE
-    assert sorted(attempted(tmp_path)) == sorted([*range(12), 3])
+    again = Counter(attempted(tmp_path)) - Counter(range(12))
+    # A worker with a fault is replaced, which may have begun the shard behind the failed one.
+    assert again.pop(3) == 1 and again.total() <= 1
     check_whole(store)
 
 

@@ -85,7 +85,7 @@ def test_a_file_that_is_not_read_may_change(folder: Path) -> None:
 
 def test_the_plan_names_what_is_pinned_and_what_is_ignored(folder: Path) -> None:
     corpus = folder.parent / "corpus.jsonl"
-    found = run("plan", folder.parent / "x", "--model", folder, "--corpus", corpus)
+    found = run("plan", folder.parent / "x", "--model", folder, "--corpus", corpus, "--verbose")
     lines = {line.split()[0]: line for line in found.output.splitlines() if line.strip()}
     assert "generation_config.json" in lines["pinned"] and "tekken.json" in lines["pinned"]
     assert lines["ignored"].endswith("not read: README.md")

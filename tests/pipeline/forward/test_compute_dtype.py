@@ -113,7 +113,7 @@ def test_a_plan_records_the_dtype_and_every_run_keeps_to_it(
     given = ("--model", "builtin:actlas-6m", "--corpus", corpus, "--hookpoints", "resid_post.2")
     machine(monkeypatch, planner)
     shown = call("plan", path, *given, "--shard-rows", 16, "--with-loss")
-    assert f"compute  {name}: " in shown
+    assert f" in {name} (" in shown
     before = (path / "ledger/plan.json").read_bytes()
     # A machine of the other kind extracts.
     measured = machine(monkeypatch, SLOW + FAST - planner)
@@ -130,7 +130,7 @@ def test_a_plan_records_the_dtype_and_every_run_keeps_to_it(
     machine(monkeypatch, FAST)
     other = tmp_path / "other.zarr"
     forced = ("--shard-rows", 16, "--with-loss", "--model-dtype", name, *run)
-    assert f"compute  {name}: requested" in call("extract", other, *given, *forced)
+    assert f" in {name} (" in call("extract", other, *given, *forced)
     for column in (lambda s: s.activations["resid_post.2"], lambda s: s.rows.columns["loss"]):
         found, same = (column(actlas.open(at))[:].astype(np.float32) for at in (path, other))
         assert np.array_equal(found, same, equal_nan=True)

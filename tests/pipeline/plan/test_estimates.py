@@ -103,7 +103,8 @@ def lying_there(root: Path) -> tuple[Counter[str], Counter[str]]:
         if parts[0] == "ledger" and parts[1] in ("lease", "logs", "staging"):
             continue
         part = "metadata" if parts[0] == "ledger" or parts[-1] == "zarr.json" else parts[0]
-        part = "receipts" if parts[:2] == ("ledger", "receipts") else part
+        if parts[:2] in (("ledger", "receipts"), ("ledger", "repairing")):
+            part = "receipts"
         part = "activations/" + parts[1] if part == "activations" else part
         n_bytes[part] += path.stat().st_size
         files[part] += 1

@@ -376,10 +376,10 @@ def test_an_estimate_reads_well(tmp_path: Path, stories: str) -> None:
     write(tmp_path / "a.jsonl", made_up(50))
     lines = estimate(PlanOptions(model=stories, corpus=str(tmp_path / "a.jsonl"))).lines()
     assert [line.split()[0] for line in lines] == [
-        *("corpus", "pinned", "ignored", "rows", "store", "ratio"),
+        *("corpus", "warning", "pinned", "ignored", "rows", "store", "ratio"),
         *("objects", "shards", "compute", "time", "memory"),
     ]
-    assert re.search(r"resid_post\.0 to resid_post\.4, 5 hookpoints each", lines[3])
+    assert re.search(r"resid_post\.0 to resid_post\.4, 5 hookpoints each", lines[4])
     assert all(len(line) < 200 for line in lines)
 
 
