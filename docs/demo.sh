@@ -32,7 +32,7 @@ run actlas ablate builtin:actlas-6m --mask "$folder/localizer/mask.json" \
 
 say "6. Train a sparse autoencoder on shuffled batches of the store"
 run actlas sae train "$store" --hookpoint resid_post.3 --out "$folder/docs-sae" \
-  --batch-size 1024 --steps 2400
+  --batch-size 1024 --steps 1000
 
 say "7. Encode every token with it, and index its features"
 run actlas sae encode "$store" --sae "$folder/docs-sae"

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from support.stores import fill, words_columns
 
 import actlas
@@ -45,6 +44,7 @@ HOOKPOINT = {"name": "resid_post.0", "module": "layers.0", "side": "output", "wi
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_rows_become_tensors_with_the_same_bits(make: Make, dtype: str) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     store = make(dtype=dtype)
     rows = fill(store)["resid_post.0"]
     lazy = store.activations["resid_post.0"]
@@ -107,6 +107,7 @@ def test_a_fresh_stores_units_are_gathered_when_they_are_asked_for(
 
 
 def test_every_function_of_a_store_takes_it_or_its_path(make: Make, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     store = make()
     fill(store)
     assert actlas.verify(store.path).ok and actlas.verify(Path(store.path)).ok
