@@ -10,9 +10,9 @@ say() { printf '\n\033[1m%s\033[0m\n' "$1"; }
 run() { printf '\033[36m$ %s\033[0m\n' "$*"; "$@"; }
 [ -t 1 ] || { say() { printf '\n%s\n' "$1"; }; run() { printf '$ %s\n' "$*"; "$@"; }; }
 
-say "1. Plan and extract: the embedded model over Python's own documentation, two Ray workers"
+say "1. Plan and extract: the embedded model over Python's own documentation"
 run actlas extract "$store" --model builtin:actlas-6m --corpus builtin:python-docs \
-  --max-tokens 100000 --executor ray --workers 2
+  --max-tokens 100000
 
 say "2. Verify: every byte against its checksum"
 run actlas verify "$store" --full
@@ -28,7 +28,7 @@ say "5. Ablate: what does the model lose without them, and without as many rando
 run actlas ablate builtin:actlas-6m --mask "$folder/localizer/mask.json" \
   --corpus builtin:language --out "$folder/ablation"
 run actlas ablate builtin:actlas-6m --mask "$folder/localizer/mask.json" \
-  --corpus builtin:python-docs --max-tokens 10000 --new-tokens 20 --out "$folder/ablation-docs"
+  --corpus builtin:python-docs --max-tokens 5000 --new-tokens 20 --out "$folder/ablation-docs"
 
 say "6. Train a sparse autoencoder on shuffled batches of the store"
 run actlas sae train "$store" --hookpoint resid_post.3 --out "$folder/docs-sae" \

@@ -21,6 +21,7 @@ def points(**fields: Any) -> list[Point]:
     return [Point(step=i, tokens=64 * i, **{**fixed, **fields}) for i in range(1, 6)]
 
 
+@pytest.mark.slow
 def test_every_format_is_written_and_the_same_each_time(tmp_path: Path) -> None:
     figures = Figures.parse("png, SVG,pdf", 40)
     for name in ("a", "b"):

@@ -278,6 +278,7 @@ def test_asking_for_the_plan_again_reads_its_end_alone(
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_figures_that_the_command_prints() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.scale", "--workout"],
