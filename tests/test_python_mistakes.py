@@ -1,4 +1,4 @@
-"""Natural mistakes in Python, and what each of them is told.
+"""Natural mistakes in Python, and the message that each of them gets.
 
 Every row is a call as one may type it, and words that the message must have: what was got, what was
 expected, and what to do, in the words of Python.

@@ -165,7 +165,7 @@ class Batches(IterableDataset[Batch[Rows]], Generic[Rows]):
             yield batch.activations
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position and all that the order depends on, in less than 400 bytes of JSON.
+        """Return the position and all that the order depends on, in less than 300 bytes of JSON.
 
         It is the same on every rank, and for any number of ranks.
         """

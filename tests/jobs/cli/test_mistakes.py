@@ -1,6 +1,6 @@
 """Natural mistakes, each with the message that it should give: what was got, expected, to do.
 
-Whatever the mistake, nothing that lies there is changed, and nothing new is left.
+No mistake changes a file or leaves one behind.
 """
 
 from __future__ import annotations
